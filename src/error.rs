@@ -1,0 +1,246 @@
+//! The one error type: what went wrong, where, and what to change.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+/// What every fallible call of this crate returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of the loader: a kind to match on, the place it happened at, and advice.
+///
+/// It prints as `place (stage): what happened; what to change`, for instance
+/// `gs://b/train-00017.tfrecord, record 2041, byte 88120331 (decode): payload checksum 1f2e77aa, stored 09c4d1e0; fetch the
+/// shard again`. One word wide, so that the good path stays small, and cheap to clone.
+///
+/// # Example
+/// ```
+/// use forebay::{Error, ErrorKind};
+///
+/// let error = Error::new(ErrorKind::Corrupt, "payload checksum 1f2e77aa, stored 09c4d1e0")
+///     .url("file:///data/train.tfrecord")
+///     .record(2041)
+///     .advice("fetch the shard again");
+/// assert_eq!(error.kind(), ErrorKind::Corrupt);
+/// assert_eq!(error.place().record, Some(2041));
+/// assert!(error.to_string().ends_with("; fetch the shard again"));
+/// ```
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    kind: ErrorKind,
+    message: Cow<'static, str>,
+    advice: Option<Cow<'static, str>>,
+    place: Place,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The kinds of error that a caller may want to tell apart.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The configuration cannot work; the message names each call that mends it.
+    Config,
+    /// A shard, bucket or folder does not exist, or a pattern matches nothing.
+    NotFound,
+    /// Credentials are missing or refused.
+    Access,
+    /// The store answered wrongly, too late or not at all.
+    Transfer,
+    /// Stored bytes are damaged: a checksum, a length, an image.
+    Corrupt,
+    /// A column is missing or has another type or length than declared.
+    Schema,
+    /// A user's function returned an error.
+    Transform,
+    /// The memory budget cannot hold what the plan needs.
+    Memory,
+    /// The device or its driver failed.
+    Device,
+    /// A function panicked; the place holds the sample.
+    Panicked,
+}
+
+/// Where an error happened. Each layer fills in the part that it knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Place {
+    /// The stage of the pipeline: `list`, `read`, `decode`, `map "name"`, `image`, `collate`.
+    pub stage: Option<Cow<'static, str>>,
+    /// The shard.
+    pub url: Option<Arc<str>>,
+    /// The block within the catalog.
+    pub block: Option<u64>,
+    /// The record within the shard, counted from 0.
+    pub record: Option<u64>,
+    /// The byte offset within the shard (within its decompressed content when it is compressed).
+    pub byte_offset: Option<u64>,
+    /// The column.
+    pub column: Option<Arc<str>>,
+    /// The sample id: the row's number within the data set.
+    pub sample: Option<u64>,
+}
+
+impl Error {
+    /// An error of `kind`; the message says what happened, without place and advice.
+    pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self(Arc::new(Inner { kind, message: message.into(), advice: None, place: Place::default(), source: None }))
+    }
+
+    /// A configuration error.
+    pub(crate) fn config(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::Config, message)
+    }
+
+    /// Damaged bytes.
+    pub(crate) fn corrupt(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::Corrupt, message)
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+
+    /// Says what the reader can change.
+    pub fn advice(self, advice: impl Into<Cow<'static, str>>) -> Self {
+        self.with(|e| e.advice = Some(advice.into()))
+    }
+
+    /// Keeps the error that led to this one.
+    pub fn because(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.with(|e| e.source = Some(Arc::new(source)))
+    }
+
+    /// Adds the stage, unless a lower layer already named one.
+    pub fn stage(self, stage: impl Into<Cow<'static, str>>) -> Self {
+        self.with(|e| _ = e.place.stage.get_or_insert(stage.into()))
+    }
+
+    /// Adds the shard, unless already known.
+    pub fn url(self, url: impl Into<Arc<str>>) -> Self {
+        self.with(|e| _ = e.place.url.get_or_insert(url.into()))
+    }
+
+    /// Adds the block, unless already known.
+    pub fn block(self, block: u64) -> Self {
+        self.with(|e| _ = e.place.block.get_or_insert(block))
+    }
+
+    /// Adds the record's number in its shard, unless already known.
+    pub fn record(self, record: u64) -> Self {
+        self.with(|e| _ = e.place.record.get_or_insert(record))
+    }
+
+    /// Adds the byte offset in the shard, unless already known.
+    pub fn byte_offset(self, offset: u64) -> Self {
+        self.with(|e| _ = e.place.byte_offset.get_or_insert(offset))
+    }
+
+    /// Adds the column, unless already known.
+    pub fn column(self, column: impl Into<Arc<str>>) -> Self {
+        self.with(|e| _ = e.place.column.get_or_insert(column.into()))
+    }
+
+    /// Adds the sample id, unless already known.
+    pub fn sample(self, sample: u64) -> Self {
+        self.with(|e| _ = e.place.sample.get_or_insert(sample))
+    }
+
+    /// The kind, to match on.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// Where it happened.
+    pub fn place(&self) -> &Place {
+        &self.0.place
+    }
+
+    /// What happened, without place and advice.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// Whether the same request may succeed when sent again. This alone decides retries.
+    pub fn is_transient(&self) -> bool {
+        self.0.kind == ErrorKind::Transfer
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        let mut part = |f: &mut fmt::Formatter<'_>, name: &str, value: Option<&dyn fmt::Display>| match value {
+            Some(value) => write!(f, "{}{name}{value}", std::mem::replace(&mut separator, ", ")),
+            None => Ok(()),
+        };
+        part(f, "", self.url.as_ref().map(|v| v as _))?;
+        part(f, "block ", self.block.as_ref().map(|v| v as _))?;
+        part(f, "record ", self.record.as_ref().map(|v| v as _))?;
+        part(f, "byte ", self.byte_offset.as_ref().map(|v| v as _))?;
+        part(f, "column ", self.column.as_ref().map(|v| v as _))?;
+        part(f, "sample ", self.sample.as_ref().map(|v| v as _))?;
+        match &self.stage {
+            Some(stage) => write!(f, "{}({stage})", if separator.is_empty() { "" } else { " " }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = self.0.place.to_string();
+        if !place.is_empty() {
+            write!(f, "{place}: ")?;
+        }
+        f.write_str(&self.0.message)?;
+        let mut source = self.0.source.as_ref().map(|e| &**e as &dyn std::error::Error);
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        if let Some(advice) = &self.0.advice {
+            write!(f, "; {advice}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.0.kind)
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prints_place_message_source_and_advice_in_that_order() {
+        let error = Error::new(ErrorKind::Transfer, "request failed")
+            .because(std::io::Error::other("reset"))
+            .url("gs://b/a")
+            .record(3)
+            .stage("read")
+            .advice("try later");
+        assert_eq!(error.to_string(), "gs://b/a, record 3 (read): request failed: reset; try later");
+        assert!(error.is_transient());
+    }
+
+    #[test]
+    fn the_layer_nearest_to_the_fault_names_the_place() {
+        let error = Error::corrupt("x").record(1).record(2).stage("frame").stage("decode");
+        assert_eq!(error.to_string(), "record 1 (frame): x");
+    }
+
+    #[test]
+    fn is_one_word() {
+        assert_eq!(size_of::<Error>(), size_of::<usize>());
+    }
+}

@@ -1,0 +1,1 @@
+//! `tf.Example` and `tf.SequenceExample`: messages for building, and wire bytes to Arrow columns.

@@ -1,0 +1,4 @@
+//! Record formats: framing, compression, and records to columns.
+
+pub mod example;
+pub mod tfrecord;

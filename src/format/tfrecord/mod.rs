@@ -1,0 +1,1 @@
+//! TFRecord: framing with masked CRC32C, compression, index.

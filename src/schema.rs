@@ -1,0 +1,335 @@
+//! What a sample holds: columns with their dtype and shape.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Fields};
+
+use crate::error::{Error, Result};
+
+/// The element type of a column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Dtype {
+    /// Unsigned 8-bit integer.
+    U8,
+    /// Signed 8-bit integer.
+    I8,
+    /// Signed 16-bit integer.
+    I16,
+    /// Signed 32-bit integer.
+    I32,
+    /// Signed 64-bit integer.
+    I64,
+    /// IEEE 754 half precision.
+    F16,
+    /// IEEE 754 single precision.
+    F32,
+    /// IEEE 754 double precision.
+    F64,
+    /// One byte, 0 or 1.
+    Bool,
+    /// Byte strings of any length. They do not become tensors: `Batch::bytes` gives them.
+    Bytes,
+}
+
+impl Dtype {
+    /// Bytes of one element; `None` for byte strings.
+    pub fn size(self) -> Option<usize> {
+        Some(match self {
+            Dtype::U8 | Dtype::I8 | Dtype::Bool => 1,
+            Dtype::I16 | Dtype::F16 => 2,
+            Dtype::I32 | Dtype::F32 => 4,
+            Dtype::I64 | Dtype::F64 => 8,
+            Dtype::Bytes => return None,
+        })
+    }
+
+    /// The Arrow type of one element.
+    pub(crate) fn arrow(self) -> DataType {
+        match self {
+            Dtype::U8 => DataType::UInt8,
+            Dtype::I8 => DataType::Int8,
+            Dtype::I16 => DataType::Int16,
+            Dtype::I32 => DataType::Int32,
+            Dtype::I64 => DataType::Int64,
+            Dtype::F16 => DataType::Float16,
+            Dtype::F32 => DataType::Float32,
+            Dtype::F64 => DataType::Float64,
+            Dtype::Bool => DataType::Boolean,
+            Dtype::Bytes => DataType::BinaryView,
+        }
+    }
+
+    /// The dtype of an Arrow element type, where there is one.
+    pub(crate) fn from_arrow(data_type: &DataType) -> Option<Self> {
+        Some(match data_type {
+            DataType::UInt8 => Dtype::U8,
+            DataType::Int8 => Dtype::I8,
+            DataType::Int16 => Dtype::I16,
+            DataType::Int32 => Dtype::I32,
+            DataType::Int64 => Dtype::I64,
+            DataType::Float16 => Dtype::F16,
+            DataType::Float32 => Dtype::F32,
+            DataType::Float64 => Dtype::F64,
+            DataType::Boolean => Dtype::Bool,
+            DataType::BinaryView => Dtype::Bytes,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Dtype::U8 => "u8",
+            Dtype::I8 => "i8",
+            Dtype::I16 => "i16",
+            Dtype::I32 => "i32",
+            Dtype::I64 => "i64",
+            Dtype::F16 => "f16",
+            Dtype::F32 => "f32",
+            Dtype::F64 => "f64",
+            Dtype::Bool => "bool",
+            Dtype::Bytes => "bytes",
+        })
+    }
+}
+
+/// The shape of one sample's value in a column.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shape {
+    /// One element: batches are `[batch]`.
+    Scalar,
+    /// The same extents for every sample: batches are `[batch, extents…]`.
+    Fixed(Vec<usize>),
+    /// Any number of rows of these inner extents (none: a list of elements): batches are `[batch, longest, extents…]`.
+    Ragged(Vec<usize>),
+}
+
+impl Shape {
+    /// Elements of one sample; `None` where it varies.
+    pub fn elements(&self) -> Option<usize> {
+        match self {
+            Shape::Scalar => Some(1),
+            Shape::Fixed(extents) => Some(extents.iter().product()),
+            Shape::Ragged(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |extents: &[usize]| extents.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match self {
+            Shape::Scalar => f.write_str("[]"),
+            Shape::Fixed(extents) => write!(f, "[{}]", list(extents)),
+            Shape::Ragged(inner) if inner.is_empty() => f.write_str("[*]"),
+            Shape::Ragged(inner) => write!(f, "[*, {}]", list(inner)),
+        }
+    }
+}
+
+/// What a missing feature becomes.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Missing {
+    /// An error that names the record.
+    Error,
+    /// This value in every element (an empty list for ragged columns).
+    Int(i64),
+    /// This value in every element (an empty list for ragged columns).
+    Float(f64),
+    /// This byte string (an empty list for ragged columns).
+    Bytes(Vec<u8>),
+}
+
+/// One column of a data set: its name, dtype and shape, and what stands for a missing value.
+///
+/// # Example
+/// ```
+/// use forebay::{float32, int64, bytes, Dtype, Shape};
+///
+/// let label = int64("image/class/label");
+/// let bbox = float32("image/object/bbox/xmin").ragged();
+/// let pixels = bytes("pixels").raw(Dtype::U8, [8, 8]);
+/// assert_eq!(label.shape(), &Shape::Scalar);
+/// assert_eq!(bbox.shape(), &Shape::Ragged(vec![]));
+/// assert_eq!((pixels.dtype(), pixels.shape()), (Dtype::U8, &Shape::Fixed(vec![8, 8])));
+/// ```
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Column {
+    name: Arc<str>,
+    dtype: Dtype,
+    shape: Shape,
+    missing: Missing,
+    raw: bool,
+    sequence: bool,
+}
+
+/// A scalar column of byte strings: encoded images, text.
+pub fn bytes(name: impl Into<Arc<str>>) -> Column {
+    Column::new(name, Dtype::Bytes, Shape::Scalar)
+}
+
+/// A scalar column of 64-bit integers.
+pub fn int64(name: impl Into<Arc<str>>) -> Column {
+    Column::new(name, Dtype::I64, Shape::Scalar)
+}
+
+/// A scalar column of single-precision floats.
+pub fn float32(name: impl Into<Arc<str>>) -> Column {
+    Column::new(name, Dtype::F32, Shape::Scalar)
+}
+
+impl Column {
+    /// A column of this dtype and shape; a missing value is an error.
+    pub fn new(name: impl Into<Arc<str>>, dtype: Dtype, shape: Shape) -> Self {
+        Self { name: name.into(), dtype, shape, missing: Missing::Error, raw: false, sequence: false }
+    }
+
+    /// Every sample holds exactly these extents, in row-major order.
+    #[must_use]
+    pub fn fixed(mut self, extents: impl Into<Vec<usize>>) -> Self {
+        self.shape = Shape::Fixed(extents.into());
+        self
+    }
+
+    /// Samples hold any number of elements.
+    #[must_use]
+    pub fn ragged(mut self) -> Self {
+        self.shape = Shape::Ragged(Vec::new());
+        self
+    }
+
+    /// The stored byte string is an array of this dtype and shape: row-major, little-endian, uncompressed.
+    #[must_use]
+    pub fn raw(mut self, dtype: Dtype, extents: impl Into<Vec<usize>>) -> Self {
+        self.dtype = dtype;
+        self.shape = Shape::Fixed(extents.into());
+        self.raw = true;
+        self
+    }
+
+    /// The column is a feature list of a `tf.SequenceExample`: one row of elements a time step.
+    ///
+    /// A scalar column becomes `Ragged([])`, a fixed one `Ragged(extents)`.
+    #[must_use]
+    pub fn in_sequence(mut self) -> Self {
+        self.sequence = true;
+        self.shape = match self.shape {
+            Shape::Scalar => Shape::Ragged(Vec::new()),
+            Shape::Fixed(extents) => Shape::Ragged(extents),
+            ragged => ragged,
+        };
+        self
+    }
+
+    /// A missing feature becomes zeros, or an empty string or list, instead of an error.
+    #[must_use]
+    pub fn optional(self) -> Self {
+        match self.dtype {
+            Dtype::Bytes => self.or(Missing::Bytes(Vec::new())),
+            Dtype::F16 | Dtype::F32 | Dtype::F64 => self.or(Missing::Float(0.0)),
+            _ => self.or(Missing::Int(0)),
+        }
+    }
+
+    /// What a missing feature becomes.
+    #[must_use]
+    pub fn or(mut self, missing: Missing) -> Self {
+        self.missing = missing;
+        self
+    }
+
+    /// The name, as stored.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The shape of one sample.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// What stands for a missing value.
+    pub fn missing(&self) -> &Missing {
+        &self.missing
+    }
+
+    /// Whether values are stored as byte strings that hold the array's memory.
+    pub fn is_raw(&self) -> bool {
+        self.raw
+    }
+
+    /// Whether the column is a feature list of a `tf.SequenceExample`.
+    pub fn is_sequence(&self) -> bool {
+        self.sequence
+    }
+
+    /// Bytes of one sample in a batch; `None` where it varies.
+    pub fn sample_bytes(&self) -> Option<usize> {
+        Some(self.shape.elements()? * self.dtype.size()?)
+    }
+
+    /// The Arrow type that carries this column between stages.
+    ///
+    /// Scalars are primitive arrays or `BinaryView`, fixed shapes `FixedSizeList` of all elements (row-major), ragged ones
+    /// `List` (of `FixedSizeList` with inner extents). A raw column stays the `BinaryView` it was stored as.
+    pub(crate) fn arrow_type(&self) -> DataType {
+        if self.raw {
+            return DataType::BinaryView;
+        }
+        let item = |data_type| Arc::new(Field::new_list_field(data_type, false));
+        let fixed = |extents: &[usize]| {
+            let elements = extents.iter().product::<usize>().try_into().expect("validated: fewer than 2^31 elements");
+            DataType::FixedSizeList(item(self.dtype.arrow()), elements)
+        };
+        match &self.shape {
+            Shape::Scalar => self.dtype.arrow(),
+            Shape::Fixed(extents) => fixed(extents),
+            Shape::Ragged(inner) if inner.is_empty() => DataType::List(item(self.dtype.arrow())),
+            Shape::Ragged(inner) => DataType::List(item(fixed(inner))),
+        }
+    }
+
+    /// The column that an Arrow field would be carried as.
+    pub(crate) fn from_arrow(field: &Field) -> Result<Self> {
+        let dtype = |data_type: &DataType| {
+            Dtype::from_arrow(data_type).ok_or_else(|| {
+                Error::new(crate::ErrorKind::Schema, format!("Arrow type {} has no tensor dtype", field.data_type()))
+                    .column(field.name().as_str())
+                    .advice("cast the column, or leave it out")
+            })
+        };
+        let (dtype, shape) = match field.data_type() {
+            DataType::List(item) => match item.data_type() {
+                DataType::FixedSizeList(inner, n) => (dtype(inner.data_type())?, Shape::Ragged(vec![*n as usize])),
+                element => (dtype(element)?, Shape::Ragged(Vec::new())),
+            },
+            DataType::FixedSizeList(item, n) => (dtype(item.data_type())?, Shape::Fixed(vec![*n as usize])),
+            element => (dtype(element)?, Shape::Scalar),
+        };
+        Ok(Self::new(field.name().as_str(), dtype, shape))
+    }
+}
+
+impl fmt::Display for Column {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.dtype)?;
+        if self.shape == Shape::Scalar { Ok(()) } else { write!(f, "{}", self.shape) }
+    }
+}
+
+/// The Arrow schema that carries `columns`.
+pub(crate) fn arrow_schema(columns: &[Column]) -> arrow::datatypes::SchemaRef {
+    let fields: Fields = columns.iter().map(|c| Field::new(c.name.as_ref(), c.arrow_type(), false)).collect();
+    Arc::new(arrow::datatypes::Schema::new(fields))
+}

@@ -1,0 +1,1 @@
+//! Images: encoded bytes to a slot of a batch.

@@ -1,0 +1,3 @@
+//! What happens to a sample between its block and its batch.
+
+pub mod image;
