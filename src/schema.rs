@@ -97,6 +97,47 @@ impl fmt::Display for Dtype {
     }
 }
 
+/// Rust types that are elements of columns.
+///
+/// # Example
+/// ```
+/// use forebay::{Dtype, Element};
+///
+/// assert_eq!(<f32 as Element>::DTYPE, Dtype::F32);
+/// ```
+pub trait Element: bytemuck::Pod + Send + Sync + sealed::Sealed {
+    /// The dtype of columns with elements of this type.
+    const DTYPE: Dtype;
+    /// The Arrow type of such columns.
+    #[doc(hidden)]
+    type Arrow: arrow::datatypes::ArrowPrimitiveType<Native = Self>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! elements {
+    ($($native:ty, $dtype:ident, $arrow:ident;)*) => {$(
+        impl sealed::Sealed for $native {}
+        impl Element for $native {
+            const DTYPE: Dtype = Dtype::$dtype;
+            type Arrow = arrow::datatypes::$arrow;
+        }
+    )*};
+}
+
+elements! {
+    u8, U8, UInt8Type;
+    i8, I8, Int8Type;
+    i16, I16, Int16Type;
+    i32, I32, Int32Type;
+    i64, I64, Int64Type;
+    half::f16, F16, Float16Type;
+    f32, F32, Float32Type;
+    f64, F64, Float64Type;
+}
+
 /// The shape of one sample's value in a column.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

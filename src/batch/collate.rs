@@ -1,0 +1,420 @@
+//! Rows into a batch's memory: stacked, padded, decoded in place.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::DataType;
+
+use super::Pad;
+use super::buffer::{Allocator, Buffer, Part, Whole};
+use super::{BatchColumn, Data};
+use crate::error::{Error, ErrorKind, Result};
+use crate::random::Key;
+use crate::schema::{Column, Dtype, Element, Shape};
+use crate::transform::image::{Image, Scratch};
+
+/// Rows on their way from blocks to batches, and which samples they are.
+#[derive(Clone, Debug)]
+pub(crate) struct Rows {
+    pub(crate) rows: RecordBatch,
+    pub(crate) samples: Vec<Sample>,
+}
+
+impl Rows {
+    pub(crate) fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// The rows end to end.
+    pub(crate) fn concat(chunks: &[Self]) -> Result<Self> {
+        let Some(first) = chunks.first() else { return Err(Error::config("no rows to join")) };
+        let rows = arrow::compute::concat_batches(first.rows.schema_ref(), chunks.iter().map(|chunk| &chunk.rows));
+        let rows = rows.map_err(|e| Error::new(ErrorKind::Transform, "rows of different columns met").because(e))?;
+        Ok(Self { rows, samples: chunks.iter().flat_map(|chunk| chunk.samples.iter().copied()).collect() })
+    }
+
+    pub(crate) fn slice(&self, start: usize, len: usize) -> Self {
+        Self { rows: self.rows.slice(start, len), samples: self.samples[start..start + len].to_vec() }
+    }
+}
+
+/// The identity of a row, behind all its randomness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sample {
+    pub(crate) id: u64,
+    /// How often it was drawn before.
+    pub(crate) pass: u64,
+    /// Which of the rows that a flat_map made of it.
+    pub(crate) part: u32,
+}
+
+impl Sample {
+    /// The key of this sample below an operation's key.
+    pub(crate) fn key(self, operation: Key) -> Key {
+        let key = operation.with_number(self.id).with_number(self.pass);
+        if self.part == 0 { key } else { key.with_number(u64::from(self.part)) }
+    }
+}
+
+/// How one column of the batch is made.
+#[derive(Clone)]
+pub(crate) struct Layout {
+    /// Name, dtype and shape in the batch.
+    pub(crate) column: Column,
+    pub(crate) pad: Pad,
+    /// The image operation that fills the slots, with the key of its randomness.
+    pub(crate) image: Option<(Arc<Image>, Key)>,
+}
+
+impl Layout {
+    fn is_bytes(&self) -> bool {
+        self.column.dtype() == Dtype::Bytes
+    }
+
+    /// Bytes that a sample takes in the batch, where that is known before its rows are.
+    pub(crate) fn sample_bytes(&self) -> Option<usize> {
+        match (self.column.shape(), self.pad.length) {
+            (Shape::Ragged(inner), Some(length)) => Some(inner.iter().product::<usize>() * length * self.column.dtype().size()?),
+            _ => self.column.sample_bytes(),
+        }
+    }
+}
+
+/// Bytes that the batch of these rows takes.
+pub(crate) fn batch_bytes(layouts: &[Layout], chunks: &[Rows]) -> u64 {
+    let len: usize = chunks.iter().map(Rows::len).sum();
+    let sample = |layout: &Layout| {
+        layout.sample_bytes().or_else(|| {
+            let Shape::Ragged(inner) = layout.column.shape() else { return None };
+            let lengths = chunks.iter().filter_map(|chunk| chunk.rows.column_by_name(layout.column.name())).map(list_lengths);
+            let longest = lengths.flatten().max().unwrap_or(0) as usize;
+            Some(longest * inner.iter().product::<usize>() * layout.column.dtype().size()?)
+        })
+    };
+    layouts.iter().filter_map(sample).map(|bytes| (bytes * len) as u64).sum()
+}
+
+/// A batch being filled: one part for each chunk of rows and column.
+pub(crate) struct Filling {
+    columns: Vec<ColumnFilling>,
+    len: usize,
+}
+
+/// A column being filled.
+struct ColumnFilling {
+    layout: Layout,
+    shape: Vec<usize>,
+    lengths: Option<Vec<i64>>,
+    memory: Memory,
+}
+
+enum Memory {
+    Filling(Whole),
+    Bytes(ArrayRef),
+}
+
+/// The slots of one chunk of rows: a part for each column that has memory.
+pub(crate) struct Slots {
+    parts: Vec<Option<(Part, usize)>>,
+}
+
+/// Allocates a batch for these chunks of rows.
+///
+/// # Errors
+/// A sample longer than its bound; no memory.
+pub(crate) fn begin(layouts: &[Layout], chunks: &[Rows], allocator: Allocator) -> Result<(Filling, Vec<Slots>)> {
+    let len = chunks.iter().map(Rows::len).sum();
+    let mut slots: Vec<Slots> = chunks.iter().map(|_| Slots { parts: Vec::with_capacity(layouts.len()) }).collect();
+    let mut columns = Vec::with_capacity(layouts.len());
+    for layout in layouts {
+        let name = layout.column.name();
+        let arrays: Vec<&ArrayRef> = chunks.iter().map(|chunk| column(chunk, name)).collect::<Result<_>>()?;
+        if layout.is_bytes() {
+            let arrays: Vec<&dyn Array> = arrays.iter().map(|array| array.as_ref()).collect();
+            let array = arrow::compute::concat(&arrays).map_err(|e| Error::new(ErrorKind::Schema, "cannot be joined").because(e).column(name.clone()))?;
+            columns.push(ColumnFilling { layout: layout.clone(), shape: vec![len], lengths: None, memory: Memory::Bytes(array) });
+            slots.iter_mut().for_each(|slots| slots.parts.push(None));
+            continue;
+        }
+        let mut shape = vec![len];
+        let lengths = match layout.column.shape() {
+            Shape::Scalar => None,
+            Shape::Fixed(extents) => {
+                shape.extend(extents);
+                None
+            }
+            Shape::Ragged(inner) => {
+                let mut lengths: Vec<i64> = arrays.iter().flat_map(|array| list_lengths(array)).collect();
+                let longest = lengths.iter().max().copied().unwrap_or(0) as usize;
+                let extent = layout.pad.length.unwrap_or(longest);
+                if longest > extent && !layout.pad.truncate {
+                    return Err(Error::new(ErrorKind::Transform, format!("a sample of {longest} rows, where {extent} are the bound"))
+                        .column(name.clone())
+                        .stage("collate")
+                        .advice("raise the bound of Pad::to(n), or cut samples with Pad::truncate_to(n)"));
+                }
+                lengths.iter_mut().for_each(|length| *length = (*length).min(extent as i64));
+                shape.push(extent);
+                shape.extend(inner);
+                Some(lengths)
+            }
+        };
+        let sample_bytes = shape[1..].iter().product::<usize>() * layout.column.dtype().size().expect("not bytes");
+        let buffer = allocator.allocate(layout.column.dtype(), &shape)?;
+        let (whole, parts) = buffer.split(chunks.iter().map(|chunk| chunk.len() * sample_bytes));
+        for (slots, part) in slots.iter_mut().zip(parts) {
+            slots.parts.push(Some((part, sample_bytes)));
+        }
+        columns.push(ColumnFilling { layout: layout.clone(), shape, lengths, memory: Memory::Filling(whole) });
+    }
+    Ok((Filling { columns, len }, slots))
+}
+
+fn column<'a>(rows: &'a Rows, name: &str) -> Result<&'a ArrayRef> {
+    let found = rows.rows.column_by_name(name);
+    found.ok_or_else(|| Error::new(ErrorKind::Schema, "the column is gone before the batch").column(name))
+}
+
+fn list_lengths(array: &ArrayRef) -> Vec<i64> {
+    let Some(array) = array.as_list_opt::<i32>() else { return Vec::new() };
+    array.offsets().lengths().map(|length| length as i64).collect()
+}
+
+/// Writes one chunk of rows into its slots.
+///
+/// # Errors
+/// The first row that cannot be written, and why; rows before it are written.
+pub(crate) fn fill(layouts: &[Layout], rows: &Rows, mut slots: Slots, scratch: &mut Scratch) -> Result<(), (usize, Error)> {
+    let mut failed: Option<(usize, Error)> = None;
+    for (layout, part) in layouts.iter().zip(&mut slots.parts) {
+        let Some((part, sample_bytes)) = part else { continue };
+        let array = column(rows, layout.column.name()).map_err(|e| (0, e))?;
+        let result = match &layout.image {
+            Some((image, key)) => fill_images(image, *key, rows, array, part.bytes(), *sample_bytes, scratch),
+            None => fill_values(layout, array, part.bytes(), *sample_bytes),
+        };
+        if let Err((row, error)) = result
+            && failed.as_ref().is_none_or(|(first, _)| row < *first)
+        {
+            failed = Some((row, error.column(layout.column.name().clone())));
+        }
+    }
+    failed.map_or(Ok(()), |(row, error)| Err((row, error.sample(rows.samples[row.min(rows.len() - 1)].id))))
+}
+
+fn fill_images(
+    image: &Image,
+    key: Key,
+    rows: &Rows,
+    array: &ArrayRef,
+    out: &mut [u8],
+    sample_bytes: usize,
+    scratch: &mut Scratch,
+) -> Result<(), (usize, Error)> {
+    let encoded = array.as_binary_view();
+    for (row, (sample, slot)) in rows.samples.iter().zip(out.chunks_exact_mut(sample_bytes)).enumerate() {
+        image.decode_into(encoded.value(row), sample.key(key), slot, scratch).map_err(|e| (row, e.stage("image")))?;
+    }
+    Ok(())
+}
+
+fn fill_values(layout: &Layout, array: &ArrayRef, out: &mut [u8], sample_bytes: usize) -> Result<(), (usize, Error)> {
+    if layout.column.is_raw() {
+        let values = array.as_binary_view();
+        for (row, slot) in out.chunks_exact_mut(sample_bytes.max(1)).enumerate() {
+            let value = values.value(row);
+            if value.len() != slot.len() {
+                let message = format!("{} bytes, {} declared", value.len(), slot.len());
+                return Err((row, Error::new(ErrorKind::Schema, message).stage("collate")));
+            }
+            slot.copy_from_slice(value);
+        }
+        return Ok(());
+    }
+    match array.data_type() {
+        DataType::List(_) => {
+            let list = array.as_list::<i32>();
+            let items = flat_bytes(list.values());
+            let size = layout.column.dtype().size().expect("not bytes");
+            let Shape::Ragged(inner) = layout.column.shape() else { unreachable!("lists are ragged") };
+            let item = inner.iter().product::<usize>() * size;
+            let filler = filler(layout.column.dtype(), layout.pad.value);
+            for (offsets, slot) in list.value_offsets().windows(2).zip(out.chunks_exact_mut(sample_bytes.max(1))) {
+                let value = &items[offsets[0] as usize * item..offsets[1] as usize * item];
+                let kept = value.len().min(slot.len());
+                slot[..kept].copy_from_slice(&value[..kept]);
+                slot[kept..].chunks_exact_mut(size).for_each(|element| element.copy_from_slice(&filler[..size]));
+            }
+        }
+        DataType::FixedSizeList(_, n) => {
+            let list = array.as_fixed_size_list();
+            let values = list.values().slice(list.value_offset(0) as usize, *n as usize * list.len());
+            out.copy_from_slice(&flat_bytes(&values));
+        }
+        _ => out.copy_from_slice(&flat_bytes(array)),
+    }
+    Ok(())
+}
+
+/// The memory of an array's elements, fixed lists flattened.
+fn flat_bytes(array: &ArrayRef) -> Cow<'_, [u8]> {
+    fn typed<T: Element>(array: &ArrayRef) -> Cow<'_, [u8]> {
+        Cow::Borrowed(bytemuck::cast_slice(array.as_primitive::<T::Arrow>().values()))
+    }
+    match array.data_type() {
+        DataType::UInt8 => typed::<u8>(array),
+        DataType::Int8 => typed::<i8>(array),
+        DataType::Int16 => typed::<i16>(array),
+        DataType::Int32 => typed::<i32>(array),
+        DataType::Int64 => typed::<i64>(array),
+        DataType::Float16 => typed::<half::f16>(array),
+        DataType::Float32 => typed::<f32>(array),
+        DataType::Float64 => typed::<f64>(array),
+        DataType::Boolean => array.as_boolean().values().iter().map(u8::from).collect(),
+        DataType::FixedSizeList(_, n) => {
+            let list = array.as_fixed_size_list();
+            let (start, len) = (list.value_offset(0) as usize, *n as usize * list.len());
+            match flat_bytes(list.values()) {
+                Cow::Borrowed(bytes) => {
+                    let size = bytes.len() / list.values().len().max(1);
+                    Cow::Borrowed(&bytes[start * size..(start + len) * size])
+                }
+                Cow::Owned(bytes) => Cow::Owned(bytes[start..start + len].to_vec()),
+            }
+        }
+        other => unreachable!("{other} is not carried between stages"),
+    }
+}
+
+/// A padding value in the dtype's own bytes; the first `size` of them.
+fn filler(dtype: Dtype, value: f64) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    let mut put = |value: &[u8]| bytes[..value.len()].copy_from_slice(value);
+    match dtype {
+        Dtype::U8 => put(&[value as u8]),
+        Dtype::I8 => put(&(value as i8).to_ne_bytes()),
+        Dtype::I16 => put(&(value as i16).to_ne_bytes()),
+        Dtype::I32 => put(&(value as i32).to_ne_bytes()),
+        Dtype::I64 => put(&(value as i64).to_ne_bytes()),
+        Dtype::F16 => put(&half::f16::from_f64(value).to_ne_bytes()),
+        Dtype::F32 => put(&(value as f32).to_ne_bytes()),
+        Dtype::F64 => put(&value.to_ne_bytes()),
+        Dtype::Bool => put(&[u8::from(value != 0.0)]),
+        Dtype::Bytes => {}
+    }
+    bytes
+}
+
+impl Filling {
+    /// The finished columns, of which only the first `keep` rows are wanted. All slots must have been filled and dropped.
+    pub(crate) fn finish(self, keep: usize, allocator: Allocator) -> Result<Vec<BatchColumn>> {
+        let len = self.len;
+        let columns = self.columns.into_iter().map(|ColumnFilling { layout, mut shape, mut lengths, memory }| {
+            shape[0] = keep;
+            if let Some(lengths) = &mut lengths {
+                lengths.truncate(keep);
+            }
+            let data = match memory {
+                Memory::Bytes(array) => Data::Bytes(if keep < len { array.slice(0, keep) } else { array }),
+                Memory::Filling(whole) => {
+                    let buffer = whole.join().expect("slots are dropped once they are filled");
+                    Data::Host(if keep < len { front(&buffer, layout.column.dtype(), &shape, allocator)? } else { buffer })
+                }
+            };
+            Ok(BatchColumn { column: layout.column, shape, data, lengths })
+        });
+        columns.collect()
+    }
+}
+
+/// A copy of the first rows of a buffer.
+fn front(buffer: &Buffer, dtype: Dtype, shape: &[usize], allocator: Allocator) -> Result<Buffer> {
+    let shorter = allocator.allocate(dtype, shape)?;
+    let bytes = shorter.bytes().len();
+    let (whole, mut parts) = shorter.split([bytes]);
+    parts[0].bytes().copy_from_slice(&buffer.bytes()[..bytes]);
+    drop(parts);
+    Ok(whole.join().expect("its one part is dropped"))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Float32Array, Int64Array, ListArray};
+    use arrow::datatypes::Int64Type;
+
+    use super::*;
+    use crate::{bytes, float32, int64};
+
+    fn rows(columns: Vec<(&str, ArrayRef)>) -> Rows {
+        let rows = RecordBatch::try_from_iter(columns).unwrap();
+        let samples = (0..rows.num_rows() as u64).map(|id| Sample { id, pass: 0, part: 0 }).collect();
+        Rows { rows, samples }
+    }
+
+    fn collate(layouts: &[Layout], chunks: &[Rows], keep: Option<usize>) -> Result<Vec<BatchColumn>> {
+        let (filling, slots) = begin(layouts, chunks, Allocator::Plain)?;
+        for (rows, slots) in chunks.iter().zip(slots) {
+            fill(layouts, rows, slots, &mut Scratch::default()).map_err(|(_, e)| e)?;
+        }
+        let len = filling.len;
+        filling.finish(keep.unwrap_or(len), Allocator::Plain)
+    }
+
+    fn layout(column: Column, pad: Pad) -> Layout {
+        Layout { column, pad, image: None }
+    }
+
+    fn values<T: Element>(column: &BatchColumn) -> Vec<T> {
+        match &column.data {
+            Data::Host(buffer) => bytemuck::cast_slice(buffer.bytes()).to_vec(),
+            _ => panic!("not in host memory"),
+        }
+    }
+
+    fn ragged(lists: &[&[i64]]) -> ArrayRef {
+        Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(lists.iter().map(|l| Some(l.iter().map(|&v| Some(v))))))
+    }
+
+    #[test]
+    fn chunks_are_stacked_in_order() {
+        let chunk = |values: Vec<i64>| rows(vec![("a", Arc::new(Int64Array::from(values)) as _)]);
+        let chunks = [chunk(vec![1, 2]), chunk(vec![]), chunk(vec![3])];
+        let columns = collate(&[layout(int64("a"), Pad::default())], &chunks, None).unwrap();
+        assert_eq!((values::<i64>(&columns[0]), &columns[0].shape), (vec![1, 2, 3], &vec![3]));
+        let columns = collate(&[layout(int64("a"), Pad::default())], &chunks, Some(2)).unwrap();
+        assert_eq!((values::<i64>(&columns[0]), &columns[0].shape), (vec![1, 2], &vec![2]));
+    }
+
+    #[test]
+    fn slices_of_arrays_keep_their_place() {
+        let all = rows(vec![("a", Arc::new(Float32Array::from_iter_values((0..6).map(|x| x as f32))) as _), ("r", ragged(&[&[1], &[2, 3], &[], &[4, 5, 6], &[7], &[]]))]);
+        let chunks = [all.slice(1, 2), all.slice(3, 2)];
+        let layouts = [layout(float32("a"), Pad::default()), layout(int64("r").ragged(), Pad::longest().value(-1.0))];
+        let columns = collate(&layouts, &chunks, None).unwrap();
+        assert_eq!(values::<f32>(&columns[0]), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(columns[1].shape, [4, 3]);
+        assert_eq!(values::<i64>(&columns[1]), [2, 3, -1, -1, -1, -1, 4, 5, 6, 7, -1, -1]);
+        assert_eq!(columns[1].lengths.as_deref(), Some(&[2, 0, 3, 1][..]));
+    }
+
+    #[test]
+    fn a_bound_is_kept_cut_to_or_refused() {
+        let chunks = [rows(vec![("r", ragged(&[&[1, 2, 3], &[4]]))])];
+        let to = |pad| collate(&[layout(int64("r").ragged(), pad)], &chunks, None);
+        assert_eq!(values::<i64>(&to(Pad::to(4)).unwrap()[0]), [1, 2, 3, 0, 4, 0, 0, 0]);
+        let cut = to(Pad::truncate_to(2)).unwrap();
+        assert_eq!((values::<i64>(&cut[0]), cut[0].lengths.clone()), (vec![1, 2, 4, 0], Some(vec![2, 1])));
+        assert!(to(Pad::to(2)).err().unwrap().to_string().contains("a sample of 3 rows, where 2 are the bound"));
+    }
+
+    #[test]
+    fn raw_bytes_must_have_the_declared_size() {
+        let array: ArrayRef = Arc::new(arrow::array::BinaryViewArray::from_iter_values([&b"abcd"[..], b"efg"]));
+        let layouts = [layout(bytes("x").raw(Dtype::U8, [2, 2]), Pad::default())];
+        let all = rows(vec![("x", array)]);
+        let columns = collate(&layouts, &[all.slice(0, 1)], None).unwrap();
+        assert_eq!((values::<u8>(&columns[0]), &columns[0].shape), (b"abcd".to_vec(), &vec![1, 2, 2]));
+        assert!(collate(&layouts, &[all], None).err().unwrap().to_string().contains("3 bytes, 4 declared"));
+    }
+}

@@ -1,0 +1,189 @@
+//! Batches: what the loop gets, and how rows are laid into their memory.
+
+pub(crate) mod buffer;
+pub(crate) mod collate;
+mod pad;
+
+use std::borrow::Cow;
+
+use arrow::array::{ArrayRef, AsArray};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::State;
+use crate::schema::{Column, Element};
+use buffer::Buffer;
+pub use pad::Pad;
+
+/// One batch of a training step: a column for each feature, in one piece of memory each.
+///
+/// # Shape
+/// Scalars are `[batch]`, fixed shapes `[batch, extents…]`, ragged columns `[batch, longest, extents…]` with
+/// [`lengths`](Self::lengths) beside. Columns of bytes do not become tensors: [`bytes`](Self::bytes) gives them.
+///
+/// # Example
+/// ```
+/// # use std::sync::Arc;
+/// # use arrow::array::Int64Array;
+/// # let dataset = forebay::Dataset::from_columns([("x", Arc::new(Int64Array::from(vec![1, 2, 3])) as _)])?;
+/// for batch in dataset.batch(2).loader().build()? {
+///     let batch = batch?;
+///     assert_eq!(batch.values::<i64>("x")?.len(), batch.len());
+///     # #[cfg(feature = "tch")]
+///     assert_eq!(batch.tensor("x")?.size(), [batch.len() as i64]);
+/// }
+/// # Ok::<(), forebay::Error>(())
+/// ```
+pub struct Batch {
+    pub(crate) columns: Vec<BatchColumn>,
+    pub(crate) len: usize,
+    pub(crate) epoch: u64,
+    pub(crate) step: u64,
+    pub(crate) samples: Vec<u64>,
+    pub(crate) state: State,
+}
+
+/// One column of a batch.
+pub(crate) struct BatchColumn {
+    pub(crate) column: Column,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) data: Data,
+    /// Rows of each sample before padding, for ragged columns.
+    pub(crate) lengths: Option<Vec<i64>>,
+}
+
+/// Where a column's values lie.
+pub(crate) enum Data {
+    Host(Buffer),
+    #[cfg(feature = "tch")]
+    Tensor(tch::Tensor),
+    Bytes(ArrayRef),
+}
+
+impl Batch {
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no sample; the loader never delivers such a batch.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The epoch that this batch belongs to.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The step within the epoch, counted from 0.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// The sample ids, in the order of the batch: the row numbers in the data set.
+    pub fn samples(&self) -> &[u64] {
+        &self.samples
+    }
+
+    /// Where training stands once this batch is used: what was delivered, never what was prefetched.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Names of the columns.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.columns.iter().map(|c| c.column.name().as_ref())
+    }
+
+    fn column(&self, name: &str) -> Result<&BatchColumn> {
+        self.columns.iter().find(|c| c.column.name().as_ref() == name).ok_or_else(|| {
+            let names: Vec<_> = self.names().collect();
+            Error::new(ErrorKind::Schema, format!("the batch has no column {name:?}; these exist: {}", names.join(", ")))
+        })
+    }
+
+    /// The shape of a column in this batch.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Schema`] if there is no such column.
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(&self.column(name)?.shape)
+    }
+
+    /// A column as a tensor, on the loader's device.
+    ///
+    /// # Memory
+    /// The tensor is the batch's own memory, not a copy, and outlives the batch.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Schema`] if there is no such column, or it holds bytes.
+    #[cfg(feature = "tch")]
+    pub fn tensor(&self, name: &str) -> Result<tch::Tensor> {
+        match &self.column(name)?.data {
+            Data::Tensor(tensor) => Ok(tensor.shallow_clone()),
+            _ => Err(Error::new(ErrorKind::Schema, "bytes do not make a tensor")
+                .column(name)
+                .advice("decode the column with .image() or .map(), or read it with Batch::bytes")),
+        }
+    }
+
+    /// The elements of a column in row-major order: borrowed from plain memory, copied out of a tensor.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Schema`] if there is no such column or it has another dtype.
+    pub fn values<T: Element>(&self, name: &str) -> Result<Cow<'_, [T]>> {
+        let column = self.column(name)?;
+        if column.column.dtype() != T::DTYPE {
+            return Err(Error::new(ErrorKind::Schema, format!("asked for {}, the column holds {}", T::DTYPE, column.column)).column(name));
+        }
+        match &column.data {
+            Data::Host(buffer) => Ok(Cow::Borrowed(bytemuck::cast_slice(buffer.bytes()))),
+            #[cfg(feature = "tch")]
+            Data::Tensor(tensor) => {
+                let mut values = vec![T::zeroed(); tensor.numel()];
+                let copied = tensor.f_copy_data_u8(bytemuck::cast_slice_mut(&mut values), tensor.numel());
+                copied.map_err(|e| Error::new(ErrorKind::Device, "cannot be copied to the host").because(e).column(name))?;
+                Ok(Cow::Owned(values))
+            }
+            Data::Bytes(_) => Err(Error::new(ErrorKind::Schema, "the column holds bytes").column(name)),
+        }
+    }
+
+    /// The byte strings of a column with one a sample.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Schema`] if there is no such column or it holds something else.
+    pub fn bytes(&self, name: &str) -> Result<impl ExactSizeIterator<Item = &[u8]>> {
+        let array = self.array(name)?.as_binary_view_opt();
+        let array = array.ok_or_else(|| Error::new(ErrorKind::Schema, "a sample has a list of byte strings").column(name).advice("use array()"))?;
+        Ok((0..self.len).map(|row| array.value(row)))
+    }
+
+    /// A column of byte strings, or of lists of them, as an Arrow array.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Schema`] if there is no such column or it holds something else.
+    pub fn array(&self, name: &str) -> Result<&ArrayRef> {
+        match &self.column(name)?.data {
+            Data::Bytes(array) => Ok(array),
+            _ => Err(Error::new(ErrorKind::Schema, "the column does not hold bytes").column(name).advice("use tensor() or values()")),
+        }
+    }
+
+    /// How many rows each sample of a ragged column had before padding (at most the padded length).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Schema`] if there is no such column or it is not ragged.
+    pub fn lengths(&self, name: &str) -> Result<&[i64]> {
+        let lengths = self.column(name)?.lengths.as_deref();
+        lengths.ok_or_else(|| Error::new(ErrorKind::Schema, "all samples of the column have one shape").column(name))
+    }
+}
+
+impl std::fmt::Debug for Batch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let columns: Vec<String> =
+            self.columns.iter().map(|c| format!("{}: {}{:?}", c.column.name(), c.column.dtype(), c.shape)).collect();
+        write!(f, "Batch(epoch {}, step {}: {})", self.epoch, self.step, columns.join(", "))
+    }
+}

@@ -1,0 +1,140 @@
+//! The nodes of the graph.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+
+use super::TfRecord;
+use super::function::{FilterFn, FlatMapFn, MapBatchFn, MapFn};
+use crate::batch::Pad;
+use crate::plan::{Remainder, Shuffle};
+use crate::schema::Column;
+use crate::source::Source;
+use crate::transform::image::Image;
+
+/// One node: what it does, and to what.
+pub(crate) enum Node {
+    Files(Files),
+    Source(Arc<dyn Source>),
+    Columns { input: Arc<Node>, columns: Vec<Column> },
+    Apply { input: Arc<Node>, name: String, function: Function },
+    Shuffle { input: Arc<Node>, shuffle: Shuffle },
+    Interleave { input: Arc<Node>, cycle: usize, run: u64 },
+    Concat { inputs: Vec<Arc<Node>> },
+    Zip { inputs: Vec<Arc<Node>> },
+    Repeat { input: Arc<Node>, times: Option<u64> },
+    Take { input: Arc<Node>, rows: u64 },
+    Skip { input: Arc<Node>, rows: u64 },
+    Enumerate { input: Arc<Node>, column: Column },
+    Pad { input: Arc<Node>, column: String, pad: Pad },
+    Batch { input: Arc<Node>, size: u64 },
+    Remainder { input: Arc<Node>, remainder: Remainder },
+    Prefetch { input: Arc<Node>, batches: usize },
+}
+
+/// TFRecord shards.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    pub(crate) patterns: Vec<String>,
+    pub(crate) options: TfRecord,
+}
+
+/// What is done to rows.
+#[derive(Clone)]
+pub(crate) enum Function {
+    Map { outputs: Vec<Column>, f: Arc<MapFn> },
+    MapBatch { outputs: Vec<Column>, f: Arc<MapBatchFn> },
+    Filter { f: Arc<FilterFn> },
+    FlatMap { outputs: Vec<Column>, f: Arc<FlatMapFn> },
+    Image { column: String, image: Arc<Image> },
+    /// The columns of this name, in this order. Made by lowering.
+    Select { columns: Vec<String> },
+}
+
+impl Function {
+    /// Whether a row may become none or several.
+    pub(crate) fn changes_rows(&self) -> bool {
+        matches!(self, Self::Filter { .. } | Self::FlatMap { .. })
+    }
+
+    /// Whether it is the user's code.
+    pub(crate) fn is_users(&self) -> bool {
+        !matches!(self, Self::Image { .. } | Self::Select { .. })
+    }
+}
+
+impl Node {
+    pub(crate) fn inputs(&self) -> &[Arc<Node>] {
+        match self {
+            Node::Files(_) | Node::Source(_) => &[],
+            Node::Concat { inputs } | Node::Zip { inputs } => inputs,
+            Node::Columns { input, .. }
+            | Node::Apply { input, .. }
+            | Node::Shuffle { input, .. }
+            | Node::Interleave { input, .. }
+            | Node::Repeat { input, .. }
+            | Node::Take { input, .. }
+            | Node::Skip { input, .. }
+            | Node::Enumerate { input, .. }
+            | Node::Pad { input, .. }
+            | Node::Batch { input, .. }
+            | Node::Remainder { input, .. }
+            | Node::Prefetch { input, .. } => std::slice::from_ref(input),
+        }
+    }
+}
+
+/// Calls `f` for each node once, inputs first.
+pub(crate) fn visit<'a>(node: &'a Arc<Node>, f: &mut impl FnMut(&'a Node)) {
+    fn walk<'a>(node: &'a Arc<Node>, seen: &mut HashSet<*const Node>, f: &mut impl FnMut(&'a Node)) {
+        if seen.insert(Arc::as_ptr(node)) {
+            node.inputs().iter().for_each(|input| walk(input, seen, f));
+            f(node);
+        }
+    }
+    walk(node, &mut HashSet::new(), f);
+}
+
+fn list(columns: &[Column]) -> String {
+    columns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Node::Files(files) => {
+                write!(f, "read TFRecord {}", files.patterns.join(", "))?;
+                if let Some(compression) = files.options.compression {
+                    write!(f, ", {compression:?}")?;
+                }
+                if files.options.unchecked {
+                    f.write_str(", payload checksums not verified")?;
+                }
+                if files.options.records { f.write_str(" -> record: bytes") } else { Ok(()) }
+            }
+            Node::Source(source) => write!(f, "read {} -> {}", source.name(), list(source.columns())),
+            Node::Columns { columns, .. } => write!(f, "columns {}", list(columns)),
+            Node::Apply { name, function, .. } => match function {
+                Function::Map { outputs, .. } => write!(f, "map {name:?} -> {}", list(outputs)),
+                Function::MapBatch { outputs, .. } => write!(f, "map_batch {name:?} -> {}", list(outputs)),
+                Function::Filter { .. } => write!(f, "filter {name:?}"),
+                Function::FlatMap { outputs, .. } => write!(f, "flat_map {name:?} -> {}", list(outputs)),
+                Function::Image { column, image } => write!(f, "image {column}: {image}"),
+                Function::Select { columns } => write!(f, "columns {}", columns.join(", ")),
+            },
+            Node::Shuffle { shuffle, .. } => write!(f, "shuffle {shuffle}"),
+            Node::Interleave { cycle, run, .. } => write!(f, "interleave {cycle} shards, {run} rows in turn"),
+            Node::Concat { .. } => f.write_str("concat"),
+            Node::Zip { .. } => f.write_str("zip"),
+            Node::Repeat { times: Some(times), .. } => write!(f, "repeat {times} times"),
+            Node::Repeat { times: None, .. } => f.write_str("repeat forever"),
+            Node::Take { rows, .. } => write!(f, "take {rows}"),
+            Node::Skip { rows, .. } => write!(f, "skip {rows}"),
+            Node::Enumerate { column, .. } => write!(f, "enumerate {}", column.name()),
+            Node::Pad { column, pad, .. } => write!(f, "pad {column} {pad}"),
+            Node::Batch { size, .. } => write!(f, "batch {size} samples over all ranks"),
+            Node::Remainder { remainder, .. } => write!(f, "remainder {remainder:?}"),
+            Node::Prefetch { batches, .. } => write!(f, "prefetch {batches} batches"),
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! [`Dataset`]: the lazy graph of what is read and what happens to it.
+
+mod explain;
+pub(crate) mod validate;
+pub(crate) mod function;
+pub(crate) mod graph;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch};
+
+use crate::error::{Error, Result};
+use crate::format::tfrecord::Compression;
+use crate::loader::LoaderBuilder;
+use crate::plan::{Remainder, Shuffle};
+use crate::schema::Column;
+use crate::source::{Memory, Source};
+use crate::transform::image::Image;
+pub use function::{Context, Row, RowWriter, RowsWriter};
+use graph::{Files, Function, Node};
+
+/// A lazy data set: a description of what is read and what happens to it. Nothing is read before `build()`.
+///
+/// It is a value: cheap to clone, and each verb gives a new one. Two branches made from one data set and joined again by
+/// [`zip`](Self::zip) read it once.
+///
+/// # Example
+/// ```
+/// use std::sync::Arc;
+///
+/// use arrow::array::Int64Array;
+/// use forebay::{Dataset, Shuffle};
+///
+/// let numbers = Int64Array::from_iter_values(0..1000);
+/// let dataset = Dataset::from_columns([("x", Arc::new(numbers) as _)])?
+///     .filter("even", |_, row| Ok(row.get::<i64>("x")? % 2 == 0))
+///     .shuffle(Shuffle::buffer(100))
+///     .batch(50);
+/// let batches: Vec<_> = dataset.loader().seed(1).build()?.into_iter().collect::<Result<_, _>>()?;
+/// assert_eq!(batches.len(), 10);
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Dataset {
+    pub(crate) node: Arc<Node>,
+}
+
+/// URLs or patterns: one, or a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Urls(pub(crate) Vec<String>);
+
+impl From<&str> for Urls {
+    fn from(url: &str) -> Self {
+        Self(vec![url.to_owned()])
+    }
+}
+
+impl From<String> for Urls {
+    fn from(url: String) -> Self {
+        Self(vec![url])
+    }
+}
+
+impl From<&Path> for Urls {
+    fn from(path: &Path) -> Self {
+        Self(vec![path.display().to_string()])
+    }
+}
+
+impl From<PathBuf> for Urls {
+    fn from(path: PathBuf) -> Self {
+        path.as_path().into()
+    }
+}
+
+impl<T: Into<String>> From<Vec<T>> for Urls {
+    fn from(urls: Vec<T>) -> Self {
+        Self(urls.into_iter().map(Into::into).collect())
+    }
+}
+
+impl<T: Into<String>, const N: usize> From<[T; N]> for Urls {
+    fn from(urls: [T; N]) -> Self {
+        Self(urls.into_iter().map(Into::into).collect())
+    }
+}
+
+impl<T: AsRef<str>> From<&[T]> for Urls {
+    fn from(urls: &[T]) -> Self {
+        Self(urls.iter().map(|url| url.as_ref().to_owned()).collect())
+    }
+}
+
+/// How TFRecord shards are read.
+///
+/// # Example
+/// ```
+/// use forebay::{Dataset, TfRecord};
+///
+/// let dataset = Dataset::open_with("data/*.tfrecord", TfRecord::new().records());
+/// assert!(dataset?.explain().contains("record"));
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TfRecord {
+    pub(crate) compression: Option<Compression>,
+    pub(crate) unchecked: bool,
+    pub(crate) records: bool,
+}
+
+impl TfRecord {
+    /// `tf.Example` or `tf.SequenceExample` records, checksums verified, compression recognised by content.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// States the compression instead of recognising it.
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = Some(compression);
+        self
+    }
+
+    /// Leaves out the checksum of payloads. That of lengths is always verified.
+    #[must_use]
+    pub fn unchecked(mut self) -> Self {
+        self.unchecked = true;
+        self
+    }
+
+    /// Gives each payload as it is, in one column of bytes named `record`.
+    #[must_use]
+    pub fn records(mut self) -> Self {
+        self.records = true;
+        self
+    }
+}
+
+impl Dataset {
+    fn new(node: Node) -> Self {
+        Self { node: Arc::new(node) }
+    }
+
+    fn then(&self, node: impl FnOnce(Arc<Node>) -> Node) -> Self {
+        Self::new(node(self.node.clone()))
+    }
+
+    /// TFRecord shards by URL: `gs://`, `s3://`, `az://`, `http(s)://`, `file://`, paths; with globs (`*`, `?`, `[ab]`, `**`),
+    /// braces (`{a,b}`), numeric ranges (`{00000..01023}`) and folders.
+    ///
+    /// # Order
+    /// Shards in byte order of their URLs.
+    ///
+    /// # Errors
+    /// An empty list. What the URLs lead to is looked at by `build()`.
+    pub fn open(urls: impl Into<Urls>) -> Result<Self> {
+        Self::open_with(urls, TfRecord::new())
+    }
+
+    /// Like [`open`](Self::open), with a say in how the shards are read.
+    ///
+    /// # Errors
+    /// An empty list.
+    pub fn open_with(urls: impl Into<Urls>, options: TfRecord) -> Result<Self> {
+        let Urls(patterns) = urls.into();
+        if patterns.is_empty() {
+            return Err(Error::config("an empty list of URLs").advice("give Dataset::open at least one"));
+        }
+        Ok(Self::new(Node::Files(Files { patterns, options })))
+    }
+
+    /// Columns in memory. Text and byte strings become columns of bytes.
+    ///
+    /// # Errors
+    /// Columns of unequal length, with nulls, or of a type that no tensor can hold.
+    pub fn from_columns<N: Into<String>>(columns: impl IntoIterator<Item = (N, ArrayRef)>) -> Result<Self> {
+        let columns = columns.into_iter().map(|(name, array)| (name.into(), array)).collect();
+        Ok(Self::from_source(Memory::new(columns)?))
+    }
+
+    /// Rows of the user's own [`Source`].
+    pub fn from_source(source: impl Source) -> Self {
+        Self::new(Node::Source(Arc::new(source)))
+    }
+
+    /// The columns wanted, in this order.
+    ///
+    /// Above shards they say how features are parsed, and all others are skipped; elsewhere they choose among the columns
+    /// there are by name. Without it, the columns are inferred from the first records.
+    #[must_use]
+    pub fn columns(&self, columns: impl IntoIterator<Item = Column>) -> Self {
+        self.then(|input| Node::Columns { input, columns: columns.into_iter().collect() })
+    }
+
+    fn apply(&self, name: impl Into<String>, function: Function) -> Self {
+        self.then(|input| Node::Apply { input, name: name.into(), function })
+    }
+
+    /// Computes columns of each row: `f` reads the row and sets every column of `outputs`, which are added to the row or
+    /// replace its columns of that name.
+    ///
+    /// `name` stands for the function in states and reports: give a changed function a changed name (`"crop@2"`).
+    ///
+    /// # Randomness
+    /// [`Context::rng`] depends on (seed, sample, how often it was drawn, `name`) only.
+    ///
+    /// # Example
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use arrow::array::Int64Array;
+    /// use forebay::{Dataset, float32};
+    ///
+    /// # let dataset = Dataset::from_columns([("x", Arc::new(Int64Array::from(vec![1, 2])) as _)])?;
+    /// let halves = dataset.map("half@1", [float32("half")], |_, row, out| out.set("half", row.get::<i64>("x")? as f32 / 2.0));
+    /// for batch in halves.batch(2).loader().build()? {
+    ///     assert_eq!(batch?.values::<f32>("half")?, [0.5, 1.0]);
+    /// }
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    #[must_use]
+    pub fn map(
+        &self,
+        name: impl Into<String>,
+        outputs: impl IntoIterator<Item = Column>,
+        f: impl Fn(&Context, Row<'_>, &mut RowWriter<'_>) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.apply(name, Function::Map { outputs: outputs.into_iter().collect(), f: Arc::new(f) })
+    }
+
+    /// Computes columns of many rows at once, as Arrow arrays: before [`batch`](Self::batch) of some rows (how many is not
+    /// said), behind it of exactly a batch. `f` returns as many rows as it got, with the columns of `outputs`.
+    #[must_use]
+    pub fn map_batch(
+        &self,
+        name: impl Into<String>,
+        outputs: impl IntoIterator<Item = Column>,
+        f: impl Fn(&[Context], &RecordBatch) -> Result<RecordBatch> + Send + Sync + 'static,
+    ) -> Self {
+        self.apply(name, Function::MapBatch { outputs: outputs.into_iter().collect(), f: Arc::new(f) })
+    }
+
+    /// Keeps the rows for which `f` is true.
+    #[must_use]
+    pub fn filter(
+        &self,
+        name: impl Into<String>,
+        f: impl Fn(&Context, Row<'_>) -> Result<bool> + Send + Sync + 'static,
+    ) -> Self {
+        self.apply(name, Function::Filter { f: Arc::new(f) })
+    }
+
+    /// Turns each row into any number of rows: `f` calls [`RowsWriter::push`] for each. They have the columns of `outputs`, and
+    /// of the others what the row had.
+    #[must_use]
+    pub fn flat_map(
+        &self,
+        name: impl Into<String>,
+        outputs: impl IntoIterator<Item = Column>,
+        f: impl Fn(&Context, Row<'_>, &mut RowsWriter<'_>) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.apply(name, Function::FlatMap { outputs: outputs.into_iter().collect(), f: Arc::new(f) })
+    }
+
+    /// Decodes the encoded images of a column of bytes and prepares them as `image` says. The column keeps its name.
+    #[must_use]
+    pub fn image(&self, column: impl Into<String>, image: Image) -> Self {
+        let column = column.into();
+        self.apply(format!("image {column}"), Function::Image { column, image: Arc::new(image) })
+    }
+
+    /// Shuffles the samples; see [`Shuffle`]. Every epoch has its own order.
+    ///
+    /// Rows are drawn before functions are applied, wherever they stand in the graph: a shuffle behind a [`filter`](Self::filter)
+    /// counts rows that went into the filter.
+    #[must_use]
+    pub fn shuffle(&self, shuffle: Shuffle) -> Self {
+        self.then(|input| Node::Shuffle { input, shuffle })
+    }
+
+    /// Reads `cycle` shards in turns, `run` rows of each: lane j is the shards j, j + cycle, j + 2·cycle, … end to end.
+    #[must_use]
+    pub fn interleave(&self, cycle: usize, run: usize) -> Self {
+        self.then(|input| Node::Interleave { input, cycle, run: run as u64 })
+    }
+
+    /// The rows of this data set, then those of `next`. Both need the same columns.
+    #[must_use]
+    pub fn concat(&self, next: &Dataset) -> Self {
+        self.then(|input| Node::Concat { inputs: vec![input, next.node.clone()] })
+    }
+
+    /// Columns of this data set and `other` side by side, row by row, until the shorter one ends. Names must differ, but for
+    /// columns that both have from the same data set.
+    #[must_use]
+    pub fn zip(&self, other: &Dataset) -> Self {
+        self.then(|input| Node::Zip { inputs: vec![input, other.node.clone()] })
+    }
+
+    /// The data set `times` times in an epoch; a shuffle below draws a new order each time.
+    #[must_use]
+    pub fn repeat(&self, times: u64) -> Self {
+        self.then(|input| Node::Repeat { input, times: Some(times) })
+    }
+
+    /// The data set over and over, in one endless epoch.
+    #[must_use]
+    pub fn repeat_forever(&self) -> Self {
+        self.then(|input| Node::Repeat { input, times: None })
+    }
+
+    /// The first `rows` rows; behind [`batch`](Self::batch): batches.
+    #[must_use]
+    pub fn take(&self, rows: u64) -> Self {
+        self.then(|input| Node::Take { input, rows })
+    }
+
+    /// All but the first `rows` rows; behind [`batch`](Self::batch): batches.
+    #[must_use]
+    pub fn skip(&self, rows: u64) -> Self {
+        self.then(|input| Node::Skip { input, rows })
+    }
+
+    /// Adds a column `name` (`i64`) with each row's position in the order at this place of the graph.
+    #[must_use]
+    pub fn enumerate(&self, name: impl Into<String>) -> Self {
+        let column = crate::schema::int64(name.into());
+        self.then(|input| Node::Enumerate { input, column })
+    }
+
+    /// How a ragged column is padded; without it, with zeros to the longest of each batch.
+    #[must_use]
+    pub fn pad(&self, column: impl Into<String>, pad: crate::batch::Pad) -> Self {
+        let column = column.into();
+        self.then(|input| Node::Pad { input, column, pad })
+    }
+
+    /// Batches of `size` samples: the global batch of a training step, over all ranks.
+    #[must_use]
+    pub fn batch(&self, size: usize) -> Self {
+        self.then(|input| Node::Batch { input, size: size as u64 })
+    }
+
+    /// What becomes of the rows at the end of an epoch that do not fill a batch.
+    #[must_use]
+    pub fn remainder(&self, remainder: Remainder) -> Self {
+        self.then(|input| Node::Remainder { input, remainder })
+    }
+
+    /// Leaves out the last batch of an epoch when it is not full: `remainder(Remainder::Drop)`.
+    #[must_use]
+    pub fn drop_remainder(&self) -> Self {
+        self.remainder(Remainder::Drop)
+    }
+
+    /// How many finished batches may wait for the loop (2 without it). More even out jitter, and take memory.
+    #[must_use]
+    pub fn prefetch(&self, batches: usize) -> Self {
+        self.then(|input| Node::Prefetch { input, batches })
+    }
+
+    /// A loader of this data set: the next step towards batches.
+    pub fn loader(&self) -> LoaderBuilder {
+        LoaderBuilder::new(self.clone())
+    }
+
+    /// The graph as text: one line a stage, from the source down, with what it will do.
+    pub fn explain(&self) -> String {
+        explain::text(&self.node)
+    }
+
+    /// The graph in Graphviz's DOT language.
+    pub fn to_dot(&self) -> String {
+        explain::dot(&self.node)
+    }
+
+    /// The graph as a Mermaid flowchart.
+    pub fn to_mermaid(&self) -> String {
+        explain::mermaid(&self.node)
+    }
+
+    /// Names of functions, for checks.
+    pub(crate) fn function_names(&self) -> (BTreeSet<String>, BTreeSet<String>) {
+        let (mut once, mut twice) = (BTreeSet::new(), BTreeSet::new());
+        graph::visit(&self.node, &mut |node| {
+            if let Node::Apply { name, .. } = node
+                && !once.insert(name.clone())
+            {
+                twice.insert(name.clone());
+            }
+        });
+        (once, twice)
+    }
+}
+
+impl std::fmt::Debug for Dataset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.explain())
+    }
+}
+
+impl std::fmt::Display for Dataset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.explain())
+    }
+}

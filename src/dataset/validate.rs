@@ -1,0 +1,159 @@
+//! Checks of a graph that need no data: all its mistakes at once, each with the call that mends it.
+
+use std::sync::Arc;
+
+use super::Dataset;
+use super::graph::{Function, Node, visit};
+use crate::error::{Error, ErrorKind, Result};
+
+/// One error for all mistakes of a configuration.
+pub(crate) fn all_of(mut mistakes: Vec<Error>) -> Result<()> {
+    match mistakes.len() {
+        0 => Ok(()),
+        1 => Err(mistakes.remove(0)),
+        count => {
+            let lines: Vec<String> = mistakes.iter().enumerate().map(|(i, e)| format!("\n  {}. {e}", i + 1)).collect();
+            Err(Error::new(ErrorKind::Config, format!("{count} mistakes:{}", lines.concat())))
+        }
+    }
+}
+
+/// Whether rows below a node may become none or several.
+pub(crate) fn changes_rows(node: &Arc<Node>) -> bool {
+    let mut found = false;
+    visit(node, &mut |node| found |= matches!(node, Node::Apply { function, .. } if function.changes_rows()));
+    found
+}
+
+pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
+    let mut mistakes = Vec::new();
+    let mut add = |message: String, advice: &'static str| mistakes.push(Error::config(message).advice(advice));
+    let mut batches = 0;
+    visit(&dataset.node, &mut |node| {
+        match node {
+            Node::Batch { size, .. } => {
+                batches += 1;
+                if *size == 0 {
+                    add("a batch of 0 samples".into(), ".batch(n) wants n of at least 1");
+                }
+            }
+            Node::Interleave { cycle, run, .. } if *cycle == 0 || *run == 0 => {
+                add(format!("interleave({cycle}, {run})"), ".interleave(cycle, run) wants both to be at least 1");
+            }
+            Node::Repeat { times: Some(0), .. } => add("repeat(0) leaves nothing".into(), "remove it, or use .take(0) to say so"),
+            Node::Columns { columns, .. } if columns.is_empty() => {
+                add("an empty list of columns".into(), "name at least one in .columns(), or leave the call out");
+            }
+            Node::Apply { function: Function::Image { column, image }, .. } => {
+                if let Err(error) = image.validate() {
+                    add(format!("image {column}: {error}"), "see the documentation of Image");
+                }
+            }
+            _ => {}
+        }
+        let needs_positions = match node {
+            Node::Take { input, .. } | Node::Skip { input, .. } if !has_batch(input) => Some((input, "take and skip count")),
+            Node::Enumerate { input, .. } => Some((input, "enumerate numbers")),
+            Node::Zip { inputs } => inputs.iter().find(|input| changes_rows(input)).map(|input| (input, "zip pairs")),
+            _ => None,
+        };
+        if let Some((input, verb)) = needs_positions
+            && changes_rows(input)
+        {
+            add(
+                format!("{verb} rows whose number is not known before a filter or flat_map has run"),
+                "put it before the .filter() or .flat_map(); .take(n) behind .batch() counts batches",
+            );
+        }
+        if let Node::Shuffle { input, .. } = node
+            && endless(input)
+        {
+            add("a shuffle of an endless data set".into(), "put .shuffle() before .repeat_forever()");
+        }
+    });
+    if batches == 0 {
+        add("the data set has no batch size".into(), "end it with .batch(n)");
+    }
+    let mut top = &dataset.node;
+    while !matches!(**top, Node::Batch { .. }) && top.inputs().len() == 1 && has_batch(top) {
+        match &**top {
+            Node::Prefetch { .. } | Node::Remainder { .. } | Node::Take { .. } | Node::Skip { .. } => {}
+            Node::Apply { function: Function::MapBatch { .. }, .. } => {}
+            other => add(format!("`{other}` works on samples, but stands behind the batch"), "put it before .batch(n)"),
+        }
+        top = &top.inputs()[0];
+    }
+    if batches > 1 || (batches == 1 && !matches!(**top, Node::Batch { .. })) {
+        add("a batch below another stage".into(), "let one .batch(n) end the graph");
+    }
+    if let Node::Batch { input, .. } = &**top {
+        visit(input, &mut |node| {
+            if matches!(node, Node::Prefetch { .. } | Node::Remainder { .. }) {
+                add(format!("`{node}` speaks of batches, but stands before the batch"), "put it behind .batch(n)");
+            }
+        });
+    }
+    for name in dataset.function_names().1 {
+        add(
+            format!("two functions are called {name:?}, and would draw the same random numbers"),
+            "give each .map(), .filter(), .flat_map() and .map_batch() its own name",
+        );
+    }
+    mistakes
+}
+
+fn has_batch(node: &Arc<Node>) -> bool {
+    let mut found = false;
+    visit(node, &mut |node| found |= matches!(node, Node::Batch { .. }));
+    found
+}
+
+fn endless(node: &Arc<Node>) -> bool {
+    match &**node {
+        Node::Repeat { times: None, .. } => true,
+        Node::Take { .. } => false,
+        Node::Zip { inputs } => inputs.iter().all(endless),
+        other => other.inputs().iter().any(endless),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Shuffle, int64};
+
+    fn numbers() -> Dataset {
+        Dataset::from_columns([("x", Arc::new(arrow::array::Int64Array::from(vec![1, 2, 3])) as _)]).unwrap()
+    }
+
+    fn messages(dataset: &Dataset) -> String {
+        mistakes(dataset).iter().map(|e| format!("{e}\n")).collect()
+    }
+
+    #[test]
+    fn a_sound_graph_has_no_mistake() {
+        let dataset = numbers().skip(1).enumerate("i").filter("all", |_, _| Ok(true)).shuffle(Shuffle::buffer(2));
+        assert_eq!(messages(&dataset.batch(2).drop_remainder().take(1).prefetch(3)), "");
+    }
+
+    #[test]
+    fn all_mistakes_come_at_once_with_what_mends_them() {
+        let keep = |dataset: &Dataset| dataset.filter("f", |_, _| Ok(true));
+        let dataset = keep(&keep(&numbers()).take(2)).columns([]).repeat_forever().shuffle(Shuffle::buffer(9)).prefetch(1).batch(0);
+        let text = all_of(mistakes(&dataset)).unwrap_err().to_string();
+        for part in ["take and skip count", "empty list of columns", "endless", "`prefetch 1 batches`", "0 samples", "two functions", "6 mistakes"] {
+            assert!(text.contains(part), "{part} is missing in {text}");
+        }
+    }
+
+    #[test]
+    fn stages_stand_on_their_side_of_the_batch() {
+        assert!(messages(&numbers()).contains(".batch(n)"));
+        let dataset = numbers().batch(2).map("m", [int64("y")], |_, _, out| out.set("y", 1i64));
+        assert!(messages(&dataset).contains("stands behind the batch"));
+        assert!(messages(&numbers().batch(2).zip(&numbers())).contains("below another stage"));
+        assert!(messages(&numbers().batch(2).batch(2)).contains("one .batch(n)"));
+    }
+}

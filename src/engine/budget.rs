@@ -1,0 +1,174 @@
+//! One byte budget for everything in flight.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How many bytes a loader may have in flight: fetched blocks, decoded rows, the shuffle buffer, batches not yet delivered.
+///
+/// It is a hard bound. Where the plan needs more, the loader ends with an error that says how much would do.
+///
+/// # Example
+/// ```
+/// use forebay::Budget;
+///
+/// assert_eq!(Budget::mebibytes(512).bytes(), 512 << 20);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget(u64);
+
+impl Budget {
+    /// This many bytes.
+    pub fn of_bytes(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
+    /// This many MiB.
+    pub fn mebibytes(mebibytes: u64) -> Self {
+        Self(mebibytes << 20)
+    }
+
+    /// The bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl Default for Budget {
+    /// A quarter of the machine's memory, and 1 GiB where that cannot be read.
+    fn default() -> Self {
+        Self(total_memory().map_or(1 << 30, |bytes| bytes / 4))
+    }
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} MiB", self.0 as f64 / f64::from(1 << 20))
+    }
+}
+
+fn total_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kibibytes: u64 = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.split_whitespace().next()?.parse().ok()?;
+    Some(kibibytes << 10)
+}
+
+/// The account behind a [`Budget`]: what is granted, and the most that ever was.
+#[derive(Debug)]
+pub(crate) struct Account {
+    total: u64,
+    used: AtomicU64,
+    peak: AtomicU64,
+}
+
+impl Account {
+    pub(crate) fn new(budget: Budget) -> Arc<Self> {
+        Arc::new(Self { total: budget.bytes(), used: AtomicU64::new(0), peak: AtomicU64::new(0) })
+    }
+
+    /// A share of `bytes`, if it fits beside what is granted and `reserved` more.
+    pub(crate) fn grant(self: &Arc<Self>, bytes: u64, reserved: u64) -> Option<Grant> {
+        let fits = |used: u64| {
+            let after = used.checked_add(bytes)?;
+            (after.checked_add(reserved)? <= self.total).then_some(after)
+        };
+        let before = self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).ok()?;
+        self.peak.fetch_max(before + bytes, Ordering::AcqRel);
+        Some(Grant { account: self.clone(), bytes })
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn peak(&self) -> u64 {
+        self.peak.load(Ordering::Acquire)
+    }
+}
+
+/// Bytes granted from an account; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Grant {
+    account: Arc<Account>,
+    bytes: u64,
+}
+
+impl Grant {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// A part of this grant as one of its own.
+    pub(crate) fn split_off(&mut self, bytes: u64) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self { account: self.account.clone(), bytes }
+    }
+
+    /// Gives back all but `bytes`, or asks for more up to `bytes`; whether it was possible.
+    pub(crate) fn resize(&mut self, bytes: u64) -> bool {
+        if bytes > self.bytes {
+            let Some(more) = self.account.grant(bytes - self.bytes, 0) else { return false };
+            std::mem::forget(more);
+        } else {
+            self.account.used.fetch_sub(self.bytes - bytes, Ordering::AcqRel);
+        }
+        self.bytes = bytes;
+        true
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.account.used.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn grants_never_exceed_the_total_and_come_back() {
+        let account = Account::new(Budget::of_bytes(100));
+        let first = account.grant(60, 0).unwrap();
+        assert!(account.grant(41, 0).is_none());
+        assert!(account.grant(30, 20).is_none());
+        let mut second = account.grant(40, 0).unwrap();
+        assert!(!second.resize(41));
+        assert!(second.resize(10));
+        assert_eq!((account.used(), account.peak()), (70, 100));
+        drop((first, second));
+        assert_eq!(account.used(), 0);
+        assert!(account.grant(u64::MAX, 1).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_sum(actions in proptest::collection::vec((0..3u8, 0..60u64), 1..60)) {
+            let account = Account::new(Budget::of_bytes(150));
+            let mut held: Vec<Grant> = Vec::new();
+            for (action, bytes) in actions {
+                let sum: u64 = held.iter().map(Grant::bytes).sum();
+                match action {
+                    0 => match account.grant(bytes, 0) {
+                        Some(grant) => held.push(grant),
+                        None => prop_assert!(sum + bytes > 150),
+                    },
+                    1 => drop(held.pop()),
+                    _ => if let Some(last) = held.last_mut() {
+                        let fits = sum - last.bytes() + bytes <= 150;
+                        prop_assert_eq!(last.resize(bytes), fits);
+                    },
+                }
+                prop_assert_eq!(account.used(), held.iter().map(Grant::bytes).sum::<u64>());
+            }
+        }
+    }
+}

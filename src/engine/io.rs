@@ -1,0 +1,76 @@
+//! The runtime for I/O: tokio, and nothing but I/O on it.
+
+use std::future::Future;
+use std::sync::mpsc;
+
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use super::pool::Scheduler;
+use crate::error::{Error, Result};
+
+/// Threads that drive sockets. They only move bytes between the kernel and memory.
+const SOCKET_THREADS: usize = 2;
+
+/// Threads that may wait for a disk at the same time.
+const DISK_THREADS: usize = 32;
+
+/// A tokio runtime of the loader's own, so that it works inside and outside of other runtimes and ends with the loader.
+pub(crate) struct Io {
+    runtime: Option<Runtime>,
+    inline: bool,
+}
+
+impl Io {
+    pub(crate) fn new(scheduler: Scheduler) -> Result<Self> {
+        let inline = scheduler.is_single_threaded();
+        let mut builder = if inline { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+        let runtime = builder
+            .worker_threads(SOCKET_THREADS)
+            .max_blocking_threads(DISK_THREADS)
+            .thread_name("forebay-io")
+            .enable_all()
+            .build()
+            .map_err(|e| Error::config("cannot start the I/O runtime").because(e))?;
+        Ok(Self { runtime: Some(runtime), inline })
+    }
+
+    fn handle(&self) -> &Handle {
+        self.runtime.as_ref().expect("there until dropped").handle()
+    }
+
+    /// Runs `future` to its end and waits for it.
+    pub(crate) fn wait<T: Send + 'static>(&self, future: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+        if self.inline {
+            if Handle::try_current().is_ok() {
+                return Err(Error::config("a single-threaded loader cannot wait inside an async task")
+                    .advice("call it from spawn_blocking, or take Scheduler::threads(n)"));
+            }
+            return self.runtime.as_ref().expect("there until dropped").block_on(future);
+        }
+        let (done, result) = mpsc::sync_channel(1);
+        self.handle().spawn(async move { done.send(future.await) });
+        result.recv().unwrap_or_else(|_| Err(Error::new(crate::ErrorKind::Panicked, "an I/O task panicked")))
+    }
+
+    /// Starts `future`; it is dropped with the returned handle.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) -> Cancel {
+        Cancel(self.handle().spawn(future).abort_handle())
+    }
+}
+
+impl Drop for Io {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Ends an I/O task when dropped.
+pub(crate) struct Cancel(tokio::task::AbortHandle);
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

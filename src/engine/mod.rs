@@ -1,0 +1,9 @@
+//! Execution: threads, waiting, memory. It has never heard of an image.
+
+pub(crate) mod budget;
+pub(crate) mod io;
+pub(crate) mod pool;
+pub(crate) mod reorder;
+
+pub use budget::Budget;
+pub use pool::Scheduler;

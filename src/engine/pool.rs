@@ -1,0 +1,222 @@
+//! The one pool of workers for CPU work, downstream first.
+#![expect(clippy::disallowed_methods, reason = "this is the place that starts threads, and joins them")]
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::thread::{JoinHandle, ThreadId};
+
+use crossbeam_channel::{Receiver, Sender, select_biased, unbounded};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// How work is spread over threads.
+///
+/// # Example
+/// ```
+/// use forebay::Scheduler;
+///
+/// assert_eq!(Scheduler::threads(4).num_threads(), 4);
+/// assert_eq!(Scheduler::single_threaded().num_threads(), 0);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheduler {
+    threads: usize,
+}
+
+impl Scheduler {
+    /// A pool of this many workers beside the calling thread (at least one).
+    pub fn threads(threads: usize) -> Self {
+        Self { threads: threads.max(1) }
+    }
+
+    /// Everything, reading included, on the thread that asks for a batch, in the same order: for debugging and profiling.
+    pub fn single_threaded() -> Self {
+        Self { threads: 0 }
+    }
+
+    /// Workers beside the calling thread.
+    pub fn num_threads(self) -> usize {
+        self.threads
+    }
+
+    pub(crate) fn is_single_threaded(self) -> bool {
+        self.threads == 0
+    }
+}
+
+impl Default for Scheduler {
+    /// One worker a core that this process may use.
+    fn default() -> Self {
+        Self::threads(std::thread::available_parallelism().map_or(1, usize::from))
+    }
+}
+
+/// Which work goes first: the nearer to the consumer, the sooner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    Deliver,
+    Collate,
+    Transform,
+    Decode,
+}
+
+const LEVELS: usize = 4;
+
+type Task = Box<dyn FnOnce(&mut Worker) + Send>;
+
+/// What a task finds on its thread: values kept from task to task.
+#[derive(Default)]
+pub(crate) struct Worker {
+    scratch: HashMap<TypeId, Box<dyn Any>>,
+}
+
+impl Worker {
+    /// This thread's value of type `T`, made at its first use.
+    pub(crate) fn scratch<T: Any + Default>(&mut self) -> &mut T {
+        let slot = self.scratch.entry(TypeId::of::<T>()).or_insert_with(|| Box::<T>::default());
+        slot.downcast_mut().expect("keyed by its type")
+    }
+}
+
+/// Workers and their queues, one queue a level.
+///
+/// A free worker takes the oldest task of the lowest level that has one. Dropping the pool ends it: tasks that run are
+/// waited for, those that wait are dropped.
+pub(crate) struct Pool {
+    queues: Vec<Sender<Task>>,
+    waiting: Vec<Receiver<Task>>,
+    stop: Option<Sender<()>>,
+    threads: Vec<JoinHandle<()>>,
+    /// The caller's own worker, for pools without threads.
+    own: Mutex<Worker>,
+}
+
+impl Pool {
+    /// # Errors
+    /// When the system refuses a thread.
+    pub(crate) fn new(scheduler: Scheduler) -> Result<Self> {
+        let (queues, waiting): (Vec<_>, Vec<_>) = (0..LEVELS).map(|_| unbounded::<Task>()).unzip();
+        let (stop, stopped) = unbounded::<()>();
+        let mut pool = Self { queues, waiting, stop: Some(stop), threads: Vec::new(), own: Mutex::default() };
+        for i in 0..scheduler.threads {
+            let (waiting, stopped) = (pool.waiting.clone(), stopped.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("forebay-{i}"))
+                .spawn(move || work(&waiting, &stopped))
+                .map_err(|e| Error::config(format!("cannot start worker {i} of {}", scheduler.threads)).because(e))?;
+            pool.threads.push(thread);
+        }
+        Ok(pool)
+    }
+
+    pub(crate) fn submit(&self, level: Level, task: impl FnOnce(&mut Worker) + Send + 'static) {
+        // The receivers live as long as the pool.
+        _ = self.queues[level as usize].send(Box::new(task));
+    }
+
+    /// Runs the next task on the calling thread; whether there was one. For pools without threads.
+    pub(crate) fn run_one(&self) -> bool {
+        let Some(task) = self.waiting.iter().find_map(|queue| queue.try_recv().ok()) else { return false };
+        let mut worker = self.own.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        task(&mut worker);
+        true
+    }
+}
+
+fn work(waiting: &[Receiver<Task>], stopped: &Receiver<()>) {
+    let [deliver, collate, transform, decode] = waiting else { unreachable!("one queue a level") };
+    let mut worker = Worker::default();
+    loop {
+        let task = select_biased! {
+            recv(stopped) -> _ => return,
+            recv(deliver) -> task => task,
+            recv(collate) -> task => task,
+            recv(transform) -> task => task,
+            recv(decode) -> task => task,
+        };
+        let Ok(task) = task else { return };
+        task(&mut worker);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        self.queues.clear();
+        let own: ThreadId = std::thread::current().id();
+        for thread in self.threads.drain(..).filter(|thread| thread.thread().id() != own) {
+            // A worker ends with its task; panics of tasks were caught and reported where they ran.
+            _ = thread.join();
+        }
+    }
+}
+
+/// Runs `f`; a panic becomes an error.
+pub(crate) fn no_panic<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(Error::new(ErrorKind::Panicked, format!("panicked: {}", text.as_deref().unwrap_or("no message"))))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn work_nearest_to_the_consumer_goes_first() {
+        let pool = Pool::new(Scheduler::single_threaded()).unwrap();
+        let (log, order) = mpsc::channel();
+        for (level, name) in [(Level::Decode, 'd'), (Level::Deliver, 'a'), (Level::Transform, 'c'), (Level::Decode, 'e'), (Level::Collate, 'b')] {
+            let log = log.clone();
+            pool.submit(level, move |_| log.send(name).unwrap());
+        }
+        while pool.run_one() {}
+        drop(log);
+        assert_eq!(order.iter().collect::<String>(), "abcde");
+    }
+
+    #[test]
+    fn dropping_the_pool_ends_its_threads_and_drops_what_waits() {
+        let pool = Pool::new(Scheduler::threads(2)).unwrap();
+        let (ran, counted) = (Arc::new(AtomicUsize::new(0)), Arc::new(()));
+        for _ in 0..100 {
+            let (ran, counted) = (ran.clone(), counted.clone());
+            pool.submit(Level::Decode, move |_| {
+                ran.fetch_add(1, Ordering::Relaxed);
+                drop(counted);
+            });
+        }
+        drop(pool);
+        assert_eq!(Arc::strong_count(&counted), 1, "no task is left behind");
+    }
+
+    #[test]
+    fn scratch_is_kept_from_task_to_task() {
+        let pool = Pool::new(Scheduler::single_threaded()).unwrap();
+        let (log, seen) = mpsc::channel();
+        for _ in 0..3 {
+            let log = log.clone();
+            pool.submit(Level::Decode, move |worker| {
+                let counter = worker.scratch::<u32>();
+                *counter += 1;
+                log.send(*counter).unwrap();
+            });
+        }
+        while pool.run_one() {}
+        drop(log);
+        assert_eq!(seen.iter().collect::<Vec<_>>(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn panics_become_errors() {
+        let error = no_panic::<()>(|| panic!("boom {}", 7)).unwrap_err();
+        assert_eq!((error.kind(), error.message()), (ErrorKind::Panicked, "panicked: boom 7"));
+    }
+}

@@ -1,0 +1,241 @@
+//! Reads a source without index: pieces ahead in parallel, framed in order, a block at a time.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::run::{BlockKey, Run};
+use crate::engine::budget::Grant;
+use crate::engine::io::Cancel;
+use crate::engine::pool::{Level, no_panic};
+use crate::engine::reorder::Reorder;
+use crate::error::{Error, Result};
+use crate::random::Key;
+use crate::source::{ARRIVED_BYTES, Arrived, Arriving, ArrivingPass};
+
+/// Pieces read at the same time.
+const READS: u64 = 8;
+
+/// The pass over one source in one epoch.
+pub(crate) struct ArrivalDriver {
+    source: Arc<dyn Arriving>,
+    epoch: u64,
+    /// Away while a worker frames.
+    pass: Option<Box<dyn ArrivingPass>>,
+    pieces: Reorder<Result<(Bytes, Grant)>>,
+    /// A read that waits for the budget.
+    next: Option<(u64, futures::future::BoxFuture<'static, Result<Bytes>>)>,
+    asked: u64,
+    supplied: u64,
+    all_asked: bool,
+    reads: Vec<Cancel>,
+    /// Rows that planning waits for.
+    wanted: u64,
+    needs_piece: bool,
+    waits_for_room: bool,
+    blocks: u32,
+    ended: bool,
+    error: Option<Error>,
+}
+
+/// What a worker brings back from framing.
+pub(crate) struct Framed {
+    pub(crate) epoch: u64,
+    pass: Box<dyn ArrivingPass>,
+    result: Result<Option<(u64, u64)>>,
+}
+
+/// What was started.
+#[derive(Default)]
+pub(crate) struct Started {
+    pub(crate) tasks: usize,
+    pub(crate) reads: usize,
+}
+
+impl ArrivalDriver {
+    pub(crate) fn new(source: Arc<dyn Arriving>, epoch: u64, seed: u64) -> Self {
+        let pass = source.begin(Key::new(seed).with("shards").with_number(epoch));
+        Self {
+            source,
+            epoch,
+            pass: Some(pass),
+            pieces: Reorder::default(),
+            next: None,
+            asked: 0,
+            supplied: 0,
+            all_asked: false,
+            reads: Vec::new(),
+            wanted: 0,
+            needs_piece: true,
+            waits_for_room: false,
+            blocks: 0,
+            ended: false,
+            error: None,
+        }
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub(crate) fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// What ended the pass, if it was not its end.
+    pub(crate) fn error(&self) -> Option<Error> {
+        self.error.clone()
+    }
+
+    pub(crate) fn is_decoding(&self) -> bool {
+        self.pass.is_none()
+    }
+
+    /// Bytes that it waits for, when the budget has no room.
+    pub(crate) fn wanted_bytes(&self) -> Option<u64> {
+        match &self.next {
+            Some((bytes, _)) => Some(*bytes),
+            None => self.waits_for_room.then_some(2 * ARRIVED_BYTES),
+        }
+    }
+
+    /// Says that planning waits for `rows` rows in all; whether that is news.
+    pub(crate) fn want(&mut self, rows: u64) -> bool {
+        let news = rows > self.wanted;
+        self.wanted = self.wanted.max(rows);
+        news
+    }
+
+    pub(crate) fn piece_read(&mut self, number: u64, piece: Result<(Bytes, Grant)>) {
+        self.pieces.put(number, piece);
+    }
+
+    /// Takes the pass back; rows and first sample id of the block that it gave.
+    pub(crate) fn block_framed(&mut self, framed: Framed) -> Option<(u64, u64)> {
+        self.pass = Some(framed.pass);
+        match framed.result {
+            Ok(Some(block)) => {
+                self.blocks += 1;
+                return Some(block);
+            }
+            Ok(None) if self.all_asked && self.supplied == self.asked => self.ended = true,
+            Ok(None) => self.needs_piece = true,
+            Err(error) => self.fail(error),
+        }
+        None
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.error = Some(error);
+        self.ended = true;
+        self.reads.clear();
+        self.next = None;
+    }
+
+    /// Starts what can be started: reads, up to a few ahead, and framing of the next block.
+    pub(crate) fn drive(&mut self, run: &Run, leaf: usize, rows: u64, reserve: u64) -> Started {
+        let mut started = Started::default();
+        if self.ended || rows >= self.wanted {
+            return started;
+        }
+        let account = &run.shared.account;
+        while !self.all_asked && self.asked - self.supplied < READS {
+            let next = self.next.take().or_else(|| self.pass.as_mut().and_then(|pass| pass.next_read()));
+            let Some((bytes, read)) = next else {
+                self.all_asked = self.pass.is_some();
+                break;
+            };
+            let Some(grant) = account.grant(bytes, reserve + 2 * ARRIVED_BYTES) else {
+                self.next = Some((bytes, read));
+                break;
+            };
+            let (number, epoch) = (self.asked, self.epoch);
+            self.asked += 1;
+            started.tasks += 1;
+            started.reads += 1;
+            self.reads.extend(run.fetch(read, move |run, piece| {
+                if let Ok(piece) = &piece {
+                    run.shared.counters.read.add(0, piece.len() as u64);
+                }
+                run.update(|state| state.piece_read(leaf, epoch, number, piece.map(|piece| (piece, grant))));
+            }));
+        }
+        if self.pass.is_none() {
+            return started;
+        }
+        let mut supplied = None;
+        if self.needs_piece {
+            match self.pieces.pop() {
+                Some(Ok(piece)) => {
+                    supplied = Some(piece);
+                    self.supplied += 1;
+                }
+                Some(Err(error)) => {
+                    self.fail(error.stage("read"));
+                    started.tasks += 1;
+                    self.report_end(run, leaf);
+                    return started;
+                }
+                // After the last piece the pass is asked once more: it may end within a record.
+                None if self.all_asked && self.supplied == self.asked => {}
+                None => return started,
+            }
+        }
+        // Room for the block and for the record that it may end with.
+        let Some(mut room) = account.grant(2 * ARRIVED_BYTES, reserve) else {
+            self.waits_for_room = true;
+            if let Some((piece, grant)) = supplied {
+                self.supplied -= 1;
+                self.pieces.put_back(Ok((piece, grant)));
+            }
+            return started;
+        };
+        self.waits_for_room = false;
+        self.needs_piece = false;
+        let (Some(mut pass), source, epoch) = (self.pass.take(), self.source.clone(), self.epoch) else { return started };
+        started.tasks += 1;
+        run.submit(Level::Decode, move |run, _| {
+            if let Some((piece, _grant)) = supplied {
+                pass.supply(piece);
+            }
+            let block = no_panic(|| pass.next_block()).map_err(|e| e.stage("decode"));
+            let arrived = match block {
+                Ok(Some(block)) => block,
+                other => {
+                    let framed = Framed { epoch, pass, result: other.map(|_| None) };
+                    drop(room);
+                    return run.update(|state| _ = state.block_framed(leaf, framed));
+                }
+            };
+            let first_id = sample_id(&arrived);
+            let framed = Framed { epoch, pass, result: Ok(Some((arrived.payloads.len() as u64, first_id))) };
+            let mut key: Option<BlockKey> = None;
+            run.update(|state| key = state.block_framed(leaf, framed));
+            if let Some(key) = key {
+                // What the block really takes; a record larger than the room is kept under what there is.
+                room.resize(2 * arrived.buffer.len() as u64);
+                let decoded = run.decode(|| source.decode(arrived));
+                run.decoded(key, room, decoded.map_err(|e| e.stage("decode")));
+            }
+        });
+        started
+    }
+
+    /// Lets the driver's end be seen where no worker brings it back.
+    fn report_end(&mut self, run: &Run, leaf: usize) {
+        let (Some(pass), epoch) = (self.pass.take(), self.epoch) else { return };
+        let error = self.error.clone().expect("called after a failure");
+        run.submit(Level::Decode, move |run, _| {
+            run.update(|state| _ = state.block_framed(leaf, Framed { epoch, pass, result: Err(error) }));
+        });
+    }
+}
+
+/// The sample id of a block's first row: shard and record, since row numbers are not known.
+fn sample_id(arrived: &Arrived) -> u64 {
+    (arrived.shard as u64) << 40 | arrived.first_record
+}

@@ -1,0 +1,435 @@
+//! Picked rows to real ones: gather from blocks, then the functions of the graph.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arrow::array::{ArrayRef, AsArray, FixedSizeListArray, Int64Array, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::compute::{interleave_record_batch, take_record_batch};
+use arrow::datatypes::{Field, Schema};
+
+use super::lower::Stage;
+use crate::batch::collate::{Rows, Sample};
+use crate::dataset::function::{Context, Outputs, Row};
+use crate::dataset::graph::Function;
+use crate::engine::pool::no_panic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::order::{Picked, PickedRows};
+use crate::random::Key;
+use crate::schema::{Column, Dtype};
+use crate::source::Decoded;
+use crate::telemetry::Counters;
+use crate::transform::image::{Image, Scratch};
+
+/// A decoded block, for as long as somebody needs its rows.
+pub(crate) struct Block {
+    pub(crate) decoded: Decoded,
+    /// What is wrong with all of it.
+    pub(crate) failed: Option<Error>,
+    /// The block's share of the budget, given back with it.
+    pub(crate) _grant: Option<crate::engine::budget::Grant>,
+}
+
+/// Rows, up to the first that failed.
+#[derive(Clone)]
+pub(crate) struct Evaluated {
+    pub(crate) rows: Rows,
+    /// For each row the position it came from, where rows are not positions.
+    pub(crate) origin: Option<Vec<u32>>,
+    /// What stopped it behind these rows.
+    pub(crate) error: Option<Error>,
+}
+
+impl Evaluated {
+    fn good(rows: Rows) -> Self {
+        Self { rows, origin: None, error: None }
+    }
+
+    /// No rows, because of `error`.
+    pub(crate) fn failed(error: Error) -> Self {
+        let rows = Rows { rows: RecordBatch::new_empty(Arc::new(Schema::empty())), samples: Vec::new() };
+        Self { rows, origin: None, error: Some(error) }
+    }
+
+    /// Only the first `len` rows, because of `error`.
+    fn cut(mut self, len: usize, error: Error) -> Self {
+        self.rows = self.rows.slice(0, len);
+        if let Some(origin) = &mut self.origin {
+            origin.truncate(len);
+        }
+        self.error = Some(error);
+        self
+    }
+}
+
+/// What evaluation needs to know.
+pub(crate) struct Env<'a> {
+    pub(crate) stages: &'a [Stage],
+    pub(crate) enumerated: &'a [Column],
+    pub(crate) blocks: &'a HashMap<(usize, u32), Arc<Block>>,
+    pub(crate) epoch: u64,
+    pub(crate) counters: &'a Counters,
+}
+
+impl Env<'_> {
+    /// # Errors
+    /// Faults that no row is to blame for.
+    pub(crate) fn evaluate(&self, picked: &Picked, scratch: &mut Scratch) -> Result<Evaluated> {
+        match picked {
+            Picked::Rows(rows) => self.gather(rows),
+            Picked::Gathered { parts, from } => {
+                let parts = parts.iter().map(|part| self.evaluate(part, scratch)).collect::<Result<Vec<_>>>()?;
+                regather(&parts, from)
+            }
+            Picked::Zipped(parts) => {
+                let parts = parts.iter().map(|part| self.evaluate(part, scratch)).collect::<Result<Vec<_>>>()?;
+                zip(parts)
+            }
+            Picked::Enumerated { positions, column, input } => {
+                let mut input = self.evaluate(input, scratch)?;
+                let len = input.rows.len();
+                let values = Int64Array::from_iter_values(positions[..len].iter().map(|&p| p as i64));
+                let column = self.enumerated[*column].clone();
+                input.rows.rows = with_columns(&input.rows.rows, vec![(column, Arc::new(values) as _)])?;
+                Ok(input)
+            }
+            Picked::Applied { stage, input } => {
+                let input = self.evaluate(input, scratch)?;
+                self.apply(&self.stages[*stage], input, scratch)
+            }
+        }
+    }
+
+    fn gather(&self, picked: &PickedRows) -> Result<Evaluated> {
+        let start = Instant::now();
+        let mut slots: Vec<(u32, &Block)> = Vec::new();
+        let mut at = Vec::with_capacity(picked.row.len());
+        let mut error = None;
+        let mut last = 0;
+        for (&block, &row) in picked.block.iter().zip(&picked.row) {
+            if slots.get(last).is_none_or(|slot| slot.0 != block) {
+                last = slots.iter().position(|slot| slot.0 == block).unwrap_or_else(|| {
+                    slots.push((block, &self.blocks[&(picked.leaf, block)]));
+                    slots.len() - 1
+                });
+            }
+            let data = slots[last].1;
+            if data.failed.is_some() || !data.decoded.bad.is_empty() {
+                let bad = data.decoded.bad.binary_search_by_key(&(row as usize), |bad| bad.0).ok();
+                let found = data.failed.as_ref().or(bad.map(|i| &data.decoded.bad[i].1));
+                if let Some(found) = found {
+                    error = Some(found.clone().sample(picked.id[at.len()]));
+                    break;
+                }
+            }
+            at.push((last, row as usize));
+        }
+        let samples = picked.id[..at.len()].iter().map(|&id| Sample { id, pass: picked.pass, part: 0 }).collect();
+        let sources: Vec<&RecordBatch> = slots.iter().map(|slot| &slot.1.decoded.rows).collect();
+        let in_sequence = at.windows(2).all(|pair| pair[0].0 == pair[1].0 && pair[0].1 + 1 == pair[1].1);
+        let rows = match at[..] {
+            // The rows of a block as they stand: no copy. A failed block has no rows; its schema does not matter then.
+            [(slot, first), ..] if in_sequence => sources[slot].slice(first, at.len()),
+            [] => sources.first().map_or_else(|| RecordBatch::new_empty(Arc::new(Schema::empty())), |rows| rows.slice(0, 0)),
+            _ => {
+                let wanted = at[0].0;
+                let usable: Vec<&RecordBatch> =
+                    sources.iter().map(|rows| if rows.num_columns() == 0 { sources[wanted] } else { rows }).collect();
+                interleave_record_batch(&usable, &at).map_err(internal)?
+            }
+        };
+        self.counters.transform.busy(start.elapsed());
+        Ok(Evaluated { rows: Rows { rows, samples }, origin: None, error })
+    }
+
+    fn context(&self, key: Key, sample: Sample) -> Context {
+        Context { key: sample.key(key), sample: sample.id, epoch: self.epoch }
+    }
+
+    /// Applies one function of the graph.
+    pub(crate) fn apply(&self, stage: &Stage, input: Evaluated, scratch: &mut Scratch) -> Result<Evaluated> {
+        if input.rows.len() == 0 {
+            return Ok(self.apply_to_nothing(stage, input));
+        }
+        let start = Instant::now();
+        let applied = self.apply_to_rows(stage, input, scratch);
+        stage.counter.busy(start.elapsed());
+        if let Ok(applied) = &applied {
+            stage.counter.add(applied.rows.len() as u64, 0);
+        }
+        applied
+    }
+
+    /// The schema that the function's rows would have, without calling it.
+    fn apply_to_nothing(&self, stage: &Stage, mut input: Evaluated) -> Evaluated {
+        let empty: Vec<(Column, ArrayRef)> = match &stage.function {
+            Function::Map { outputs, .. } | Function::MapBatch { outputs, .. } | Function::FlatMap { outputs, .. } => {
+                outputs.iter().map(|column| (column.clone(), arrow::array::new_empty_array(&column.arrow_type()))).collect()
+            }
+            _ => Vec::new(),
+        };
+        if input.rows.rows.num_columns() > 0
+            && let Ok(rows) = with_columns(&input.rows.rows, empty)
+        {
+            input.rows.rows = rows;
+        }
+        if stage.function.changes_rows() {
+            input.origin.get_or_insert_default();
+        }
+        input
+    }
+
+    fn apply_to_rows(&self, stage: &Stage, input: Evaluated, scratch: &mut Scratch) -> Result<Evaluated> {
+        let len = input.rows.len();
+        let blame = |row: usize, error: Error| {
+            let error = if error.kind() == ErrorKind::Config { error } else { error.stage(stage.name.clone()) };
+            error.sample(input.rows.samples[row].id)
+        };
+        match &stage.function {
+            Function::Select { columns } => {
+                let schema = input.rows.rows.schema();
+                let indices = columns.iter().map(|name| schema.index_of(name)).collect::<Result<Vec<_>, _>>().map_err(internal)?;
+                let rows = input.rows.rows.project(&indices).map_err(internal)?;
+                Ok(Evaluated { rows: Rows { rows, ..input.rows }, ..input })
+            }
+            Function::Map { outputs, f } => {
+                let mut written = Outputs::new(outputs);
+                let mut failed = None;
+                for (index, &sample) in input.rows.samples.iter().enumerate() {
+                    let row = Row { rows: &input.rows.rows, index };
+                    let result = no_panic(|| written.one(|out| f(&self.context(stage.key, sample), row, out)));
+                    if let Err(error) = result {
+                        failed = Some((index, blame(index, error)));
+                        break;
+                    }
+                }
+                let arrays = written.finish()?;
+                let mut result = match failed {
+                    Some((index, error)) => input.cut(index, error),
+                    None => input,
+                };
+                result.rows.rows = with_columns(&result.rows.rows, arrays)?;
+                Ok(result)
+            }
+            Function::MapBatch { outputs, f } => {
+                let contexts: Vec<Context> = input.rows.samples.iter().map(|&s| self.context(stage.key, s)).collect();
+                let mapped = no_panic(|| f(&contexts, &input.rows.rows)).and_then(|rows| check_output(outputs, &rows, len));
+                match mapped {
+                    Ok(arrays) => {
+                        let rows = with_columns(&input.rows.rows, arrays)?;
+                        Ok(Evaluated { rows: Rows { rows, ..input.rows }, ..input })
+                    }
+                    Err(error) => {
+                        let error = blame(0, error);
+                        Ok(self.apply_to_nothing(stage, input.cut(0, error)))
+                    }
+                }
+            }
+            Function::Filter { f } => {
+                let (mut kept, mut failed) = (Vec::with_capacity(len), None);
+                for (index, &sample) in input.rows.samples.iter().enumerate() {
+                    let row = Row { rows: &input.rows.rows, index };
+                    match no_panic(|| f(&self.context(stage.key, sample), row)) {
+                        Ok(true) => kept.push(index as u32),
+                        Ok(false) => {}
+                        Err(error) => {
+                            failed = Some(blame(index, error));
+                            break;
+                        }
+                    }
+                }
+                expand(input, kept, None, failed)
+            }
+            Function::FlatMap { outputs, f } => {
+                let mut written = Outputs::new(outputs);
+                let (mut from, mut parts, mut failed) = (Vec::with_capacity(len), Vec::with_capacity(len), None);
+                for (index, &sample) in input.rows.samples.iter().enumerate() {
+                    let row = Row { rows: &input.rows.rows, index };
+                    match no_panic(|| written.many(|out| f(&self.context(stage.key, sample), row, out))) {
+                        Ok(rows) => {
+                            from.extend(std::iter::repeat_n(index as u32, rows));
+                            // Parts of parts stay distinct for up to 2^12 rows made of each.
+                            parts.extend((0..rows as u32).map(|part| sample.part.wrapping_mul(1 << 12).wrapping_add(part)));
+                        }
+                        Err(error) => {
+                            failed = Some(blame(index, error));
+                            break;
+                        }
+                    }
+                }
+                let arrays = written.finish()?;
+                let mut expanded = expand(input, from, Some(parts), failed)?;
+                expanded.rows.rows = with_columns(&expanded.rows.rows, arrays)?;
+                Ok(expanded)
+            }
+            Function::Image { column, image } => {
+                let (dtype, shape) = image.output()?;
+                let encoded = input.rows.rows.column_by_name(column).and_then(|array| array.as_binary_view_opt().cloned());
+                let encoded = encoded.ok_or_else(|| Error::new(ErrorKind::Schema, "not a column of bytes").column(column.as_str()))?;
+                let sample_bytes = shape.iter().product::<usize>() * dtype.size().unwrap_or(1);
+                let mut pixels = vec![0f32; (len * sample_bytes).div_ceil(4)];
+                let slots: &mut [u8] = bytemuck::cast_slice_mut(&mut pixels);
+                let mut failed = None;
+                for (row, (sample, slot)) in input.rows.samples.iter().zip(slots.chunks_exact_mut(sample_bytes)).enumerate() {
+                    let key = sample.key(stage.key);
+                    if let Err(error) = no_panic(|| image.decode_into(encoded.value(row), key, slot, scratch)) {
+                        failed = Some((row, blame(row, error.stage("image").column(column.as_str()))));
+                        break;
+                    }
+                }
+                let array = pixel_array(image, pixels, len * sample_bytes)?;
+                let declared = Column::new(column.as_str(), dtype, crate::schema::Shape::Fixed(shape));
+                let mut result = input;
+                result.rows.rows = with_columns(&result.rows.rows, vec![(declared, array)])?;
+                Ok(match failed {
+                    Some((row, error)) => result.cut(row, error),
+                    None => result,
+                })
+            }
+        }
+    }
+}
+
+/// Pixels of decoded images as a fixed-size list.
+fn pixel_array(image: &Image, pixels: Vec<f32>, bytes: usize) -> Result<ArrayRef> {
+    let (dtype, shape) = image.output()?;
+    let items: ArrayRef = match dtype {
+        Dtype::F32 => Arc::new(arrow::array::Float32Array::from(pixels)),
+        _ => Arc::new(arrow::array::UInt8Array::from(bytemuck::cast_slice::<f32, u8>(&pixels)[..bytes].to_vec())),
+    };
+    let field = Arc::new(Field::new_list_field(items.data_type().clone(), false));
+    let list = FixedSizeListArray::try_new(field, shape.iter().product::<usize>() as i32, items, None);
+    Ok(Arc::new(list.map_err(internal)?))
+}
+
+/// Faults of our own making.
+fn internal(error: arrow::error::ArrowError) -> Error {
+    Error::new(ErrorKind::Transform, "rows of different columns met").because(error)
+}
+
+/// The rows with columns added, or replaced where the name is taken.
+fn with_columns(rows: &RecordBatch, columns: Vec<(Column, ArrayRef)>) -> Result<RecordBatch> {
+    if columns.is_empty() {
+        return Ok(rows.clone());
+    }
+    let mut fields: Vec<Arc<Field>> = rows.schema_ref().fields().iter().cloned().collect();
+    let mut arrays = rows.columns().to_vec();
+    for (column, array) in columns {
+        let field = Arc::new(Field::new(column.name().as_ref(), array.data_type().clone(), false));
+        match fields.iter().position(|f| f.name() == field.name()) {
+            Some(at) => (fields[at], arrays[at]) = (field, array),
+            None => {
+                fields.push(field);
+                arrays.push(array);
+            }
+        }
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(internal)
+}
+
+/// Rows by number, each possibly not at all or several times.
+fn expand(input: Evaluated, from: Vec<u32>, parts: Option<Vec<u32>>, error: Option<Error>) -> Result<Evaluated> {
+    let origin = match &input.origin {
+        Some(origin) => from.iter().map(|&row| origin[row as usize]).collect(),
+        None => from.clone(),
+    };
+    let mut samples: Vec<Sample> = from.iter().map(|&row| input.rows.samples[row as usize]).collect();
+    for (sample, part) in samples.iter_mut().zip(parts.into_iter().flatten()) {
+        sample.part = part;
+    }
+    let rows = take_record_batch(&input.rows.rows, &UInt32Array::from(from)).map_err(internal)?;
+    Ok(Evaluated { rows: Rows { rows, samples }, origin: Some(origin), error: error.or(input.error) })
+}
+
+/// Rows of several parts in the order of positions.
+fn regather(parts: &[Evaluated], from: &[(u32, u32)]) -> Result<Evaluated> {
+    let expanded = parts.iter().any(|part| part.origin.is_some());
+    // Where each position's rows start in its part.
+    let starts: Vec<Option<Vec<usize>>> = parts
+        .iter()
+        .map(|part| {
+            part.origin.as_ref().map(|origin| {
+                let positions = from.iter().map(|f| f.1 as usize + 1).max().unwrap_or(0);
+                (0..=positions).map(|position| origin.partition_point(|&o| (o as usize) < position)).collect()
+            })
+        })
+        .collect();
+    let (mut at, mut origin, mut samples, mut error) = (Vec::new(), Vec::new(), Vec::new(), None);
+    for (position, &(part, index)) in from.iter().enumerate() {
+        let (evaluated, index) = (&parts[part as usize], index as usize);
+        let range = match &starts[part as usize] {
+            Some(starts) => starts[index]..starts[index + 1],
+            None => index..index + 1,
+        };
+        // A part that failed has no rows from there on, and whether this position comes behind is known by its rows alone.
+        let behind = match &evaluated.origin {
+            None => range.end > evaluated.rows.len(),
+            Some(origin) => origin.last().is_none_or(|&last| last as usize <= index),
+        };
+        if let (Some(found), true) = (&evaluated.error, behind) {
+            error = Some(found.clone());
+            break;
+        }
+        for row in range {
+            at.push((part as usize, row));
+            origin.push(position as u32);
+            samples.push(evaluated.rows.samples[row]);
+        }
+    }
+    let sources: Vec<&RecordBatch> = parts.iter().map(|part| &part.rows.rows).filter(|rows| rows.num_columns() > 0).collect();
+    let rows = match sources.first() {
+        None => RecordBatch::new_empty(Arc::new(Schema::empty())),
+        Some(first) if at.is_empty() => first.slice(0, 0),
+        Some(first) => {
+            let sources: Vec<&RecordBatch> =
+                parts.iter().map(|part| if part.rows.rows.num_columns() > 0 { &part.rows.rows } else { *first }).collect();
+            interleave_record_batch(&sources, &at).map_err(internal)?
+        }
+    };
+    Ok(Evaluated { rows: Rows { rows, samples }, origin: expanded.then_some(origin), error })
+}
+
+/// Columns side by side, as far as all parts go.
+fn zip(parts: Vec<Evaluated>) -> Result<Evaluated> {
+    let shortest = parts.iter().map(|part| part.rows.len()).min().unwrap_or(0);
+    let error = parts.iter().filter(|part| part.rows.len() == shortest).find_map(|part| part.error.clone());
+    let mut parts = parts.into_iter();
+    let first = parts.next().expect("zip has inputs");
+    let samples = first.rows.samples[..shortest].to_vec();
+    let mut rows = first.rows.rows.slice(0, shortest);
+    for part in parts {
+        let part = part.rows.rows.slice(0, shortest);
+        let columns: Vec<_> = part.schema_ref().fields().iter().zip(part.columns()).collect();
+        let new = columns.into_iter().filter(|(field, _)| rows.column_by_name(field.name()).is_none());
+        let new: Vec<(Arc<Field>, ArrayRef)> = new.map(|(field, array)| (field.clone(), array.clone())).collect();
+        let fields: Vec<Arc<Field>> = rows.schema_ref().fields().iter().cloned().chain(new.iter().map(|n| n.0.clone())).collect();
+        let arrays = rows.columns().iter().cloned().chain(new.into_iter().map(|n| n.1)).collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(shortest));
+        rows = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options).map_err(internal)?;
+    }
+    let result = Evaluated::good(Rows { rows, samples });
+    Ok(Evaluated { error, ..result })
+}
+
+/// The declared columns of what a `map_batch` returned.
+fn check_output(outputs: &[Column], rows: &RecordBatch, len: usize) -> Result<Vec<(Column, ArrayRef)>> {
+    if rows.num_rows() != len {
+        return Err(Error::new(ErrorKind::Transform, format!("returned {} rows for {len}", rows.num_rows()))
+            .advice("return one row for each; .filter() and .flat_map() change their number"));
+    }
+    let column = |column: &Column| {
+        let array = rows.column_by_name(column.name());
+        let array = array.ok_or_else(|| Error::new(ErrorKind::Transform, "declared as an output, but not returned").column(column.name().clone()))?;
+        let wanted = column.arrow_type();
+        let array = if array.data_type() == &wanted { array.clone() } else {
+            arrow::compute::cast(array, &wanted).map_err(|e| {
+                Error::new(ErrorKind::Transform, format!("returned as {}, declared {column}", array.data_type())).because(e).column(column.name().clone())
+            })?
+        };
+        if array.null_count() > 0 {
+            return Err(Error::new(ErrorKind::Transform, "null values cannot become tensors").column(column.name().clone()));
+        }
+        Ok((column.clone(), array))
+    };
+    outputs.iter().map(column).collect()
+}

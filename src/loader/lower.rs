@@ -1,0 +1,539 @@
+//! The one place that turns a graph into what is executed: an order, functions, and the layout of batches.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::batch::Pad;
+use crate::batch::collate::Layout;
+use crate::dataset::Dataset;
+use crate::dataset::graph::{Files, Function, Node};
+use crate::dataset::validate::{all_of, changes_rows};
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::order::{ENDLESS, Lanes, Order};
+use crate::plan::shuffle::ShuffledOrder;
+use crate::plan::steps::Steps;
+use crate::plan::{Remainder, Shuffle};
+use crate::random::Key;
+use crate::schema::{Column, Dtype, Shape};
+use crate::source::{Arriving, Source};
+use crate::telemetry::StageCounter;
+use crate::transform::image::Image;
+
+/// A function of the graph, with the key of its randomness.
+pub(crate) struct Stage {
+    pub(crate) name: String,
+    pub(crate) function: Function,
+    pub(crate) key: Key,
+    pub(crate) counter: Arc<StageCounter>,
+}
+
+/// Where rows come from.
+#[derive(Clone)]
+pub(crate) enum Leaf {
+    /// Blocks of known row counts, in any order.
+    Indexed(Arc<dyn Source>),
+    /// Blocks as they come.
+    Arriving(Arc<dyn Arriving>),
+}
+
+impl Leaf {
+    fn columns(&self) -> &[Column] {
+        match self {
+            Leaf::Indexed(source) => source.columns(),
+            Leaf::Arriving(source) => source.columns(),
+        }
+    }
+}
+
+/// What a graph was lowered to.
+pub(crate) struct Pipeline {
+    pub(crate) leaves: Vec<Leaf>,
+    pub(crate) order: Order,
+    pub(crate) stages: Vec<Stage>,
+    pub(crate) enumerated: Vec<Column>,
+    pub(crate) layouts: Vec<Layout>,
+    /// Functions of whole batches, by number of stage.
+    pub(crate) on_batches: Vec<usize>,
+    pub(crate) steps: Steps,
+    /// Whether rows become none or several on their way.
+    pub(crate) expands: bool,
+    /// Batches of an epoch at most, where they are counted behind an expanding stage.
+    pub(crate) limit: Option<u64>,
+    pub(crate) prefetch: usize,
+    pub(crate) fingerprint: u64,
+    pub(crate) notes: Vec<String>,
+}
+
+/// What is said about batches behind `.batch(n)`, read off the top of the graph.
+pub(crate) struct BatchSpec<'a> {
+    pub(crate) size: u64,
+    pub(crate) remainder: Remainder,
+    pub(crate) prefetch: usize,
+    /// From the batch upwards.
+    above: Vec<&'a Node>,
+    input: &'a Arc<Node>,
+}
+
+/// Batches that wait for the loop when nobody says.
+const DEFAULT_PREFETCH: usize = 2;
+
+impl<'a> BatchSpec<'a> {
+    /// Reads it off a validated graph.
+    pub(crate) fn of(dataset: &'a Dataset) -> Self {
+        let (mut node, mut above) = (&dataset.node, Vec::new());
+        let (mut remainder, mut prefetch) = (None, None);
+        loop {
+            match &**node {
+                Node::Batch { input, size } => {
+                    above.reverse();
+                    let (remainder, prefetch) = (remainder.unwrap_or_default(), prefetch.unwrap_or(DEFAULT_PREFETCH));
+                    return Self { size: *size, remainder, prefetch, above, input };
+                }
+                Node::Remainder { remainder: said, .. } => _ = remainder.get_or_insert(*said),
+                Node::Prefetch { batches, .. } => _ = prefetch.get_or_insert(*batches),
+                other => above.push(other),
+            }
+            node = &node.inputs()[0];
+        }
+    }
+}
+
+/// What the graph wants of a source that has to be opened.
+#[derive(Debug, Default)]
+pub(crate) struct Request {
+    /// Columns to parse; `None`: what the first records show.
+    pub(crate) columns: Option<Vec<Column>>,
+    /// The finest shuffle above it.
+    pub(crate) shuffle: Option<Shuffle>,
+    /// Why row counts must be known before reading, if they must.
+    pub(crate) needs_index: Option<&'static str>,
+}
+
+/// The file nodes of a graph and what is wanted of each, in a fixed order.
+pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Request)>> {
+    struct Walk<'a> {
+        found: Vec<(&'a Arc<Node>, &'a Files, Request)>,
+        conflicts: Vec<Error>,
+    }
+    impl<'a> Walk<'a> {
+        fn go(&mut self, node: &'a Arc<Node>, wanted: Option<Vec<Column>>, shuffle: Option<Shuffle>, needs_index: Option<&'static str>) {
+            match &**node {
+                Node::Files(files) => self.request(node, files, wanted, shuffle, needs_index),
+                Node::Columns { input, columns } => self.go(input, Some(columns.clone()), shuffle, needs_index),
+                Node::Shuffle { input, shuffle: mode } => {
+                    let again = shuffle.is_some().then_some("two shuffles");
+                    self.go(input, wanted, shuffle.or(Some(*mode)), needs_index.or(again));
+                }
+                Node::Apply { input, function: Function::Image { .. }, .. } | Node::Pad { input, .. } | Node::Batch { input, .. } => {
+                    self.go(input, wanted, shuffle, needs_index);
+                }
+                Node::Enumerate { input, column } => {
+                    let wanted = wanted.map(|w| w.into_iter().filter(|c| c.name() != column.name()).collect());
+                    self.go(input, wanted, shuffle, needs_index.or(Some("enumerate")));
+                }
+                Node::Take { input, .. } => self.go(input, wanted, shuffle, needs_index),
+                Node::Prefetch { input, .. } | Node::Remainder { input, .. } => self.go(input, wanted, shuffle, needs_index),
+                Node::Apply { input, .. } => self.go(input, None, shuffle, needs_index),
+                other => {
+                    let reason = match other {
+                        Node::Zip { .. } => "zip",
+                        Node::Concat { .. } => "concat",
+                        Node::Interleave { .. } => "interleave",
+                        Node::Skip { .. } => "skip",
+                        _ => "repeat",
+                    };
+                    for input in other.inputs() {
+                        let wanted = if matches!(other, Node::Zip { .. }) { None } else { wanted.clone() };
+                        self.go(input, wanted, shuffle, needs_index.or(Some(reason)));
+                    }
+                }
+            }
+        }
+
+        fn request(&mut self, node: &'a Arc<Node>, files: &'a Files, wanted: Option<Vec<Column>>, shuffle: Option<Shuffle>, needs_index: Option<&'static str>) {
+            let Some((.., known)) = self.found.iter_mut().find(|(n, ..)| Arc::ptr_eq(n, node)) else {
+                self.found.push((node, files, Request { columns: wanted, shuffle, needs_index }));
+                return;
+            };
+            known.needs_index = known.needs_index.or(needs_index);
+            known.shuffle = [known.shuffle, shuffle].into_iter().flatten().max_by_key(|s| s.samples().unwrap_or(u64::MAX));
+            // One branch that wants what there is makes all of it be parsed.
+            known.columns = match (known.columns.take(), wanted) {
+                (Some(mut columns), Some(wanted)) => {
+                    for column in wanted {
+                        match columns.iter().find(|c| c.name() == column.name()) {
+                            None => columns.push(column),
+                            Some(same) if *same == column => {}
+                            Some(other) => self.conflicts.push(
+                                Error::config(format!("two branches declare one column as `{other}` and `{column}`"))
+                                    .advice("declare it alike in both calls of .columns()"),
+                            ),
+                        }
+                    }
+                    Some(columns)
+                }
+                _ => None,
+            };
+        }
+    }
+    let mut walk = Walk { found: Vec::new(), conflicts: Vec::new() };
+    walk.go(&dataset.node, None, None, None);
+    all_of(walk.conflicts)?;
+    Ok(walk.found)
+}
+
+/// A column on its way to the batch.
+#[derive(Clone)]
+struct Carried {
+    column: Column,
+    /// The source that it is read from unchanged.
+    leaf: Option<usize>,
+    pad: Option<Pad>,
+    /// An image operation that waits until the batch is laid out.
+    image: Option<(Arc<Image>, Key, String)>,
+}
+
+/// A node, lowered.
+struct Lowered {
+    order: Order,
+    columns: Vec<Carried>,
+}
+
+struct Lowering<'a> {
+    opened: &'a HashMap<*const Node, Leaf>,
+    steps: Steps,
+    seed: Key,
+    leaves: Vec<(*const Node, Leaf, u64)>,
+    stages: Vec<Stage>,
+    enumerated: Vec<Column>,
+    shuffles: u64,
+    mistakes: Vec<Error>,
+    notes: Vec<String>,
+}
+
+/// Lowers a validated graph whose file nodes were opened.
+pub(crate) fn lower(dataset: &Dataset, opened: &HashMap<*const Node, Leaf>, steps: Steps, seed: u64) -> Result<Pipeline> {
+    let spec = BatchSpec::of(dataset);
+    let mut lowering = Lowering {
+        opened,
+        steps,
+        seed: Key::new(seed),
+        leaves: Vec::new(),
+        stages: Vec::new(),
+        enumerated: Vec::new(),
+        shuffles: 0,
+        mistakes: Vec::new(),
+        notes: Vec::new(),
+    };
+    let mut lowered = lowering.node(spec.input);
+    let expands = changes_rows(spec.input);
+    let (mut on_batches, mut limit) = (Vec::new(), None);
+    for node in spec.above {
+        match node {
+            Node::Take { rows, .. } if expands => limit = Some(limit.map_or(*rows, |l: u64| l.min(*rows))),
+            Node::Take { rows, .. } => {
+                lowered.order = Order::Take { rows: rows.saturating_mul(spec.size), input: Box::new(lowered.order) };
+            }
+            Node::Skip { rows, .. } if !expands => {
+                lowered.order = Order::Skip { rows: rows.saturating_mul(spec.size), input: Box::new(lowered.order) };
+            }
+            Node::Skip { .. } => lowering.mistakes.push(
+                Error::config("skip behind a batch whose rows went through a filter or flat_map")
+                    .advice("skip rows before the .filter()"),
+            ),
+            Node::Apply { name, function, .. } => {
+                lowered = lowering.decode_images(lowered);
+                let stage = lowering.stage(name, function, &mut lowered.columns);
+                on_batches.push(stage);
+            }
+            _ => {}
+        }
+    }
+    if expands && steps.world > 1 {
+        lowering.mistakes.push(
+            Error::config(format!("the {} ranks would take different numbers of steps behind a filter or flat_map", steps.world))
+                .advice("filter when the shards are written, or train with one rank"),
+        );
+    }
+    let mut layouts = Vec::new();
+    for Carried { column, pad, image, .. } in lowered.columns {
+        let ragged = matches!(column.shape(), Shape::Ragged(_)) && column.dtype() != Dtype::Bytes;
+        if pad.is_some() && !ragged {
+            lowering.mistakes.push(Error::config(format!("`{column}` is padded, but is not ragged")).advice("remove its .pad()"));
+        }
+        layouts.push(Layout { column, pad: pad.unwrap_or_default(), image: image.map(|(image, key, _)| (image, key)) });
+    }
+    if let Some(rows) = lowered.order.rows().filter(|&rows| rows != ENDLESS && !expands)
+        && let Err(error) = steps.check(rows)
+    {
+        lowering.mistakes.push(error);
+    }
+    all_of(lowering.mistakes)?;
+    let mut hash = Xxh3::new();
+    hash.update(dataset.explain().as_bytes());
+    for (_, leaf, _) in &lowering.leaves {
+        hash.update(&match leaf {
+            Leaf::Indexed(source) => source.catalog().fingerprint().to_le_bytes(),
+            Leaf::Arriving(source) => source.fingerprint().to_le_bytes(),
+        });
+    }
+    Ok(Pipeline {
+        leaves: lowering.leaves.into_iter().map(|(_, leaf, _)| leaf).collect(),
+        order: lowered.order,
+        stages: lowering.stages,
+        enumerated: lowering.enumerated,
+        layouts,
+        on_batches,
+        steps,
+        expands,
+        limit,
+        prefetch: spec.prefetch,
+        fingerprint: hash.digest(),
+        notes: lowering.notes,
+    })
+}
+
+impl Lowering<'_> {
+    fn mistake(&mut self, message: String, advice: &'static str) {
+        self.mistakes.push(Error::config(message).advice(advice));
+    }
+
+    fn node(&mut self, node: &Arc<Node>) -> Lowered {
+        let boxed = |lowered: Lowered, make: &dyn Fn(Box<Order>) -> Order| Lowered { order: make(Box::new(lowered.order)), ..lowered };
+        match &**node {
+            Node::Files(_) => self.leaf(node, self.opened[&Arc::as_ptr(node)].clone()),
+            Node::Source(source) => self.leaf(node, Leaf::Indexed(source.clone())),
+            Node::Columns { input, columns } => {
+                let lowered = self.node(input);
+                self.select(lowered, columns)
+            }
+            Node::Apply { input, name, function } => {
+                let mut lowered = self.node(input);
+                if let Function::Image { column, image } = function {
+                    return self.image(lowered, name, column, image);
+                }
+                lowered = self.decode_images(lowered);
+                let stage = self.stage(name, function, &mut lowered.columns);
+                boxed(lowered, &|input| Order::Apply { stage, input })
+            }
+            Node::Shuffle { input, shuffle } if shuffle.is_none() => self.node(input),
+            Node::Shuffle { input, shuffle } => {
+                let lowered = self.node(input);
+                self.shuffle(lowered, *shuffle)
+            }
+            Node::Interleave { input, cycle, run } => {
+                let lowered = self.node(input);
+                match lowered.order.shards() {
+                    Some(shards) => boxed(lowered, &|input| Order::Interleave { lanes: Lanes::new(&shards, *cycle, *run), input }),
+                    None => {
+                        self.mistake("interleave needs the shards of one source below it".into(), "put .interleave() right behind the source");
+                        lowered
+                    }
+                }
+            }
+            Node::Concat { inputs } => {
+                let parts: Vec<Lowered> = inputs.iter().map(|input| self.node(input)).collect();
+                let parts: Vec<Lowered> = parts.into_iter().map(|part| self.decode_images(part)).collect();
+                let names = |lowered: &Lowered| lowered.columns.iter().map(|c| c.column.to_string()).collect::<Vec<_>>();
+                if let Some(other) = parts[1..].iter().find(|part| names(part) != names(&parts[0])) {
+                    let (first, other) = (names(&parts[0]).join(", "), names(other).join(", "));
+                    self.mistake(format!("concat of different columns: {first} and {other}"), "choose the same with .columns() in both");
+                }
+                let mut columns = parts[0].columns.clone();
+                columns.iter_mut().for_each(|carried| carried.leaf = None);
+                Lowered { order: Order::Concat(parts.into_iter().map(|part| part.order).collect()), columns }
+            }
+            Node::Zip { inputs } => {
+                let (mut orders, mut columns) = (Vec::new(), Vec::<Carried>::new());
+                for input in inputs {
+                    let lowered = self.node(input);
+                    for carried in lowered.columns {
+                        match columns.iter().find(|c| c.column.name() == carried.column.name()) {
+                            None => columns.push(carried),
+                            Some(same) if same.leaf.is_some() && same.leaf == carried.leaf => {}
+                            Some(_) => self.mistake(
+                                format!("zip of two columns called {:?}", carried.column.name()),
+                                "give one of them another name in a .map(), or leave it out with .columns()",
+                            ),
+                        }
+                    }
+                    orders.push(lowered.order);
+                }
+                Lowered { order: Order::Zip(orders), columns }
+            }
+            Node::Repeat { input, times } => boxed(self.node(input), &|input| Order::Repeat { times: *times, input }),
+            Node::Take { input, rows } => boxed(self.node(input), &|input| Order::Take { rows: *rows, input }),
+            Node::Skip { input, rows } => boxed(self.node(input), &|input| Order::Skip { rows: *rows, input }),
+            Node::Enumerate { input, column } => {
+                let mut lowered = self.node(input);
+                lowered.columns.retain(|c| c.column.name() != column.name());
+                lowered.columns.push(Carried { column: column.clone(), leaf: None, pad: None, image: None });
+                self.enumerated.push(column.clone());
+                let number = self.enumerated.len() - 1;
+                boxed(lowered, &|input| Order::Enumerate { column: number, input })
+            }
+            Node::Pad { input, column, pad } => {
+                let mut lowered = self.node(input);
+                match lowered.columns.iter_mut().find(|c| c.column.name().as_ref() == column) {
+                    Some(carried) => carried.pad = Some(*pad),
+                    None => self.no_column(&lowered.columns, column, ".pad()"),
+                }
+                lowered
+            }
+            Node::Batch { input, .. } | Node::Remainder { input, .. } | Node::Prefetch { input, .. } => self.node(input),
+        }
+    }
+
+    fn no_column(&mut self, columns: &[Carried], name: &str, verb: &str) {
+        let names: Vec<_> = columns.iter().map(|c| c.column.name().as_ref()).collect();
+        let error = Error::new(ErrorKind::Schema, format!("{verb} of a column {name:?}; these exist: {}", names.join(", ")));
+        self.mistakes.push(error.advice("look at the spelling, and at what .columns() before it leaves"));
+    }
+
+    fn leaf(&mut self, node: &Arc<Node>, leaf: Leaf) -> Lowered {
+        let at = self.leaves.iter().position(|known| known.0 == Arc::as_ptr(node)).unwrap_or_else(|| {
+            // Sample ids of a source begin where those of the sources before end.
+            let ids = |leaf: &Leaf| match leaf {
+                Leaf::Indexed(source) => source.catalog().rows(),
+                Leaf::Arriving(_) => 0,
+            };
+            let first = self.leaves.iter().map(|(_, leaf, _)| ids(leaf)).sum();
+            self.leaves.push((Arc::as_ptr(node), leaf, first));
+            self.leaves.len() - 1
+        });
+        let (_, leaf, first_id) = &self.leaves[at];
+        let carried = |column: &Column| Carried { column: column.clone(), leaf: Some(at), pad: None, image: None };
+        let columns = leaf.columns().iter().map(carried).collect();
+        let order = match leaf {
+            Leaf::Indexed(source) => Order::Rows { leaf: at, catalog: Arc::new(source.catalog().clone()), first_id: *first_id },
+            Leaf::Arriving(_) => Order::Arrival { leaf: at, key: self.seed.with("arrival"), buffer: 1, segment: None },
+        };
+        Lowered { order, columns }
+    }
+
+    /// Chooses columns by name; a declaration that differs from what there is, is a mistake.
+    fn select(&mut self, lowered: Lowered, wanted: &[Column]) -> Lowered {
+        let mut columns = Vec::with_capacity(wanted.len());
+        for want in wanted {
+            match lowered.columns.iter().find(|c| c.column.name() == want.name()) {
+                None => self.no_column(&lowered.columns, want.name(), ".columns()"),
+                Some(carried) => {
+                    let have = &carried.column;
+                    if carried.image.is_none() && (have.dtype() != want.dtype() || !same_extent(have.shape(), want.shape())) {
+                        self.mistake(
+                            format!("`{have}` is declared as `{want}`"),
+                            "declare what there is, or compute another column with .map()",
+                        );
+                    }
+                    columns.push(carried.clone());
+                }
+            }
+        }
+        let names = |columns: &[Carried]| columns.iter().map(|c| c.column.name().to_string()).collect::<Vec<_>>();
+        if names(&columns) == names(&lowered.columns) {
+            return Lowered { columns, ..lowered };
+        }
+        let stage = self.add_stage("columns", Function::Select { columns: names(&columns) });
+        Lowered { order: Order::Apply { stage, input: Box::new(lowered.order) }, columns }
+    }
+
+    fn add_stage(&mut self, name: &str, function: Function) -> usize {
+        let key = self.seed.with("operation").with(name);
+        self.stages.push(Stage { name: name.to_owned(), function, key, counter: Arc::default() });
+        self.stages.len() - 1
+    }
+
+    /// Adds a user's function and what it does to the columns.
+    fn stage(&mut self, name: &str, function: &Function, columns: &mut Vec<Carried>) -> usize {
+        if let Function::Map { outputs, .. } | Function::MapBatch { outputs, .. } | Function::FlatMap { outputs, .. } = function {
+            for output in outputs {
+                let made = Carried { column: output.clone(), leaf: None, pad: None, image: None };
+                match columns.iter_mut().find(|c| c.column.name() == output.name()) {
+                    Some(carried) => *carried = made,
+                    None => columns.push(made),
+                }
+            }
+        }
+        let verb = match function {
+            Function::Map { .. } => "map",
+            Function::MapBatch { .. } => "map_batch",
+            Function::Filter { .. } => "filter",
+            Function::FlatMap { .. } => "flat_map",
+            Function::Image { .. } | Function::Select { .. } => unreachable!("handled by their callers"),
+        };
+        let stage = self.add_stage(name, function.clone());
+        self.stages[stage].name = format!("{verb} {name:?}");
+        stage
+    }
+
+    /// Notes an image operation; it is done when the batch is laid out, unless somebody wants the pixels before.
+    fn image(&mut self, mut lowered: Lowered, name: &str, column: &str, image: &Arc<Image>) -> Lowered {
+        let Some(carried) = lowered.columns.iter_mut().find(|c| c.column.name().as_ref() == column) else {
+            self.no_column(&lowered.columns, column, ".image()");
+            return lowered;
+        };
+        if carried.column.dtype() != Dtype::Bytes || *carried.column.shape() != Shape::Scalar || carried.image.is_some() {
+            let found = carried.column.clone();
+            self.mistake(format!("`{found}` holds no encoded images"), "name a column of bytes, and decode it once");
+            return lowered;
+        }
+        // A graph with a faulty image never got here: `validate` looked at it.
+        if let Ok((dtype, shape)) = image.output() {
+            carried.column = Column::new(column, dtype, Shape::Fixed(shape));
+            carried.leaf = None;
+            carried.image = Some((image.clone(), self.seed.with("operation").with(name), name.to_owned()));
+        }
+        lowered
+    }
+
+    /// Decodes the images that were put off: a function that comes next may look at the pixels.
+    fn decode_images(&mut self, mut lowered: Lowered) -> Lowered {
+        for i in 0..lowered.columns.len() {
+            let Some((image, key, name)) = lowered.columns[i].image.take() else { continue };
+            let column = lowered.columns[i].column.name().to_string();
+            let stage = self.add_stage(&name, Function::Image { column, image });
+            self.stages[stage].key = key;
+            lowered.order = Order::Apply { stage, input: Box::new(lowered.order) };
+        }
+        lowered
+    }
+
+    fn shuffle(&mut self, mut lowered: Lowered, shuffle: Shuffle) -> Lowered {
+        let key = self.seed.with("shuffle").with_number(self.shuffles);
+        self.shuffles += 1;
+        if let Some(buffer) = lowered.order.arrival_buffer() {
+            match shuffle.samples() {
+                Some(samples) => *buffer = samples,
+                None => self.mistake(
+                    "a global shuffle of shards without an index".into(),
+                    "build one with .index(Index::Build), or take Shuffle::buffer(n)",
+                ),
+            }
+            return lowered;
+        }
+        let (starts, divisible) = lowered.order.blocks();
+        let blocks = starts.len() as u64 - 1;
+        let rows = starts.last().copied().unwrap_or(0);
+        let wanted = crate::plan::shuffle::PIECES_PER_STREAM * self.steps.streams;
+        if !divisible && blocks < wanted && shuffle.samples().is_some_and(|samples| samples < rows) {
+            self.notes.push(format!(
+                "{blocks} blocks that cannot be read in part are shuffled over {} streams: mixing is coarse; a larger shuffle buffer or smaller shards would help",
+                self.steps.streams
+            ));
+        }
+        let order = ShuffledOrder::new(key, shuffle, &starts, divisible, self.steps);
+        lowered.order = Order::Shuffle { order, input: Box::new(lowered.order) };
+        lowered
+    }
+}
+
+/// Shapes with the same number of elements in the same raggedness: Arrow does not know inner extents.
+fn same_extent(a: &Shape, b: &Shape) -> bool {
+    match (a, b) {
+        (Shape::Ragged(a), Shape::Ragged(b)) => a.iter().product::<usize>() == b.iter().product::<usize>(),
+        (Shape::Ragged(_), _) | (_, Shape::Ragged(_)) => false,
+        _ => a.elements() == b.elements(),
+    }
+}

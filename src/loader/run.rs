@@ -1,0 +1,1017 @@
+//! The driver of a run: plans tickets, asks for blocks, starts work, puts results in order.
+//!
+//! A *ticket* is one step of the plan on its way through the stages. All decisions are taken in [`State::advance`], under one
+//! lock, whenever something happened: a block arrived, a task ended, the loop took a batch. It never waits. The work itself
+//! runs on the pool without the lock. `src/loader/README.md` tells the life of a ticket.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::arrival::ArrivalDriver;
+use super::assemble::{Assembly, Finished};
+use super::evaluate::{Block, Env, Evaluated};
+use super::lower::{Leaf, Pipeline};
+use super::rebatch::Rebatch;
+use crate::batch::Batch;
+use crate::batch::buffer::Allocator;
+use crate::device::Delivery;
+use crate::engine::Scheduler;
+use crate::engine::budget::{Account, Grant};
+use crate::engine::io::{Cancel, Io};
+use crate::engine::pool::{Level, Pool, no_panic};
+use crate::engine::reorder::Reorder;
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::Remainder;
+use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, Order, PADDING, Picked, Positions};
+use crate::source::Decoded;
+use crate::telemetry::{Clock, Counters, WaitedFor};
+use crate::transform::image::Scratch;
+
+/// What all runs of a loader share.
+pub(crate) struct Shared {
+    pub(crate) pipeline: Pipeline,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) pool: Pool,
+    pub(crate) io: Io,
+    pub(crate) account: Arc<Account>,
+    pub(crate) counters: Counters,
+    pub(crate) allocator: Allocator,
+    pub(crate) seed: u64,
+    /// Rows of a chunk: what one task takes.
+    pub(crate) chunk_rows: usize,
+}
+
+impl Shared {
+    /// Bytes of a batch of this rank, where its columns' sizes are fixed.
+    pub(crate) fn batch_bytes(&self) -> u64 {
+        let sample: usize = self.pipeline.layouts.iter().filter_map(|layout| layout.sample_bytes()).sum();
+        sample as u64 * self.pipeline.steps.batch / self.pipeline.steps.world
+    }
+}
+
+/// Bytes of blocks asked for ahead of the tickets that can start: what a store far away needs to be kept busy.
+const READ_AHEAD: u64 = 64 << 20;
+
+/// Tickets planned ahead of those that can start, at most.
+const TICKETS_AHEAD: u64 = 64;
+
+/// One pass, or several, over the data set.
+pub(crate) struct Run {
+    pub(crate) shared: Arc<Shared>,
+    /// Where each lane's batches go.
+    pub(crate) devices: Vec<Delivery>,
+    state: Mutex<State>,
+    changed: Condvar,
+    cancelled: AtomicBool,
+    this: Weak<Run>,
+}
+
+/// A block's place: source, block, and for sources without index the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct BlockKey {
+    pub(crate) leaf: usize,
+    pub(crate) block: u32,
+    pub(crate) epoch: u64,
+}
+
+struct Entry {
+    stage: BlockStage,
+    /// The last ticket that needs it.
+    hold: u64,
+    /// Tickets that wait for it.
+    waiting: Vec<u64>,
+    bytes: u64,
+    /// Rows not yet delivered, for blocks that arrived and will not be read again.
+    rows_left: Option<u64>,
+}
+
+enum BlockStage {
+    Wanted,
+    Fetching(#[expect(dead_code, reason = "held to be dropped: dropping it ends the fetch")] Option<Cancel>),
+    Decoding,
+    Ready(Arc<Block>),
+}
+
+/// One step of the plan.
+struct Ticket {
+    epoch: u64,
+    step: u64,
+    chunks: Vec<Chunk>,
+    blocks: BTreeSet<BlockKey>,
+    missing: usize,
+    bytes: u64,
+    /// The marker behind the last step of an epoch.
+    end: Option<Option<Error>>,
+}
+
+/// Some consecutive rows of a ticket.
+struct Chunk {
+    picked: Picked,
+    /// The stream they belong to and their position in it, where rows are not positions.
+    stream: usize,
+    position: u64,
+}
+
+/// A ticket whose rows were evaluated.
+pub(crate) struct Evaluation {
+    pub(crate) epoch: u64,
+    pub(crate) step: u64,
+    pub(crate) chunks: Vec<EvaluatedChunk>,
+    pub(crate) end: Option<Option<Error>>,
+    /// Blocks that the rows may still point into.
+    pub(crate) kept: Kept,
+    /// Rows taken of blocks that arrived.
+    counts: HashMap<BlockKey, u64>,
+}
+
+impl Evaluation {
+    fn nothing() -> Self {
+        Self { epoch: 0, step: 0, chunks: Vec::new(), end: None, kept: Kept::default(), counts: HashMap::new() }
+    }
+}
+
+/// Some consecutive rows of a ticket, evaluated.
+#[derive(Clone)]
+pub(crate) struct EvaluatedChunk {
+    pub(crate) stream: usize,
+    /// Position in the stream of the first, and how many positions they were.
+    pub(crate) position: u64,
+    pub(crate) positions: u64,
+    pub(crate) evaluated: Evaluated,
+}
+
+/// Blocks by source and number, kept alive (and accounted for) by the rows that point into them.
+pub(crate) type Kept = Arc<HashMap<(usize, u32), Arc<Block>>>;
+
+/// What `next()` may find.
+enum Item {
+    Batch(Box<Batch>, Option<Grant>),
+    Failed(Error),
+    EndOfEpoch(u64),
+}
+
+/// What one step gives: an item for each lane, or one for all.
+enum Out {
+    Batch(Vec<Finished>, Option<Error>),
+    Failed(Error),
+    EndOfEpoch(u64),
+}
+
+/// One of the iterators that share this run.
+struct Lane {
+    items: VecDeque<Item>,
+    open: bool,
+}
+
+pub(crate) struct State {
+    order: Order,
+    arrivals: Vec<Arrivals>,
+    drivers: HashMap<usize, ArrivalDriver>,
+    /// Next step to plan.
+    epoch: u64,
+    step: u64,
+    /// Whether the next epoch is planned behind this one.
+    go_on: bool,
+    planned_all: bool,
+    /// The epoch that needs no more rows.
+    cut: Option<u64>,
+    /// The ticket of step 0 of the epoch being planned.
+    base: u64,
+    tickets: VecDeque<Ticket>,
+    /// Number of the first of `tickets`.
+    first: u64,
+    /// Tickets started, and tickets whose rows were handed on.
+    started: u64,
+    popped: u64,
+    evaluated: Reorder<Evaluation>,
+    blocks: HashMap<BlockKey, Entry>,
+    releases: BinaryHeap<Reverse<(u64, BlockKey)>>,
+    needs: VecDeque<BlockKey>,
+    ahead: VecDeque<BlockKey>,
+    rebatch: Option<Rebatch>,
+    /// Outs numbered, and taken out of `out`.
+    assigned: u64,
+    out: Reorder<Out>,
+    taken: u64,
+    lanes: Vec<Lane>,
+    /// Assemblies that wait for memory.
+    stalled: VecDeque<Assembly>,
+    in_flight: usize,
+    fetching: usize,
+    decoding: usize,
+    /// The largest batch so far.
+    batch_bytes: u64,
+    failed: bool,
+    clock: Clock,
+    /// Since when the loop waits.
+    waiting: bool,
+}
+
+impl Run {
+    /// Starts at the beginning of `epoch`; one lane for each device.
+    pub(crate) fn start(shared: Arc<Shared>, epoch: u64, devices: Vec<Delivery>, go_on: bool) -> Arc<Self> {
+        let pipeline = &shared.pipeline;
+        let state = State {
+            order: pipeline.order.clone(),
+            arrivals: pipeline.leaves.iter().map(|_| Arrivals::default()).collect(),
+            drivers: HashMap::new(),
+            epoch,
+            step: 0,
+            go_on,
+            planned_all: false,
+            cut: None,
+            base: 0,
+            tickets: VecDeque::new(),
+            first: 0,
+            started: 0,
+            popped: 0,
+            evaluated: Reorder::default(),
+            blocks: HashMap::new(),
+            releases: BinaryHeap::new(),
+            needs: VecDeque::new(),
+            ahead: VecDeque::new(),
+            rebatch: pipeline.expands.then(|| Rebatch::new(pipeline.steps, pipeline.limit)),
+            assigned: 0,
+            out: Reorder::default(),
+            taken: 0,
+            lanes: devices.iter().map(|_| Lane { items: VecDeque::new(), open: true }).collect(),
+            stalled: VecDeque::new(),
+            in_flight: 0,
+            fetching: 0,
+            decoding: 0,
+            batch_bytes: shared.batch_bytes(),
+            failed: false,
+            clock: Clock::new(),
+            waiting: false,
+        };
+        let run = Arc::new_cyclic(|this| Self {
+            shared,
+            devices,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            cancelled: AtomicBool::new(false),
+            this: this.clone(),
+        });
+        run.update(|_| {});
+        run
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Changes the state and does what follows from it.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut State)) {
+        if self.is_cancelled() {
+            return;
+        }
+        let mut state = self.lock();
+        state.account_time(&self.shared.counters);
+        change(&mut state);
+        state.advance(self);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Ends the run: nothing is read or computed for it any more, and its memory is given back.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+        let mut state = self.lock();
+        let emptied = (
+            std::mem::take(&mut state.blocks),
+            std::mem::take(&mut state.drivers),
+            std::mem::take(&mut state.tickets),
+            std::mem::take(&mut state.out),
+            std::mem::take(&mut state.evaluated),
+            std::mem::take(&mut state.stalled),
+            state.rebatch.take(),
+        );
+        state.lanes.iter_mut().for_each(|lane| lane.items.clear());
+        state.needs.clear();
+        state.ahead.clear();
+        drop(state);
+        drop(emptied);
+        self.changed.notify_all();
+    }
+
+    /// A lane's consumer is gone; when it was the last one, the run ends.
+    pub(crate) fn close_lane(&self, lane: usize) {
+        let mut state = self.lock();
+        state.lanes[lane].open = false;
+        let items = std::mem::take(&mut state.lanes[lane].items);
+        let any_open = state.lanes.iter().any(|lane| lane.open);
+        drop(state);
+        drop(items);
+        if any_open {
+            self.update(|_| {});
+        } else {
+            self.cancel();
+        }
+    }
+
+    /// Says that no epoch behind the current one will be asked for.
+    pub(crate) fn last_epoch(&self) {
+        self.lock().go_on = false;
+    }
+
+    /// The next batch of a lane; `None` at the end of `epoch`, and after an error.
+    pub(crate) fn next(&self, lane: usize, epoch: u64) -> Option<Result<Batch>> {
+        let mut state = self.lock();
+        state.account_time(&self.shared.counters);
+        loop {
+            state.distribute();
+            if let Some(item) = state.lanes[lane].items.pop_front() {
+                state.waiting = false;
+                return match item {
+                    Item::Batch(batch, grant) => {
+                        drop(grant);
+                        state.advance(self);
+                        Some(Ok(*batch))
+                    }
+                    Item::Failed(error) => Some(Err(error)),
+                    Item::EndOfEpoch(ended) => {
+                        debug_assert_eq!(ended, epoch);
+                        None
+                    }
+                };
+            }
+            if self.is_cancelled() || state.failed && state.in_flight == 0 && state.assigned == state.taken {
+                return None;
+            }
+            state.waiting = true;
+            if let Some(error) = state.is_stuck(&self.shared) {
+                state.fail(error);
+                continue;
+            }
+            if self.shared.scheduler.is_single_threaded() {
+                drop(state);
+                self.shared.pool.run_one();
+                state = self.lock();
+                state.account_time(&self.shared.counters);
+                continue;
+            }
+            state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            state.account_time(&self.shared.counters);
+        }
+    }
+
+    /// Hands a task to the pool; it is counted until `f` has called [`update`](Self::update) with its result.
+    pub(crate) fn submit(&self, level: Level, f: impl FnOnce(&Run, &mut Scratch) + Send + 'static) {
+        let this = self.this.clone();
+        self.shared.pool.submit(level, move |worker| {
+            if let Some(run) = this.upgrade().filter(|run| !run.is_cancelled()) {
+                f(&run, worker.scratch::<Scratch>());
+            }
+        });
+    }
+
+    /// Runs a future on the I/O runtime (or, single-threaded, as a task of the pool), then `then` with its result.
+    pub(crate) fn fetch<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = Result<T>> + Send + 'static,
+        then: impl FnOnce(&Run, Result<T>) + Send + 'static,
+    ) -> Option<Cancel> {
+        let this = self.this.clone();
+        if self.shared.scheduler.is_single_threaded() {
+            self.submit(Level::Decode, move |run, _| then(run, run.shared.io.wait(future)));
+            return None;
+        }
+        Some(self.shared.io.spawn(async move {
+            let result = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(future)).await;
+            let result = result.unwrap_or_else(|_| Err(Error::new(ErrorKind::Panicked, "reading panicked")));
+            if let Some(run) = this.upgrade() {
+                then(&run, result);
+            }
+        }))
+    }
+
+    fn fetched(&self, key: BlockKey, grant: Grant, bytes: Result<Bytes>) {
+        if let Ok(bytes) = &bytes {
+            self.shared.counters.read.add(0, bytes.len() as u64);
+        }
+        self.update(|state| {
+            state.fetching -= 1;
+            state.decoding += 1;
+            if let Some(entry) = state.blocks.get_mut(&key) {
+                entry.stage = BlockStage::Decoding;
+            }
+        });
+        self.submit(Level::Decode, move |run, _| {
+            let Leaf::Indexed(source) = &run.shared.pipeline.leaves[key.leaf] else { unreachable!("only indexed blocks are fetched") };
+            let decoded = bytes.map_err(|e| e.stage("read")).and_then(|bytes| run.decode(|| source.decode(key.block as usize, bytes)));
+            let rows = source.catalog().block_rows(key.block as usize);
+            let decoded = decoded.and_then(|decoded| match decoded.rows.num_rows() as u64 {
+                found if found == rows => Ok(decoded),
+                found => Err(Error::corrupt(format!("{found} rows, where the catalog says {rows}")).advice("build the index anew")),
+            });
+            let shard = source.catalog().shard_name(source.catalog().shard_of(key.block as usize)).clone();
+            run.decoded(key, grant, decoded.map_err(|e| e.stage("decode").url(shard).block(u64::from(key.block))));
+        });
+    }
+
+    /// Decodes a block, with its time counted and panics caught.
+    pub(crate) fn decode(&self, f: impl FnOnce() -> Result<Decoded>) -> Result<Decoded> {
+        let start = Instant::now();
+        let decoded = no_panic(f);
+        self.shared.counters.decode.busy(start.elapsed());
+        if let Ok(decoded) = &decoded {
+            self.shared.counters.decode.add(decoded.rows.num_rows() as u64, decoded.rows.get_array_memory_size() as u64);
+        }
+        decoded
+    }
+
+    /// A block is there, or will never be.
+    pub(crate) fn decoded(&self, key: BlockKey, grant: Grant, decoded: Result<Decoded>) {
+        let (decoded, failed) = match decoded {
+            Ok(decoded) => (decoded, None),
+            Err(error) => (Decoded::good(arrow::array::RecordBatch::new_empty(Arc::new(arrow::datatypes::Schema::empty()))), Some(error)),
+        };
+        let block = Arc::new(Block { decoded, failed, _grant: Some(grant) });
+        self.update(|state| {
+            state.decoding -= 1;
+            state.in_flight -= 1;
+            let Some(entry) = state.blocks.get_mut(&key) else { return };
+            entry.stage = BlockStage::Ready(block);
+            for number in std::mem::take(&mut entry.waiting) {
+                if let Some(at) = number.checked_sub(state.first) {
+                    state.tickets[at as usize].missing -= 1;
+                }
+            }
+        });
+    }
+
+    /// A batch is finished.
+    pub(crate) fn finished(&self, number: u64, result: Result<(Vec<Finished>, Option<Error>)>) {
+        self.update(|state| {
+            state.in_flight -= 1;
+            match result {
+                Ok((lanes, error)) => state.out.put(number, Out::Batch(lanes, error)),
+                Err(error) => state.out.put(number, Out::Failed(error)),
+            }
+        });
+    }
+
+    /// An assembly found no memory; it is tried again when some was given back.
+    pub(crate) fn stall(&self, assembly: Assembly) {
+        self.update(|state| {
+            state.in_flight -= 1;
+            state.batch_bytes = state.batch_bytes.max(assembly.bytes);
+            state.stalled.push_back(assembly);
+        });
+    }
+}
+
+impl State {
+    /// Charges the time since the last change to what stood still, and to what the loop waits for.
+    fn account_time(&mut self, counters: &Counters) {
+        let time = self.clock.lap();
+        if self.waiting {
+            counters.waited(self.waits_for(), time);
+        }
+        self.account_stages(counters, time);
+    }
+
+    fn account_stages(&self, counters: &Counters, time: Duration) {
+        let undelivered = self.undelivered();
+        let front_missing = self.tickets.get((self.started - self.first) as usize).is_some_and(|ticket| ticket.missing > 0);
+        if self.fetching == 0 && (!self.needs.is_empty() || undelivered > 0) {
+            counters.read.waited_for_room(time);
+        }
+        if self.decoding == 0 {
+            if self.fetching > 0 { counters.decode.waited_for_input(time) } else { counters.decode.waited_for_room(time) }
+        }
+        if self.started == self.popped {
+            if front_missing { counters.transform.waited_for_input(time) } else { counters.transform.waited_for_room(time) }
+        }
+        if self.assigned == self.taken {
+            if undelivered == 0 { counters.collate.waited_for_input(time) } else { counters.collate.waited_for_room(time) }
+        }
+    }
+
+    /// What the next batch is waiting for.
+    fn waits_for(&self) -> WaitedFor {
+        if self.assigned > self.taken {
+            return if self.stalled.is_empty() { WaitedFor::Collate } else { WaitedFor::Budget };
+        }
+        if self.started > self.popped {
+            return WaitedFor::Transform;
+        }
+        let Some(ticket) = self.tickets.front() else {
+            return if self.drivers.values().any(ArrivalDriver::is_decoding) { WaitedFor::Decode } else { WaitedFor::Read };
+        };
+        let stages = ticket.blocks.iter().filter_map(|key| self.blocks.get(key)).map(|entry| match entry.stage {
+            BlockStage::Fetching(_) => WaitedFor::Read,
+            BlockStage::Wanted => WaitedFor::Budget,
+            BlockStage::Decoding => WaitedFor::Decode,
+            BlockStage::Ready(_) => WaitedFor::Transform,
+        });
+        let stages: Vec<WaitedFor> = stages.collect();
+        let first = [WaitedFor::Read, WaitedFor::Budget, WaitedFor::Decode].into_iter().find(|stage| stages.contains(stage));
+        first.unwrap_or(WaitedFor::Transform)
+    }
+
+    /// Batches that are finished or being finished, and not yet taken by the slowest lane.
+    fn undelivered(&self) -> u64 {
+        let queued = self.lanes.iter().filter(|lane| lane.open).map(|lane| lane.items.len()).max().unwrap_or(0);
+        self.assigned - self.taken + queued as u64
+    }
+
+    /// Moves finished outs, in order, to the lanes.
+    fn distribute(&mut self) {
+        while let Some(out) = self.out.pop() {
+            self.taken += 1;
+            let mut send = |lane: &mut Lane, item: Item| {
+                if lane.open {
+                    lane.items.push_back(item);
+                }
+            };
+            match out {
+                Out::Batch(parts, error) => {
+                    for (lane, Finished { batch, grant }) in self.lanes.iter_mut().zip(parts) {
+                        if let Some(batch) = batch {
+                            send(lane, Item::Batch(Box::new(batch), grant));
+                        }
+                    }
+                    if let Some(error) = error {
+                        self.failed = true;
+                        self.lanes.iter_mut().for_each(|lane| send(lane, Item::Failed(error.clone())));
+                        return;
+                    }
+                }
+                Out::Failed(error) => {
+                    self.failed = true;
+                    self.lanes.iter_mut().for_each(|lane| send(lane, Item::Failed(error.clone())));
+                    return;
+                }
+                Out::EndOfEpoch(epoch) => self.lanes.iter_mut().for_each(|lane| send(lane, Item::EndOfEpoch(epoch))),
+            }
+        }
+    }
+
+    /// Ends the run with an error behind what was delivered.
+    fn fail(&mut self, error: Error) {
+        self.failed = true;
+        self.planned_all = true;
+        for lane in self.lanes.iter_mut().filter(|lane| lane.open) {
+            lane.items.push_back(Item::Failed(error.clone()));
+        }
+    }
+
+    /// Nothing runs, nothing is ready, and what is needed next does not fit the budget.
+    fn is_stuck(&self, shared: &Shared) -> Option<Error> {
+        if self.in_flight > 0 || self.out.is_ready() || self.failed {
+            return None;
+        }
+        let wanted = match (self.stalled.front(), self.needs.front()) {
+            (Some(assembly), _) => assembly.bytes,
+            (None, Some(key)) => self.blocks.get(key).map_or(0, |entry| entry.bytes) + self.reserve(shared),
+            (None, None) => self.drivers.values().find_map(ArrivalDriver::wanted_bytes)? + self.reserve(shared),
+        };
+        let (total, used) = (shared.account.total(), shared.account.used());
+        let smallest = (used + wanted).div_ceil(1 << 20);
+        Some(
+            Error::new(
+                ErrorKind::Memory,
+                format!("the plan needs {} bytes more than the {used} in flight, of a budget of {total}", wanted),
+            )
+            .advice(format!("take .budget(Budget::mebibytes({smallest})) or more, or a smaller shuffle buffer or batch")),
+        )
+    }
+
+    /// Bytes kept free for batches that are still to be laid out.
+    fn reserve(&self, shared: &Shared) -> u64 {
+        let window = shared.pipeline.prefetch as u64 + 1;
+        self.batch_bytes.saturating_mul(window.saturating_sub(self.undelivered()).max(u64::from(!self.stalled.is_empty())))
+    }
+
+    /// Takes every decision that can be taken now.
+    fn advance(&mut self, run: &Run) {
+        if run.is_cancelled() {
+            return;
+        }
+        while let Some(evaluation) = self.evaluated.pop() {
+            self.hand_on(run, evaluation);
+        }
+        while let Some(assembly) = self.stalled.pop_front() {
+            if run.shared.account.used() + assembly.bytes > run.shared.account.total() {
+                self.stalled.push_front(assembly);
+                break;
+            }
+            self.in_flight += 1;
+            run.submit(Level::Collate, move |run, scratch| assembly.begin(run, scratch));
+        }
+        loop {
+            self.drive_arrivals(run);
+            self.ask_for_blocks(run);
+            let started = self.start_tickets(run);
+            let planned = self.plan_more(run);
+            if !started && !planned {
+                return;
+            }
+        }
+    }
+
+    /// Asks for the blocks that tickets need, in the plan's order, and then for those that will be needed later.
+    fn ask_for_blocks(&mut self, run: &Run) {
+        let reserve = self.reserve(&run.shared);
+        while let Some(&key) = self.needs.front() {
+            if !self.ask(run, key, reserve) {
+                return;
+            }
+            self.needs.pop_front();
+        }
+        while let Some(&key) = self.ahead.front() {
+            // A quarter is left to what is needed at once.
+            if !self.ask(run, key, reserve + run.shared.account.total() / 4) {
+                return;
+            }
+            self.ahead.pop_front();
+        }
+    }
+
+    /// Asks for one block, if it is wanted; `false` when the budget has no room.
+    fn ask(&mut self, run: &Run, key: BlockKey, reserve: u64) -> bool {
+        let Some(entry) = self.blocks.get_mut(&key).filter(|entry| matches!(entry.stage, BlockStage::Wanted)) else { return true };
+        let Some(grant) = run.shared.account.grant(entry.bytes, reserve) else { return false };
+        let Leaf::Indexed(source) = &run.shared.pipeline.leaves[key.leaf] else { unreachable!("blocks that arrive are not asked for") };
+        self.in_flight += 1;
+        match source.fetch(key.block as usize) {
+            Some(future) => {
+                self.fetching += 1;
+                entry.stage = BlockStage::Fetching(run.fetch(future, move |run, bytes| run.fetched(key, grant, bytes)));
+            }
+            None => {
+                self.decoding += 1;
+                entry.stage = BlockStage::Decoding;
+                let source = source.clone();
+                run.submit(Level::Decode, move |run, _| {
+                    let decoded = run.decode(|| source.decode(key.block as usize, Bytes::new()));
+                    run.decoded(key, grant, decoded.map_err(|e| e.stage("decode").url(source.name()).block(u64::from(key.block))));
+                });
+            }
+        }
+        true
+    }
+
+    /// Starts tickets whose blocks are there, as far as the window of undelivered batches goes.
+    fn start_tickets(&mut self, run: &Run) -> bool {
+        let window = run.shared.pipeline.prefetch as u64 + 1;
+        let mut any = false;
+        while !self.failed && self.started - self.popped + self.undelivered() < window {
+            let Some(ticket) = self.tickets.front_mut().filter(|ticket| ticket.missing == 0) else { break };
+            let (chunks, blocks) = (std::mem::take(&mut ticket.chunks), std::mem::take(&mut ticket.blocks));
+            let (epoch, step, end) = (ticket.epoch, ticket.step, ticket.end.take());
+            self.tickets.pop_front();
+            let number = self.first;
+            self.first += 1;
+            self.started += 1;
+            any = true;
+            let data: HashMap<(usize, u32), Arc<Block>> = blocks
+                .iter()
+                .filter_map(|key| match &self.blocks.get(key)?.stage {
+                    BlockStage::Ready(block) => Some(((key.leaf, key.block), block.clone())),
+                    _ => None,
+                })
+                .collect();
+            let counts = self.count_rows(&chunks, epoch);
+            let evaluation = Evaluation { epoch, step, chunks: Vec::new(), end, kept: Arc::new(data), counts };
+            if chunks.is_empty() {
+                self.evaluated.put(number, evaluation);
+                while let Some(evaluation) = self.evaluated.pop() {
+                    self.hand_on(run, evaluation);
+                }
+                continue;
+            }
+            self.in_flight += 1;
+            evaluate(run, number, evaluation, chunks);
+        }
+        any
+    }
+
+    /// Rows that these chunks take of blocks that arrived.
+    fn count_rows(&self, chunks: &[Chunk], epoch: u64) -> HashMap<BlockKey, u64> {
+        let mut counts = HashMap::new();
+        if !self.order.arrives() {
+            return counts;
+        }
+        for chunk in chunks {
+            chunk.picked.for_each_rows(&mut |rows| {
+                for &block in &rows.block {
+                    *counts.entry(BlockKey { leaf: rows.leaf, block, epoch }).or_insert(0) += 1;
+                }
+            });
+        }
+        counts
+    }
+
+    /// Takes an evaluated ticket in order: gives back blocks, and makes batches of its rows.
+    fn hand_on(&mut self, run: &Run, evaluation: Evaluation) {
+        let number = self.popped;
+        self.popped += 1;
+        self.release(number, &evaluation);
+        if self.failed {
+            return;
+        }
+        let (epoch, ended) = (evaluation.epoch, evaluation.end.is_some());
+        let end_error = evaluation.end.clone().flatten();
+        let assemblies = match &mut self.rebatch {
+            Some(rebatch) => rebatch.push(run, evaluation),
+            None if ended => Vec::new(),
+            None => Assembly::of_step(run, evaluation).into_iter().collect(),
+        };
+        for mut assembly in assemblies {
+            assembly.number = self.assigned;
+            self.assigned += 1;
+            if assembly.error.is_some() {
+                // Nothing comes behind an error.
+                self.planned_all = true;
+                self.go_on = false;
+            }
+            self.in_flight += 1;
+            run.submit(Level::Collate, move |run, scratch| assembly.begin(run, scratch));
+        }
+        if self.rebatch.as_ref().is_some_and(|rebatch| rebatch.is_full(epoch)) {
+            self.cut = Some(epoch);
+        }
+        if ended {
+            let out = end_error.map_or(Out::EndOfEpoch(epoch), Out::Failed);
+            self.out.put(self.assigned, out);
+            self.assigned += 1;
+            self.distribute_if_next();
+        }
+    }
+
+    /// An end of epoch takes no room in the window: it goes to the lanes at once where it is next.
+    fn distribute_if_next(&mut self) {
+        if self.out.is_ready() {
+            self.distribute();
+        }
+    }
+
+    /// Forgets blocks that no ticket behind `number` needs.
+    fn release(&mut self, number: u64, evaluation: &Evaluation) {
+        for (key, count) in &evaluation.counts {
+            if let Some(entry) = self.blocks.get_mut(key)
+                && let Some(left) = &mut entry.rows_left
+            {
+                *left = left.saturating_sub(*count);
+                if *left == 0 {
+                    self.blocks.remove(key);
+                }
+            }
+        }
+        if evaluation.end.is_some() {
+            self.blocks.retain(|key, entry| entry.rows_left.is_none() || key.epoch != evaluation.epoch);
+        }
+        while let Some(&Reverse((hold, key))) = self.releases.peek() {
+            if hold > number {
+                break;
+            }
+            self.releases.pop();
+            match self.blocks.get(&key) {
+                Some(entry) if entry.hold > number => self.releases.push(Reverse((entry.hold, key))),
+                Some(entry) if entry.rows_left.is_none() => _ = self.blocks.remove(&key),
+                _ => {}
+            }
+        }
+    }
+
+    /// Plans a ticket more, if it is time to; whether it did.
+    fn plan_more(&mut self, run: &Run) -> bool {
+        let unstarted = self.tickets.len() as u64;
+        let bytes: u64 = self.tickets.iter().map(|ticket| ticket.bytes).sum();
+        let near = unstarted < 2;
+        let far = unstarted < TICKETS_AHEAD && self.needs.is_empty() && bytes < READ_AHEAD.min(run.shared.account.total() / 4);
+        if self.planned_all || self.failed || !(near || far) {
+            return false;
+        }
+        let pipeline = &run.shared.pipeline;
+        let steps = pipeline.steps;
+        let arrived = if self.order.arrives() { self.arrivals.iter().find_map(Arrivals::total) } else { None };
+        let failure = arrived.and_then(|_| self.drivers.values().find_map(ArrivalDriver::error));
+        let rows = match (self.order.rows(), arrived) {
+            (Some(rows), arrived) => rows.min(arrived.unwrap_or(ENDLESS)),
+            (None, arrived) => arrived.unwrap_or(ENDLESS),
+        };
+        let per_epoch = match (rows, steps.remainder) {
+            (ENDLESS, _) => ENDLESS,
+            // What came before damage is delivered whole; and what filters leave is counted behind them.
+            (rows, Remainder::Drop | Remainder::Refuse) if failure.is_some() || pipeline.expands => rows.div_ceil(steps.batch),
+            (rows, _) => steps.per_epoch(rows),
+        };
+        if self.step >= per_epoch || self.cut == Some(self.epoch) {
+            self.end_epoch(failure);
+            return true;
+        }
+        let frame = Frame { offset: 0, batch: steps.batch };
+        let slots = steps.slots(self.step, if arrived.is_none() && self.order.arrives() { ENDLESS } else { rows });
+        let mut chunks = Vec::new();
+        let (mut at, share) = (slots.start, steps.stream_share());
+        while at < slots.end {
+            let mut stop = slots.end.min(at + run.shared.chunk_rows as u64);
+            if pipeline.expands {
+                // A chunk belongs to one stream.
+                stop = stop.min((at / share + 1) * share);
+            }
+            if at < rows {
+                stop = stop.min(rows);
+            }
+            let (pass, start) = if at < rows { (self.epoch, at) } else { (self.epoch | PADDING, (at - rows) % rows) };
+            // Filling up may go round a small data set more than once.
+            let stop = if at < rows { stop } else { stop.min(at + rows - start) };
+            let positions = Positions::new((start..start + (stop - at)).collect(), self.step);
+            match self.order.pick(positions, pass, (pass == self.epoch).then_some(frame), &self.arrivals) {
+                Ok(picked) => {
+                    let slot = at % steps.batch;
+                    let position = at / steps.batch * share + slot % share;
+                    chunks.push(Chunk { picked, stream: (slot / share - steps.rank * steps.streams / steps.world) as usize, position });
+                }
+                Err(NeedsRows { leaf, rows }) => {
+                    let epoch = self.epoch;
+                    let Leaf::Arriving(source) = &pipeline.leaves[leaf] else { unreachable!("only these show rows little by little") };
+                    let driver = self.drivers.entry(leaf).or_insert_with(|| ArrivalDriver::new(source.clone(), epoch, run.shared.seed));
+                    return driver.want(rows);
+                }
+            }
+            at = stop;
+        }
+        let mut ahead = Vec::new();
+        if slots.end <= rows {
+            self.order.ahead(slots, self.epoch, Some(frame), &mut ahead);
+        }
+        self.add_ticket(run, chunks, ahead);
+        self.step += 1;
+        true
+    }
+
+    /// Puts the marker behind the last step, and goes on to the next epoch if somebody may want it.
+    fn end_epoch(&mut self, failure: Option<Error>) {
+        self.planned_all = !self.go_on || failure.is_some();
+        let ticket = Ticket { epoch: self.epoch, step: self.step, chunks: Vec::new(), blocks: BTreeSet::new(), missing: 0, bytes: 0, end: Some(failure) };
+        self.tickets.push_back(ticket);
+        self.epoch += 1;
+        self.step = 0;
+        self.base = self.first + self.tickets.len() as u64;
+        self.drivers.clear();
+        self.arrivals.iter_mut().for_each(|arrivals| *arrivals = Arrivals::default());
+    }
+
+    fn add_ticket(&mut self, run: &Run, chunks: Vec<Chunk>, ahead: Vec<Ahead>) {
+        let number = self.first + self.tickets.len() as u64;
+        let arrives = self.order.arrives();
+        let epoch = self.epoch;
+        let mut wanted: HashMap<BlockKey, u64> = HashMap::new();
+        for chunk in &chunks {
+            chunk.picked.for_each_rows(&mut |rows| {
+                let mut last = None;
+                for (&block, &hold) in rows.block.iter().zip(&rows.hold) {
+                    // Neighbours are mostly of one block.
+                    if last == Some((block, hold)) {
+                        continue;
+                    }
+                    last = Some((block, hold));
+                    let key = BlockKey { leaf: rows.leaf, block, epoch: if arrives { epoch } else { 0 } };
+                    let hold = (self.base + hold).max(number);
+                    wanted.entry(key).and_modify(|until| *until = hold.max(*until)).or_insert(hold);
+                }
+            });
+        }
+        let (mut missing, mut bytes) = (0, 0);
+        let mut keys: Vec<_> = wanted.into_iter().collect();
+        keys.sort_unstable();
+        for &(key, hold) in &keys {
+            let (entry, new) = self.entry(run, key, hold);
+            if matches!(entry.stage, BlockStage::Ready(_)) {
+                continue;
+            }
+            entry.waiting.push(number);
+            missing += 1;
+            if matches!(entry.stage, BlockStage::Wanted) {
+                bytes += if new { entry.bytes } else { 0 };
+                self.needs.push_back(key);
+            }
+        }
+        for Ahead { leaf, block, hold } in ahead {
+            let key = BlockKey { leaf, block, epoch: 0 };
+            let (_, new) = self.entry(run, key, (self.base + hold).max(number));
+            if new {
+                self.ahead.push_back(key);
+            }
+        }
+        let blocks = keys.into_iter().map(|(key, _)| key).collect();
+        self.tickets.push_back(Ticket { epoch, step: self.step, chunks, blocks, missing, bytes, end: None });
+    }
+
+    /// The entry of a block, made if it is not there, and held until ticket `hold`.
+    fn entry(&mut self, run: &Run, key: BlockKey, hold: u64) -> (&mut Entry, bool) {
+        let mut new = false;
+        let entry = self.blocks.entry(key).or_insert_with(|| {
+            new = true;
+            let bytes = match &run.shared.pipeline.leaves[key.leaf] {
+                Leaf::Indexed(source) => source.catalog().block_bytes(key.block as usize),
+                Leaf::Arriving(_) => 0,
+            };
+            Entry { stage: BlockStage::Wanted, hold, waiting: Vec::new(), bytes, rows_left: None }
+        });
+        entry.hold = entry.hold.max(hold);
+        if new {
+            self.releases.push(Reverse((hold, key)));
+        }
+        (entry, new)
+    }
+
+    /// Lets sources without index read and frame what is wanted of them.
+    fn drive_arrivals(&mut self, run: &Run) {
+        let reserve = self.reserve(&run.shared);
+        for leaf in 0..self.arrivals.len() {
+            let Some(driver) = self.drivers.get_mut(&leaf) else { continue };
+            let started = driver.drive(run, leaf, self.arrivals[leaf].rows(), reserve);
+            self.in_flight += started.tasks;
+            self.fetching += started.reads;
+        }
+    }
+
+    /// A piece of a source without index was read.
+    pub(crate) fn piece_read(&mut self, leaf: usize, epoch: u64, number: u64, piece: Result<(Bytes, Grant)>) {
+        self.in_flight -= 1;
+        self.fetching -= 1;
+        if let Some(driver) = self.drivers.get_mut(&leaf).filter(|driver| driver.epoch() == epoch) {
+            driver.piece_read(number, piece);
+        }
+    }
+
+    /// A source without index has given a block (which is being decoded), or wants another piece, or has ended.
+    pub(crate) fn block_framed(&mut self, leaf: usize, framed: super::arrival::Framed) -> Option<BlockKey> {
+        self.in_flight -= 1;
+        let driver = self.drivers.get_mut(&leaf).filter(|driver| driver.epoch() == framed.epoch)?;
+        let (epoch, block) = (framed.epoch, driver.blocks());
+        let arrived = driver.block_framed(framed);
+        if let Some((rows, first_id)) = arrived {
+            self.arrivals[leaf].push(rows, first_id);
+            let key = BlockKey { leaf, block, epoch };
+            let entry = Entry { stage: BlockStage::Decoding, hold: 0, waiting: Vec::new(), bytes: 0, rows_left: Some(rows) };
+            self.blocks.insert(key, entry);
+            self.in_flight += 1;
+            self.decoding += 1;
+            return Some(key);
+        }
+        if self.drivers[&leaf].has_ended() {
+            self.arrivals[leaf].end();
+        }
+        None
+    }
+}
+
+/// Evaluates the chunks of a ticket on the pool; the last one hands the ticket on.
+fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) {
+    struct Work {
+        evaluation: Mutex<Evaluation>,
+        results: Vec<OnceLock<EvaluatedChunk>>,
+        left: AtomicUsize,
+        kept: Kept,
+        epoch: u64,
+    }
+    let work = Arc::new(Work {
+        results: chunks.iter().map(|_| OnceLock::new()).collect(),
+        left: AtomicUsize::new(chunks.len()),
+        kept: evaluation.kept.clone(),
+        epoch: evaluation.epoch,
+        evaluation: Mutex::new(evaluation),
+    });
+    for (i, Chunk { picked, stream, position }) in chunks.into_iter().enumerate() {
+        let work = work.clone();
+        run.submit(Level::Transform, move |run, scratch| {
+            let pipeline = &run.shared.pipeline;
+            let env = Env {
+                stages: &pipeline.stages,
+                enumerated: &pipeline.enumerated,
+                blocks: &work.kept,
+                epoch: work.epoch,
+                counters: &run.shared.counters,
+            };
+            let evaluated = no_panic(|| env.evaluate(&picked, scratch)).unwrap_or_else(Evaluated::failed);
+            run.shared.counters.transform.add(evaluated.rows.len() as u64, 0);
+            _ = work.results[i].set(EvaluatedChunk { stream, position, positions: picked.positions(), evaluated });
+            if work.left.fetch_sub(1, Ordering::AcqRel) > 1 {
+                return;
+            }
+            // The last chunk: all others have let go of the work, or are about to.
+            let mut evaluation = work.evaluation.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut evaluation = std::mem::replace(&mut *evaluation, Evaluation::nothing());
+            evaluation.chunks = work.results.iter().filter_map(OnceLock::get).cloned().collect();
+            run.update(|state| {
+                state.in_flight -= 1;
+                state.evaluated.put(number, evaluation);
+            });
+        });
+    }
+}

@@ -1,0 +1,176 @@
+//! What there is to read: shards, cut into blocks of known row counts.
+
+use std::sync::Arc;
+
+/// The shards of a source in order, each cut into blocks: the unit of reading.
+///
+/// A block has a known number of rows and about a known number of bytes in memory. Row numbers run through all blocks;
+/// a row's number is its *sample id* within the source. 16 bytes a block.
+///
+/// # Example
+/// ```
+/// use forebay::plan::Catalog;
+///
+/// let mut catalog = Catalog::new();
+/// catalog.push_shard("a.tfrecord");
+/// catalog.push_block(3, 300);
+/// catalog.push_block(2, 200);
+/// assert_eq!((catalog.rows(), catalog.blocks()), (5, 2));
+/// assert_eq!(catalog.locate(4), (1, 1));
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    shards: Vec<Shard>,
+    /// Row number at which each block starts, and the total at the end.
+    starts: Vec<u64>,
+    /// Bytes before each block, and the total at the end.
+    bytes: Vec<u64>,
+    indivisible: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Shard {
+    name: Arc<str>,
+    first_block: usize,
+}
+
+impl Catalog {
+    /// A catalog without shards.
+    pub fn new() -> Self {
+        Self { starts: vec![0], bytes: vec![0], ..Self::default() }
+    }
+
+    /// Begins a shard; the blocks pushed from here on belong to it.
+    pub fn push_shard(&mut self, name: impl Into<Arc<str>>) {
+        self.shards.push(Shard { name: name.into(), first_block: self.blocks() });
+    }
+
+    /// Adds a block of `rows` rows that takes about `bytes` bytes in memory. Blocks without rows are left out.
+    pub fn push_block(&mut self, rows: u64, bytes: u64) {
+        if rows > 0 {
+            self.starts.push(self.rows() + rows);
+            self.bytes.push(self.total_bytes() + bytes);
+        }
+    }
+
+    /// Says that blocks cannot be read in part, so that mixing is as coarse as they are.
+    #[must_use]
+    pub fn indivisible(mut self) -> Self {
+        self.indivisible = true;
+        self
+    }
+
+    /// Rows in all.
+    pub fn rows(&self) -> u64 {
+        self.starts.last().copied().unwrap_or(0)
+    }
+
+    /// Bytes in all.
+    pub fn total_bytes(&self) -> u64 {
+        self.bytes.last().copied().unwrap_or(0)
+    }
+
+    /// Number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.starts.len().saturating_sub(1)
+    }
+
+    /// Number of shards.
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Rows of a block.
+    pub fn block_rows(&self, block: usize) -> u64 {
+        self.starts[block + 1] - self.starts[block]
+    }
+
+    /// Row number at which a block starts.
+    pub fn block_start(&self, block: usize) -> u64 {
+        self.starts[block]
+    }
+
+    /// Bytes that a block takes in memory, about.
+    pub fn block_bytes(&self, block: usize) -> u64 {
+        self.bytes[block + 1] - self.bytes[block]
+    }
+
+    /// Bytes of the largest block.
+    pub fn largest_block(&self) -> u64 {
+        (0..self.blocks()).map(|block| self.block_bytes(block)).max().unwrap_or(0)
+    }
+
+    /// The shard that a block belongs to.
+    pub fn shard_of(&self, block: usize) -> usize {
+        self.shards.partition_point(|shard| shard.first_block <= block).saturating_sub(1)
+    }
+
+    /// The name of a shard: its URL.
+    pub fn shard_name(&self, shard: usize) -> &Arc<str> {
+        &self.shards[shard].name
+    }
+
+    /// The range of rows in a shard.
+    pub(crate) fn shard_rows(&self, shard: usize) -> std::ops::Range<u64> {
+        let end = self.shards.get(shard + 1).map_or(self.blocks(), |next| next.first_block);
+        self.starts[self.shards[shard].first_block]..self.starts[end]
+    }
+
+    /// The row number within its shard of a block's first row.
+    pub fn record_of(&self, block: usize) -> u64 {
+        self.starts[block] - self.starts[self.shards[self.shard_of(block)].first_block]
+    }
+
+    /// The block and the row within it of a row number below [`rows`](Self::rows).
+    pub fn locate(&self, row: u64) -> (usize, u64) {
+        let block = self.starts.partition_point(|&start| start <= row) - 1;
+        (block, row - self.starts[block])
+    }
+
+    /// The row numbers at which blocks start, and the total.
+    pub(crate) fn starts(&self) -> &[u64] {
+        &self.starts
+    }
+
+    pub(crate) fn is_indivisible(&self) -> bool {
+        self.indivisible
+    }
+
+    /// A number that changes when the catalog does: shard names, blocks, rows.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        for shard in &self.shards {
+            hash.update(shard.name.as_bytes());
+            hash.update(&[0]);
+            hash.update(&(shard.first_block as u64).to_le_bytes());
+        }
+        for start in &self.starts {
+            hash.update(&start.to_le_bytes());
+        }
+        hash.digest()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locates_rows_and_shards() {
+        let mut catalog = Catalog::new();
+        catalog.push_shard("a");
+        catalog.push_block(3, 30);
+        catalog.push_block(0, 0);
+        catalog.push_shard("empty");
+        catalog.push_shard("b");
+        catalog.push_block(1, 10);
+        catalog.push_block(2, 25);
+        assert_eq!((catalog.rows(), catalog.blocks(), catalog.total_bytes(), catalog.largest_block()), (6, 3, 65, 30));
+        let places: Vec<_> = (0..6).map(|row| catalog.locate(row)).collect();
+        assert_eq!(places, [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]);
+        let shards: Vec<_> = (0..3).map(|block| catalog.shard_name(catalog.shard_of(block)).to_string()).collect();
+        assert_eq!(shards, ["a", "b", "b"]);
+        assert_eq!((catalog.record_of(0), catalog.record_of(1), catalog.record_of(2)), (0, 0, 1));
+        assert_eq!((catalog.shard_rows(0), catalog.shard_rows(1), catalog.shard_rows(2)), (0..3, 3..3, 3..6));
+    }
+}

@@ -1,0 +1,16 @@
+//! Which sample comes when: arithmetic on row numbers that reads no byte and starts no thread.
+//!
+//! [`Catalog`] says what there is; [`Steps`](steps::Steps) which positions a rank delivers in a step; [`Order`](order::Order)
+//! which row stands at a position. `docs/order.md` states the formulas and what a user may rely on.
+
+mod catalog;
+pub(crate) mod order;
+mod permutation;
+pub(crate) mod shuffle;
+mod state;
+pub(crate) mod steps;
+
+pub use catalog::Catalog;
+pub use shuffle::Shuffle;
+pub use state::{Cursor, State};
+pub use steps::Remainder;

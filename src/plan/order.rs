@@ -1,0 +1,690 @@
+//! The tree of orders: which row of which source stands at a position.
+
+use std::sync::Arc;
+
+use super::catalog::Catalog;
+use super::shuffle::{Shuffle, ShuffledOrder};
+use super::permutation::Permutation;
+use crate::random::Key;
+
+/// Set in a pass number for samples that fill up the last batch, so that they are augmented anew.
+pub(crate) const PADDING: u64 = 1 << 63;
+
+/// Rows of an order that never ends.
+pub(crate) const ENDLESS: u64 = u64::MAX;
+
+/// Positions of a node's order, and the step until which the block behind each must stay in memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Positions {
+    pub(crate) index: Vec<u64>,
+    pub(crate) hold: Vec<u64>,
+}
+
+impl Positions {
+    pub(crate) fn new(index: Vec<u64>, hold: u64) -> Self {
+        let hold = vec![hold; index.len()];
+        Self { index, hold }
+    }
+
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
+        Self { index: Vec::with_capacity(capacity), hold: Vec::with_capacity(capacity) }
+    }
+
+    pub(crate) fn push(&mut self, index: u64, hold: u64) {
+        self.index.push(index);
+        self.hold.push(hold);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    fn map(mut self, f: impl Fn(u64) -> u64) -> Self {
+        self.index.iter_mut().for_each(|index| *index = f(*index));
+        self
+    }
+}
+
+/// How a node's positions lie in the steps of the epoch, where they do so in ascending order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Frame {
+    /// What to add to a position of the node to get the epoch's.
+    pub(crate) offset: i64,
+    /// The global batch.
+    pub(crate) batch: u64,
+}
+
+impl Frame {
+    /// The step in which a position is delivered.
+    pub(crate) fn step_of(self, position: u64) -> u64 {
+        position.saturating_add_signed(self.offset) / self.batch
+    }
+
+    fn shifted(self, by: u64) -> Self {
+        Self { offset: self.offset.saturating_add_unsigned(by), ..self }
+    }
+}
+
+/// Rows of one source in the order wanted.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct PickedRows {
+    /// The source.
+    pub(crate) leaf: usize,
+    /// How often each of these samples was drawn before.
+    pub(crate) pass: u64,
+    /// Block of each row, and the row's number in it.
+    pub(crate) block: Vec<u32>,
+    pub(crate) row: Vec<u32>,
+    /// Sample id of each row.
+    pub(crate) id: Vec<u64>,
+    /// Step until which the block must stay.
+    pub(crate) hold: Vec<u64>,
+}
+
+/// The rows at some positions: the order's tree, resolved.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Picked {
+    /// Rows of a source.
+    Rows(PickedRows),
+    /// Rows of several parts; `from` gives part and index for each position.
+    Gathered { parts: Vec<Picked>, from: Vec<(u32, u32)> },
+    /// Columns side by side.
+    Zipped(Vec<Picked>),
+    /// A column of the positions beside the others.
+    Enumerated { positions: Vec<u64>, column: usize, input: Box<Picked> },
+    /// Rows that function `stage` is applied to.
+    Applied { stage: usize, input: Box<Picked> },
+}
+
+impl Picked {
+    /// How many positions were picked.
+    pub(crate) fn positions(&self) -> u64 {
+        match self {
+            Picked::Rows(rows) => rows.id.len() as u64,
+            Picked::Gathered { from, .. } => from.len() as u64,
+            Picked::Zipped(parts) => parts[0].positions(),
+            Picked::Enumerated { input, .. } | Picked::Applied { input, .. } => input.positions(),
+        }
+    }
+
+    /// Calls `f` for all rows of sources below.
+    pub(crate) fn for_each_rows<'a>(&'a self, f: &mut impl FnMut(&'a PickedRows)) {
+        match self {
+            Picked::Rows(rows) => f(rows),
+            Picked::Gathered { parts, .. } | Picked::Zipped(parts) => parts.iter().for_each(|part| part.for_each_rows(f)),
+            Picked::Enumerated { input, .. } | Picked::Applied { input, .. } => input.for_each_rows(f),
+        }
+    }
+}
+
+/// A block that will be needed, and the last step that needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ahead {
+    pub(crate) leaf: usize,
+    pub(crate) block: u32,
+    pub(crate) hold: u64,
+}
+
+/// Planning has to wait: a source without index has not shown this many rows yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NeedsRows {
+    pub(crate) leaf: usize,
+    pub(crate) rows: u64,
+}
+
+/// What a source without index has shown of itself in this pass.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Arrivals {
+    /// Rows before each block that arrived, and the total.
+    starts: Vec<u64>,
+    /// Sample id of each block's first row.
+    ids: Vec<u64>,
+    ended: bool,
+}
+
+impl Arrivals {
+    pub(crate) fn push(&mut self, rows: u64, first_id: u64) {
+        if self.starts.is_empty() {
+            self.starts.push(0);
+        }
+        self.starts.push(self.rows() + rows);
+        self.ids.push(first_id);
+    }
+
+    pub(crate) fn end(&mut self) {
+        self.ended = true;
+    }
+
+    pub(crate) fn rows(&self) -> u64 {
+        self.starts.last().copied().unwrap_or(0)
+    }
+
+    /// All rows, once they are known.
+    pub(crate) fn total(&self) -> Option<u64> {
+        self.ended.then(|| self.rows())
+    }
+}
+
+/// A node of the order's tree.
+#[derive(Clone, Debug)]
+pub(crate) enum Order {
+    /// A source with an index, in its own order. `first_id` is the sample id of its row 0.
+    Rows { leaf: usize, catalog: Arc<Catalog>, first_id: u64 },
+    /// A source without index, in the order of arrival, shuffled in segments of `buffer` rows.
+    Arrival { leaf: usize, key: Key, buffer: u64, segment: Option<(u64, u64, Permutation)> },
+    Shuffle { order: ShuffledOrder, input: Box<Order> },
+    Interleave { lanes: Lanes, input: Box<Order> },
+    Take { rows: u64, input: Box<Order> },
+    Skip { rows: u64, input: Box<Order> },
+    /// Pass after pass of the input, `times` in an epoch.
+    Repeat { times: Option<u64>, input: Box<Order> },
+    Concat(Vec<Order>),
+    Zip(Vec<Order>),
+    Enumerate { column: usize, input: Box<Order> },
+    Apply { stage: usize, input: Box<Order> },
+}
+
+impl Order {
+    /// Rows of an epoch; `None` for a source without index.
+    pub(crate) fn rows(&self) -> Option<u64> {
+        Some(match self {
+            Order::Rows { catalog, .. } => catalog.rows(),
+            Order::Arrival { .. } => return None,
+            Order::Shuffle { order, .. } => order.rows(),
+            Order::Interleave { lanes, .. } => lanes.rows(),
+            Order::Take { rows, input } => input.rows().map_or(*rows, |n| n.min(*rows)),
+            Order::Skip { rows, input } => match input.rows()? {
+                ENDLESS => ENDLESS,
+                n => n.saturating_sub(*rows),
+            },
+            Order::Repeat { times: Some(times), input } => input.rows()?.saturating_mul(*times),
+            Order::Repeat { times: None, .. } => ENDLESS,
+            Order::Concat(inputs) => {
+                inputs.iter().try_fold(0u64, |sum, input| input.rows().map(|n| sum.saturating_add(n)))?
+            }
+            Order::Zip(inputs) => inputs.iter().map(Order::rows).min().flatten()?,
+            Order::Enumerate { input, .. } | Order::Apply { input, .. } => return input.rows(),
+        })
+    }
+
+    /// Row numbers at which blocks start that a shuffle above may permute, the total, and whether they may be cut.
+    pub(crate) fn blocks(&self) -> (Vec<u64>, bool) {
+        match self {
+            Order::Rows { catalog, .. } => (catalog.starts().to_vec(), !catalog.is_indivisible()),
+            Order::Concat(inputs) => {
+                let (mut starts, mut divisible) = (vec![0], true);
+                for input in inputs {
+                    let (inner, cuttable) = input.blocks();
+                    let before = starts[starts.len() - 1];
+                    starts.extend(inner[1..].iter().map(|start| before + start));
+                    divisible &= cuttable;
+                }
+                (starts, divisible)
+            }
+            Order::Take { input, .. } if input.rows().is_some() => self.front_of(input),
+            Order::Zip(inputs) => self.front_of(&inputs[0]),
+            Order::Enumerate { input, .. } | Order::Apply { input, .. } => input.blocks(),
+            _ => (vec![0, self.rows().unwrap_or(0)], true),
+        }
+    }
+
+    /// The blocks of an input of which this node takes the first rows.
+    fn front_of(&self, input: &Order) -> (Vec<u64>, bool) {
+        let rows = self.rows().unwrap_or(0);
+        let (mut starts, divisible) = input.blocks();
+        starts.truncate(starts.partition_point(|&start| start < rows));
+        starts.push(rows);
+        (starts, divisible)
+    }
+
+    /// Row ranges of the shards, where the order is that of one source.
+    pub(crate) fn shards(&self) -> Option<Vec<std::ops::Range<u64>>> {
+        match self {
+            Order::Rows { catalog, .. } => Some((0..catalog.shards()).map(|shard| catalog.shard_rows(shard)).collect()),
+            Order::Enumerate { input, .. } | Order::Apply { input, .. } => input.shards(),
+            _ => None,
+        }
+    }
+
+    /// The shuffle buffer of a source without index, where nothing but functions stands above it.
+    pub(crate) fn arrival_buffer(&mut self) -> Option<&mut u64> {
+        match self {
+            Order::Arrival { buffer, .. } => Some(buffer),
+            Order::Apply { input, .. } => input.arrival_buffer(),
+            _ => None,
+        }
+    }
+
+    /// Whether a source without index is below.
+    pub(crate) fn arrives(&self) -> bool {
+        match self {
+            Order::Arrival { .. } => true,
+            Order::Take { input, .. } | Order::Apply { input, .. } => input.arrives(),
+            _ => false,
+        }
+    }
+
+    /// Blocks that will be needed about one shuffle buffer after these positions of an epoch, and until which step.
+    ///
+    /// While one segment of a shuffled order drains, the blocks of the next are read at the same pace; without this they would
+    /// all be asked for at once when it begins. Orders without a buffer give nothing: their next positions are near enough.
+    pub(crate) fn ahead(&mut self, positions: std::ops::Range<u64>, pass: u64, frame: Option<Frame>, out: &mut Vec<Ahead>) {
+        match self {
+            Order::Shuffle { order, input } => {
+                for (rows, hold) in order.ahead(positions, pass, frame) {
+                    input.blocks_of(rows, hold, out);
+                }
+            }
+            Order::Enumerate { input, .. } | Order::Apply { input, .. } => input.ahead(positions, pass, frame, out),
+            Order::Take { rows, input } => {
+                let end = positions.end.min(*rows);
+                input.ahead(positions.start.min(end)..end, pass, frame, out);
+            }
+            Order::Zip(inputs) => inputs.iter_mut().for_each(|input| input.ahead(positions.clone(), pass, frame, out)),
+            _ => {}
+        }
+    }
+
+    /// The blocks of sources behind a range of this node's own positions.
+    fn blocks_of(&self, rows: std::ops::Range<u64>, hold: u64, out: &mut Vec<Ahead>) {
+        match self {
+            Order::Rows { leaf, catalog, .. } if !rows.is_empty() => {
+                let (first, last) = (catalog.locate(rows.start).0, catalog.locate(rows.end - 1).0);
+                out.extend((first..=last).map(|block| Ahead { leaf: *leaf, block: block as u32, hold }));
+            }
+            Order::Enumerate { input, .. } | Order::Apply { input, .. } => input.blocks_of(rows, hold, out),
+            Order::Zip(inputs) => inputs.iter().for_each(|input| input.blocks_of(rows.clone(), hold, out)),
+            Order::Concat(inputs) => {
+                let mut start = 0;
+                for input in inputs {
+                    let end = start + input.rows().unwrap_or(0);
+                    let part = rows.start.max(start)..rows.end.min(end);
+                    if part.start < part.end {
+                        input.blocks_of(part.start - start..part.end - start, hold, out);
+                    }
+                    start = end;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Resolves positions of `pass`.
+    pub(crate) fn pick(
+        &mut self,
+        positions: Positions,
+        pass: u64,
+        frame: Option<Frame>,
+        arrivals: &[Arrivals],
+    ) -> Result<Picked, NeedsRows> {
+        match self {
+            Order::Rows { leaf, catalog, first_id } => Ok(Picked::Rows(pick_rows(*leaf, catalog, *first_id, positions, pass))),
+            Order::Arrival { leaf, key, buffer, segment } => {
+                pick_arrived(*leaf, *key, *buffer, segment, positions, pass, &arrivals[*leaf]).map(Picked::Rows)
+            }
+            Order::Shuffle { order, input } => {
+                let mapped = order.map(&positions, pass & !PADDING, frame);
+                input.pick(mapped, pass, None, arrivals)
+            }
+            Order::Interleave { lanes, input } => {
+                let mapped = lanes.map(positions);
+                input.pick(mapped, pass, None, arrivals)
+            }
+            Order::Take { input, .. } => input.pick(positions, pass, frame, arrivals),
+            Order::Skip { rows, input } => {
+                let skipped = *rows;
+                let frame = frame.map(|f| Frame { offset: f.offset.saturating_sub_unsigned(skipped), ..f });
+                input.pick(positions.map(|p| p + skipped), pass, frame, arrivals)
+            }
+            Order::Repeat { times, input } => {
+                let rows = input.rows().unwrap_or(ENDLESS).max(1);
+                let first = (pass & !PADDING) * times.unwrap_or(1 << 32);
+                let groups = split(positions, |p| (p / rows, p % rows));
+                gathered(groups, |turn, positions| {
+                    let pass = (first + turn) | (pass & PADDING);
+                    input.pick(positions, pass, frame.map(|f| f.shifted(turn * rows)), arrivals)
+                })
+            }
+            Order::Concat(inputs) => {
+                let starts: Vec<u64> = inputs
+                    .iter()
+                    .scan(0u64, |sum, input| Some(std::mem::replace(sum, sum.saturating_add(input.rows().unwrap_or(ENDLESS)))))
+                    .collect();
+                let groups = split(positions, |p| {
+                    let part = starts.partition_point(|&start| start <= p) - 1;
+                    (part as u64, p - starts[part])
+                });
+                gathered(groups, |part, positions| {
+                    let frame = frame.map(|f| f.shifted(starts[part as usize]));
+                    inputs[part as usize].pick(positions, pass, frame, arrivals)
+                })
+            }
+            Order::Zip(inputs) => {
+                let parts = inputs.iter_mut().map(|input| input.pick(positions.clone(), pass, frame, arrivals));
+                Ok(Picked::Zipped(parts.collect::<Result<_, _>>()?))
+            }
+            Order::Enumerate { column, input } => {
+                let index = positions.index.clone();
+                let input = Box::new(input.pick(positions, pass, frame, arrivals)?);
+                Ok(Picked::Enumerated { positions: index, column: *column, input })
+            }
+            Order::Apply { stage, input } => {
+                Ok(Picked::Applied { stage: *stage, input: Box::new(input.pick(positions, pass, frame, arrivals)?) })
+            }
+        }
+    }
+}
+
+fn pick_rows(leaf: usize, catalog: &Catalog, first_id: u64, positions: Positions, pass: u64) -> PickedRows {
+    let starts = catalog.starts();
+    let mut picked = PickedRows {
+        leaf,
+        pass,
+        block: Vec::with_capacity(positions.len()),
+        row: Vec::with_capacity(positions.len()),
+        id: Vec::with_capacity(positions.len()),
+        hold: positions.hold,
+    };
+    let mut block = 0;
+    for index in positions.index {
+        if index < starts[block] || index >= starts[block + 1] {
+            block = catalog.locate(index).0;
+        }
+        picked.block.push(block as u32);
+        picked.row.push((index - starts[block]) as u32);
+        picked.id.push(first_id + index);
+    }
+    picked
+}
+
+fn pick_arrived(
+    leaf: usize,
+    key: Key,
+    buffer: u64,
+    segment: &mut Option<(u64, u64, Permutation)>,
+    positions: Positions,
+    pass: u64,
+    arrived: &Arrivals,
+) -> Result<PickedRows, NeedsRows> {
+    let mut picked =
+        PickedRows { leaf, pass, block: Vec::new(), row: Vec::new(), id: Vec::new(), hold: positions.hold };
+    for index in positions.index {
+        let start = index / buffer * buffer;
+        let end = match arrived.total() {
+            Some(total) => total.min(start + buffer),
+            None if arrived.rows() < start + buffer => return Err(NeedsRows { leaf, rows: start + buffer }),
+            None => start + buffer,
+        };
+        if segment.as_ref().is_none_or(|(of_pass, at, _)| (*of_pass, *at) != (pass, start)) {
+            let key = key.with_number(pass & !PADDING).with("segment").with_number(start);
+            *segment = Some((pass, start, Permutation::new(key, end - start)));
+        }
+        let (_, _, permutation) = segment.as_ref().expect("drawn above");
+        let row = start + permutation.at(index - start);
+        let block = arrived.starts.partition_point(|&start| start <= row) - 1;
+        picked.block.push(block as u32);
+        picked.row.push((row - arrived.starts[block]) as u32);
+        picked.id.push(arrived.ids[block] + row - arrived.starts[block]);
+    }
+    Ok(picked)
+}
+
+/// Positions grouped by where they belong, and for each original position its group and index there.
+struct Groups {
+    groups: Vec<(u64, Positions)>,
+    from: Vec<(u32, u32)>,
+}
+
+fn split(positions: Positions, place: impl Fn(u64) -> (u64, u64)) -> Groups {
+    let mut groups: Vec<(u64, Positions)> = Vec::new();
+    let mut from = Vec::with_capacity(positions.len());
+    for (index, hold) in positions.index.into_iter().zip(positions.hold) {
+        let (group, within) = place(index);
+        // Few groups, and nearly always the one before.
+        let at = groups.iter().rposition(|(g, _)| *g == group).unwrap_or_else(|| {
+            groups.push((group, Positions::default()));
+            groups.len() - 1
+        });
+        from.push((at as u32, groups[at].1.len() as u32));
+        groups[at].1.push(within, hold);
+    }
+    Groups { groups, from }
+}
+
+fn gathered(
+    Groups { mut groups, from }: Groups,
+    mut pick: impl FnMut(u64, Positions) -> Result<Picked, NeedsRows>,
+) -> Result<Picked, NeedsRows> {
+    if groups.len() == 1 {
+        let (group, positions) = groups.remove(0);
+        return pick(group, positions);
+    }
+    let parts = groups.into_iter().map(|(group, positions)| pick(group, positions)).collect::<Result<_, _>>()?;
+    Ok(Picked::Gathered { parts, from })
+}
+
+/// Shards read in turns: lane j of `cycle` is the shards j, j + cycle, j + 2·cycle, … end to end, and each lane that is not
+/// exhausted gives `run` rows in its turn.
+#[derive(Clone, Debug)]
+pub(crate) struct Lanes {
+    run: u64,
+    /// For each lane: pieces of the child as (rows before in the lane, first child row).
+    lanes: Vec<Vec<(u64, u64)>>,
+    rows: u64,
+    /// Phases, in each of which the same lanes take turns.
+    phases: Vec<Phase>,
+}
+
+#[derive(Clone, Debug)]
+struct Phase {
+    /// Position at which the phase starts.
+    start: u64,
+    /// Rows that each of its lanes gave before.
+    before: u64,
+    /// The lanes taking turns.
+    lanes: Vec<usize>,
+}
+
+impl Lanes {
+    /// `shards`: row ranges of the child, in order.
+    pub(crate) fn new(shards: &[std::ops::Range<u64>], cycle: usize, run: u64) -> Self {
+        let cycle = cycle.clamp(1, shards.len().max(1));
+        let mut lanes = vec![Vec::new(); cycle];
+        let mut lengths = vec![0; cycle];
+        for (i, shard) in shards.iter().enumerate().filter(|(_, shard)| !shard.is_empty()) {
+            lanes[i % cycle].push((lengths[i % cycle], shard.start));
+            lengths[i % cycle] += shard.end - shard.start;
+        }
+        let (mut phases, mut start, mut before) = (Vec::new(), 0, 0);
+        let mut alive: Vec<usize> = (0..cycle).filter(|&lane| lengths[lane] > 0).collect();
+        while let Some(shortest) = alive.iter().map(|&lane| lengths[lane]).min() {
+            // Whole turns of all lanes alive, then one last turn in which the shortest give what they have left.
+            let whole = (shortest - before) / run * run;
+            phases.push(Phase { start, before, lanes: alive.clone() });
+            start += whole * alive.len() as u64;
+            before += whole;
+            if alive.iter().any(|&lane| lengths[lane] < before + run) {
+                phases.push(Phase { start, before, lanes: alive.clone() });
+                start += alive.iter().map(|&lane| (lengths[lane] - before).min(run)).sum::<u64>();
+                before += run;
+            }
+            alive.retain(|&lane| lengths[lane] > before);
+        }
+        phases.dedup_by(|next, phase| next.start == phase.start && next.before == phase.before);
+        Self { run, lanes, rows: lengths.iter().sum(), phases: phases.into_iter().collect() }.with_lengths(lengths)
+    }
+
+    /// Ends each lane with a piece that starts at its length.
+    fn with_lengths(mut self, lengths: Vec<u64>) -> Self {
+        for (lane, length) in self.lanes.iter_mut().zip(lengths) {
+            lane.push((length, ENDLESS));
+        }
+        self
+    }
+
+    fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    fn length(&self, lane: usize) -> u64 {
+        self.lanes[lane].last().map_or(0, |piece| piece.0)
+    }
+
+    fn row_at(&self, position: u64) -> u64 {
+        let phase = &self.phases[self.phases.partition_point(|phase| phase.start <= position) - 1];
+        let within = position - phase.start;
+        let round = within / (self.run * phase.lanes.len() as u64);
+        let mut rest = within % (self.run * phase.lanes.len() as u64);
+        let given = phase.before + round * self.run;
+        for &lane in &phase.lanes {
+            let gives = (self.length(lane) - given).min(self.run);
+            if rest < gives {
+                let row = given + rest;
+                let pieces = &self.lanes[lane];
+                let (before, first) = pieces[pieces.partition_point(|piece| piece.0 <= row) - 1];
+                return first + row - before;
+            }
+            rest -= gives;
+        }
+        unreachable!("position {position} of {} rows", self.rows)
+    }
+
+    fn map(&self, positions: Positions) -> Positions {
+        // A lane's block is asked for again one round later at the latest: keep it for a step more.
+        let mut mapped = positions.map(|p| self.row_at(p));
+        mapped.hold.iter_mut().for_each(|hold| *hold += 1);
+        mapped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::steps::{Remainder, Steps};
+    use super::*;
+
+    fn source(leaf: usize, first_id: u64, blocks: &[u64]) -> Order {
+        let mut catalog = Catalog::new();
+        for (shard, &rows) in blocks.iter().enumerate() {
+            catalog.push_shard(format!("shard-{shard}"));
+            catalog.push_block(rows, rows * 10);
+        }
+        Order::Rows { leaf, catalog: Arc::new(catalog), first_id }
+    }
+
+    fn ids(order: &mut Order, pass: u64) -> Vec<(u64, u64)> {
+        let rows = order.rows().unwrap();
+        let frame = Some(Frame { offset: 0, batch: 4 });
+        let mut out = Vec::new();
+        for start in (0..rows).step_by(4) {
+            let positions = Positions::new((start..rows.min(start + 4)).collect(), start / 4);
+            out.extend(flatten(&order.pick(positions, pass, frame, &[]).unwrap()));
+        }
+        out
+    }
+
+    fn flatten(picked: &Picked) -> Vec<(u64, u64)> {
+        match picked {
+            Picked::Rows(rows) => rows.id.iter().map(|&id| (id, rows.pass)).collect(),
+            Picked::Gathered { parts, from } => {
+                let parts: Vec<_> = parts.iter().map(flatten).collect();
+                from.iter().map(|&(part, index)| parts[part as usize][index as usize]).collect()
+            }
+            Picked::Zipped(parts) => flatten(&parts[0]),
+            Picked::Enumerated { input, .. } | Picked::Applied { input, .. } => flatten(input),
+        }
+    }
+
+    #[test]
+    fn take_skip_concat_and_repeat_are_arithmetic() {
+        let mut order = Order::Repeat {
+            times: Some(2),
+            input: Box::new(Order::Take {
+                rows: 5,
+                input: Box::new(Order::Skip {
+                    rows: 2,
+                    input: Box::new(Order::Concat(vec![source(0, 0, &[3]), source(1, 100, &[2, 2])])),
+                }),
+            }),
+        };
+        assert_eq!(order.rows(), Some(10));
+        let got = ids(&mut order, 3);
+        let wanted = [2, 100, 101, 102, 103];
+        let first: Vec<_> = wanted.iter().map(|&id| (id, 6)).collect();
+        let second: Vec<_> = wanted.iter().map(|&id| (id, 7)).collect();
+        assert_eq!(got, [first, second].concat());
+    }
+
+    #[test]
+    fn zip_ends_with_its_shortest_input() {
+        let order = Order::Zip(vec![source(0, 0, &[3, 3]), source(1, 6, &[4])]);
+        assert_eq!(order.rows(), Some(4));
+        assert_eq!(order.blocks(), (vec![0, 3, 4], true));
+    }
+
+    #[test]
+    fn shards_of_unequal_length_take_turns_until_each_is_exhausted() {
+        let lanes = Lanes::new(&[0..3, 3..4, 4..9], 3, 1);
+        let rows: Vec<_> = (0..9).map(|p| lanes.row_at(p)).collect();
+        assert_eq!(rows, [0, 3, 4, 1, 5, 2, 6, 7, 8]);
+        let lanes = Lanes::new(&[0..3, 3..4, 4..9], 2, 2);
+        let rows: Vec<_> = (0..9).map(|p| lanes.row_at(p)).collect();
+        assert_eq!(rows, [0, 1, 3, 2, 4, 5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn interleaving_delivers_every_row_once() {
+        for cycle in 1..6 {
+            for run in 1..5 {
+                let lanes = Lanes::new(&[0..7, 7..7, 7..20, 20..21, 21..40], cycle, run);
+                let mut rows: Vec<_> = (0..40).map(|p| lanes.row_at(p)).collect();
+                rows.sort_unstable();
+                assert_eq!(rows, (0..40).collect::<Vec<_>>(), "cycle {cycle}, run {run}");
+            }
+        }
+    }
+
+    #[test]
+    fn arrivals_are_shuffled_by_segments_once_they_are_there() {
+        let mut order = Order::Arrival { leaf: 0, key: Key::new(1), buffer: 8, segment: None };
+        let mut arrivals = vec![Arrivals::default()];
+        arrivals[0].push(5, 1000);
+        let ask = |order: &mut Order, range: std::ops::Range<u64>, arrivals: &[Arrivals]| {
+            order.pick(Positions::new(range.collect(), 0), 0, None, arrivals).map(|picked| flatten(&picked))
+        };
+        assert_eq!(ask(&mut order, 0..4, &arrivals), Err(NeedsRows { leaf: 0, rows: 8 }));
+        arrivals[0].push(5, 2000);
+        let first = ask(&mut order, 0..4, &arrivals).unwrap();
+        arrivals[0].end();
+        let mut all: Vec<_> = (0..10).step_by(2).flat_map(|p| ask(&mut order, p..p + 2, &arrivals).unwrap()).collect();
+        assert_eq!(all[..4], first);
+        all.sort_unstable();
+        assert_eq!(all.iter().map(|a| a.0).collect::<Vec<_>>(), [(1000..1005), (2000..2005)].into_iter().flatten().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_rank_delivers_its_slice_of_the_global_batch() {
+        let order = |world, rank| {
+            let input = source(0, 0, &[10; 40]);
+            let (starts, divisible) = input.blocks();
+            let steps = Steps::new(24, Some(12), (rank, world), Remainder::Drop).unwrap();
+            let order = ShuffledOrder::new(Key::new(4), Shuffle::buffer(48), &starts, divisible, steps);
+            (Order::Shuffle { order, input: Box::new(input) }, steps)
+        };
+        let delivered = |world| {
+            let mut global = vec![Vec::new(); 16];
+            for rank in 0..world {
+                let (mut order, steps) = order(world, rank);
+                for (step, batch) in (0..).zip(&mut global) {
+                    let positions = Positions::new(steps.slots(step, 400).collect(), step);
+                    let picked = order.pick(positions, 0, Some(Frame { offset: 0, batch: 24 }), &[]).unwrap();
+                    batch.extend(flatten(&picked));
+                }
+            }
+            global
+        };
+        let alone = delivered(1);
+        for world in [2, 3, 4, 6, 12] {
+            assert_eq!(delivered(world), alone, "world of {world}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Which positions a rank delivers in which step.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+
+/// What becomes of the rows at the end of an epoch that do not fill a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Remainder {
+    /// They come as a last, shorter batch. With more than one rank `build()` refuses this where there is a remainder.
+    #[default]
+    Keep,
+    /// They are left out of this epoch.
+    Drop,
+    /// The last batch is filled up with the first samples of the epoch's order.
+    Repeat,
+    /// `build()` refuses a data set that has a remainder.
+    Refuse,
+}
+
+/// The arithmetic of an epoch: global batches, steps, and a rank's share of each.
+///
+/// Step k holds the positions `k·batch .. (k+1)·batch` of the data set's order. The plan has `streams` logical streams;
+/// stream i gives the slots `i·batch/streams .. (i+1)·batch/streams` of every step, and rank r of w owns the streams
+/// `r·streams/w .. (r+1)·streams/w`, so its batch is a contiguous slice of the global one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Steps {
+    pub(crate) batch: u64,
+    pub(crate) streams: u64,
+    pub(crate) rank: u64,
+    pub(crate) world: u64,
+    pub(crate) remainder: Remainder,
+}
+
+/// Streams that a plan has when nobody says: enough for worlds of 1, 2, 4 and 8.
+const DEFAULT_STREAMS: u64 = 8;
+
+impl Steps {
+    /// Picks the number of streams: as told, or the largest `L <= max(8, world)` with `world | L | batch`.
+    pub(crate) fn new(
+        batch: u64,
+        streams: Option<u64>,
+        (rank, world): (u64, u64),
+        remainder: Remainder,
+    ) -> Result<Self> {
+        if batch == 0 {
+            return Err(Error::config("a batch of 0 samples").advice(".batch(n) wants n of at least 1"));
+        }
+        if batch % world != 0 {
+            let below = batch / world * world;
+            let near = if below == 0 { world.to_string() } else { format!("{below} or {}", below + world) };
+            return Err(Error::config(format!("a global batch of {batch} cannot be shared by {world} ranks"))
+                .advice(format!("take .batch({near})")));
+        }
+        let fits = |l: u64| l > 0 && l % world == 0 && batch % l == 0;
+        let streams = match streams {
+            Some(l) if fits(l) => l,
+            Some(l) => {
+                let mut near: Vec<u64> = (1..=batch).filter(|&l| fits(l)).collect();
+                near.sort_by_key(|&fit| fit.abs_diff(l));
+                near.truncate(3);
+                return Err(Error::config(format!(
+                    "{l} streams: the number must divide the batch of {batch} and be a multiple of the {world} ranks"
+                ))
+                .advice(format!("take .streams(n) with n one of {near:?}")));
+            }
+            None => (1..=DEFAULT_STREAMS.max(world)).rev().find(|&l| fits(l)).expect("world divides the batch"),
+        };
+        Ok(Self { batch, streams, rank, world, remainder })
+    }
+
+    /// Rows of a step that one stream gives.
+    pub(crate) fn stream_share(&self) -> u64 {
+        self.batch / self.streams
+    }
+
+    /// Steps of an epoch of `rows` rows, the same for every rank.
+    pub(crate) fn per_epoch(&self, rows: u64) -> u64 {
+        match self.remainder {
+            Remainder::Keep | Remainder::Repeat => rows.div_ceil(self.batch),
+            Remainder::Drop | Remainder::Refuse => rows / self.batch,
+        }
+    }
+
+    /// The positions that this rank delivers in `step`; those of `rows` and above are repeated from the front.
+    pub(crate) fn slots(&self, step: u64, rows: u64) -> Range<u64> {
+        let share = self.batch / self.world;
+        let start = step * self.batch + self.rank * share;
+        let end = start + share;
+        if self.remainder == Remainder::Repeat { start..end } else { start.min(rows)..end.min(rows) }
+    }
+
+    /// Checks an epoch of `rows` rows against the remainder policy.
+    pub(crate) fn check(&self, rows: u64) -> Result<()> {
+        let rest = rows % self.batch;
+        let batch = self.batch;
+        if rows == 0 {
+            return Err(Error::config("the data set has no rows").advice("look at its URLs, .take() and .skip()"));
+        }
+        if rest == 0 {
+            return Ok(());
+        }
+        match self.remainder {
+            Remainder::Keep if self.world > 1 => Err(Error::config(format!(
+                "{rows} rows leave {rest} that do not fill a batch of {batch}, and {} ranks must take equal steps",
+                self.world
+            ))
+            .advice("say what becomes of them: .remainder(Remainder::Drop) or .remainder(Remainder::Repeat)")),
+            Remainder::Refuse => Err(Error::config(format!("{rows} rows leave {rest} that do not fill a batch of {batch}"))
+                .advice(".remainder(Remainder::Drop), Keep or Repeat, or another batch size")),
+            Remainder::Drop if rows < batch => Err(Error::config(format!(
+                "{rows} rows never fill a batch of {batch}, and the remainder is dropped: no batch would come"
+            ))
+            .advice("make the batch smaller, or take .remainder(Remainder::Keep)")),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(batch: u64, world: u64) -> Result<Steps> {
+        Steps::new(batch, None, (0, world), Remainder::Keep)
+    }
+
+    #[test]
+    fn streams_are_the_largest_divisor_up_to_eight_or_the_world() {
+        for (batch, world, streams) in [(256, 1, 8), (100, 1, 5), (7, 1, 7), (11, 1, 1), (24, 3, 6), (64, 16, 16), (1, 1, 1)] {
+            assert_eq!(steps(batch, world).unwrap().streams, streams, "batch {batch}, world {world}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_what_can() {
+        let error = steps(10, 4).unwrap_err().to_string();
+        assert!(error.contains(".batch(8 or 12)"), "{error}");
+        let error = Steps::new(24, Some(5), (0, 2), Remainder::Keep).unwrap_err().to_string();
+        assert!(error.contains("[4, 6, 2]"), "{error}");
+        assert!(Steps::new(0, None, (0, 1), Remainder::Keep).is_err());
+    }
+
+    #[test]
+    fn ranks_share_each_step_without_gap_or_overlap() {
+        for remainder in [Remainder::Keep, Remainder::Drop, Remainder::Repeat] {
+            let rows = 50;
+            let all: Vec<_> = (0..3)
+                .map(|rank| Steps::new(12, None, (rank, 3), remainder).unwrap())
+                .flat_map(|s| (0..s.per_epoch(rows)).flat_map(move |k| s.slots(k, rows)))
+                .collect();
+            let mut sorted = all.clone();
+            sorted.sort_unstable();
+            let end = match remainder {
+                Remainder::Keep => 50,
+                Remainder::Drop => 48,
+                _ => 60,
+            };
+            assert_eq!(sorted, (0..end).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn remainders_that_would_surprise_are_refused() {
+        let check = |batch, world, remainder, rows| Steps::new(batch, None, (0, world), remainder).unwrap().check(rows);
+        assert!(check(10, 1, Remainder::Keep, 25).is_ok());
+        assert!(check(10, 2, Remainder::Keep, 25).is_err());
+        assert!(check(10, 2, Remainder::Keep, 30).is_ok());
+        assert!(check(10, 2, Remainder::Drop, 25).is_ok());
+        assert!(check(10, 1, Remainder::Drop, 9).is_err());
+        assert!(check(10, 1, Remainder::Refuse, 25).is_err());
+        assert!(check(10, 1, Remainder::Keep, 0).is_err());
+    }
+}

@@ -1,0 +1,149 @@
+//! Where rows come from: the [`Source`] trait and its implementations.
+
+mod memory;
+pub(crate) mod tfrecord;
+
+use arrow::array::RecordBatch;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+pub(crate) use memory::Memory;
+
+use crate::error::{Error, Result};
+use crate::plan::Catalog;
+use crate::schema::Column;
+
+/// A data set's origin: blocks of rows, fetched and decoded one at a time in whatever order the plan wants.
+///
+/// The loader calls [`fetch`](Self::fetch) on its I/O runtime, for several blocks at once and only when the budget has room
+/// for [`Catalog::block_bytes`]; then [`decode`](Self::decode) once on a worker thread. A block may be asked for again, in
+/// the same epoch and in later ones, and must then give the same rows.
+///
+/// # Example
+/// ```
+/// use std::sync::Arc;
+///
+/// use arrow::array::{Int64Array, RecordBatch};
+/// use bytes::Bytes;
+/// use forebay::plan::Catalog;
+/// use forebay::source::{Decoded, Source};
+/// use forebay::{Column, Dataset, Result, int64};
+///
+/// /// The squares of 0..1000, in ten blocks.
+/// struct Squares {
+///     columns: Vec<Column>,
+///     catalog: Catalog,
+/// }
+///
+/// impl Source for Squares {
+///     fn name(&self) -> String {
+///         "squares".into()
+///     }
+///     fn columns(&self) -> &[Column] {
+///         &self.columns
+///     }
+///     fn catalog(&self) -> &Catalog {
+///         &self.catalog
+///     }
+///     fn decode(&self, block: usize, _fetched: Bytes) -> Result<Decoded> {
+///         let first = self.catalog.block_start(block) as i64;
+///         let squares = Int64Array::from_iter_values((first..first + 100).map(|x| x * x));
+///         Ok(Decoded::good(RecordBatch::try_from_iter([("square", Arc::new(squares) as _)]).expect("one column")))
+///     }
+/// }
+///
+/// let mut catalog = Catalog::new();
+/// catalog.push_shard("squares");
+/// (0..10).for_each(|_| catalog.push_block(100, 800));
+/// let dataset = Dataset::from_source(Squares { columns: vec![int64("square")], catalog }).batch(250);
+/// let mut sum = 0;
+/// for batch in dataset.loader().build()? {
+///     sum += batch?.values::<i64>("square")?.iter().sum::<i64>();
+/// }
+/// assert_eq!(sum, (0..1000).map(|x| x * x).sum());
+/// # Ok::<(), forebay::Error>(())
+/// ```
+pub trait Source: Send + Sync + 'static {
+    /// A name for `explain()`, errors and fingerprints.
+    fn name(&self) -> String;
+
+    /// The columns of [`decode`](Self::decode)'s rows.
+    fn columns(&self) -> &[Column];
+
+    /// The blocks and their row counts.
+    fn catalog(&self) -> &Catalog;
+
+    /// Reads a block's bytes; `None` where there is nothing to read. Runs on the loader's tokio runtime.
+    fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Bytes>>> {
+        let _ = block;
+        None
+    }
+
+    /// Turns a block's bytes (none where nothing was fetched) into rows: as many as the catalog says, with the columns of [`columns`](Self::columns) in
+    /// that order. Runs on a worker thread.
+    ///
+    /// # Errors
+    /// An error stands for the whole block; rows that are bad by themselves are listed in [`Decoded::bad`].
+    fn decode(&self, block: usize, fetched: Bytes) -> Result<Decoded>;
+}
+
+/// The rows of a block, and which of them are bad.
+#[derive(Debug)]
+pub struct Decoded {
+    /// One row a record. What stands in a bad row does not matter.
+    pub rows: RecordBatch,
+    /// Bad rows in ascending order, each with its error.
+    pub bad: Vec<(usize, Error)>,
+}
+
+impl Decoded {
+    /// Rows without fault.
+    pub fn good(rows: RecordBatch) -> Self {
+        Self { rows, bad: Vec::new() }
+    }
+}
+
+/// A source whose row counts are not known before it was read: its blocks come in an order of their own.
+pub(crate) trait Arriving: Send + Sync + 'static {
+    /// The columns of the rows.
+    fn columns(&self) -> &[Column];
+
+    /// A number that changes with the list of shards.
+    fn fingerprint(&self) -> u64;
+
+    /// Begins a pass; `key` is that of the shards' order, if they are to be shuffled.
+    fn begin(&self, key: crate::random::Key) -> Box<dyn ArrivingPass>;
+
+    /// Turns a block's bytes into rows, on a worker thread.
+    fn decode(&self, block: Arrived) -> Result<Decoded>;
+}
+
+/// One pass over a source without index: pieces of shards go in, blocks of records come out, both in order.
+pub(crate) trait ArrivingPass: Send {
+    /// The next piece of a shard to read, with its size in bytes; `None` when all have been asked for.
+    fn next_read(&mut self) -> Option<(u64, BoxFuture<'static, Result<Bytes>>)>;
+
+    /// Takes a piece, in the order of [`next_read`](Self::next_read).
+    fn supply(&mut self, piece: Bytes);
+
+    /// The next block of about [`ARRIVED_BYTES`], on a worker thread; `None` when it takes another piece, or after the last.
+    ///
+    /// # Errors
+    /// Damage ends the pass; the blocks before it were given.
+    fn next_block(&mut self) -> Result<Option<Arrived>>;
+}
+
+/// Bytes of a block that arrives, unless a record is larger.
+pub(crate) const ARRIVED_BYTES: u64 = 4 << 20;
+
+/// A block of records that arrived.
+pub(crate) struct Arrived {
+    pub(crate) buffer: arrow::buffer::Buffer,
+    /// The payloads within the buffer.
+    pub(crate) payloads: Vec<std::ops::Range<usize>>,
+    /// The shard, and the number of the first record in it.
+    pub(crate) shard: usize,
+    pub(crate) first_record: u64,
+    /// Offset of the block in the (decompressed) shard.
+    pub(crate) offset: u64,
+}

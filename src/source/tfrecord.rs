@@ -1,0 +1,1 @@
+//! TFRecord shards as a source.

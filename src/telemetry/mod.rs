@@ -1,0 +1,7 @@
+//! Counters of every stage, and the report that says which one the loop waited for.
+
+mod counters;
+mod report;
+
+pub(crate) use counters::{Clock, Counters, StageCounter, WaitedFor};
+pub use report::{Report, StageReport};
