@@ -1,0 +1,279 @@
+//! The messages of `tf.Example` and `tf.SequenceExample`, for building, writing and looking at any record.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Byte strings.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
+pub struct BytesList {
+    /// The values.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub value: Vec<Vec<u8>>,
+}
+
+/// Single-precision floats.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct FloatList {
+    /// The values.
+    #[prost(float, repeated, tag = "1")]
+    pub value: Vec<f32>,
+}
+
+/// 64-bit integers.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
+pub struct Int64List {
+    /// The values.
+    #[prost(int64, repeated, tag = "1")]
+    pub value: Vec<i64>,
+}
+
+/// A list of values of one kind, or nothing: a feature without a kind is missing.
+///
+/// # Example
+/// ```
+/// use forebay::format::example::Feature;
+///
+/// assert_eq!(Feature::int64([3, 4]).as_int64(), Some(&[3, 4][..]));
+/// assert_eq!(Feature::float32([0.5]).as_int64(), None);
+/// assert_eq!(Feature::bytes(["a", "b"]).as_bytes().map(<[_]>::len), Some(2));
+/// ```
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Feature {
+    /// The values.
+    #[prost(oneof = "Values", tags = "1, 2, 3")]
+    pub kind: Option<Values>,
+}
+
+/// The values of a [`Feature`].
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Values {
+    /// Byte strings.
+    #[prost(message, tag = "1")]
+    Bytes(BytesList),
+    /// Single-precision floats.
+    #[prost(message, tag = "2")]
+    Float(FloatList),
+    /// 64-bit integers.
+    #[prost(message, tag = "3")]
+    Int64(Int64List),
+}
+
+/// Features by name.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Features {
+    /// The features.
+    #[prost(btree_map = "string, message", tag = "1")]
+    pub feature: BTreeMap<String, Feature>,
+}
+
+/// A `tf.Example`: one record of named features.
+///
+/// # Source
+/// TensorFlow, `tensorflow/core/example/example.proto` and `feature.proto`.
+///
+/// # Example
+/// ```
+/// use forebay::format::example::Example;
+///
+/// let example = Example::new()
+///     .with_int64("label", [3])
+///     .with_float32("box", [0.1, 0.2, 0.8, 0.9])
+///     .with_bytes("image", [b"\x89PNG"]);
+/// assert_eq!(Example::from_bytes(&example.encode())?, example);
+/// assert_eq!(example.get("label").and_then(|f| f.as_int64()), Some(&[3][..]));
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Example {
+    /// The features.
+    #[prost(message, optional, tag = "1")]
+    pub features: Option<Features>,
+}
+
+/// One feature a time step.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct FeatureList {
+    /// The steps.
+    #[prost(message, repeated, tag = "1")]
+    pub feature: Vec<Feature>,
+}
+
+/// Feature lists by name.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct FeatureLists {
+    /// The feature lists.
+    #[prost(btree_map = "string, message", tag = "1")]
+    pub feature_list: BTreeMap<String, FeatureList>,
+}
+
+/// A `tf.SequenceExample`: features of the whole (the context), and features a time step.
+///
+/// # Source
+/// TensorFlow, `tensorflow/core/example/example.proto` and `feature.proto`.
+///
+/// # Example
+/// ```
+/// use forebay::format::example::{Feature, SequenceExample};
+///
+/// let sequence = SequenceExample::new()
+///     .with_context("id", Feature::int64([7]))
+///     .with_steps("speed", [Feature::float32([0.0]), Feature::float32([0.5])]);
+/// assert_eq!(SequenceExample::from_bytes(&sequence.encode())?, sequence);
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SequenceExample {
+    /// Features of the whole sequence.
+    #[prost(message, optional, tag = "1")]
+    pub context: Option<Features>,
+    /// Features a time step.
+    #[prost(message, optional, tag = "2")]
+    pub feature_lists: Option<FeatureLists>,
+}
+
+impl Feature {
+    /// 64-bit integers.
+    pub fn int64(values: impl IntoIterator<Item = i64>) -> Self {
+        Self { kind: Some(Values::Int64(Int64List { value: values.into_iter().collect() })) }
+    }
+
+    /// Single-precision floats.
+    pub fn float32(values: impl IntoIterator<Item = f32>) -> Self {
+        Self { kind: Some(Values::Float(FloatList { value: values.into_iter().collect() })) }
+    }
+
+    /// Byte strings.
+    pub fn bytes<V: AsRef<[u8]>>(values: impl IntoIterator<Item = V>) -> Self {
+        let value = values.into_iter().map(|value| value.as_ref().to_vec()).collect();
+        Self { kind: Some(Values::Bytes(BytesList { value })) }
+    }
+
+    /// The integers, if it holds integers.
+    pub fn as_int64(&self) -> Option<&[i64]> {
+        if let Some(Values::Int64(list)) = &self.kind { Some(&list.value) } else { None }
+    }
+
+    /// The floats, if it holds floats.
+    pub fn as_float32(&self) -> Option<&[f32]> {
+        if let Some(Values::Float(list)) = &self.kind { Some(&list.value) } else { None }
+    }
+
+    /// The byte strings, if it holds byte strings.
+    pub fn as_bytes(&self) -> Option<&[Vec<u8>]> {
+        if let Some(Values::Bytes(list)) = &self.kind { Some(&list.value) } else { None }
+    }
+
+    /// What it holds, in words: `int64`, `float`, `bytes` or `nothing`.
+    pub fn kind_name(&self) -> &'static str {
+        match &self.kind {
+            Some(Values::Int64(_)) => "int64",
+            Some(Values::Float(_)) => "float",
+            Some(Values::Bytes(_)) => "bytes",
+            None => "nothing",
+        }
+    }
+
+    /// How many values it holds.
+    pub fn num_values(&self) -> usize {
+        match &self.kind {
+            Some(Values::Int64(list)) => list.value.len(),
+            Some(Values::Float(list)) => list.value.len(),
+            Some(Values::Bytes(list)) => list.value.len(),
+            None => 0,
+        }
+    }
+}
+
+impl Example {
+    /// An example without features.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a feature.
+    #[must_use]
+    pub fn with(mut self, name: impl Into<String>, feature: Feature) -> Self {
+        self.features.get_or_insert_default().feature.insert(name.into(), feature);
+        self
+    }
+
+    /// Sets a feature of 64-bit integers.
+    #[must_use]
+    pub fn with_int64(self, name: impl Into<String>, values: impl IntoIterator<Item = i64>) -> Self {
+        self.with(name, Feature::int64(values))
+    }
+
+    /// Sets a feature of single-precision floats.
+    #[must_use]
+    pub fn with_float32(self, name: impl Into<String>, values: impl IntoIterator<Item = f32>) -> Self {
+        self.with(name, Feature::float32(values))
+    }
+
+    /// Sets a feature of byte strings.
+    #[must_use]
+    pub fn with_bytes<V: AsRef<[u8]>>(self, name: impl Into<String>, values: impl IntoIterator<Item = V>) -> Self {
+        self.with(name, Feature::bytes(values))
+    }
+
+    /// The feature of this name.
+    pub fn get(&self, name: &str) -> Option<&Feature> {
+        self.features.as_ref()?.feature.get(name)
+    }
+
+    /// The record's payload. Equal examples give equal bytes: features are written in the order of their names.
+    pub fn encode(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    /// Reads a record's payload.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Schema`] if it cannot be one. Another message may happen to look like an example.
+    pub fn from_bytes(payload: &[u8]) -> Result<Self> {
+        Self::decode(payload).map_err(|error| no_message("tf.Example", error))
+    }
+}
+
+impl SequenceExample {
+    /// A sequence without features.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a feature of the whole sequence.
+    #[must_use]
+    pub fn with_context(mut self, name: impl Into<String>, feature: Feature) -> Self {
+        self.context.get_or_insert_default().feature.insert(name.into(), feature);
+        self
+    }
+
+    /// Sets a feature list: one feature a time step.
+    #[must_use]
+    pub fn with_steps(mut self, name: impl Into<String>, steps: impl IntoIterator<Item = Feature>) -> Self {
+        let list = FeatureList { feature: steps.into_iter().collect() };
+        self.feature_lists.get_or_insert_default().feature_list.insert(name.into(), list);
+        self
+    }
+
+    /// The record's payload. Equal sequences give equal bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    /// Reads a record's payload.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Schema`] if it cannot be one. Another message may happen to look like a sequence.
+    pub fn from_bytes(payload: &[u8]) -> Result<Self> {
+        Self::decode(payload).map_err(|error| no_message("tf.SequenceExample", error))
+    }
+}
+
+fn no_message(name: &str, error: prost::DecodeError) -> Error {
+    Error::new(ErrorKind::Schema, format!("the record is no {name}"))
+        .because(error)
+        .advice("look at it with `forebay inspect`, or read it as bytes and decode it in a map")
+}

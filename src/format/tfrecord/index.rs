@@ -1,0 +1,556 @@
+//! What is known of a shard before it is read: where each record starts, and which object that holds for.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, UInt32Array};
+use arrow::datatypes::{DataType, Field, Schema};
+use arrow::ipc;
+use arrow::ipc::writer::FileWriter;
+
+use super::compression::Compression;
+use super::framing::{Check, FOOTER_BYTES, Framer, HEADER_BYTES};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The layout of stored indexes. Another number is another layout.
+const VERSION: &str = "1";
+/// Every so many records the offset is kept; between them lengths are added up.
+const STRIDE: usize = 128;
+const OVERHEAD: u64 = (HEADER_BYTES + FOOTER_BYTES) as u64;
+
+/// What identifies the content of a stored object, as far as its store tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Fingerprint {
+    /// Stored bytes.
+    pub size: u64,
+    /// The store's tag of this content.
+    pub etag: Option<String>,
+    /// Last modification, in nanoseconds since 1970 (UTC).
+    pub modified: Option<i64>,
+}
+
+/// The records of one TFRecord shard: their places in the decompressed stream, and the object they were found in.
+///
+/// # Memory
+/// About 4 bytes a record.
+///
+/// # Source
+/// Stored as an Arrow IPC file with one `UInt32` column `length` (payload bytes, in order; records follow each other without
+/// gaps, 16 bytes around each payload) and the rest in the schema's metadata, under `forebay.*`.
+///
+/// # Example
+/// ```
+/// use forebay::format::tfrecord::{Compression, Fingerprint, ShardIndex, Writer};
+///
+/// let mut writer = Writer::new(Vec::new(), Compression::None);
+/// for i in 0..10 {
+///     writer.write(&vec![0; 100 * i])?;
+/// }
+/// let shard = writer.finish()?;
+///
+/// let mut read_at = |offset: u64, into: &mut [u8]| {
+///     into.copy_from_slice(&shard[offset as usize..][..into.len()]);
+///     Ok(())
+/// };
+/// let fingerprint = Fingerprint { size: shard.len() as u64, ..Fingerprint::default() };
+/// let index = ShardIndex::hop(&mut read_at, fingerprint)?;
+/// assert_eq!((index.len(), index.offset(2), index.length(2)), (10, 16 + 116, 200));
+/// assert_eq!(ShardIndex::from_bytes(&index.to_bytes()?)?, index);
+///
+/// let runs = index.blocks(1000);
+/// assert_eq!((runs[0].first_record, runs[0].num_records, runs[0].bytes), (0, 5, 1080));
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardIndex {
+    fingerprint: Fingerprint,
+    compression: Compression,
+    lengths: Vec<u32>,
+    /// Where every `STRIDE`th record starts.
+    starts: Vec<u64>,
+    bytes: u64,
+}
+
+/// A run of records that lie next to each other: what one block holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Run {
+    /// The first record's number in the shard.
+    pub first_record: u64,
+    /// Records; at least 1.
+    pub num_records: usize,
+    /// Where the first record's header starts in the decompressed shard.
+    pub offset: u64,
+    /// Bytes of all its records, headers and footers included.
+    pub bytes: u64,
+}
+
+/// Collects the record lengths of a shard while it is read for the first time.
+///
+/// # Example
+/// ```
+/// use forebay::format::tfrecord::{Compression, Fingerprint, IndexBuilder};
+///
+/// let mut builder = IndexBuilder::new();
+/// builder.push(100)?;
+/// builder.push(50)?;
+/// let index = builder.finish(Fingerprint { size: 90, ..Fingerprint::default() }, Compression::Gzip)?;
+/// assert_eq!((index.offset(1), index.bytes()), (116, 182));
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct IndexBuilder {
+    lengths: Vec<u32>,
+    starts: Vec<u64>,
+    bytes: u64,
+}
+
+impl IndexBuilder {
+    /// A builder before the first record.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Records so far.
+    pub fn len(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Whether there is no record yet.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
+    /// Where the next record's header starts in the decompressed shard.
+    pub fn offset(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Adds the next record, by the bytes of its payload.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] for a payload of 4 GiB or more.
+    pub fn push(&mut self, payload_bytes: u64) -> Result<()> {
+        let length = u32::try_from(payload_bytes).map_err(|_| {
+            Error::corrupt(format!("a record of {payload_bytes} bytes; an index holds records below 4 GiB"))
+                .record(self.lengths.len() as u64)
+                .byte_offset(self.bytes)
+        })?;
+        if self.lengths.len().is_multiple_of(STRIDE) {
+            self.starts.push(self.bytes);
+        }
+        self.lengths.push(length);
+        self.bytes += u64::from(length) + OVERHEAD;
+        Ok(())
+    }
+
+    /// The index of the shard, whose last record was pushed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when a plain shard's size is not that of its records.
+    pub fn finish(mut self, fingerprint: Fingerprint, compression: Compression) -> Result<ShardIndex> {
+        if compression == Compression::None && fingerprint.size != self.bytes {
+            let (size, bytes) = (fingerprint.size, self.bytes);
+            return Err(Error::corrupt(format!("the shard has {size} bytes, its records {bytes}"))
+                .advice("the shard changed while it was read, or the index is of another one: build it again"));
+        }
+        self.lengths.shrink_to_fit();
+        self.starts.shrink_to_fit();
+        Ok(ShardIndex { fingerprint, compression, lengths: self.lengths, starts: self.starts, bytes: self.bytes })
+    }
+}
+
+impl ShardIndex {
+    /// Records in the shard.
+    pub fn len(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Whether the shard holds no record.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
+    /// Bytes of the shard once decompressed.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The object that the index was built from.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    /// How the shard is compressed.
+    pub fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    /// Where a record's header starts in the decompressed shard; for `len()` its end.
+    ///
+    /// # Panics
+    /// If `record` is greater than `len()`.
+    pub fn offset(&self, record: usize) -> u64 {
+        if record == self.len() {
+            return self.bytes;
+        }
+        let nearest = record / STRIDE;
+        let between = &self.lengths[nearest * STRIDE..record];
+        self.starts[nearest] + between.iter().map(|&length| u64::from(length) + OVERHEAD).sum::<u64>()
+    }
+
+    /// A record's payload bytes.
+    ///
+    /// # Panics
+    /// If there is no such record.
+    pub fn length(&self, record: usize) -> usize {
+        self.lengths[record] as usize
+    }
+
+    /// Whether the object that the store now describes is the one indexed: by size, then by etag where both are known, else by
+    /// time of modification where both are known.
+    ///
+    /// # Errors
+    /// What differs, in words: `size is 10, was 12`.
+    pub fn matches(&self, now: &Fingerprint) -> Result<(), String> {
+        let then = &self.fingerprint;
+        if now.size != then.size {
+            return Err(format!("size is {}, was {}", now.size, then.size));
+        }
+        match (&now.etag, &then.etag, now.modified, then.modified) {
+            (Some(now), Some(then), ..) if now != then => Err(format!("etag is {now}, was {then}")),
+            (Some(_), Some(_), ..) => Ok(()),
+            (_, _, Some(now), Some(then)) if now != then => Err(format!("modified is {now}, was {then}")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Cuts the shard into runs of about `target_bytes` (decompressed): a run ends with the record that comes nearest to it.
+    pub fn blocks(&self, target_bytes: u64) -> Vec<Run> {
+        let mut runs = Vec::new();
+        let mut run = Run { first_record: 0, num_records: 0, offset: 0, bytes: 0 };
+        for (record, &length) in self.lengths.iter().enumerate() {
+            let total = u64::from(length) + OVERHEAD;
+            // With the record the run would be further from the target than without it.
+            let over = (run.bytes + total).saturating_sub(target_bytes);
+            if run.num_records > 0 && over > target_bytes.saturating_sub(run.bytes) {
+                runs.push(run);
+                run = Run { first_record: record as u64, num_records: 0, offset: run.offset + run.bytes, bytes: 0 };
+            }
+            run.num_records += 1;
+            run.bytes += total;
+        }
+        if run.num_records > 0 {
+            runs.push(run);
+        }
+        runs
+    }
+
+    /// Builds the index of a plain shard by reading its headers only, through a function that fills a buffer from an offset.
+    ///
+    /// Every length's checksum is verified, payloads are not read. Short records are found many to a read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] for a damaged length and for a shard that ends inside a record; [`ErrorKind::Transfer`] when
+    /// reading fails.
+    pub fn hop(
+        read_at: &mut impl FnMut(u64, &mut [u8]) -> io::Result<()>,
+        fingerprint: Fingerprint,
+    ) -> Result<ShardIndex> {
+        let size = fingerprint.size;
+        let mut builder = IndexBuilder::new();
+        let mut window = vec![0; WINDOW_BYTES.min(usize::try_from(size).unwrap_or(WINDOW_BYTES))];
+        let (mut start, mut filled, mut last) = (0, 0, 0);
+        while builder.offset() < size {
+            let at = builder.offset();
+            if at < start || at + HEADER_BYTES as u64 > start + filled as u64 {
+                let most = if last > FAR_BYTES { HEADER_BYTES } else { window.len() };
+                filled = most.min(usize::try_from(size - at).unwrap_or(most));
+                start = at;
+                read_at(start, &mut window[..filled]).map_err(|error| {
+                    Error::new(ErrorKind::Transfer, "the shard could not be read")
+                        .because(error)
+                        .record(builder.len() as u64)
+                        .byte_offset(at)
+                })?;
+            }
+            let framer = Framer::new(Check::LengthsOnly)
+                .max_record_bytes(u64::from(u32::MAX))
+                .starting_at(builder.len() as u64, at);
+            let length = framer.length(&window[(at - start) as usize..filled], Some(size - at))?;
+            let length = length.expect("a header, or the end of the shard, is in the window") as u64;
+            builder.push(length)?;
+            last = length;
+        }
+        builder.finish(fingerprint, Compression::None)
+    }
+
+    /// The index as an Arrow IPC file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`] when Arrow cannot write it.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut metadata = self.metadata();
+        metadata.push(("forebay.checksum", format!("{:08x}", checksum(&metadata, &self.lengths))));
+        let metadata: HashMap<_, _> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let field = Field::new("length", DataType::UInt32, false);
+        let schema = Arc::new(Schema::new(vec![field]).with_metadata(metadata));
+        let lengths = Arc::new(UInt32Array::from(self.lengths.clone()));
+        let written = || {
+            let batch = RecordBatch::try_new(Arc::clone(&schema), vec![lengths])?;
+            let mut writer = FileWriter::try_new(Vec::new(), &schema)?;
+            writer.write(&batch)?;
+            writer.finish()?;
+            writer.into_inner()
+        };
+        written().map_err(|error| Error::new(ErrorKind::Memory, "the index could not be written").because(error))
+    }
+
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        let Fingerprint { size, etag, modified } = &self.fingerprint;
+        let mut metadata = vec![
+            ("forebay.index", VERSION.to_owned()),
+            ("forebay.size", size.to_string()),
+            ("forebay.compression", self.compression.name().to_owned()),
+            ("forebay.bytes", self.bytes.to_string()),
+        ];
+        metadata.extend(etag.clone().map(|etag| ("forebay.etag", etag)));
+        metadata.extend(modified.map(|modified| ("forebay.modified", modified.to_string())));
+        metadata
+    }
+
+    /// Reads a stored index, whatever happened to it: bounded by its own size, every reference checked.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] for damage, and for files that are no index or one of another version.
+    pub fn from_bytes(bytes: &[u8]) -> Result<ShardIndex> {
+        let index = stored(bytes).and_then(|(metadata, lengths)| Self::from_parts(&metadata, lengths));
+        index.map_err(|what| {
+            Error::corrupt(format!("no valid index: {what}")).advice("delete it: it is built again when needed")
+        })
+    }
+
+    fn from_parts(metadata: &HashMap<&str, &str>, lengths: impl Iterator<Item = u32>) -> Result<ShardIndex, String> {
+        fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+            text.parse().map_err(|_| format!("{text:?} is no number"))
+        }
+        let get = |key: &str| metadata.get(key).copied().ok_or_else(|| format!("no {key}"));
+        if get("forebay.index")? != VERSION {
+            return Err(format!("version {:?}, this is {VERSION}", get("forebay.index")?));
+        }
+        let fingerprint = Fingerprint {
+            size: number(get("forebay.size")?)?,
+            etag: metadata.get("forebay.etag").map(|&etag| etag.to_owned()),
+            modified: metadata.get("forebay.modified").map(|text| number(text)).transpose()?,
+        };
+        let name = get("forebay.compression")?;
+        let compression = Compression::from_name(name).ok_or_else(|| format!("unknown compression {name:?}"))?;
+        let mut builder = IndexBuilder::new();
+        for length in lengths {
+            builder.push(u64::from(length)).expect("a u32 fits");
+        }
+        let index = builder.finish(fingerprint, compression).map_err(|error| error.message().to_owned())?;
+        let computed = checksum(&index.metadata(), &index.lengths);
+        if get("forebay.checksum")? != format!("{computed:08x}") || get("forebay.bytes")? != index.bytes.to_string() {
+            return Err(format!("checksum {computed:08x}, stored {}", get("forebay.checksum")?));
+        }
+        Ok(index)
+    }
+}
+
+/// Small enough for the second-level cache, large enough for about a hundred records of 600 bytes a read.
+const WINDOW_BYTES: usize = 64 << 10;
+/// Records longer than this are hopped over one read each: reading 12 bytes takes 0.4 µs, filling the window 8 µs
+/// (page cache, measured), so a window pays from about twenty records on.
+const FAR_BYTES: u64 = 3 << 10;
+
+fn checksum(metadata: &[(&'static str, String)], lengths: &[u32]) -> u32 {
+    let text = metadata.iter().fold(0, |crc, (key, value)| {
+        let crc = crc32c::crc32c_append(crc, key.as_bytes());
+        crc32c::crc32c_append(crc32c::crc32c_append(crc, value.as_bytes()), b"\n")
+    });
+    lengths.chunks(1024).fold(text, |crc, chunk| {
+        let bytes: Vec<u8> = chunk.iter().flat_map(|length| length.to_le_bytes()).collect();
+        crc32c::crc32c_append(crc, &bytes)
+    })
+}
+
+/// The metadata and lengths of an Arrow IPC file as [`ShardIndex::to_bytes`] writes it.
+///
+/// Arrow's own reader takes any schema and trusts offsets in places; this one takes the one schema and trusts nothing: the
+/// flatbuffers are verified and every range is looked up with a check.
+fn stored(bytes: &[u8]) -> Result<(HashMap<&str, &str>, impl Iterator<Item = u32>), String> {
+    let part = |from: usize, length: usize| bytes.get(from..from.checked_add(length)?);
+    let size = |value: i64| usize::try_from(value).map_err(|_| "a negative size".to_owned());
+    let cut = || "it breaks off".to_owned();
+
+    let (front, magic) = bytes.split_last_chunk::<6>().ok_or_else(cut)?;
+    if magic != b"ARROW1" || !bytes.starts_with(b"ARROW1\0\0") {
+        return Err("no Arrow IPC file".to_owned());
+    }
+    let (front, footer_bytes) = front.split_last_chunk::<4>().ok_or_else(cut)?;
+    let footer_bytes = size(i64::from(i32::from_le_bytes(*footer_bytes)))?;
+    let footer = front.len().checked_sub(footer_bytes).and_then(|from| front.get(from..)).ok_or_else(cut)?;
+    let footer = ipc::root_as_footer(footer).map_err(|error| format!("damaged footer: {error}"))?;
+    let schema = footer.schema().ok_or("no schema")?;
+    let metadata = schema.custom_metadata().ok_or("no metadata")?;
+    let metadata: HashMap<_, _> = metadata.iter().filter_map(|pair| Some((pair.key()?, pair.value()?))).collect();
+    let one_column = schema.fields().is_some_and(|fields| {
+        fields.len() == 1 && fields.get(0).type_as_int().is_some_and(|int| int.bitWidth() == 32 && !int.is_signed())
+    });
+    let blocks = footer.recordBatches().ok_or("no records")?;
+    if !one_column || schema.endianness() != ipc::Endianness::Little || blocks.len() != 1 {
+        return Err("another schema".to_owned());
+    }
+    let block = blocks.get(0);
+    let head_bytes = size(i64::from(block.metaDataLength()))?;
+    let head = part(size(block.offset())?, head_bytes).ok_or_else(cut)?;
+    let head = head.strip_prefix(&[0xff; 4]).and_then(|head| head.get(4..)).ok_or("no message")?;
+    let message = ipc::root_as_message(head).map_err(|error| format!("damaged message: {error}"))?;
+    let batch = message.header_as_record_batch().ok_or("no record batch")?;
+    let buffers = batch.buffers().filter(|buffers| buffers.len() == 2).ok_or("another number of buffers")?;
+    if batch.compression().is_some() {
+        return Err("compressed".to_owned());
+    }
+    let length = size(batch.length())?;
+    let values = length.checked_mul(4).ok_or_else(cut)?;
+    let from = size(block.offset())?
+        .checked_add(head_bytes)
+        .and_then(|body| body.checked_add(usize::try_from(buffers.get(1).offset()).ok()?))
+        .ok_or_else(cut)?;
+    let values = part(from, values).ok_or_else(cut)?;
+    Ok((metadata, values.chunks_exact(4).map(|value| u32::from_le_bytes(value.try_into().expect("4 bytes")))))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::format::tfrecord::Writer;
+
+    fn plain(lengths: &[usize]) -> Vec<u8> {
+        let mut writer = Writer::new(Vec::new(), Compression::None);
+        lengths.iter().for_each(|&length| writer.write(&vec![1; length]).unwrap());
+        writer.finish().unwrap()
+    }
+
+    fn fingerprint(size: usize) -> Fingerprint {
+        Fingerprint { size: size as u64, etag: Some("\"e\"".into()), modified: Some(-5) }
+    }
+
+    fn hop(shard: &[u8]) -> (Result<ShardIndex>, usize) {
+        let mut reads = 0;
+        let mut read_at = |offset: u64, into: &mut [u8]| {
+            reads += 1;
+            into.copy_from_slice(&shard[offset as usize..][..into.len()]);
+            Ok(())
+        };
+        (ShardIndex::hop(&mut read_at, fingerprint(shard.len())), reads)
+    }
+
+    #[test]
+    fn short_records_share_a_read_and_long_ones_are_skipped() {
+        let (index, reads) = hop(&plain(&[600; 1000]));
+        assert_eq!((index.unwrap().len(), reads), (1000, 10));
+        let (index, reads) = hop(&plain(&[100_000; 20]));
+        assert_eq!((index.unwrap().len(), reads), (20, 20));
+        assert!(hop(&[]).0.unwrap().is_empty());
+    }
+
+    #[test]
+    fn hopping_stops_at_every_damage_to_the_framing() {
+        let shard = plain(&[3, 0, 100]);
+        let ends = [0, 19, 35, 151];
+        for cut in 0..=shard.len() {
+            assert_eq!(hop(&shard[..cut]).0.is_ok(), ends.contains(&cut), "cut at {cut}");
+        }
+        for header in [0, 19, 35] {
+            for byte in header..header + 12 {
+                let mut damaged = shard.clone();
+                damaged[byte] ^= 0x10;
+                let error = hop(&damaged).0.unwrap_err();
+                assert_eq!(error.place().byte_offset, Some(header as u64));
+            }
+        }
+    }
+
+    #[test]
+    fn reading_errors_keep_their_cause() {
+        let mut read_at = |_: u64, _: &mut [u8]| Err(io::Error::other("unplugged"));
+        let error = ShardIndex::hop(&mut read_at, fingerprint(100)).unwrap_err();
+        assert!(error.is_transient() && error.to_string().ends_with("could not be read: unplugged"), "{error}");
+    }
+
+    #[test]
+    fn every_prefix_and_flipped_bit_of_a_stored_index_is_noticed_or_harmless() {
+        let index = hop(&plain(&[3, 0, 100, 7])).0.unwrap();
+        let bytes = index.to_bytes().unwrap();
+        for cut in 0..bytes.len() {
+            assert_eq!(ShardIndex::from_bytes(&bytes[..cut]).unwrap_err().kind(), ErrorKind::Corrupt);
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(read) = ShardIndex::from_bytes(&damaged) {
+                assert_eq!(read, index, "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn arrow_reads_what_is_stored() {
+        let index = hop(&plain(&[3, 0, 100])).0.unwrap();
+        let bytes = index.to_bytes().unwrap();
+        let mut reader = ipc::reader::FileReader::try_new(io::Cursor::new(bytes), None).unwrap();
+        assert_eq!(reader.schema().metadata()["forebay.size"], "151");
+        let batch = reader.next().unwrap().unwrap();
+        let lengths: &UInt32Array = batch.column(0).as_any().downcast_ref().unwrap();
+        assert_eq!(lengths.values(), &[3, 0, 100]);
+    }
+
+    #[test]
+    fn a_changed_object_is_told_from_the_indexed_one() {
+        let index = hop(&plain(&[3])).0.unwrap();
+        let same = fingerprint(19);
+        assert_eq!(index.matches(&same), Ok(()));
+        assert_eq!(index.matches(&Fingerprint { size: 19, ..Fingerprint::default() }), Ok(()));
+        let copied = Fingerprint { modified: Some(9), ..same.clone() };
+        assert_eq!(index.matches(&copied), Ok(()));
+        for (now, words) in [
+            (Fingerprint { size: 20, ..same.clone() }, "size is 20, was 19"),
+            (Fingerprint { etag: Some("f".into()), ..same.clone() }, "etag is f, was \"e\""),
+            (Fingerprint { etag: None, modified: Some(9), ..same }, "modified is 9, was -5"),
+        ] {
+            assert_eq!(index.matches(&now), Err(words.to_owned()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn offsets_and_blocks_agree_with_the_lengths(
+            lengths in proptest::collection::vec(0usize..300, 0..700), target in 1u64..5000,
+        ) {
+            let index = hop(&plain(&lengths)).0.unwrap();
+            let stored = index.to_bytes().unwrap();
+            // A range request or an archive may hand it over at any address.
+            let shifted = [&[0][..], &stored].concat();
+            prop_assert_eq!(&ShardIndex::from_bytes(&shifted[1..]).unwrap(), &index);
+            let mut offset = 0;
+            for (record, length) in lengths.iter().enumerate() {
+                prop_assert_eq!((index.offset(record), index.length(record)), (offset, *length));
+                offset += *length as u64 + 16;
+            }
+            prop_assert_eq!((index.offset(lengths.len()), index.bytes()), (offset, offset));
+            let (mut record, mut offset) = (0, 0);
+            for run in index.blocks(target) {
+                prop_assert_eq!((run.first_record, run.offset), (record, offset));
+                prop_assert!(run.num_records == 1 || run.bytes <= target + target / 2 + 316);
+                record += run.num_records as u64;
+                offset += run.bytes;
+                prop_assert_eq!(index.offset(record as usize), offset);
+            }
+            prop_assert_eq!(record, lengths.len() as u64);
+        }
+    }
+}
