@@ -1,0 +1,192 @@
+//! Where the wanted features of a record lie: the first of the parser's two passes.
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::wire::{self, Flaw, len};
+
+/// Stands in a slot for an entry with several values, which are to be merged: no value looks like this.
+pub(super) const ODD: &[u8] = &[0xff];
+
+/// Stands in a slot for a feature list that is there and has no steps: an encoding of just that, but not an empty one.
+pub(super) const NO_STEPS: &[u8] = &[0x10, 0];
+
+/// Column numbers by name: open addressing, at most half full.
+#[derive(Clone, Debug)]
+pub(super) struct Names {
+    table: Vec<Option<(Box<[u8]>, u32)>>,
+}
+
+impl Names {
+    pub(super) fn new<'n>(names: impl Iterator<Item = (&'n str, u32)>) -> Self {
+        let names: Vec<_> = names.collect();
+        let mut table = vec![None; (names.len() * 2).next_power_of_two().max(2)];
+        for (name, column) in names {
+            let mut at = xxh3_64(name.as_bytes()) as usize % table.len();
+            while table[at].is_some() {
+                at = (at + 1) % table.len();
+            }
+            table[at] = Some((name.as_bytes().into(), column));
+        }
+        Self { table }
+    }
+
+    fn find(&self, name: &[u8]) -> u32 {
+        let mask = self.table.len() - 1;
+        let mut at = xxh3_64(name) as usize & mask;
+        while let Some((found, column)) = &self.table[at] {
+            if **found == *name {
+                return *column;
+            }
+            at = (at + 1) & mask;
+        }
+        UNWANTED
+    }
+}
+
+/// No column has this number.
+const UNWANTED: u32 = u32::MAX;
+/// Hints beyond this many features a record would only cost memory.
+const MAX_HINTS: usize = 1 << 14;
+
+/// The order of the features in the records so far. Writers repeat it, so that comparing a name with the one at the same place
+/// in the record before usually saves the look-up.
+#[derive(Debug, Default)]
+pub(super) struct Hints<'a>(Vec<(&'a [u8], u32)>);
+
+impl<'a> Hints<'a> {
+    #[inline(always)]
+    fn column(&mut self, position: &mut usize, name: &'a [u8], names: &Names) -> u32 {
+        for ahead in 0..2 {
+            if let Some((hint, column)) = self.0.get(*position + ahead)
+                && *hint == name
+            {
+                *position += ahead + 1;
+                return *column;
+            }
+        }
+        let column = names.find(name);
+        if let Some(hint) = self.0.get_mut(*position) {
+            *hint = (name, column);
+        } else if self.0.len() < MAX_HINTS {
+            self.0.push((name, column));
+        }
+        *position += 1;
+        column
+    }
+}
+
+/// An entry with several values: its slot's number, and all of the entry.
+pub(super) type OddEntry<'a> = (usize, &'a [u8]);
+
+/// Puts the value of each wanted entry of a map into its column's slot; the last of a name wins. Returns how many were wanted.
+///
+/// `first_slot` is the number of `slots[0]` under which odd entries are filed; `empty` stands for an empty value.
+pub(super) fn map<'a>(
+    mut input: &'a [u8],
+    names: &Names,
+    hints: &mut Hints<'a>,
+    slots: &mut [&'a [u8]],
+    first_slot: usize,
+    odd: &mut Vec<OddEntry<'a>>,
+    empty: &'a [u8],
+) -> Result<usize, Flaw> {
+    let (mut position, mut wanted) = (0, 0);
+    while !input.is_empty() {
+        let tag = wire::tag(&mut input)?;
+        if tag != len(1) {
+            wire::skip(&mut input, tag)?;
+            continue;
+        }
+        let entry = wire::bytes(&mut input)?;
+        let (name, value) = match usual(entry) {
+            Some(parts) => parts,
+            None => unusual(entry)?,
+        };
+        let column = hints.column(&mut position, name, names) as usize;
+        if let Some(slot) = slots.get_mut(column) {
+            *slot = if value.is_empty() { empty } else { value };
+            wanted += 1;
+            if value == ODD {
+                odd.push((first_slot + column, entry));
+            }
+        }
+    }
+    Ok(wanted)
+}
+
+/// Name and value of an entry as every writer writes it: name, value, nothing else.
+#[inline(always)]
+fn usual(entry: &[u8]) -> Option<(&[u8], &[u8])> {
+    let [0x0a, name_bytes @ 0..0x80, rest @ ..] = entry else { return None };
+    let (name, rest) = rest.split_at_checked(usize::from(*name_bytes))?;
+    let [0x12, value @ ..] = rest else { return None };
+    let mut value = value;
+    let value_bytes = wire::varint(&mut value).ok()?;
+    (value_bytes == value.len() as u64).then_some((name, value))
+}
+
+/// Name and value of any entry: the last name, or none; the one value, nothing, or [`ODD`].
+#[cold]
+fn unusual(entry: &[u8]) -> Result<(&[u8], &[u8]), Flaw> {
+    let (mut name, mut value, mut values) = (&[][..], &[][..], 0);
+    for field in wire::fields(entry) {
+        match field? {
+            (tag, bytes) if tag == len(1) => name = bytes,
+            (tag, bytes) if tag == len(2) => (value, values) = (bytes, values + 1),
+            _ => {}
+        }
+    }
+    Ok((name, if values > 1 { ODD } else { value }))
+}
+
+/// The values of an odd entry.
+pub(super) fn odd_values(entry: &[u8]) -> impl Iterator<Item = &[u8]> {
+    // The scan has been through the entry, so there is no flaw.
+    wire::fields(entry).filter_map(|field| field.ok().filter(|(tag, _)| *tag == len(2)).map(|(_, value)| value))
+}
+
+/// The names in the maps of a record, as far as they can be read, and at most `limit` of them.
+pub(super) fn names(payload: &[u8], limit: usize) -> Vec<String> {
+    let maps = wire::fields(payload).map_while(Result::ok).filter(|(tag, _)| *tag == len(1) || *tag == len(2));
+    let entries = maps.flat_map(|(_, map)| wire::fields(map).map_while(Result::ok)).filter(|(tag, _)| *tag == len(1));
+    let names = entries.filter_map(|(_, entry)| Some(unusual(entry).ok()?.0));
+    let mut names: Vec<_> =
+        names.take(limit).map(|name| String::from_utf8_lossy(&name[..name.len().min(64)]).into_owned()).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// Whether every byte of a record belongs to a `tf.Example` (or `tf.SequenceExample`): no unknown field, no other type of field.
+///
+/// Another message may parse as an Example that has nothing but unknown fields; this tells them apart.
+pub(super) fn is_exactly(payload: &[u8], sequence: bool) -> bool {
+    fn all(message: &[u8], mut good: impl FnMut(u32, &[u8]) -> bool) -> bool {
+        let mut message = message;
+        while !message.is_empty() {
+            let Ok(tag) = wire::tag(&mut message) else { return false };
+            if tag & 7 != 2 {
+                return false;
+            }
+            let Ok(value) = wire::bytes(&mut message) else { return false };
+            if !good(tag, value) {
+                return false;
+            }
+        }
+        true
+    }
+    let feature = |value: &[u8]| all(value, |tag, _| (len(1)..=len(3)).contains(&tag));
+    let map = |message: &[u8], value: &dyn Fn(&[u8]) -> bool| {
+        all(message, |tag, entry| {
+            tag == len(1)
+                && all(entry, |tag, part| match tag {
+                    tag if tag == len(1) => std::str::from_utf8(part).is_ok(),
+                    tag => tag == len(2) && value(part),
+                })
+        })
+    };
+    all(payload, |tag, part| match tag {
+        tag if tag == len(1) => map(part, &feature),
+        tag => sequence && tag == len(2) && map(part, &|list| all(list, |tag, step| tag == len(1) && feature(step))),
+    })
+}
