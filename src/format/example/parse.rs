@@ -399,7 +399,7 @@ impl Parser {
                         &[]
                     }
                 };
-                if !payload.is_empty() && !(block.start <= range.start && range.end <= block.end) {
+                if !payload.is_empty() && (range.start < block.start || block.end < range.end) {
                     if !chunk.payloads.is_empty() {
                         break;
                     }
@@ -548,7 +548,8 @@ fn fill<'a, T: Default_>(
             if !layout.ragged {
                 growing.values.resize(start + layout.count, T::default(layout));
             }
-            if !chunk.spoilt[row] && !(layout.optional && matches!((step, &problem), (None, Problem::Missing))) {
+            let replaced = layout.optional && matches!((step, &problem), (None, Problem::Missing));
+            if !chunk.spoilt[row] && !replaced {
                 chunk.spoilt[row] = true;
                 bad.push((chunk.first_row + row, in_words(layout, T::KIND, step, problem, chunk.payloads[row])));
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -225,7 +226,11 @@ impl Example {
 
     /// The record's payload. Equal examples give equal bytes: features are written in the order of their names.
     pub fn encode(&self) -> Vec<u8> {
-        self.encode_to_vec()
+        let mut payload = Vec::new();
+        if let Some(features) = &self.features {
+            encode_map(1, &features.feature, &mut payload);
+        }
+        payload
     }
 
     /// Reads a record's payload.
@@ -260,7 +265,14 @@ impl SequenceExample {
 
     /// The record's payload. Equal sequences give equal bytes.
     pub fn encode(&self) -> Vec<u8> {
-        self.encode_to_vec()
+        let mut payload = Vec::new();
+        if let Some(context) = &self.context {
+            encode_map(1, &context.feature, &mut payload);
+        }
+        if let Some(lists) = &self.feature_lists {
+            encode_map(2, &lists.feature_list, &mut payload);
+        }
+        payload
     }
 
     /// Reads a record's payload.
@@ -269,6 +281,28 @@ impl SequenceExample {
     /// [`ErrorKind::Schema`] if it cannot be one. Another message may happen to look like a sequence.
     pub fn from_bytes(payload: &[u8]) -> Result<Self> {
         Self::decode(payload).map_err(|error| no_message("tf.SequenceExample", error))
+    }
+}
+
+/// Appends a field that is a message with nothing but a map. Each entry has its name and its value even when they are empty:
+/// `prost` leaves those out, which protobuf allows and TensorFlow's parsers of Examples refuse.
+fn encode_map<V: Message>(number: u32, map: &BTreeMap<String, V>, payload: &mut Vec<u8>) {
+    let head = |number: u32, bytes: usize, payload: &mut Vec<u8>| {
+        encode_key(number, WireType::LengthDelimited, payload);
+        encode_varint(bytes as u64, payload);
+    };
+    let field_bytes = |bytes: usize| 1 + encoded_len_varint(bytes as u64) + bytes;
+    let sizes: Vec<_> = map.iter().map(|(name, value)| (name, value, value.encoded_len())).collect();
+    let entry_bytes = |name: &str, value_bytes: usize| field_bytes(name.len()) + field_bytes(value_bytes);
+    let map_bytes = sizes.iter().map(|(name, _, bytes)| field_bytes(entry_bytes(name, *bytes))).sum();
+    payload.reserve(field_bytes(map_bytes));
+    head(number, map_bytes, payload);
+    for (name, value, value_bytes) in sizes {
+        head(1, entry_bytes(name, value_bytes), payload);
+        head(1, name.len(), payload);
+        payload.extend_from_slice(name.as_bytes());
+        head(2, value_bytes, payload);
+        value.encode_raw(payload);
     }
 }
 

@@ -360,8 +360,9 @@ impl ShardIndex {
 
 /// Small enough for the second-level cache, large enough for about a hundred records of 600 bytes a read.
 const WINDOW_BYTES: usize = 64 << 10;
-/// Records longer than this are hopped over one read each: reading 12 bytes takes 0.4 µs, filling the window 8 µs
-/// (page cache, measured), so a window pays from about twenty records on.
+/// Records longer than this are hopped over one read each: reading 12 bytes takes about 0.5 µs and filling the window 13 µs
+/// (page cache), so a window pays from about 25 records on. Measured at 600, 2000, 6000 and 100 000 bytes a record: 6.9, 2.0,
+/// 1.4 and 3.3 million records/s.
 const FAR_BYTES: u64 = 3 << 10;
 
 fn checksum(metadata: &[(&'static str, String)], lengths: &[u32]) -> u32 {

@@ -345,6 +345,37 @@ fn sequences_that_tensorflow_wrote_are_inferred_and_parsed() {
     }
 }
 
+#[test]
+fn messages_are_written_byte_for_byte_like_tensorflow() {
+    let records = golden(include_bytes!("../../../../tests/data/examples.tfrecord"));
+    for (i, record) in records.iter().enumerate() {
+        let n = i as i64;
+        let mut example = Example::new()
+            .with_int64("label", [n - 2])
+            .with_float32("score", [i as f32 * 0.5])
+            .with_bytes("image", [vec![i as u8; 10 + i]])
+            .with_int64("tokens", [n, 300 * n, -(n << 40)])
+            .with_float32("boxes", (0..i % 4).map(|j| j as f32 * 0.25))
+            .with_bytes("words", (0..i % 3).map(|j| format!("word {j}")))
+            .with("empty", Feature::default());
+        if i % 2 == 0 {
+            example = example.with_int64("sometimes", [7 * n]);
+        }
+        assert_eq!(example.encode(), *record);
+    }
+    let records = golden(include_bytes!("../../../../tests/data/sequences.tfrecord"));
+    for (i, record) in records.iter().enumerate() {
+        let sequence = SequenceExample::new()
+            .with_context("id", Feature::int64([100 + i as i64]))
+            .with_context("title", Feature::bytes([format!("sequence number {i}")]))
+            .with_steps("frame", (0..i).map(|t| Feature::bytes([format!("frame {t} of sequence {i}")])))
+            .with_steps("speed", (0..=i).map(|t| Feature::float32([t as f32, 0.0 - t as f32])))
+            .with_steps("action", (0..=i).map(|t| Feature::int64([10 * t as i64])));
+        assert_eq!(sequence.encode(), *record);
+        assert_eq!(SequenceExample::from_bytes(record).unwrap(), sequence);
+    }
+}
+
 // Random messages in random encodings, held against the generic view.
 
 #[derive(Clone, Debug)]
