@@ -1,1 +1,352 @@
 //! Stores: URLs, patterns, exact range reads with retries, over `object_store` and local files.
+//!
+//! A [`Store`] turns patterns into [`Object`]s and reads exact ranges of them. What it returns is what was asked for, of the
+//! version that was listed; anything else is an error. It knows nothing of record formats.
+//!
+//! | URL | names |
+//! |---|---|
+//! | `data/a.rec`, `/data/a.rec`, `file:///data/a.rec` | a local file |
+//! | `gs://bucket/key` | Google Cloud Storage (feature `gcs`) |
+//! | `s3://bucket/key` | Amazon S3 and what speaks its protocol (feature `s3`) |
+//! | `az://container/key`, `abfss://container@account.dfs.core.windows.net/key` | Azure Blob Storage (feature `azure`) |
+//! | `http://host/path`, `https://host/path` | a web server that answers range requests (feature `http`) |
+//! | `memory://name/key` | a map in this process, shared by all stores |
+//!
+//! Keys of buckets are taken as they are; `file:` and `http:` URLs are percent-decoded. A password or signature in a URL is refused.
+//!
+//! | pattern | stands for |
+//! |---|---|
+//! | `*`, `?`, `[a-c]`, `[!a-c]` | within one name; not a dot at its beginning |
+//! | `**` | any folders; at the end every file below |
+//! | `{train,val}`, `{00000..01023}` | each of them, padded as written; without `*` nothing is listed, and each must exist |
+//! | `folder/`, a local folder, `gs://bucket` | every file below, but for names that begin with `.` or `_` |
+//!
+//! `[*]`, `[[]` and `[{]` are the characters themselves, as is `%2A` in a `file:` URL.
+
+mod list;
+mod local;
+mod options;
+mod pattern;
+mod pool;
+mod range;
+mod remote;
+mod retry;
+#[cfg(any(feature = "gcs", feature = "s3", feature = "azure", feature = "http"))]
+mod transport;
+mod url;
+
+#[cfg(test)]
+mod fault_tests;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use object_store::ObjectStoreExt as _;
+use tokio::sync::Semaphore;
+
+use self::local::Files;
+pub use self::options::StoreOptions;
+use self::pool::Pool;
+use self::remote::Remote;
+use self::url::{Base, Location, Scheme};
+use crate::random::Key;
+use crate::{Error, ErrorKind, Result};
+
+/// A stored object or file, in the version that was listed.
+///
+/// # Example
+/// ```
+/// use bytes::Bytes;
+/// use forebay::store::Store;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> forebay::Result<()> {
+/// Store::memory_put("memory://object-docs/a", Bytes::from_static(b"12345"))?;
+/// let object = Store::new().head("memory://object-docs/a").await?;
+/// assert_eq!((&*object.url, object.size), ("memory://object-docs/a", 5));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Object {
+    /// The canonical URL: `gs://bucket/key`, `file:///folder/file`.
+    pub url: Arc<str>,
+    /// The length in bytes.
+    pub size: u64,
+    /// The version, as the HTTP header writes it; files have none.
+    pub etag: Option<Arc<str>>,
+    /// The time of the last change in nanoseconds since 1970, if the store says.
+    pub modified: Option<i64>,
+}
+
+/// What a store has moved so far.
+///
+/// # Example
+/// ```
+/// let moved = forebay::store::Store::new().transfers();
+/// assert_eq!((moved.requests, moved.retries, moved.bytes), (0, 0, 0));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Transfers {
+    /// Requests sent and files read, retries included.
+    pub requests: u64,
+    /// How many of them repeated one that failed.
+    pub retries: u64,
+    /// Bytes of content received, those of failed tries included.
+    pub bytes: u64,
+}
+
+/// Access to every store, local and remote; cheap to clone, shared by all threads.
+///
+/// It has no threads of its own: its futures run on the caller's tokio runtime, which needs I/O and time enabled.
+/// One client is kept per bucket, container or host, with its connections and credentials.
+///
+/// # Example
+/// ```
+/// use bytes::Bytes;
+/// use forebay::store::Store;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> forebay::Result<()> {
+/// for shard in 0..3 {
+///     Store::memory_put(&format!("memory://docs/train-{shard:05}.rec"), Bytes::from_static(b"0123456789"))?;
+/// }
+/// let store = Store::new();
+/// let shards = store.list(&["memory://docs/train-*.rec"]).await?;
+/// assert_eq!(shards.len(), 3);
+/// assert_eq!(store.read(&shards[2], 4..7).await?, "456");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: StoreOptions,
+    remotes: Mutex<HashMap<Base, Arc<Remote>>>,
+    files: Arc<Files>,
+    pool: Arc<Pool>,
+    turns: Semaphore,
+    transfers: Counters,
+    /// Differs between processes, so that they do not retry in step.
+    jitter: Key,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    requests: AtomicU64,
+    retries: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Store {
+    /// A store with the default [`StoreOptions`].
+    pub fn new() -> Self {
+        StoreOptions::default().build()
+    }
+
+    fn with_options(options: StoreOptions) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                remotes: Mutex::default(),
+                files: Arc::new(Files::new(options.open_files)),
+                pool: Pool::new(options.idle_buffer_bytes),
+                turns: Semaphore::new(options.concurrency),
+                transfers: Counters::default(),
+                jitter: Key::new(RandomState::new().hash_one("jitter")),
+                options,
+            }),
+        }
+    }
+
+    /// Lists what the patterns stand for, each object once.
+    ///
+    /// URLs without a glob are asked for one by one, in parallel, and nothing is listed for them. Empty files are listed.
+    ///
+    /// # Order
+    /// By the bytes of the unescaped URL, whatever order the store lists in and the patterns are given in.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if a pattern matches nothing or a named object does not exist; the message says what lies beside it.
+    /// [`ErrorKind::Config`] if a pattern cannot be read, or a glob is asked of a plain web server.
+    pub async fn list<S: AsRef<str>>(&self, patterns: &[S]) -> Result<Vec<Object>> {
+        let patterns: Vec<&str> = patterns.iter().map(AsRef::as_ref).collect();
+        list::list(self, &patterns).await
+    }
+
+    /// Describes one object or file; the URL is taken literally, without globs.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Access`] without the right to look.
+    pub async fn head(&self, url: &str) -> Result<Object> {
+        let described = match Location::parse(url).map_err(|e| e.stage("list"))? {
+            Location::Local(path) => {
+                self.count(0);
+                blocking(move || local::head(&path)).await
+            }
+            Location::Remote(base, key) => match self.remote(&base) {
+                Ok(remote) => range::head(&self.shared, &remote, &key).await,
+                Err(e) => Err(e),
+            },
+        };
+        described.map_err(|e| e.url(url).stage("list"))
+    }
+
+    /// Reads exactly this range of this version of the object.
+    ///
+    /// One request, sent again for what is still missing when it breaks off or falls silent, as often as
+    /// [`StoreOptions::retries`] allows. Run several at once for one large object.
+    ///
+    /// # Memory
+    /// The range's length, from buffers that are used again when the last slice of the returned bytes is dropped.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if the object is gone or has changed since it was listed, [`ErrorKind::Transfer`] if the store
+    /// keeps failing or answers with anything but this range, [`ErrorKind::Config`] if it cannot answer ranges at all,
+    /// [`ErrorKind::Corrupt`] if the range ends behind the object. The place holds the URL and the byte reached.
+    pub async fn read(&self, object: &Object, range: Range<u64>) -> Result<Bytes> {
+        let read = self.read_located(object, range).await;
+        read.map_err(|e| e.url(Arc::clone(&object.url)).stage("read"))
+    }
+
+    async fn read_located(&self, object: &Object, range: Range<u64>) -> Result<Bytes> {
+        if range.start > range.end || range.end > object.size {
+            return Err(Error::corrupt(format!("bytes {range:?} of an object of {} bytes", object.size))
+                .byte_offset(range.start)
+                .advice("the index that names them is of another version: build it again"));
+        }
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        match Location::parse(&object.url)? {
+            Location::Local(path) => {
+                let _turn = self.shared.turns.acquire().await.expect("the semaphore is never closed");
+                let (files, pool) = (Arc::clone(&self.shared.files), Arc::clone(&self.shared.pool));
+                let object = object.clone();
+                let bytes = blocking(move || files.read(&pool, &path, &object, range)).await?;
+                self.count(bytes.len() as u64);
+                Ok(bytes)
+            }
+            Location::Remote(base, key) => range::read(&self.shared, &*self.remote(&base)?, &key, object, range).await,
+        }
+    }
+
+    /// Writes an object or file that appears whole or not at all; folders are made as needed.
+    ///
+    /// A file is written under a hidden name beside its own, synchronised and renamed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Access`] without the right to write, [`ErrorKind::Transfer`] if the store or disk fails.
+    pub async fn write(&self, url: &str, bytes: Bytes) -> Result<()> {
+        let written = match Location::parse(url).map_err(|e| e.stage("write"))? {
+            Location::Local(path) => blocking(move || local::write(&path, &bytes)).await,
+            Location::Remote(base, key) => self.put(&base, &key, bytes).await,
+        };
+        written.map_err(|e| e.url(url).stage("write"))
+    }
+
+    async fn put(&self, base: &Base, key: &str, bytes: Bytes) -> Result<()> {
+        let remote = self.remote(base)?;
+        let path = range::path(key)?;
+        // What is sent cannot be watched: 256 KiB/s is the slowest upload that is waited for.
+        let limit = self.shared.options.stall_timeout + Duration::from_secs(bytes.len() as u64 >> 18);
+        let request = || {
+            let (store, path, bytes) = (Arc::clone(&remote.store), path.clone(), bytes.clone());
+            async move { store.put(&path, bytes.into()).await }
+        };
+        range::retrying(&self.shared, &remote, limit, request).await.map(|_| ())
+    }
+
+    /// Reads a whole object or file, or nothing if there is none.
+    ///
+    /// # Memory
+    /// As much as the object is long: for indexes and other small files.
+    ///
+    /// # Errors
+    /// As [`Store::read`], but for an object that does not exist.
+    pub async fn read_whole_if_exists(&self, url: &str) -> Result<Option<Bytes>> {
+        match self.head(url).await {
+            Ok(object) => self.read(&object, 0..object.size).await.map(Some),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Puts an object into an in-memory store, from any thread, without a runtime.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] if the URL is not of the form `memory://name/key`.
+    pub fn memory_put(url: &str, bytes: Bytes) -> Result<()> {
+        match Location::parse(url)? {
+            Location::Remote(base, key) if base.scheme == Scheme::Memory => {
+                let (store, path) = (remote::memory(base.name()), range::path(&key)?);
+                let put = store.put(&path, bytes.into()).now_or_never().expect("a map never waits");
+                put.map(|_| ()).map_err(|e| Error::config("not put into memory").url(url).because(e))
+            }
+            _ => Err(Error::config("not an in-memory URL").url(url).advice("write memory://name/key")),
+        }
+    }
+
+    /// The path of a local file; nothing for objects elsewhere. For readers that hop through a file by themselves.
+    pub fn local_path(&self, object: &Object) -> Option<PathBuf> {
+        match Location::parse(&object.url) {
+            Ok(Location::Local(path)) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// What has been moved since the store was made.
+    pub fn transfers(&self) -> Transfers {
+        let Counters { requests, retries, bytes } = &self.shared.transfers;
+        let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Transfers { requests: now(requests), retries: now(retries), bytes: now(bytes) }
+    }
+
+    fn count(&self, bytes: u64) {
+        self.shared.transfers.requests.fetch_add(1, Ordering::Relaxed);
+        self.shared.transfers.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The client of a base, made at the first use.
+    fn remote(&self, base: &Base) -> Result<Arc<Remote>> {
+        let mut remotes = self.shared.remotes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(remote) = remotes.get(base) {
+            return Ok(Arc::clone(remote));
+        }
+        let remote = Arc::new(Remote::new(base, &self.shared.options)?);
+        remotes.insert(base.clone(), Arc::clone(&remote));
+        Ok(remote)
+    }
+}
+
+/// An object that is not the one that was listed any more.
+fn changed(difference: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::NotFound, difference)
+        .advice("the data was written while it was read: list it again, and write new data under new names")
+}
+
+/// Runs what blocks on the runtime's threads for it.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+        Err(e) => Err(Error::new(ErrorKind::Transfer, "the runtime is shutting down").because(e)),
+    }
+}

@@ -1,0 +1,214 @@
+//! How a store behaves: retries, timeouts, endpoints, credentials.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::ObjectStore;
+
+use super::Store;
+use super::retry::Policy;
+use super::url::Scheme;
+
+/// The settings of a [`Store`]. The defaults suit buckets in the same region and local disks.
+///
+/// # Example
+/// ```
+/// use std::time::Duration;
+/// use forebay::store::StoreOptions;
+///
+/// let store = StoreOptions::new().retries(3).stall_timeout(Duration::from_secs(5)).concurrency(128).build();
+/// assert_eq!(store.transfers().requests, 0);
+/// ```
+#[derive(Clone)]
+pub struct StoreOptions {
+    pub(super) policy: Policy,
+    pub(super) stall_timeout: Duration,
+    pub(super) connect_timeout: Duration,
+    pub(super) concurrency: usize,
+    pub(super) allow_http: bool,
+    pub(super) anonymous: bool,
+    pub(super) environment: bool,
+    pub(super) open_files: usize,
+    pub(super) idle_buffer_bytes: usize,
+    endpoints: Vec<(Scheme, String)>,
+    config: Vec<(Scheme, String, String)>,
+    pub(super) registered: Vec<(String, Arc<dyn ObjectStore>)>,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            policy: Policy { retries: 8, first: Duration::from_millis(100), most: Duration::from_secs(10) },
+            stall_timeout: Duration::from_secs(20),
+            connect_timeout: Duration::from_secs(5),
+            concurrency: 64,
+            allow_http: false,
+            anonymous: false,
+            environment: true,
+            open_files: 128,
+            idle_buffer_bytes: 64 << 20,
+            endpoints: Vec::new(),
+            config: Vec::new(),
+            registered: Vec::new(),
+        }
+    }
+}
+
+impl StoreOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How often a request is sent again after a fault that may pass: a reset, a stall, 408, 429, 5xx. Default 8.
+    #[must_use]
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.policy.retries = retries;
+        self
+    }
+
+    /// The wait before the first retry, doubled for each further one up to `most`; half of it is drawn at random.
+    /// A server's Retry-After, up to a minute, is waited for when it is longer. Default 100 ms up to 10 s.
+    #[must_use]
+    pub fn backoff(mut self, first: Duration, most: Duration) -> Self {
+        (self.policy.first, self.policy.most) = (first, most);
+        self
+    }
+
+    /// How long a request may go on without a byte before it is given up and sent again from there. Default 20 s.
+    #[must_use]
+    pub fn stall_timeout(mut self, timeout: Duration) -> Self {
+        self.stall_timeout = timeout;
+        self
+    }
+
+    /// How long a connection may take to be made. Default 5 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How many requests and file reads are in flight at once, at least 1. Default 64.
+    #[must_use]
+    pub fn concurrency(mut self, requests: usize) -> Self {
+        self.concurrency = requests.clamp(1, tokio::sync::Semaphore::MAX_PERMITS);
+        self
+    }
+
+    /// Allows endpoints that begin with `http://` on other machines, where anybody on the way can read what is sent.
+    ///
+    /// Endpoints on this machine, `http://` URLs and `STORAGE_EMULATOR_HOST` need no permission: no credentials go there.
+    #[must_use]
+    pub fn allow_http(mut self, allow: bool) -> Self {
+        self.allow_http = allow;
+        self
+    }
+
+    /// Sends unsigned requests, for public buckets: no credentials are looked for.
+    #[must_use]
+    pub fn anonymous(mut self, anonymous: bool) -> Self {
+        self.anonymous = anonymous;
+        self
+    }
+
+    /// Whether `GOOGLE_*`, `AWS_*`, `AZURE_*` and `STORAGE_EMULATOR_HOST` are read. Default true.
+    #[must_use]
+    pub fn environment(mut self, read: bool) -> Self {
+        self.environment = read;
+        self
+    }
+
+    /// Sends the requests of a scheme (`gs`, `s3` or `az`) to another server, an emulator for instance.
+    ///
+    /// It stands above the environment's `STORAGE_EMULATOR_HOST`, `AWS_ENDPOINT_URL` and `AZURE_STORAGE_ENDPOINT`. Requests
+    /// to a `gs` endpoint that begins with `http://` are unsigned. For `az` it ends in the account:
+    /// `http://127.0.0.1:10000/devstoreaccount1`.
+    #[must_use]
+    pub fn endpoint(mut self, scheme: &str, url: impl Into<String>) -> Self {
+        self.endpoints.push((Scheme::named(scheme), url.into()));
+        self
+    }
+
+    /// Sets one of the client's own settings for a scheme, by the name that `object_store` gives it: `aws_region`,
+    /// `google_service_account_key`, `azure_storage_account_key`, `proxy_url`, `pool_max_idle_per_host`. A name that it does not
+    /// know is an error of the first request.
+    #[must_use]
+    pub fn config(mut self, scheme: &str, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.config.push((Scheme::named(scheme), key.into(), value.into()));
+        self
+    }
+
+    /// How many local files are kept open. Default 128.
+    #[must_use]
+    pub fn open_files(mut self, files: usize) -> Self {
+        self.open_files = files;
+        self
+    }
+
+    /// How many bytes of buffers are kept for the next read while nobody uses them. Default 64 MiB.
+    #[must_use]
+    pub fn idle_buffer_bytes(mut self, bytes: usize) -> Self {
+        self.idle_buffer_bytes = bytes;
+        self
+    }
+
+    /// Serves every URL below `base` (`gs://bucket`, `mine://name`) from a store of the user's own.
+    ///
+    /// # Example
+    /// ```
+    /// use std::sync::Arc;
+    /// use forebay::store::StoreOptions;
+    /// use object_store::{ObjectStoreExt, memory::InMemory};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> forebay::Result<()> {
+    /// let mine = Arc::new(InMemory::new());
+    /// mine.put(&"a.rec".into(), "content".into()).await.expect("a map takes it");
+    /// let store = StoreOptions::new().register("mine://shards", mine).build();
+    /// assert_eq!(store.head("mine://shards/a.rec").await?.size, 7);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn register(mut self, base: &str, store: Arc<dyn ObjectStore>) -> Self {
+        self.registered.push((base.trim_end_matches('/').to_owned(), store));
+        self
+    }
+
+    /// A store with these settings. Nothing is looked up or connected to before the first request.
+    pub fn build(self) -> Store {
+        Store::with_options(self)
+    }
+
+    /// The endpoint given for a scheme, the last one if several.
+    pub(super) fn endpoint_of(&self, scheme: Scheme) -> Option<&str> {
+        self.endpoints.iter().rev().find(|(of, _)| *of == scheme).map(|(_, url)| url.trim_end_matches('/'))
+    }
+
+    /// The client settings given for a scheme, in order.
+    pub(super) fn config_of(&self, scheme: Scheme) -> impl Iterator<Item = (&str, &str)> {
+        self.config.iter().filter(move |(of, ..)| *of == scheme).map(|(_, key, value)| (&**key, &**value))
+    }
+}
+
+/// Leaves out the values of the clients' settings: some of them are secrets.
+impl fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config: Vec<_> = self.config.iter().map(|(scheme, key, _)| (scheme, key)).collect();
+        let registered: Vec<_> = self.registered.iter().map(|(base, _)| base).collect();
+        f.debug_struct("StoreOptions")
+            .field("policy", &self.policy)
+            .field("stall_timeout", &self.stall_timeout)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("concurrency", &self.concurrency)
+            .field("allow_http", &self.allow_http)
+            .field("anonymous", &self.anonymous)
+            .field("environment", &self.environment)
+            .field("endpoints", &self.endpoints)
+            .field("config", &config)
+            .field("registered", &registered)
+            .finish_non_exhaustive()
+    }
+}
