@@ -1,1 +1,670 @@
 //! Images: encoded bytes to a slot of a batch.
+//!
+//! [`Image`] says what is to happen to each picture; [`Image::decode_into`] does it, on the calling thread, with no input or
+//! output. On the way are:
+//!
+//! 1. the header: format, size, orientation (`markers`, `decode`), checked against the limits;
+//! 2. the geometry: which window of the stored picture becomes how many pixels (`window`), numbers only;
+//! 3. decoding that window (`jpeg`; other formats decode the whole picture);
+//! 4. resampling it (`resize`);
+//! 5. turning, scaling and laying it out in the sample's slot, in one pass (`normalize`).
+
+mod decode;
+mod exif;
+#[cfg(feature = "jpeg")]
+mod jpeg;
+mod limits;
+mod markers;
+mod normalize;
+mod resize;
+mod window;
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use fast_image_resize::Resizer;
+
+use crate::error::{Error, Result};
+use crate::random::Key;
+use crate::schema::Dtype;
+
+use exif::Turn;
+use normalize::{Source, Tables};
+use window::{Rect, Stage};
+
+pub use decode::{ImageFormat, ImageInfo, probe};
+pub use limits::ImageLimits;
+
+/// Channel means of ImageNet's training images, on values from 0 to 1: red, green, blue.
+pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+
+/// Channel standard deviations of ImageNet's training images, on values from 0 to 1: red, green, blue.
+pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// Where the channels of an image stand in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// One plane after another: `[channels, height, width]`. What convolutions in libtorch take.
+    #[default]
+    Nchw,
+    /// Pixel after pixel: `[height, width, channels]`.
+    Nhwc,
+}
+
+/// The filter of a resize.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Interpolation {
+    /// The nearest pixel.
+    Nearest,
+    /// A triangle, one pixel wide to either side.
+    #[default]
+    Bilinear,
+    /// A cubic (Catmull-Rom, a = -0.5), two pixels wide.
+    Bicubic,
+    /// A windowed sinc, three pixels wide.
+    Lanczos3,
+}
+
+/// A step of the geometry, as declared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Step {
+    Resize { height: u32, width: u32 },
+    ResizeShorter { side: u32 },
+    CenterCrop { height: u32, width: u32 },
+    RandomCrop { height: u32, width: u32 },
+    RandomResizedCrop { height: u32, width: u32, scale: (f64, f64), ratio: (f64, f64) },
+    HorizontalFlip { probability: f64 },
+}
+
+impl Step {
+    fn name(&self) -> &'static str {
+        match self {
+            Step::Resize { .. } => "resize",
+            Step::ResizeShorter { .. } => "resize_shorter",
+            Step::CenterCrop { .. } => "center_crop",
+            Step::RandomCrop { .. } => "random_crop",
+            Step::RandomResizedCrop { .. } => "random_resized_crop",
+            Step::HorizontalFlip { .. } => "horizontal_flip",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Color {
+    Gray,
+    Rgb,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Normalize {
+    mean: Vec<f32>,
+    std: Vec<f32>,
+}
+
+/// The sides of an output that are accepted: more would be a slip of the pen.
+const MAX_OUTPUT_SIDE: u32 = 16_384;
+
+/// What happens to an encoded image: a value, cheap to clone, that [`decode_into`](Self::decode_into) carries out.
+///
+/// Geometry happens in the order of the calls. Grey, CMYK, 16-bit and palette images become what [`rgb`](Self::rgb) or
+/// [`gray`](Self::gray) asks for; alpha is dropped, not blended, as Pillow's `convert("RGB")` does. Resizing is antialiased and
+/// bilinear, as in torchvision with Pillow images, and so are the names and the defaults of the random operations.
+///
+/// # Shape
+/// Encoded bytes -> `u8` or `f32`, `[channels, height, width]` (or `[height, width, channels]` with [`Layout::Nhwc`]); `u8` holds 0
+/// to 255, `f32` 0 to 1 or what [`normalize`](Self::normalize) makes of it. The size must be the same for every image, so one of
+/// [`resize`](Self::resize), [`center_crop`](Self::center_crop), [`random_crop`](Self::random_crop) and
+/// [`random_resized_crop`](Self::random_resized_crop) comes last among the steps that change it.
+///
+/// # Randomness
+/// A function of the key handed to `decode_into` and of each operation's name and place in the list.
+///
+/// # Example
+/// ```
+/// use forebay::Dtype;
+/// use forebay::transform::image::{IMAGENET_MEAN, IMAGENET_STD, Image};
+///
+/// let train = Image::rgb().random_resized_crop(224, 224).horizontal_flip(0.5).normalize(IMAGENET_MEAN, IMAGENET_STD);
+/// let eval = Image::rgb().resize_shorter(256).center_crop(224, 224).normalize(IMAGENET_MEAN, IMAGENET_STD);
+/// assert_eq!(train.output()?, (Dtype::F32, vec![3, 224, 224]));
+/// assert_eq!(eval.to_string(), "rgb, resize_shorter 256, center_crop 224x224, normalize, bilinear, f32 [3, 224, 224]");
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Image {
+    color: Color,
+    steps: Vec<Step>,
+    normalize: Option<Normalize>,
+    dtype: Option<Dtype>,
+    layout: Layout,
+    exif_orientation: bool,
+    interpolation: Interpolation,
+    antialias: bool,
+    scaled_decoding: bool,
+    limits: ImageLimits,
+    mistakes: Vec<String>,
+}
+
+impl Image {
+    /// Three channels: red, green, blue.
+    #[must_use]
+    pub fn rgb() -> Self {
+        Self::new(Color::Rgb)
+    }
+
+    /// One channel. Of a colour JPEG only the luma is decoded; other colours are weighed 0.299, 0.587, 0.114 (ITU-R BT.601).
+    #[must_use]
+    pub fn gray() -> Self {
+        Self::new(Color::Gray)
+    }
+
+    fn new(color: Color) -> Self {
+        Self {
+            color,
+            steps: Vec::new(),
+            normalize: None,
+            dtype: None,
+            layout: Layout::default(),
+            exif_orientation: false,
+            interpolation: Interpolation::default(),
+            antialias: true,
+            scaled_decoding: true,
+            limits: ImageLimits::default(),
+            mistakes: Vec::new(),
+        }
+    }
+
+    fn step(mut self, step: Step) -> Self {
+        self.steps.push(step);
+        self
+    }
+
+    /// Resizes to `height` x `width`, whatever the shape was.
+    #[must_use]
+    pub fn resize(self, height: u32, width: u32) -> Self {
+        self.step(Step::Resize { height, width })
+    }
+
+    /// Resizes so that the shorter side has `side` pixels; the longer one keeps the shape, cut to whole pixels.
+    #[must_use]
+    pub fn resize_shorter(self, side: u32) -> Self {
+        self.step(Step::ResizeShorter { side })
+    }
+
+    /// Keeps the `height` x `width` pixels in the middle.
+    ///
+    /// # Errors
+    /// A smaller image is an error ([`ErrorKind::Schema`](crate::ErrorKind::Schema)); it is not padded.
+    #[must_use]
+    pub fn center_crop(self, height: u32, width: u32) -> Self {
+        self.step(Step::CenterCrop { height, width })
+    }
+
+    /// Keeps `height` x `width` pixels at a random place, each place as likely.
+    ///
+    /// # Errors
+    /// A smaller image is an error ([`ErrorKind::Schema`](crate::ErrorKind::Schema)); it is not padded.
+    #[must_use]
+    pub fn random_crop(self, height: u32, width: u32) -> Self {
+        self.step(Step::RandomCrop { height, width })
+    }
+
+    /// Cuts a random window out of the image and resizes it to `height` x `width`.
+    ///
+    /// The window covers 8 % to 100 % of the area ([`scale`](Self::scale)), with an aspect ratio between 3:4 and 4:3
+    /// ([`ratio`](Self::ratio)), uniform in its logarithm. After ten draws that do not fit, the centred window of the nearest
+    /// ratio is taken. Nothing outside the window enters the result.
+    ///
+    /// # Source
+    /// Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 6.
+    #[must_use]
+    pub fn random_resized_crop(self, height: u32, width: u32) -> Self {
+        self.step(Step::RandomResizedCrop { height, width, scale: (0.08, 1.0), ratio: (3.0 / 4.0, 4.0 / 3.0) })
+    }
+
+    /// The share of the image's area that the random resized crop before this call covers.
+    #[must_use]
+    pub fn scale(mut self, range: RangeInclusive<f64>) -> Self {
+        match self.steps.last_mut() {
+            Some(Step::RandomResizedCrop { scale, .. }) => *scale = range.into_inner(),
+            _ => self.mistakes.push(".scale(..) belongs right after .random_resized_crop(..)".into()),
+        }
+        self
+    }
+
+    /// Width over height of the window of the random resized crop before this call.
+    #[must_use]
+    pub fn ratio(mut self, range: RangeInclusive<f64>) -> Self {
+        match self.steps.last_mut() {
+            Some(Step::RandomResizedCrop { ratio, .. }) => *ratio = range.into_inner(),
+            _ => self.mistakes.push(".ratio(..) belongs right after .random_resized_crop(..)".into()),
+        }
+        self
+    }
+
+    /// Mirrors left to right, with this probability.
+    #[must_use]
+    pub fn horizontal_flip(self, probability: f64) -> Self {
+        self.step(Step::HorizontalFlip { probability })
+    }
+
+    /// Scales to 0..1, takes `mean` off and divides by `std`, each channel by its own. The result is `f32`.
+    ///
+    /// It is done last, wherever it is declared: geometry and scaling do not depend on each other.
+    #[must_use]
+    pub fn normalize<const N: usize>(mut self, mean: [f32; N], std: [f32; N]) -> Self {
+        if self.normalize.is_some() {
+            self.mistakes.push(".normalize(..) is called twice; leave one out".into());
+        }
+        self.normalize = Some(Normalize { mean: mean.into(), std: std.into() });
+        self
+    }
+
+    /// Values of 0 to 255. The default, unless [`normalize`](Self::normalize) is called.
+    #[must_use]
+    pub fn to_u8(mut self) -> Self {
+        self.dtype = Some(Dtype::U8);
+        self
+    }
+
+    /// Values of 0 to 1.
+    #[must_use]
+    pub fn to_f32(mut self) -> Self {
+        self.dtype = Some(Dtype::F32);
+        self
+    }
+
+    /// Where the channels stand. [`Layout::Nchw`] by default.
+    #[must_use]
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.layout = layout;
+        self
+    }
+
+    /// Whether images are turned as their Exif orientation says. Off by default, as in TensorFlow and torchvision: data sets
+    /// such as ImageNet carry bounding boxes that refer to the pixels as stored.
+    #[must_use]
+    pub fn exif_orientation(mut self, apply: bool) -> Self {
+        self.exif_orientation = apply;
+        self
+    }
+
+    /// The filter of every resize. [`Interpolation::Bilinear`] by default.
+    #[must_use]
+    pub fn interpolation(mut self, interpolation: Interpolation) -> Self {
+        self.interpolation = interpolation;
+        self
+    }
+
+    /// Whether the filter widens when an image is made smaller, so that every pixel counts. On by default; without it fine
+    /// patterns alias, as they do in OpenCV and in TensorFlow's `resize`.
+    #[must_use]
+    pub fn antialias(mut self, antialias: bool) -> Self {
+        self.antialias = antialias;
+        self
+    }
+
+    /// Whether a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size when the window is that much larger than the output. On
+    /// by default.
+    ///
+    /// The inverse transform then does part of the antialiasing. Up to 2, 4 or 8 times faster for large photographs; values differ from
+    /// those of a full decode by about 1 of 255 on average.
+    #[must_use]
+    pub fn scaled_decoding(mut self, allow: bool) -> Self {
+        self.scaled_decoding = allow;
+        self
+    }
+
+    /// How large an image may be; see [`ImageLimits`].
+    #[must_use]
+    pub fn limits(mut self, limits: ImageLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    fn channels(&self) -> usize {
+        match self.color {
+            Color::Gray => 1,
+            Color::Rgb => 3,
+        }
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype.unwrap_or(if self.normalize.is_some() { Dtype::F32 } else { Dtype::U8 })
+    }
+
+    /// Height and width after all steps, where they are the same for every image.
+    fn fixed_size(&self) -> Option<(u32, u32)> {
+        self.steps.iter().fold(None, |size, step| match *step {
+            Step::Resize { height, width }
+            | Step::CenterCrop { height, width }
+            | Step::RandomCrop { height, width }
+            | Step::RandomResizedCrop { height, width, .. } => Some((height, width)),
+            Step::ResizeShorter { .. } => None,
+            Step::HorizontalFlip { .. } => size,
+        })
+    }
+
+    /// Checks the configuration.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) that lists every mistake, each with what mends it.
+    pub fn validate(&self) -> Result<()> {
+        let mut mistakes = self.mistakes.clone();
+        let mut known: Option<(u32, u32)> = None;
+        for step in &self.steps {
+            let name = step.name();
+            match *step {
+                Step::Resize { height, width }
+                | Step::CenterCrop { height, width }
+                | Step::RandomCrop { height, width }
+                | Step::RandomResizedCrop { height, width, .. } => {
+                    if !(1..=MAX_OUTPUT_SIDE).contains(&height) || !(1..=MAX_OUTPUT_SIDE).contains(&width) {
+                        mistakes.push(format!(".{name}({height}, {width}): sides are 1 to {MAX_OUTPUT_SIDE}"));
+                    }
+                    let crops = matches!(step, Step::CenterCrop { .. } | Step::RandomCrop { .. });
+                    if let Some((h, w)) = known
+                        && crops
+                        && (h < height || w < width)
+                    {
+                        mistakes.push(format!(
+                            ".{name}({height}, {width}) takes more than the {h} x {w} pixels before it; resize to more"
+                        ));
+                    }
+                    known = Some((height, width));
+                }
+                Step::ResizeShorter { side } => {
+                    if !(1..=MAX_OUTPUT_SIDE).contains(&side) {
+                        mistakes.push(format!(".{name}({side}): sides are 1 to {MAX_OUTPUT_SIDE}"));
+                    }
+                    known = None;
+                }
+                Step::HorizontalFlip { probability } => {
+                    if !(0.0..=1.0).contains(&probability) {
+                        mistakes.push(format!(".{name}({probability}): a probability is 0 to 1"));
+                    }
+                }
+            }
+            if let Step::RandomResizedCrop { scale: (from, to), ratio: (low, high), .. } = *step {
+                if !(from > 0.0 && from <= to && to <= 1.0) {
+                    mistakes.push(format!(".scale({from}..={to}): shares rise from above 0 to at most 1"));
+                }
+                if !(low > 0.0 && low <= high && high.is_finite()) {
+                    mistakes.push(format!(".ratio({low}..={high}): ratios rise from above 0"));
+                }
+            }
+        }
+        if self.fixed_size().is_none() {
+            mistakes.push("images would differ in size; end with .resize(h, w) or .center_crop(h, w)".into());
+        }
+        if let Some(Normalize { mean, std }) = &self.normalize {
+            if mean.len() != self.channels() {
+                mistakes.push(format!(
+                    ".normalize(..) has {} channels, the image {}; give one mean and one deviation a channel",
+                    mean.len(),
+                    self.channels()
+                ));
+            }
+            if !mean.iter().all(|m| m.is_finite()) || !std.iter().all(|s| s.is_finite() && *s != 0.0) {
+                mistakes.push(".normalize(..): means are finite, deviations finite and not 0".into());
+            }
+            if self.dtype == Some(Dtype::U8) {
+                mistakes.push(".normalize(..) makes f32; leave out .to_u8()".into());
+            }
+        }
+        if mistakes.is_empty() { Ok(()) } else { Err(Error::config(mistakes.join("; ")).stage("image")) }
+    }
+
+    /// Dtype and shape of one sample: `[channels, height, width]`, or `[height, width, channels]` with [`Layout::Nhwc`].
+    ///
+    /// # Errors
+    /// As [`validate`](Self::validate).
+    pub fn output(&self) -> Result<(Dtype, Vec<usize>)> {
+        self.validate()?;
+        let (height, width) = self.fixed_size().expect("validated: the size is fixed");
+        let (height, width) = (height as usize, width as usize);
+        Ok((
+            self.dtype(),
+            match self.layout {
+                Layout::Nchw => vec![self.channels(), height, width],
+                Layout::Nhwc => vec![height, width, self.channels()],
+            },
+        ))
+    }
+
+    /// Decodes one image into its slot.
+    ///
+    /// `out` has exactly the bytes of [`output`](Self::output), aligned to its dtype; `f32` is written in the machine's byte order. What it
+    /// held before does not matter, and after an error it holds anything. `scratch` carries buffers from call to call.
+    ///
+    /// # Memory
+    /// The decoded window and the intermediate sizes, in `scratch`: for a JPEG the window, for other formats the whole image.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the bytes are no image, damaged, cut off, or above the limits;
+    /// [`ErrorKind::Schema`](crate::ErrorKind::Schema) if the image is smaller than a crop;
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) if the configuration or the slot does not fit, or for a JPEG without feature `jpeg`.
+    ///
+    /// # Example
+    /// ```
+    /// use forebay::random::Key;
+    /// use forebay::transform::image::{Image, Scratch};
+    ///
+    /// let gif = b"GIF89a\x03\0\x02\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x03\0\x02\0\0\x02\x03\x84\x8f\x05\0;";
+    /// let image = Image::gray().resize(2, 3);
+    /// let mut slot = [9; 6];
+    /// image.decode_into(gif, Key::new(42), &mut slot, &mut Scratch::default())?;
+    /// assert!(slot.iter().all(|&v| v == 0 || v == 255));
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    pub fn decode_into(&self, encoded: &[u8], key: Key, out: &mut [u8], scratch: &mut Scratch) -> Result<()> {
+        let (height, width) = match self.fixed_size() {
+            Some(size) if self.mistakes.is_empty() => size,
+            _ => return Err(self.validate().err().unwrap_or_else(|| Error::config("the image has no fixed size"))),
+        };
+        let samples = height as usize * width as usize * self.channels();
+        if Some(out.len()) != self.dtype().size().map(|size| size * samples) {
+            return Err(Error::config(format!(
+                "the slot has {} bytes, the image {samples} values of {}",
+                out.len(),
+                self.dtype()
+            )));
+        }
+        let result = self.run(encoded, key, out, scratch);
+        scratch.trim();
+        result
+    }
+
+    fn run(&self, encoded: &[u8], key: Key, out: &mut [u8], scratch: &mut Scratch) -> Result<()> {
+        let direct = self.dtype() == Dtype::U8 && (self.layout == Layout::Nhwc || self.color == Color::Gray);
+        let stride = match self.color {
+            Color::Gray => 1,
+            Color::Rgb if direct => 3,
+            Color::Rgb => RGB_STRIDE,
+        };
+        let (turn, held) = self.decode(encoded, key, stride, scratch)?;
+
+        let method = resize::Method { interpolation: self.interpolation, antialias: self.antialias };
+        let Scratch { stages, decoded, resized, resizer, tables, .. } = scratch;
+        let mut held = held;
+        let last = stages.len() - 1;
+        for (number, stage) in stages.iter().enumerate() {
+            let seen =
+                if number == 0 { stage.needed(self.interpolation.support(), self.antialias) } else { stage.bounds };
+            let bytes = stage.size.0 as usize * stage.size.1 as usize * stride;
+            self.limits.check_bytes(bytes as u64)?;
+            let from = &decoded[..held.width as usize * held.height as usize * stride];
+            if number == last && direct && turn == Turn::default() {
+                return resize::resize(resizer, method, from, held, seen, stage.area, stride, out, stage.size);
+            }
+            let to = limits::resize_buffer(resized, bytes);
+            resize::resize(resizer, method, from, held, seen, stage.area, stride, to, stage.size)?;
+            std::mem::swap(decoded, resized);
+            held = Rect::whole(stage.size);
+        }
+        let (width, height) = (held.width as usize, held.height as usize);
+        let pixels = &decoded[..width * height * stride];
+        let source = Source { pixels, width, height, stride, channels: self.channels() };
+        if self.dtype() == Dtype::U8 {
+            normalize::write_u8(source, turn, self.layout, out);
+            return Ok(());
+        }
+        let out = bytemuck::try_cast_slice_mut(out)
+            .map_err(|e| Error::config(format!("the slot cannot hold f32: {e}")).advice("align it to four bytes"))?;
+        let tables = match tables {
+            Some((of, tables)) if *of == self.normalize => tables,
+            _ => {
+                let made = normalize::tables(self.normalize.as_ref().map(|n| (&n.mean[..], &n.std[..])));
+                &tables.insert((self.normalize.clone(), made)).1
+            }
+        };
+        normalize::write_f32(source, turn, self.layout, tables, out);
+        Ok(())
+    }
+
+    /// Plans the geometry and decodes what its first stage needs into `scratch.decoded`; returns what lies there.
+    fn decode(&self, encoded: &[u8], key: Key, stride: usize, scratch: &mut Scratch) -> Result<(Turn, Rect)> {
+        let Scratch { stages, decoded, raw, .. } = scratch;
+        let support = self.interpolation.support();
+        let format = ImageFormat::of(encoded)?;
+        if format != ImageFormat::Jpeg {
+            let opened = decode::open_image(encoded, format, self.exif_orientation, &self.limits)?;
+            let turn = window::plan(&self.steps, opened.size, opened.orientation, key, stages)?;
+            let window = first(stages).needed(support, self.antialias);
+            opened.decode(window, stride, &self.limits, raw, decoded)?;
+            return Ok((turn, window));
+        }
+        #[cfg(not(feature = "jpeg"))]
+        return Err(Error::config("the image is a JPEG, and forebay was built without the feature `jpeg`")
+            .advice("build with `--features jpeg`"));
+        #[cfg(feature = "jpeg")]
+        {
+            let markers = markers::read(encoded)?;
+            let size = (markers.width, markers.height);
+            self.limits.check_size(size.0, size.1)?;
+            let orientation = if self.exif_orientation { markers.orientation } else { 1 };
+            let turn = window::plan(&self.steps, size, orientation, key, stages)?;
+            let may_reduce = self.scaled_decoding
+                && self.antialias
+                && self.interpolation != Interpolation::Nearest
+                && !markers.lossless;
+            let n = if may_reduce { first(stages).reduction() } else { 1 };
+            if n > 1 {
+                stages[0] = stages[0].reduced(n, jpeg::reduced_size(size, n));
+            }
+            let window = first(stages).needed(support, self.antialias);
+            let pixels = match stride {
+                1 => jpeg::Pixels::Gray,
+                3 => jpeg::Pixels::Rgb,
+                _ => jpeg::Pixels::Rgbx,
+            };
+            let request = jpeg::Request { encoded, markers: &markers, n, window, pixels, limits: &self.limits };
+            let held = scratch.jpeg.decode(&request, decoded)?;
+            Ok((turn, held))
+        }
+    }
+}
+
+fn first(stages: &[Stage]) -> &Stage {
+    stages.first().expect("a plan has at least one stage")
+}
+
+/// Bytes of an RGB pixel between decoding and the slot.
+const RGB_STRIDE: usize = 4;
+
+impl fmt::Display for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.color == Color::Rgb { "rgb" } else { "gray" })?;
+        if self.exif_orientation {
+            f.write_str(", exif_orientation")?;
+        }
+        for step in &self.steps {
+            write!(f, ", {}", step.name())?;
+            match *step {
+                Step::Resize { height, width }
+                | Step::CenterCrop { height, width }
+                | Step::RandomCrop { height, width } => write!(f, " {height}x{width}")?,
+                Step::RandomResizedCrop { height, width, scale, ratio } => write!(
+                    f,
+                    " {height}x{width} (area {} to {}, ratio {:.3} to {:.3})",
+                    scale.0, scale.1, ratio.0, ratio.1
+                )?,
+                Step::ResizeShorter { side } => write!(f, " {side}")?,
+                Step::HorizontalFlip { probability } => write!(f, " {probability}")?,
+            }
+        }
+        if self.normalize.is_some() {
+            f.write_str(", normalize")?;
+        }
+        f.write_str(match self.interpolation {
+            Interpolation::Nearest => ", nearest",
+            Interpolation::Bilinear => ", bilinear",
+            Interpolation::Bicubic => ", bicubic",
+            Interpolation::Lanczos3 => ", lanczos3",
+        })?;
+        if !self.antialias && self.interpolation != Interpolation::Nearest {
+            f.write_str(" without antialias")?;
+        }
+        match self.output() {
+            Ok((dtype, shape)) => write!(f, ", {dtype} {shape:?}"),
+            Err(_) => write!(f, ", {} of no fixed size", self.dtype()),
+        }
+    }
+}
+
+/// Buffers that decoding uses again from image to image, and the JPEG decompressor. One per thread.
+///
+/// # Memory
+/// It grows to what the largest image so far needed; buffers above 64 MiB are given back after each image.
+///
+/// # Example
+/// ```
+/// let scratch = forebay::transform::image::Scratch::default();
+/// assert_eq!(scratch.bytes(), 0);
+/// ```
+#[derive(Default)]
+pub struct Scratch {
+    stages: Vec<Stage>,
+    raw: Vec<u8>,
+    decoded: Vec<u8>,
+    resized: Vec<u8>,
+    resizer: Resizer,
+    tables: Option<(Option<Normalize>, Box<Tables>)>,
+    #[cfg(feature = "jpeg")]
+    jpeg: jpeg::JpegDecoder,
+}
+
+impl Scratch {
+    /// Buffers above this are not kept: one huge image should not hold its memory for the rest of an epoch.
+    const KEEP_BYTES: usize = 64 << 20;
+
+    /// Bytes held at present.
+    pub fn bytes(&self) -> usize {
+        let buffers = self.raw.capacity() + self.decoded.capacity() + self.resized.capacity();
+        #[cfg(feature = "jpeg")]
+        let buffers = buffers + self.jpeg.bytes();
+        buffers + self.resizer.size_of_internal_buffers()
+    }
+
+    fn trim(&mut self) {
+        for buffer in [&mut self.raw, &mut self.decoded, &mut self.resized] {
+            if buffer.capacity() > Self::KEEP_BYTES {
+                *buffer = Vec::new();
+            }
+        }
+        if self.resizer.size_of_internal_buffers() > Self::KEEP_BYTES {
+            self.resizer.reset_internal_buffers();
+        }
+        #[cfg(feature = "jpeg")]
+        self.jpeg.trim(Self::KEEP_BYTES);
+    }
+}
+
+impl fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scratch").field("bytes", &self.bytes()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! How a picture is to be turned: the Exif orientation tag, and the eight ways of turning a rectangle.
+
+use super::window::Rect;
+
+/// One of the eight symmetries of a rectangle: transpose first, then mirror left to right, then top to bottom.
+///
+/// It leads from the stored picture to the one that is meant. Exif orientations, flips and crops in a turned picture all
+/// come down to it, so pixels are turned once, in the last pass over the output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Turn {
+    pub(super) transpose: bool,
+    pub(super) flip_x: bool,
+    pub(super) flip_y: bool,
+}
+
+impl Turn {
+    /// The turn of an Exif orientation, 1 to 8; anything else means none.
+    pub(super) fn from_exif(orientation: u8) -> Self {
+        let turn = |transpose, flip_x, flip_y| Self { transpose, flip_x, flip_y };
+        match orientation {
+            2 => turn(false, true, false),
+            3 => turn(false, true, true),
+            4 => turn(false, false, true),
+            5 => turn(true, false, false),
+            6 => turn(true, true, false),
+            7 => turn(true, true, true),
+            8 => turn(true, false, true),
+            _ => Self::default(),
+        }
+    }
+
+    /// A size as meant from a size as stored, and back.
+    pub(super) fn size(self, (width, height): (u32, u32)) -> (u32, u32) {
+        if self.transpose { (height, width) } else { (width, height) }
+    }
+
+    /// Where a window of the meant picture (of size `whole`) lies in the stored one.
+    pub(super) fn to_stored(self, window: Rect, whole: (u32, u32)) -> Rect {
+        let x = if self.flip_x { whole.0 - window.x - window.width } else { window.x };
+        let y = if self.flip_y { whole.1 - window.y - window.height } else { window.y };
+        if self.transpose {
+            Rect { x: y, y: x, width: window.height, height: window.width }
+        } else {
+            Rect { x, y, ..window }
+        }
+    }
+}
+
+/// The orientation, 1 to 8, in an Exif block (a TIFF header and what follows it).
+///
+/// # Source
+/// CIPA DC-008 (Exif 2.32), 4.6.4: tag 0x0112, type SHORT, in the first directory.
+pub(super) fn orientation(exif: &[u8]) -> Option<u8> {
+    const TAG: u16 = 0x0112;
+    const SHORT: u16 = 3;
+    let little = match exif.get(..4)? {
+        b"II*\0" => true,
+        b"MM\0*" => false,
+        _ => return None,
+    };
+    let u16_at = |at: usize| {
+        let bytes = exif.get(at..at.checked_add(2)?)?.try_into().ok()?;
+        Some(if little { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) })
+    };
+    let u32_at = |at: usize| {
+        let bytes = exif.get(at..at.checked_add(4)?)?.try_into().ok()?;
+        Some(if little { u32::from_le_bytes(bytes) } else { u32::from_be_bytes(bytes) })
+    };
+    let directory = usize::try_from(u32_at(4)?).ok()?;
+    let entries = usize::from(u16_at(directory)?);
+    for entry in 0..entries {
+        let at = directory.checked_add(2 + 12 * entry)?;
+        if u16_at(at)? == TAG {
+            let one_short = u16_at(at + 2)? == SHORT && u32_at(at + 4)? == 1;
+            let value = u16_at(at + 8)?;
+            return (one_short && (1..=8).contains(&value)).then_some(value as u8);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(little: bool, value: u16) -> Vec<u8> {
+        let short = |v: u16| if little { v.to_le_bytes() } else { v.to_be_bytes() };
+        let long = |v: u32| if little { v.to_le_bytes() } else { v.to_be_bytes() };
+        let mut exif = if little { b"II*\0".to_vec() } else { b"MM\0*".to_vec() };
+        exif.extend(long(8));
+        exif.extend(short(2));
+        for (tag, value) in [(0x0100, 640), (0x0112, value)] {
+            exif.extend(short(tag));
+            exif.extend(short(3));
+            exif.extend(long(1));
+            exif.extend(short(value));
+            exif.extend([0, 0]);
+        }
+        exif
+    }
+
+    #[test]
+    fn both_byte_orders_are_read() {
+        for value in 1..=8 {
+            assert_eq!(orientation(&block(true, value)), Some(value as u8));
+            assert_eq!(orientation(&block(false, value)), Some(value as u8));
+        }
+        assert_eq!(orientation(&block(true, 0)), None);
+        assert_eq!(orientation(&block(true, 9)), None);
+    }
+
+    #[test]
+    fn every_prefix_and_changed_byte_ends_in_an_orientation_or_none() {
+        let whole = block(false, 6);
+        for end in 0..whole.len() {
+            let _ = orientation(&whole[..end]);
+        }
+        for at in 0..whole.len() {
+            for value in [0, 1, 0x7f, 0xff] {
+                let mut damaged = whole.clone();
+                damaged[at] = value;
+                assert!(orientation(&damaged).is_none_or(|o| (1..=8).contains(&o)));
+            }
+        }
+    }
+
+    #[test]
+    fn windows_of_a_turned_picture_land_where_its_pixels_are_stored() {
+        // A stored picture of 5 x 3; the pixel at (x, y) is called 10 * y + x.
+        let stored = (5, 3);
+        for orientation in 1..=8 {
+            let turn = Turn::from_exif(orientation);
+            let meant = turn.size(stored);
+            let pixel = |x, y| {
+                let r = turn.to_stored(Rect { x, y, width: 1, height: 1 }, meant);
+                10 * r.y + r.x
+            };
+            // The corners as Exif describes them: where row 0 and column 0 of the stored picture are shown.
+            let corner = pixel(0, 0);
+            let expected = [0, 4, 24, 20, 0, 20, 24, 4][usize::from(orientation) - 1];
+            assert_eq!(corner, expected, "orientation {orientation}");
+            let window = Rect { x: 1, y: 0, width: 2, height: 3 };
+            let r = turn.to_stored(window, meant);
+            let mut inside: Vec<_> =
+                (0..3).flat_map(|y| (1..3).map(move |x| (x, y))).map(|(x, y)| pixel(x, y)).collect();
+            inside.sort_unstable();
+            let stored: Vec<_> =
+                (r.y..r.y + r.height).flat_map(|y| (r.x..r.x + r.width).map(move |x| 10 * y + x)).collect();
+            assert_eq!(inside, stored, "orientation {orientation}");
+        }
+    }
+}
