@@ -133,7 +133,13 @@ pub fn probe(encoded: &[u8]) -> Result<ImageInfo> {
     let (width, height) = decoder.dimensions();
     limits.check_size(width, height)?;
     let (color, stored) = (decoder.color_type(), decoder.original_color_type());
-    let bit_depth = (stored.bits_per_pixel() / u16::from(stored.channel_count()).max(1)).min(255) as u8;
+    let mut bit_depth = (stored.bits_per_pixel() / u16::from(stored.channel_count()).max(1)).min(255) as u8;
+    if let (ImageFormat::Png, Some(&[depth, kind])) = (format, encoded.get(24..26))
+        && kind != 3
+    {
+        // The decoder speaks of grey as expanded to bytes; the file's own word is in IHDR. Kind 3 is a palette.
+        bit_depth = depth;
+    }
     let orientation = decoder.orientation().map_or(1, |o| o.to_exif());
     Ok(ImageInfo { format, width, height, channels: color.channel_count(), bit_depth, orientation })
 }

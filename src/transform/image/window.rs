@@ -280,10 +280,11 @@ mod tests {
                 }
             }
         }
-        // Uniform area has a mean of 0.54; large windows of the wrong shape are drawn again, which lowers it.
+        // 200,000 draws of the published procedure, by another program, have means of 0.433 and 0.031: large windows of the wrong
+        // shape are drawn again, which favours small and wide ones in a wide picture. Four standard errors are allowed.
         let (area, ratio) = (mean_area / f64::from(drawn), mean_log_ratio / f64::from(drawn));
-        assert!((0.46..0.55).contains(&area), "{area}");
-        assert!((-0.02..0.06).contains(&ratio), "{ratio}");
+        assert!((0.413..0.453).contains(&area), "{area}");
+        assert!((0.016..0.046).contains(&ratio), "{ratio}");
     }
 
     #[test]
@@ -302,7 +303,7 @@ mod tests {
         assert_eq!(windows, PINNED);
     }
 
-    const PINNED: [(u32, u32, u32, u32); 3] = [(0, 0, 0, 0); 3];
+    const PINNED: [(u32, u32, u32, u32); 3] = [(148, 34, 270, 301), (174, 11, 293, 276), (140, 2, 357, 370)];
 
     #[test]
     fn a_long_strip_falls_back_to_the_middle_with_the_nearest_ratio() {
