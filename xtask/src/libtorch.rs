@@ -87,7 +87,11 @@ fn choice(root: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Result<Ch
     if libtorch.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
         return Err("LIBTORCH is set but empty; unset it, or name a folder with libtorch 2.11.0".into());
     }
-    let is_ours = |path: &Path| path == root.join("target/libtorch");
+    let ours = root.join("target/libtorch");
+    // The same folder by another way, for instance through a link, is still ours.
+    let is_ours = |path: &Path| {
+        path == ours || fs::canonicalize(path).ok().is_some_and(|p| fs::canonicalize(&ours).is_ok_and(|o| o == p))
+    };
     // Cargo gives us, as every program it runs, the LIBTORCH of .cargo/config.toml when the user has set none.
     let base = libtorch.filter(|path| !is_ours(path));
     match (variable("LIBTORCH_LIB").map(PathBuf::from), base) {
