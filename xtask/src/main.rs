@@ -97,12 +97,12 @@ fn run(task: Task, root: &Path, steps: &mut Steps) -> Result<(), Failure> {
         Task::Ci => checks::test(root, steps, checks::Mode::Clean),
         Task::Libtorch => {
             if !libtorch::is_settled(root)? {
-                steps.run("system packages", || packages::provide(packages::FOR_WHEELS))?;
+                steps.run("system packages", || packages::provide(&packages::FOR_WHEELS))?;
             }
             steps.run("libtorch", || libtorch::provide(root).map(drop))
         }
         Task::Emulators => {
-            steps.run("system packages", || packages::provide(packages::FOR_WHEELS))?;
+            steps.run("system packages", || packages::provide(&packages::FOR_WHEELS))?;
             steps.run("emulators", || emulators::provide(root))
         }
         Task::Help => Ok(()),

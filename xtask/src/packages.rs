@@ -15,27 +15,26 @@ pub(crate) struct Requirement {
     package: &'static str,
 }
 
-const PYTHON: Requirement = Requirement { what: "Python 3", probes: &[&["python3", "--version"]], package: "python3" };
-const PIP: Requirement =
+static PYTHON: Requirement = Requirement { what: "Python 3", probes: &[&["python3", "--version"]], package: "python3" };
+static PIP: Requirement =
     Requirement { what: "pip", probes: &[&["python3", "-m", "pip", "--version"]], package: "python3-pip" };
-const COMPILER: Requirement = Requirement { what: "a C++ compiler", probes: &[&["c++", "--version"]], package: "g++" };
-const MAKE: Requirement =
+static COMPILER: Requirement = Requirement { what: "a C++ compiler", probes: &[&["c++", "--version"]], package: "g++" };
+static MAKE: Requirement =
     Requirement { what: "make", probes: &[&["make", "--version"], &["gmake", "--version"]], package: "make" };
-const CMAKE: Requirement = Requirement { what: "cmake", probes: &[&["cmake", "--version"]], package: "cmake" };
-const NASM: Requirement = Requirement { what: "nasm", probes: &[&["nasm", "--version"]], package: "nasm" };
+static CMAKE: Requirement = Requirement { what: "cmake", probes: &[&["cmake", "--version"]], package: "cmake" };
+static NASM: Requirement = Requirement { what: "nasm", probes: &[&["nasm", "--version"]], package: "nasm" };
 
 /// To download and unpack wheels.
-pub(crate) const FOR_WHEELS: &[Requirement] = &[PYTHON, PIP];
+pub(crate) static FOR_WHEELS: [&Requirement; 2] = [&PYTHON, &PIP];
 
 /// To compile with the default features: the C++ side of `tch`, and libjpeg-turbo.
-pub(crate) const FOR_COMPILING: &[Requirement] = &[COMPILER, MAKE, CMAKE, NASM];
+pub(crate) static FOR_COMPILING: [&Requirement; 4] = [&COMPILER, &MAKE, &CMAKE, &NASM];
 
-/// Installs what is missing, or says what to install.
-pub(crate) fn provide(requirements: &[Requirement]) -> Result<(), Failure> {
+/// Installs what is missing, or says what to install; all at once, so that nobody has to come back for the next one.
+pub(crate) fn provide(requirements: &[&Requirement]) -> Result<(), Failure> {
     let missing = missing(requirements, runs);
     if missing.is_empty() {
-        let names: Vec<&str> = requirements.iter().map(|requirement| requirement.what).collect();
-        eprintln!("found {}", names.join(", "));
+        eprintln!("found {}", list(requirements));
         return Ok(());
     }
     let packages: Vec<&str> = missing.iter().map(|requirement| requirement.package).collect();
@@ -55,8 +54,8 @@ pub(crate) fn provide(requirements: &[Requirement]) -> Result<(), Failure> {
     }
 }
 
-fn missing(requirements: &[Requirement], runs: impl Fn(&[&str]) -> bool) -> Vec<&Requirement> {
-    requirements.iter().filter(|requirement| !requirement.probes.iter().any(|probe| runs(probe))).collect()
+fn missing<'a>(requirements: &[&'a Requirement], runs: impl Fn(&[&str]) -> bool) -> Vec<&'a Requirement> {
+    requirements.iter().copied().filter(|requirement| !requirement.probes.iter().any(|probe| runs(probe))).collect()
 }
 
 fn ask_for(missing: &[&Requirement]) -> String {
@@ -111,14 +110,14 @@ mod tests {
     #[test]
     fn what_answers_is_not_missing() {
         let found = |line: &[&str]| ["c++", "gmake", "cmake"].contains(&line[0]);
-        let missing: Vec<&str> = missing(FOR_COMPILING, found).iter().map(|requirement| requirement.what).collect();
+        let missing: Vec<&str> = missing(&FOR_COMPILING, found).iter().map(|requirement| requirement.what).collect();
         assert_eq!(missing, ["nasm"]);
     }
 
     #[test]
     fn python_without_pip_lacks_pip_only() {
         let found = |line: &[&str]| line == ["python3", "--version"];
-        let missing: Vec<&str> = missing(FOR_WHEELS, found).iter().map(|requirement| requirement.package).collect();
+        let missing: Vec<&str> = missing(&FOR_WHEELS, found).iter().map(|requirement| requirement.package).collect();
         assert_eq!(missing, ["python3-pip"]);
     }
 
