@@ -146,7 +146,7 @@ fn assemble(root: &Path) -> Result<(), Failure> {
     }
     let target = root.join("target");
     fs::create_dir_all(&target).doing(target.display())?;
-    // Held to the end of this function: two runs at a time would tread on each other's files.
+    // Held to the end of this function: of two runs at a time, the second finds it assembled.
     let lock = File::create(target.join("libtorch.lock")).doing("target/libtorch.lock")?;
     lock.lock().doing("target/libtorch.lock")?;
     let place = target.join("libtorch");

@@ -26,6 +26,9 @@ const PLATFORMS: &[&str] =
 /// The wheels' paths in `downloads`; what is not there or is not as it should be is downloaded.
 pub(crate) fn fetch(wheels: &[Wheel], downloads: &Path) -> Result<Vec<PathBuf>, Failure> {
     fs::create_dir_all(downloads).doing(downloads.display())?;
+    // Held to the end of this function: of two runs at a time, the second finds what the first has downloaded.
+    let lock = File::create(downloads.join("lock")).doing(downloads.display())?;
+    lock.lock().doing(downloads.display())?;
     let mut absent = Vec::new();
     for wheel in wheels {
         let path = downloads.join(wheel.file);
