@@ -105,7 +105,7 @@ impl fmt::Display for Dtype {
 ///
 /// assert_eq!(<f32 as Element>::DTYPE, Dtype::F32);
 /// ```
-pub trait Element: bytemuck::Pod + Send + Sync + sealed::Sealed {
+pub trait Element: bytemuck::Pod + arrow::datatypes::ArrowNativeType + sealed::Sealed {
     /// The dtype of columns with elements of this type.
     const DTYPE: Dtype;
     /// The Arrow type of such columns.

@@ -69,12 +69,12 @@ type Task = Box<dyn FnOnce(&mut Worker) + Send>;
 /// What a task finds on its thread: values kept from task to task.
 #[derive(Default)]
 pub(crate) struct Worker {
-    scratch: HashMap<TypeId, Box<dyn Any>>,
+    scratch: HashMap<TypeId, Box<dyn Any + Send>>,
 }
 
 impl Worker {
     /// This thread's value of type `T`, made at its first use.
-    pub(crate) fn scratch<T: Any + Default>(&mut self) -> &mut T {
+    pub(crate) fn scratch<T: Any + Default + Send>(&mut self) -> &mut T {
         let slot = self.scratch.entry(TypeId::of::<T>()).or_insert_with(|| Box::<T>::default());
         slot.downcast_mut().expect("keyed by its type")
     }

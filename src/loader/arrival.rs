@@ -212,7 +212,7 @@ impl ArrivalDriver {
                 }
             };
             let first_id = sample_id(&arrived);
-            let framed = Framed { epoch, pass, result: Ok(Some((arrived.payloads.len() as u64, first_id))) };
+            let framed = Framed { epoch, pass, result: Ok(Some((arrived.framed.payloads.len() as u64, first_id))) };
             let mut key: Option<BlockKey> = None;
             run.update(|state| key = state.block_framed(leaf, framed));
             if let Some(key) = key {

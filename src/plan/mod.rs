@@ -11,6 +11,7 @@ mod state;
 pub(crate) mod steps;
 
 pub use catalog::Catalog;
+pub(crate) use permutation::Permutation;
 pub use shuffle::Shuffle;
 pub use state::{Cursor, State};
 pub use steps::Remainder;

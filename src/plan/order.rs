@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::catalog::Catalog;
-use super::shuffle::{Shuffle, ShuffledOrder};
+use super::shuffle::ShuffledOrder;
 use super::permutation::Permutation;
 use crate::random::Key;
 

@@ -3,6 +3,7 @@
 mod memory;
 pub(crate) mod tfrecord;
 
+
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -139,8 +140,8 @@ pub(crate) const ARRIVED_BYTES: u64 = 4 << 20;
 /// A block of records that arrived.
 pub(crate) struct Arrived {
     pub(crate) buffer: arrow::buffer::Buffer,
-    /// The payloads within the buffer.
-    pub(crate) payloads: Vec<std::ops::Range<usize>>,
+    /// The payloads within the buffer, and which are damaged.
+    pub(crate) framed: crate::format::tfrecord::Framed,
     /// The shard, and the number of the first record in it.
     pub(crate) shard: usize,
     pub(crate) first_record: u64,

@@ -1,1 +1,607 @@
-//! TFRecord shards as a source.
+//! TFRecord shards as a source: with an index in any order, without one as they come.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{BinaryViewBuilder, RecordBatch};
+use arrow::buffer::Buffer;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::{ARRIVED_BYTES, Arrived, Arriving, ArrivingPass, Decoded, Source};
+use crate::dataset::TfRecord;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::example::{Kind, Parser, infer};
+use crate::format::tfrecord::{
+    Check, Compression, Decoder, Fingerprint, Framed, Framer, HEADER_BYTES, IndexBuilder, ShardIndex, frame_block,
+};
+use crate::plan::{Catalog, Permutation};
+use crate::random::Key;
+use crate::schema::{Column, bytes};
+use crate::store::{Object, Store};
+
+/// A block of plain records: large enough that a request costs less than its bytes, small enough to mix and to budget for.
+const BLOCK_BYTES: u64 = 4 << 20;
+
+/// Pieces that a source without index is read in.
+const PIECE_BYTES: u64 = 4 << 20;
+
+/// Records that the schema is inferred from.
+const INFER_RECORDS: usize = 256;
+
+/// Shards whose index is looked for, or built, at the same time.
+const INDEXING: usize = 16;
+
+/// Names the records' column when payloads are wanted as they are.
+pub(crate) const RECORD: &str = "record";
+
+/// Where row counts come from.
+///
+/// # Example
+/// ```no_run
+/// use forebay::{Dataset, Index};
+///
+/// let dataset = Dataset::open("gs://bucket/train-*.tfrecord")?.batch(256);
+/// let loader = dataset.loader().index(Index::Build).build()?;
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Index {
+    /// Indexes that are there are used; local plain shards are indexed by hopping from header to header; others are read
+    /// as they come, and leave an index behind.
+    #[default]
+    Auto,
+    /// Shards without index are read once to build it, before the first batch.
+    Build,
+}
+
+/// What the loader wants of the shards.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) columns: Option<Vec<Column>>,
+    pub(crate) index: Index,
+    pub(crate) index_dir: Option<PathBuf>,
+    /// Blocks that a shuffle would like to mix, at least.
+    pub(crate) min_blocks: u64,
+    /// Rows up to which the data set is shuffled as a whole, in blocks as large as they come.
+    pub(crate) whole_rows: u64,
+    /// Rows are read one by one, in any order.
+    pub(crate) by_rows: bool,
+    pub(crate) shuffled: bool,
+    /// Why an index is needed, if it is.
+    pub(crate) needs_index: Option<String>,
+}
+
+/// Opened shards.
+pub(crate) enum Opened {
+    Indexed(Shards),
+    Arriving(Unindexed),
+}
+
+/// Lists the shards, finds or builds their indexes, and settles the columns.
+pub(crate) async fn open(store: Store, patterns: Vec<String>, options: TfRecord, wanted: Wanted) -> Result<Opened> {
+    let objects = store.list(&patterns).await.map_err(|e| e.stage("list"))?;
+    let keeper = Keeper { dir: wanted.index_dir.clone() };
+    let indexes: Vec<Option<ShardIndex>> = stream::iter(objects.iter().cloned())
+        .map(|object| find_index(store.clone(), keeper.clone(), object, options.clone(), wanted.index))
+        .buffered(INDEXING)
+        .try_collect()
+        .await?;
+    let parse = settle_columns(&store, &objects, &options, &wanted).await?;
+    let common = Arc::new(Common { store, objects, options, parse });
+    if let Some(indexes) = indexes.iter().cloned().collect::<Option<Vec<_>>>() {
+        return Shards::new(common, indexes, &wanted).map(Opened::Indexed);
+    }
+    let missing = indexes.iter().filter(|index| index.is_none()).count();
+    if let Some(reason) = wanted.needs_index {
+        return Err(Error::config(format!("{missing} of {} shards have no index, which {reason} needs", indexes.len()))
+            .advice("build it once with .index(Index::Build) on the loader"));
+    }
+    Ok(Opened::Arriving(Unindexed { common, keeper, shuffled: wanted.shuffled }))
+}
+
+/// What all blocks of the shards share.
+struct Common {
+    store: Store,
+    objects: Vec<Object>,
+    options: TfRecord,
+    parse: Parse,
+}
+
+/// Payloads to columns.
+struct Parse {
+    columns: Vec<Column>,
+    /// `None`: payloads as they are.
+    parser: Option<Parser>,
+}
+
+impl Common {
+    fn check(&self) -> Check {
+        if self.options.unchecked { Check::LengthsOnly } else { Check::Full }
+    }
+
+    fn decode(&self, buffer: Buffer, framed: Framed, url: &Arc<str>, record: u64, offset: u64) -> Result<Decoded> {
+        let place = |row: usize, error: Error, start: usize| {
+            // A payload starts behind the 12 bytes of its header.
+            let at = offset + start.saturating_sub(HEADER_BYTES) as u64;
+            error.url(url.clone()).record(record + row as u64).byte_offset(at)
+        };
+        let (rows, bad) = match &self.parse.parser {
+            Some(parser) => {
+                let parsed = parser.parse_except(&buffer, &framed.payloads, framed.bad);
+                (parsed.rows, parsed.bad)
+            }
+            None => (self.views(buffer, &framed)?, framed.bad),
+        };
+        let bad = bad.into_iter().map(|(row, error)| (row, place(row, error, framed.payloads[row].start))).collect();
+        Ok(Decoded { rows, bad })
+    }
+
+    /// Payloads as they are, without copying them.
+    fn views(&self, buffer: Buffer, framed: &Framed) -> Result<RecordBatch> {
+        let mut builder = BinaryViewBuilder::with_capacity(framed.payloads.len());
+        let block = builder.append_block(buffer);
+        for payload in &framed.payloads {
+            builder
+                .try_append_view(block, payload.start as u32, payload.len() as u32)
+                .map_err(|e| Error::new(ErrorKind::Memory, "a block of 4 GiB or more cannot be viewed").because(e))?;
+        }
+        let schema = crate::schema::arrow_schema(&self.parse.columns);
+        RecordBatch::try_new(schema, vec![Arc::new(builder.finish())])
+            .map_err(|e| Error::new(ErrorKind::Schema, "records do not make their column").because(e))
+    }
+}
+
+async fn settle_columns(store: &Store, objects: &[Object], options: &TfRecord, wanted: &Wanted) -> Result<Parse> {
+    if options.records {
+        let columns = wanted.columns.clone().unwrap_or_else(|| vec![bytes(RECORD)]);
+        if columns.len() != 1 || columns[0].name().as_ref() != RECORD || columns[0].arrow_type() != bytes(RECORD).arrow_type() {
+            return Err(Error::config("records as they are have one column of bytes, called \"record\"")
+                .advice("ask for bytes(\"record\") in .columns(), perhaps with .raw(dtype, shape), or for nothing"));
+        }
+        return Ok(Parse { columns, parser: None });
+    }
+    let (kind, columns) = match &wanted.columns {
+        Some(columns) if columns.iter().any(Column::is_sequence) => (Kind::SequenceExample, columns.clone()),
+        Some(columns) => (Kind::Example, columns.clone()),
+        None => infer_columns(store, objects, options).await?,
+    };
+    let parser = Parser::new(&columns, kind)?;
+    Ok(Parse { columns, parser: Some(parser) })
+}
+
+/// Looks at the first records.
+async fn infer_columns(store: &Store, objects: &[Object], options: &TfRecord) -> Result<(Kind, Vec<Column>)> {
+    for object in objects.iter().filter(|object| object.size > 0) {
+        let mut some = 1 << 20;
+        loop {
+            let end = object.size.min(some);
+            let head = store.read(object, 0..end).await.map_err(|e| e.stage("read"))?;
+            let compression = options.compression.unwrap_or_else(|| Compression::detect(&head));
+            let mut data = Vec::new();
+            Decoder::new(compression).decode(&head, &mut data, 64 << 20).map_err(|e| e.url(object.url.clone()))?;
+            let mut framed = Framed::default();
+            let whole = compression == Compression::None && end == object.size;
+            let result = Framer::new(Check::Full).frame(&data, whole.then_some(0), &mut framed);
+            let payloads: Vec<&[u8]> = framed.payloads.iter().take(INFER_RECORDS).map(|range| &data[range.clone()]).collect();
+            if !payloads.is_empty() {
+                return infer(payloads).map_err(|e| e.url(object.url.clone()).stage("infer"));
+            }
+            result.map_err(|e| e.url(object.url.clone()).stage("infer"))?;
+            if end == object.size {
+                break;
+            }
+            some *= 16;
+        }
+    }
+    Err(Error::new(ErrorKind::Schema, "the shards hold no record to infer columns from").advice("name the columns with .columns()"))
+}
+
+// --- indexes -----------------------------------------------------------------------------------------------------------
+
+/// Keeps indexes in a folder, under a name made from the shard's URL.
+#[derive(Clone, Debug)]
+struct Keeper {
+    dir: Option<PathBuf>,
+}
+
+impl Keeper {
+    fn path(&self, url: &str) -> Option<PathBuf> {
+        Some(self.dir.as_ref()?.join(format!("{:016x}.index", xxhash_rust::xxh3::xxh3_64(url.as_bytes()))))
+    }
+
+    /// A stored index of this very object. One that is damaged or of another version of it counts as none: it is a cache.
+    fn load(&self, object: &Object) -> Option<ShardIndex> {
+        let stored = std::fs::read(self.path(&object.url)?).ok()?;
+        ShardIndex::from_bytes(&stored).ok().filter(|index| index.matches(&fingerprint(object)).is_ok())
+    }
+
+    /// Stores an index, whole or not at all. Where that fails the next run builds it again.
+    fn save(&self, object: &Object, index: &ShardIndex) {
+        let Some((path, bytes)) = self.path(&object.url).zip(index.to_bytes().ok()) else { return };
+        let Some(dir) = path.parent() else { return };
+        let part = path.with_extension(format!("part-{}-{:?}", std::process::id(), std::thread::current().id()));
+        let stored = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&part, bytes)).and_then(|()| std::fs::rename(&part, path));
+        if stored.is_err() {
+            _ = std::fs::remove_file(part);
+        }
+    }
+}
+
+fn fingerprint(object: &Object) -> Fingerprint {
+    Fingerprint { size: object.size, etag: object.etag.as_deref().map(str::to_owned), modified: object.modified }
+}
+
+/// The index of one shard: stored, hopped or read, as told; `None` where it would take reading the shard.
+async fn find_index(store: Store, keeper: Keeper, object: Object, options: TfRecord, policy: Index) -> Result<Option<ShardIndex>> {
+    let local = store.local_path(&object);
+    let (known, found) = (object.clone(), keeper.clone());
+    let hopped = on_disk_thread(move || {
+        if let Some(index) = found.load(&known) {
+            return Ok(Some(index));
+        }
+        let Some(index) = local.map(|path| hop(&path, &known, &options)).transpose()?.flatten() else { return Ok(None) };
+        found.save(&known, &index);
+        Ok(Some(index))
+    });
+    if let Some(index) = hopped.await.map_err(|e| e.url(object.url.clone()).stage("index"))? {
+        return Ok(Some(index));
+    }
+    if policy == Index::Auto {
+        return Ok(None);
+    }
+    let index = read_through(&store, &object).await.map_err(|e| e.url(object.url.clone()).stage("index"))?;
+    keeper.save(&object, &index);
+    Ok(Some(index))
+}
+
+async fn on_disk_thread<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let result = tokio::task::spawn_blocking(f).await;
+    result.unwrap_or_else(|e| Err(Error::new(ErrorKind::Panicked, "a disk thread panicked").because(e)))
+}
+
+/// A plain local shard, header by header; `None` if it is compressed.
+fn hop(path: &Path, object: &Object, options: &TfRecord) -> Result<Option<ShardIndex>> {
+    let file = std::fs::File::open(path).map_err(|e| Error::new(ErrorKind::Access, "cannot be opened").because(e))?;
+    let mut head = vec![0; HEADER_BYTES.min(object.size as usize)];
+    file.read_exact_at(&mut head, 0).map_err(|e| Error::new(ErrorKind::Transfer, "cannot be read").because(e))?;
+    if options.compression.unwrap_or_else(|| Compression::detect(&head)) != Compression::None {
+        return Ok(None);
+    }
+    match ShardIndex::hop(&mut |offset, buffer| file.read_exact_at(buffer, offset), fingerprint(object)) {
+        Ok(index) => Ok(Some(index)),
+        // What is whole of a damaged shard is delivered before its error: read it as it comes.
+        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads a shard once for its index.
+async fn read_through(store: &Store, object: &Object) -> Result<ShardIndex> {
+    let mut shard = ShardReader::new(object, None, Check::LengthsOnly);
+    let mut at = 0;
+    while at < object.size {
+        let end = object.size.min(at + PIECE_BYTES);
+        let piece = store.read(object, at..end).await?;
+        at = end;
+        shard = on_disk_thread(move || {
+            shard.supply(piece, at == shard.size);
+            while shard.next_block()?.is_some() {}
+            Ok(shard)
+        })
+        .await?;
+    }
+    shard.index()
+}
+
+// --- with an index -----------------------------------------------------------------------------------------------------
+
+/// Shards whose records are indexed: blocks are runs of records, or whole shards where they are compressed.
+pub(crate) struct Shards {
+    common: Arc<Common>,
+    catalog: Catalog,
+    blocks: Vec<Block>,
+}
+
+#[derive(Clone, Copy)]
+struct Block {
+    shard: u32,
+    compression: Compression,
+    first_record: u64,
+    /// Place in the decompressed shard.
+    offset: u64,
+    bytes: u64,
+}
+
+impl Shards {
+    fn new(common: Arc<Common>, indexes: Vec<ShardIndex>, wanted: &Wanted) -> Result<Self> {
+        let total: u64 = indexes.iter().map(ShardIndex::bytes).sum();
+        let rows: u64 = indexes.iter().map(|index| index.len() as u64).sum();
+        let target = match wanted {
+            Wanted { by_rows: true, .. } => 1,
+            Wanted { whole_rows, .. } if rows <= *whole_rows => BLOCK_BYTES,
+            Wanted { min_blocks, .. } => (total / (*min_blocks).max(1)).clamp(1, BLOCK_BYTES),
+        };
+        let row_bytes: u64 = common.parse.columns.iter().map(|column| column.sample_bytes().unwrap_or(16) as u64).sum();
+        let (mut catalog, mut blocks, mut divisible) = (Catalog::new(), Vec::new(), true);
+        for (shard, index) in indexes.iter().enumerate() {
+            catalog.push_shard(common.objects[shard].url.clone());
+            let compression = index.compression();
+            let stored = if compression == Compression::None { 0 } else { common.objects[shard].size };
+            divisible &= compression == Compression::None;
+            for run in index.blocks(if compression == Compression::None { target } else { u64::MAX }) {
+                let rows = run.num_records as u64;
+                catalog.push_block(rows, stored + run.bytes + rows * row_bytes);
+                let shard = shard as u32;
+                blocks.push(Block { shard, compression, first_record: run.first_record, offset: run.offset, bytes: run.bytes });
+            }
+        }
+        let catalog = if divisible { catalog } else { catalog.indivisible() };
+        Ok(Self { common, catalog, blocks })
+    }
+}
+
+impl Source for Shards {
+    fn name(&self) -> String {
+        format!("{} TFRecord shards", self.common.objects.len())
+    }
+
+    fn columns(&self) -> &[Column] {
+        &self.common.parse.columns
+    }
+
+    fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Bytes>>> {
+        let Block { shard, compression, offset, bytes, .. } = self.blocks[block];
+        let (store, object) = (self.common.store.clone(), self.common.objects[shard as usize].clone());
+        let range = if compression == Compression::None { offset..offset + bytes } else { 0..object.size };
+        Some(Box::pin(async move { store.read(&object, range).await }))
+    }
+
+    fn decode(&self, block: usize, fetched: Bytes) -> Result<Decoded> {
+        let Block { shard, compression, first_record, offset, bytes } = self.blocks[block];
+        let url = &self.common.objects[shard as usize].url;
+        let buffer = match compression {
+            Compression::None => Buffer::from(fetched),
+            _ => {
+                let mut data = Vec::with_capacity(bytes as usize);
+                let mut decoder = Decoder::new(compression);
+                let decoded = decoder.decode(&fetched, &mut data, bytes as usize);
+                let decoded = decoded.map_err(|e| e.url(url.clone()))?;
+                if decoded.more || data.len() as u64 != bytes {
+                    return Err(Error::corrupt(format!("decompresses to other than the {bytes} bytes that its index says"))
+                        .url(url.clone())
+                        .advice("the shard changed: remove its index"));
+                }
+                decoder.finish().map_err(|e| e.url(url.clone()))?;
+                Buffer::from_vec(data)
+            }
+        };
+        let rows = self.catalog.block_rows(block) as usize;
+        let framed = frame_block(&buffer, offset, first_record, rows, self.common.check());
+        self.common.decode(buffer, framed, url, first_record, offset)
+    }
+}
+
+// --- without one -------------------------------------------------------------------------------------------------------
+
+/// Shards read from front to back, in the order of their URLs or shuffled as wholes.
+pub(crate) struct Unindexed {
+    common: Arc<Common>,
+    keeper: Keeper,
+    shuffled: bool,
+}
+
+impl Arriving for Unindexed {
+    fn columns(&self) -> &[Column] {
+        &self.common.parse.columns
+    }
+
+    fn fingerprint(&self) -> u64 {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        for object in &self.common.objects {
+            hash.update(object.url.as_bytes());
+            hash.update(&object.size.to_le_bytes());
+        }
+        hash.digest()
+    }
+
+    fn begin(&self, key: Key) -> Box<dyn ArrivingPass> {
+        let shards = self.common.objects.len() as u64;
+        let permutation = Permutation::new(key, shards);
+        let order = (0..shards).map(|i| if self.shuffled { permutation.at(i) } else { i } as usize);
+        let order = order.filter(|&shard| self.common.objects[shard].size > 0).collect();
+        Box::new(Pass { common: self.common.clone(), keeper: self.keeper.clone(), order, at: 0, asked: VecDeque::new(), pieces: VecDeque::new(), current: None })
+    }
+
+    fn decode(&self, block: Arrived) -> Result<Decoded> {
+        let Arrived { buffer, framed, shard, first_record, offset } = block;
+        self.common.decode(buffer, framed, &self.common.objects[shard].url, first_record, offset)
+    }
+}
+
+struct Pass {
+    common: Arc<Common>,
+    keeper: Keeper,
+    /// Shards still to be asked for, and the offset in the first of them.
+    order: VecDeque<usize>,
+    at: u64,
+    /// Shard of each piece asked for, and whether it is the shard's last.
+    asked: VecDeque<(usize, bool)>,
+    pieces: VecDeque<(usize, bool, Bytes)>,
+    current: Option<(usize, ShardReader)>,
+}
+
+impl ArrivingPass for Pass {
+    fn next_read(&mut self) -> Option<(u64, BoxFuture<'static, Result<Bytes>>)> {
+        let shard = *self.order.front()?;
+        let object = self.common.objects[shard].clone();
+        let range: Range<u64> = self.at..object.size.min(self.at + PIECE_BYTES);
+        let last = range.end == object.size;
+        self.at = if last { 0 } else { range.end };
+        if last {
+            self.order.pop_front();
+        }
+        self.asked.push_back((shard, last));
+        let store = self.common.store.clone();
+        Some((range.end - range.start, Box::pin(async move { store.read(&object, range).await })))
+    }
+
+    fn supply(&mut self, piece: Bytes) {
+        let (shard, last) = self.asked.pop_front().expect("pieces come in the order they were asked for");
+        self.pieces.push_back((shard, last, piece));
+    }
+
+    fn next_block(&mut self) -> Result<Option<Arrived>> {
+        loop {
+            if let Some((shard, reader)) = &mut self.current {
+                let (shard, object) = (*shard, &self.common.objects[*shard]);
+                let block = reader.next_block().map_err(|e| e.url(object.url.clone()))?;
+                if let Some(block) = block {
+                    return Ok(Some(Arrived { shard, ..block }));
+                }
+                if reader.is_done() {
+                    if let Some((_, reader)) = self.current.take()
+                        && let Ok(index) = reader.index()
+                    {
+                        self.keeper.save(object, &index);
+                    }
+                    continue;
+                }
+            }
+            let Some((shard, last, piece)) = self.pieces.pop_front() else { return Ok(None) };
+            let (_, reader) = self.current.get_or_insert_with(|| {
+                let compression = self.common.options.compression;
+                (shard, ShardReader::new(&self.common.objects[shard], compression, self.common.check()))
+            });
+            reader.supply(piece, last);
+        }
+    }
+}
+
+/// One shard from front to back: pieces in, blocks of records out.
+struct ShardReader {
+    fingerprint: Fingerprint,
+    size: u64,
+    /// Known with the first piece, if not stated.
+    compression: Option<Compression>,
+    decoder: Option<Decoder>,
+    framer: Framer,
+    input: Bytes,
+    last: bool,
+    /// Decompressed bytes that are no whole record yet.
+    rest: Vec<u8>,
+    builder: IndexBuilder,
+    done: bool,
+    failed: Option<Error>,
+}
+
+impl ShardReader {
+    fn new(object: &Object, compression: Option<Compression>, check: Check) -> Self {
+        Self {
+            fingerprint: fingerprint(object),
+            size: object.size,
+            compression,
+            decoder: None,
+            framer: Framer::new(check),
+            input: Bytes::new(),
+            last: false,
+            rest: Vec::new(),
+            builder: IndexBuilder::new(),
+            done: false,
+            failed: None,
+        }
+    }
+
+    fn supply(&mut self, piece: Bytes, last: bool) {
+        debug_assert!(self.input.is_empty(), "a piece is used up before the next comes");
+        self.last = last;
+        let compression = *self.compression.get_or_insert_with(|| Compression::detect(&piece));
+        self.decoder.get_or_insert_with(|| Decoder::new(compression));
+        self.input = piece;
+    }
+
+    fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// The next block; `None` when it takes another piece, or is done. The shard's number is left to the caller.
+    fn next_block(&mut self) -> Result<Option<Arrived>> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        if self.done {
+            return Ok(None);
+        }
+        let Some(decoder) = &mut self.decoder else { return Ok(None) };
+        let (mut result, mut framed, mut ended) = (Ok(()), Framed::default(), false);
+        let (first_record, offset) = (self.framer.record(), self.framer.offset());
+        let mut needed = ARRIVED_BYTES as usize;
+        let mut consumed = 0;
+        loop {
+            let room = needed.saturating_sub(self.rest.len());
+            match decoder.decode(&self.input, &mut self.rest, room) {
+                Ok(decoded) => {
+                    self.input = self.input.slice(decoded.consumed..);
+                    ended = self.last && !decoded.more && self.input.is_empty();
+                    if ended {
+                        result = decoder.finish();
+                    }
+                }
+                Err(error) => result = Err(error),
+            }
+            let following = match (self.compression, ended && result.is_ok()) {
+                (_, true) => Some(0),
+                (Some(Compression::None), false) => Some(self.size - offset - self.rest.len() as u64),
+                _ => None,
+            };
+            match self.framer.frame(&self.rest[consumed..], following, &mut framed) {
+                Ok(progress) => {
+                    consumed += progress.consumed;
+                    // A record that does not fit the block is read whole; its length was held against shard and limit.
+                    needed = needed.max(consumed + progress.needed);
+                }
+                Err(error) => result = result.and(Err(error)),
+            }
+            let used_up = self.input.is_empty() && !ended;
+            if result.is_err() || ended || used_up || !framed.payloads.is_empty() {
+                break;
+            }
+        }
+        self.done = ended && result.is_ok();
+        for payload in &framed.payloads {
+            result = result.and(self.builder.push(payload.len() as u64));
+        }
+        if let Err(error) = result {
+            self.failed = Some(error.clone());
+            if framed.payloads.is_empty() {
+                return Err(error);
+            }
+        }
+        if framed.payloads.is_empty() {
+            return Ok(None);
+        }
+        // Payloads of later rounds of the loop count from what was consumed before; there is only one round with records.
+        let rest = self.rest.split_off(consumed);
+        let buffer = Buffer::from_vec(std::mem::replace(&mut self.rest, rest));
+        Ok(Some(Arrived { buffer, framed, shard: 0, first_record, offset }))
+    }
+
+    fn index(self) -> Result<ShardIndex> {
+        if self.size == 0 {
+            return self.builder.finish(self.fingerprint, Compression::None);
+        }
+        match (self.failed, self.done, self.compression) {
+            (Some(error), ..) => Err(error),
+            (None, true, Some(compression)) => self.builder.finish(self.fingerprint, compression),
+            _ => Err(Error::corrupt("the shard was not read to its end")),
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Settings of a loader, checked at `build()`.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use super::lower::{BatchSpec, Leaf, Request, lower, requests};
+use super::run::Shared;
+use super::{Current, Loader, World};
+use crate::batch::buffer::Allocator;
+use crate::dataset::graph::{Function, Node, visit};
+use crate::dataset::validate::{all_of, mistakes};
+use crate::dataset::Dataset;
+use crate::device::{Device, copier_for};
+use crate::engine::budget::Account;
+use crate::engine::io::Io;
+use crate::engine::pool::Pool;
+use crate::engine::{Budget, Scheduler};
+use crate::error::{Error, Result};
+use crate::plan::shuffle::PIECES_PER_STREAM;
+use crate::plan::steps::Steps;
+use crate::source::tfrecord::{self, Index, Opened, Wanted};
+use crate::store::StoreOptions;
+use crate::telemetry::Counters;
+
+/// Settings of a [`Loader`]; everything has a default.
+///
+/// # Example
+/// ```
+/// # use std::sync::Arc;
+/// # use arrow::array::Int64Array;
+/// use forebay::{Budget, Device, Scheduler};
+///
+/// # let dataset = forebay::Dataset::from_columns([("x", Arc::new(Int64Array::from_iter_values(0..64)) as _)])?.batch(8);
+/// let loader = dataset
+///     .loader()
+///     .seed(42)
+///     .device(Device::Cpu)
+///     .scheduler(Scheduler::threads(2))
+///     .budget(Budget::mebibytes(256))
+///     .build()?;
+/// assert_eq!(loader.steps_per_epoch(), Some(8));
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct LoaderBuilder {
+    dataset: Dataset,
+    seed: u64,
+    world: World,
+    device: Device,
+    scheduler: Scheduler,
+    budget: Budget,
+    streams: Option<u64>,
+    store: StoreOptions,
+    index: Index,
+    index_dir: Option<PathBuf>,
+}
+
+impl LoaderBuilder {
+    pub(crate) fn new(dataset: Dataset) -> Self {
+        Self {
+            dataset,
+            seed: 0,
+            world: World::single(),
+            device: Device::Cpu,
+            scheduler: Scheduler::default(),
+            budget: Budget::default(),
+            streams: None,
+            store: StoreOptions::new(),
+            index: Index::Auto,
+            index_dir: default_index_dir(),
+        }
+    }
+
+    /// The one number behind all randomness (0 without it).
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Which of several processes this one is.
+    pub fn world(mut self, world: World) -> Self {
+        self.world = world;
+        self
+    }
+
+    /// Where batches are delivered.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// How work is spread over threads.
+    pub fn scheduler(mut self, scheduler: Scheduler) -> Self {
+        self.scheduler = scheduler;
+        self
+    }
+
+    /// How many bytes may be in flight.
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = budget;
+        self
+    }
+
+    /// Logical streams of the plan, which fix the order for all world sizes that divide them. They divide the batch.
+    pub fn streams(mut self, streams: usize) -> Self {
+        self.streams = Some(streams as u64);
+        self
+    }
+
+    /// How stores are reached: endpoints, retries, timeouts.
+    pub fn store(mut self, options: StoreOptions) -> Self {
+        self.store = options;
+        self
+    }
+
+    /// What is done about shards without an index.
+    pub fn index(mut self, index: Index) -> Self {
+        self.index = index;
+        self
+    }
+
+    /// The folder in which indexes are kept, instead of `$FOREBAY_INDEX_DIR`, `$XDG_CACHE_HOME/forebay/index` or
+    /// `~/.cache/forebay/index`.
+    pub fn index_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.index_dir = Some(dir.into());
+        self
+    }
+
+    /// Checks the graph and the settings, lists the shards, finds their indexes, and starts the threads.
+    ///
+    /// # Errors
+    /// Every mistake of the configuration at once, each with the call that mends it; and what goes wrong with the stores.
+    pub fn build(self) -> Result<Loader> {
+        let mut wrong = mistakes(&self.dataset);
+        if !wrong.is_empty() {
+            return all_of(wrong).map(|()| unreachable!("there are mistakes"));
+        }
+        let spec = BatchSpec::of(&self.dataset);
+        let ranks = (self.world.rank() as u64, self.world.size() as u64);
+        let steps = Steps::new(spec.size, self.streams, ranks, spec.remainder).map_err(|e| wrong.push(e)).ok();
+        let device = copier_for(self.device).map_err(|e| wrong.push(e)).ok();
+        all_of(wrong)?;
+        let (Some(steps), Some(device)) = (steps, device) else { unreachable!("their errors were returned") };
+
+        let io = Io::new(self.scheduler)?;
+        let store = self.store.clone().build();
+        let mut opened = HashMap::new();
+        for (node, files, request) in requests(&self.dataset)? {
+            let wanted = self.wanted(&request, steps);
+            let open = tfrecord::open(store.clone(), files.patterns.clone(), files.options.clone(), wanted);
+            let leaf = match io.wait(open)? {
+                Opened::Indexed(shards) => Leaf::Indexed(Arc::new(shards)),
+                Opened::Arriving(shards) => Leaf::Arriving(Arc::new(shards)),
+            };
+            opened.insert(Arc::as_ptr(node), leaf);
+        }
+        let pipeline = lower(&self.dataset, &opened, steps, self.seed)?;
+        let shared = Shared {
+            chunk_rows: chunk_rows(&self.dataset),
+            pool: Pool::new(self.scheduler)?,
+            io,
+            account: Account::new(self.budget),
+            counters: Counters::default(),
+            allocator: Allocator::of_this_build(),
+            scheduler: self.scheduler,
+            seed: self.seed,
+            pipeline,
+        };
+        check_budget(&shared)?;
+        let current = Arc::new(Mutex::new(Current::default()));
+        Ok(Loader { shared: Arc::new(shared), device, next_epoch: 0, current })
+    }
+
+    fn wanted(&self, request: &Request, steps: Steps) -> Wanted {
+        let shuffle = request.shuffle.filter(|shuffle| !shuffle.is_none());
+        let global = shuffle.is_some_and(|shuffle| shuffle.is_global());
+        let needs_index = match (request.needs_index, self.world.size(), global) {
+            (Some(reason), ..) => Some(reason.to_owned()),
+            (None, size, _) if size > 1 => Some(format!("a world of {size}")),
+            (None, _, true) => Some("a global shuffle".to_owned()),
+            _ => None,
+        };
+        Wanted {
+            columns: request.columns.clone(),
+            index: self.index,
+            index_dir: self.index_dir.clone(),
+            min_blocks: if shuffle.is_some() { PIECES_PER_STREAM * steps.streams } else { 1 },
+            whole_rows: shuffle.and_then(|shuffle| shuffle.samples()).unwrap_or(0),
+            by_rows: global,
+            shuffled: shuffle.is_some(),
+            needs_index,
+        }
+    }
+}
+
+fn default_index_dir() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("FOREBAY_INDEX_DIR")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("forebay/index")))
+        .or_else(|| Some(set("HOME")?.join(".cache/forebay/index")))
+}
+
+/// Rows that one task takes: few where each is work, all where they are only gathered.
+fn chunk_rows(dataset: &Dataset) -> usize {
+    let mut rows = usize::MAX;
+    visit(&dataset.node, &mut |node| {
+        if let Node::Apply { function, .. } = node {
+            // An image takes about a millisecond, other functions microseconds; a task should take milliseconds.
+            rows = rows.min(if matches!(function, Function::Image { .. }) { 8 } else { 256 });
+        }
+    });
+    rows
+}
+
+/// Refuses a budget that cannot hold the largest block and one batch.
+fn check_budget(shared: &Shared) -> Result<()> {
+    let largest = shared.pipeline.leaves.iter().map(|leaf| match leaf {
+        Leaf::Indexed(source) => source.catalog().largest_block(),
+        Leaf::Arriving(_) => 2 * crate::source::ARRIVED_BYTES,
+    });
+    let (largest, batches) = (largest.max().unwrap_or(0), shared.batch_bytes() * (shared.pipeline.prefetch as u64 + 1));
+    let needed = largest + batches;
+    if needed > shared.account.total() {
+        return Err(Error::new(
+            crate::ErrorKind::Memory,
+            format!("a block of {largest} bytes and batches of {batches} do not fit a budget of {}", shared.account.total()),
+        )
+        .advice(format!("take .budget(Budget::mebibytes({})) or more", needed.div_ceil(1 << 20))));
+    }
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! [`Loader`]: one execution of a data set.
+//!
+#![doc = include_str!("README.md")]
+
+mod arrival;
+mod assemble;
+mod builder;
+mod epoch;
+mod evaluate;
+mod lower;
+mod rebatch;
+mod run;
+mod world;
+
+use std::sync::{Arc, Mutex, Weak};
+
+pub use builder::LoaderBuilder;
+pub use epoch::Epoch;
+pub use world::World;
+
+use crate::device::{Delivery, Device, copier_for};
+use crate::error::Result;
+use crate::plan::order::ENDLESS;
+use crate::telemetry::Report;
+use run::{Run, Shared};
+
+/// One execution of a [`Dataset`](crate::Dataset): where, how parallel, from which seed.
+///
+/// `for batch in loader` takes one epoch and the loader with it; `for batch in &mut loader` the next epoch;
+/// [`loader.epoch(e)`](Self::epoch) a given one. Behind an epoch's last batches the next epoch is already read.
+///
+/// Dropping an iterator before its end (a `break`) ends what was under way for it; dropping the loader ends its threads.
+///
+/// # Example
+/// ```
+/// # use std::sync::Arc;
+/// # use arrow::array::Int64Array;
+/// # let dataset = forebay::Dataset::from_columns([("x", Arc::new(Int64Array::from_iter_values(0..64)) as _)])?;
+/// let mut loader = dataset.batch(16).loader().seed(42).build()?;
+/// for epoch in 0..2 {
+///     for batch in loader.epoch(epoch) {
+///         let batch = batch?;
+///         assert_eq!((batch.epoch(), batch.len()), (epoch, 16));
+///     }
+/// }
+/// # Ok::<(), forebay::Error>(())
+/// ```
+pub struct Loader {
+    shared: Arc<Shared>,
+    device: Delivery,
+    next_epoch: u64,
+    /// The run of the last epoch asked for, which may go on with the next.
+    current: Arc<Mutex<Current>>,
+}
+
+/// The run that the loader's iterators take from.
+#[derive(Default)]
+pub(crate) struct Current {
+    run: Weak<Run>,
+    /// A run whose epoch was taken to its end, kept so that the next epoch is read meanwhile.
+    ended: Option<(Arc<Run>, u64)>,
+}
+
+impl Current {
+    /// An iterator came to the end of `epoch`: keep its run for the next one.
+    pub(crate) fn keep(&mut self, run: Arc<Run>, epoch: u64) {
+        if std::ptr::eq(self.run.as_ptr(), Arc::as_ptr(&run)) {
+            self.ended = Some((run, epoch));
+        }
+    }
+}
+
+impl Loader {
+    /// The batches of epoch `epoch`. It borrows nothing, and can be sent to another thread.
+    ///
+    /// A loader delivers one epoch at a time: asking for another one ends an iterator that is still out.
+    pub fn epoch(&mut self, epoch: u64) -> Epoch {
+        self.next_epoch = epoch + 1;
+        let mut current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let going_on = current.ended.take().filter(|(_, ended)| ended + 1 == epoch);
+        let run = going_on.map_or_else(
+            || {
+                if let Some(superseded) = current.run.upgrade() {
+                    superseded.cancel();
+                }
+                Run::start(self.shared.clone(), epoch, vec![self.device.clone()], true)
+            },
+            |(run, _)| run,
+        );
+        current.run = Arc::downgrade(&run);
+        Epoch::new(run, 0, epoch, self.current.clone())
+    }
+
+    /// One iterator for each device, to be moved to a thread each: the batches of the next epoch, each batch shared out in
+    /// equal, contiguous parts. One reader and one pool serve all; the slowest iterator sets the pace. An iterator that is dropped
+    /// leaves its part of every batch behind.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`](crate::ErrorKind::Device) if there is no such device; a batch that the devices cannot share equally.
+    pub fn split(&mut self, devices: &[Device]) -> Result<Vec<Epoch>> {
+        let batch = self.shared.pipeline.steps.batch / self.shared.pipeline.steps.world;
+        if devices.is_empty() || !batch.is_multiple_of(devices.len() as u64) {
+            return Err(crate::Error::config(format!("a batch of {batch} cannot be shared by {} devices", devices.len()))
+                .advice("make the batch a multiple of the number of devices"));
+        }
+        let deliveries = devices.iter().map(|&device| copier_for(device)).collect::<Result<Vec<_>>>()?;
+        let mut current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        current.ended = None;
+        if let Some(superseded) = current.run.upgrade() {
+            superseded.cancel();
+        }
+        let epoch = self.next_epoch;
+        let run = Run::start(self.shared.clone(), epoch, deliveries, false);
+        current.run = Arc::downgrade(&run);
+        drop(current);
+        self.next_epoch += 1;
+        Ok((0..devices.len()).map(|lane| Epoch::new(run.clone(), lane, epoch, Arc::default())).collect())
+    }
+
+    /// Steps of an epoch, equal on every rank; `None` where that is not known before: behind a filter or flat_map, without
+    /// an index, and for endless data sets.
+    pub fn steps_per_epoch(&self) -> Option<u64> {
+        let pipeline = &self.shared.pipeline;
+        let rows = pipeline.order.rows().filter(|&rows| rows != ENDLESS && !pipeline.expands && !pipeline.order.arrives())?;
+        Some(pipeline.steps.per_epoch(rows))
+    }
+
+    /// What was done so far, stage by stage, and what the loop waited for.
+    pub fn report(&self) -> Report {
+        let shared = &self.shared;
+        let functions: Vec<_> = shared
+            .pipeline
+            .stages
+            .iter()
+            .filter(|stage| stage.function.is_users())
+            .map(|stage| (stage.name.clone(), stage.counter.clone()))
+            .collect();
+        let budget = (shared.account.peak(), shared.account.total());
+        Report::new(&shared.counters, &functions, budget, shared.pipeline.notes.clone())
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        let mut current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        current.ended = None;
+        // An iterator that is still out keeps its run; nothing is read for an epoch behind it.
+        if let Some(run) = current.run.upgrade() {
+            run.last_epoch();
+        }
+    }
+}
+
+impl IntoIterator for Loader {
+    type Item = Result<crate::Batch>;
+    type IntoIter = Epoch;
+
+    fn into_iter(mut self) -> Epoch {
+        let epoch = self.next_epoch;
+        let epoch = self.epoch(epoch);
+        epoch.is_last();
+        epoch
+    }
+}
+
+impl IntoIterator for &mut Loader {
+    type Item = Result<crate::Batch>;
+    type IntoIter = Epoch;
+
+    fn into_iter(self) -> Epoch {
+        self.epoch(self.next_epoch)
+    }
+}
