@@ -64,7 +64,8 @@ impl Server {
     async fn start(script: &[Reply], etag: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let state = Arc::new(State { script: Mutex::new(script.iter().copied().collect()), seen: Mutex::default(), etag });
+        let state =
+            Arc::new(State { script: Mutex::new(script.iter().copied().collect()), seen: Mutex::default(), etag });
         let shared = Arc::clone(&state);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -221,7 +222,10 @@ async fn faults_that_pass_end_in_the_right_bytes() {
             assert!(read.is_ok(), "{scheme} {etag} {script:?}: {read:?}");
             assert_eq!(moved.retries, script.len() as u64, "{scheme} {etag} {script:?}");
             assert_eq!(gets[0].0, "bytes=100-899", "{script:?}");
-            assert!(gets.iter().all(|(range, tag)| range.starts_with("bytes=") && (tag == "\"one\"") == etag), "{gets:?}");
+            assert!(
+                gets.iter().all(|(range, tag)| range.starts_with("bytes=") && (tag == "\"one\"") == etag),
+                "{gets:?}"
+            );
         }
     }
 }

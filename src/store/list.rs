@@ -114,7 +114,9 @@ async fn resolve(store: &Store, mut pattern: Pattern) -> Result<Outcome> {
                     match std::fs::metadata(&path) {
                         Ok(metadata) if metadata.is_dir() => pattern.folder = true,
                         Ok(metadata) => {
-                            return local::object(&path, &metadata).map(Outcome::Object).map_err(|e| e.url(&*pattern.text));
+                            return local::object(&path, &metadata)
+                                .map(Outcome::Object)
+                                .map_err(|e| e.url(&*pattern.text));
                         }
                         Err(e) => {
                             let error = local::io_error(e, "cannot look at the file");
@@ -365,5 +367,160 @@ pub(super) fn describe(count: usize, more: bool, names: &[String], folder: &str)
             if more { "more than " } else { "" },
             if count > SHOWN { ", …" } else { "" }
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// A folder of files, and the same keys in a store in memory.
+    fn both(name: &str, keys: &[&str]) -> (tempfile::TempDir, [String; 2]) {
+        let folder = tempfile::tempdir().unwrap();
+        for key in keys {
+            let content = if key.contains("empty") { "" } else { key };
+            local::write(&folder.path().join(key), content.as_bytes()).unwrap();
+            Store::memory_put(&format!("memory://{name}/{key}"), Bytes::from(content.to_owned())).unwrap();
+        }
+        let roots = [folder.path().to_str().unwrap().to_owned(), format!("memory://{name}")];
+        (folder, roots)
+    }
+
+    /// The keys below the root, unescaped.
+    fn keys(root: &str, objects: &[Object]) -> Vec<String> {
+        let root = String::from_utf8(order(&format!("{root}/x")).unwrap()).unwrap();
+        let cut = |o: &Object| String::from_utf8(order(&o.url).unwrap()).unwrap()[root.len() - 1..].to_owned();
+        objects.iter().map(cut).collect()
+    }
+
+    #[tokio::test]
+    async fn patterns_find_the_same_in_a_folder_and_in_a_store() {
+        let all = [
+            "a/train-00000.rec",
+            "a/train-00001.rec",
+            "a/train-00002.rec",
+            "a/val-0.rec",
+            "a/train-old/train-9.rec",
+            "a/.hidden.rec",
+            "a/_SUCCESS",
+            "a/empty.rec",
+            "a b/#1 100%.rec",
+            "größe/😀 [x].rec",
+            "b/c/d/deep.rec",
+            "top.rec",
+        ];
+        let (_folder, roots) = both("patterns", &all);
+        let cases: &[(&[&str], &[&str])] = &[
+            (&["a/train-*.rec"], &["a/train-00000.rec", "a/train-00001.rec", "a/train-00002.rec"]),
+            (&["a/train-{00000..00002}.rec"], &["a/train-00000.rec", "a/train-00001.rec", "a/train-00002.rec"]),
+            (&["a/{val,train}-?.rec", "top.rec"], &["a/val-0.rec", "top.rec"]),
+            (&["a/train-0000[!1].rec"], &["a/train-00000.rec", "a/train-00002.rec"]),
+            (
+                &["**/train-*"],
+                &["a/train-00000.rec", "a/train-00001.rec", "a/train-00002.rec", "a/train-old/train-9.rec"],
+            ),
+            (&["*/*/*/*.rec"], &["b/c/d/deep.rec"]),
+            (&["b/"], &["b/c/d/deep.rec"]),
+            (
+                &["a/"],
+                &[
+                    "a/empty.rec",
+                    "a/train-00000.rec",
+                    "a/train-00001.rec",
+                    "a/train-00002.rec",
+                    "a/train-old/train-9.rec",
+                    "a/val-0.rec",
+                ],
+            ),
+            (&["a/_*"], &["a/_SUCCESS"]),
+            (&["a b/#1 100%.rec"], &["a b/#1 100%.rec"]),
+            (&["a b/#*%.rec"], &["a b/#1 100%.rec"]),
+            (&["größe/*[[]x].rec"], &["größe/😀 [x].rec"]),
+            (&["größe/"], &["größe/😀 [x].rec"]),
+            (&["top.rec", "*.rec", "top.rec"], &["top.rec"]),
+            (&["top.rec", "a/val-0.rec"], &["a/val-0.rec", "top.rec"]),
+        ];
+        let store = Store::new();
+        for root in &roots {
+            for (patterns, expected) in cases {
+                let patterns: Vec<String> = patterns.iter().map(|pattern| format!("{root}/{pattern}")).collect();
+                let objects = store.list(&patterns).await.unwrap();
+                assert_eq!(keys(root, &objects), *expected, "{patterns:?}");
+                for object in &objects {
+                    assert_eq!(store.head(&object.url).await.unwrap(), *object, "what is listed can be asked for");
+                    let content = store.read(object, 0..object.size).await.unwrap();
+                    let key = &keys(root, std::slice::from_ref(object))[0];
+                    assert_eq!(content, if key.contains("empty") { "" } else { &**key });
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_named_with_what_is() {
+        let (_folder, roots) = both("near", &["d/a-0", "d/a-1", "d/a-3", "d/a-4", "d/sub/x"]);
+        let cases = [
+            ("d/b-*", "nothing matches"),
+            ("d/a-{0..5}", "2 of the 6 objects named do not exist, this is the first; there are 4"),
+            ("d/a-{0..2}", "this one of the 3 objects named does not exist"),
+            ("d/a-7", "no such object"),
+            ("nowhere/*.rec", "nothing"),
+            ("nowhere/", "nothing"),
+        ];
+        for root in &roots {
+            for (pattern, words) in cases {
+                let error = Store::new().list(&[format!("{root}/{pattern}")]).await.unwrap_err();
+                let text = error.to_string();
+                assert_eq!(error.kind(), ErrorKind::NotFound, "{text}");
+                assert!(text.contains(words), "{pattern}: {text}");
+                assert_eq!(error.place().stage.as_deref(), Some("list"));
+            }
+            let text = Store::new().list(&[format!("{root}/d/a-7")]).await.unwrap_err().to_string();
+            assert!(text.contains("a-0, a-1, a-3"), "{text}");
+            let text = Store::new().list(&[format!("{root}/d/a-{{0..2}}")]).await.unwrap_err().to_string();
+            assert!(text.starts_with(&format!("{root}/d/a-2 (list)")), "{text}");
+        }
+        let text = Store::new().list(&["memory://near/d"]).await.unwrap_err().to_string();
+        assert!(text.contains("it is a folder"), "{text}");
+        let error = Store::new().list::<&str>(&[]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+    }
+
+    #[tokio::test]
+    async fn a_local_folder_needs_no_slash_and_links_in_it_are_followed_but_not_in_circles() {
+        let (folder, [root, _]) = both("links", &["d/x", "e/y"]);
+        let at = |name: &str| folder.path().join(name);
+        std::os::unix::fs::symlink(at("e"), at("d/to-e")).unwrap();
+        std::os::unix::fs::symlink(at("d"), at("d/circle")).unwrap();
+        std::os::unix::fs::symlink(at("e/y"), at("d/to-y")).unwrap();
+        let objects = Store::new().list(&[format!("{root}/d")]).await.unwrap();
+        assert_eq!(keys(&root, &objects), ["d/to-e/y", "d/to-y", "d/x"]);
+        std::os::unix::fs::symlink(at("gone"), at("d/to-nothing")).unwrap();
+        assert_eq!(Store::new().list(&[format!("{root}/d/x*")]).await.unwrap().len(), 1);
+        let error = Store::new().list(&[format!("{root}/d/")]).await.unwrap_err();
+        assert!(error.to_string().contains("to-nothing"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_folder_mark_of_a_web_console_is_no_shard() {
+        for (key, content) in [("m/f", ""), ("m/f/x", "1"), ("m/g", "")] {
+            Store::memory_put(&format!("memory://marks/{key}"), Bytes::from_static(content.as_bytes())).unwrap();
+        }
+        let objects = Store::new().list(&["memory://marks/m/**"]).await.unwrap();
+        assert_eq!(keys("memory://marks", &objects), ["m/f/x", "m/g"]);
+    }
+
+    #[tokio::test]
+    async fn naming_objects_lists_nothing() {
+        for i in 0..10 {
+            Store::memory_put(&format!("memory://named/s-{i:02}"), Bytes::from_static(b"1")).unwrap();
+        }
+        let store = Store::new();
+        assert_eq!(store.list(&["memory://named/s-{00..09}"]).await.unwrap().len(), 10);
+        assert_eq!(store.transfers().requests, 10);
+        assert_eq!(store.list(&["memory://named/s-*"]).await.unwrap().len(), 10);
+        assert_eq!(store.transfers().requests, 11);
     }
 }

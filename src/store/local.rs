@@ -105,7 +105,9 @@ pub(super) fn head(path: &Path) -> Result<Object> {
 pub(super) fn object(path: &Path, metadata: &Metadata) -> Result<Object> {
     if !metadata.is_file() {
         let what = if metadata.is_dir() { "a folder" } else { "no regular file" };
-        return Err(Error::config(format!("{what}, where a file is needed")).advice("a folder's files are listed by folder/"));
+        return Err(
+            Error::config(format!("{what}, where a file is needed")).advice("a folder's files are listed by folder/")
+        );
     }
     let url = Location::Local(path.to_owned()).url();
     Ok(Object { url: url.into(), size: metadata.len(), etag: None, modified: Some(modified(metadata)) })
@@ -211,7 +213,10 @@ mod tests {
             std::fs::write(&path, bytes).unwrap();
             let error = files.read(&pool, &path, &object, 0..2).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NotFound);
-            assert!(error.to_string().contains("10 bytes") && error.to_string().contains(&format!("has {} now", bytes.len())));
+            assert!(
+                error.to_string().contains("10 bytes")
+                    && error.to_string().contains(&format!("has {} now", bytes.len()))
+            );
         }
     }
 
@@ -230,13 +235,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write(&folder.path().join("deep/er/a"), b"x").unwrap();
         write(&folder.path().join("deep/er/a"), b"y").unwrap();
-        let names: Vec<_> = std::fs::read_dir(folder.path().join("deep/er")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let names: Vec<_> =
+            std::fs::read_dir(folder.path().join("deep/er")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["a"]);
         assert_eq!(std::fs::read(folder.path().join("deep/er/a")).unwrap(), b"y");
         // A folder in the way: the error leaves no part behind.
         std::fs::create_dir(folder.path().join("taken")).unwrap();
         std::fs::write(folder.path().join("taken/x"), "").unwrap();
         write(&folder.path().join("taken"), b"x").unwrap_err();
-        assert!(!std::fs::read_dir(folder.path()).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains(".part")));
+        assert!(
+            !std::fs::read_dir(folder.path()).unwrap().any(|e| e
+                .unwrap()
+                .file_name()
+                .to_string_lossy()
+                .contains(".part"))
+        );
     }
 }

@@ -350,3 +350,84 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
         Err(e) => Err(Error::new(ErrorKind::Transfer, "the runtime is shutting down").because(e)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn many_reads_of_one_file_at_once_each_get_their_own_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..1_000_000u32).flat_map(|i| (i as u16).to_le_bytes()).collect();
+        let url = folder.path().join("a").to_str().unwrap().to_owned();
+        let store = StoreOptions::new().concurrency(8).build();
+        store.write(&url, content.clone().into()).await.unwrap();
+        let object = store.head(&url).await.unwrap();
+        let reads = (0..200u64).map(|i| {
+            let (store, object) = (store.clone(), object.clone());
+            let range = i * 9973..i * 9973 + 10_007 + i;
+            tokio::spawn(async move { (range.clone(), store.read(&object, range).await.unwrap()) })
+        });
+        for read in futures::future::join_all(reads).await {
+            let (range, bytes) = read.unwrap();
+            assert_eq!(bytes, content[range.start as usize..range.end as usize]);
+        }
+        assert_eq!(store.local_path(&object).unwrap(), folder.path().join("a"));
+    }
+
+    #[tokio::test]
+    async fn ranges_outside_the_object_are_refused_without_a_request() {
+        Store::memory_put("memory://outside/a", Bytes::from_static(b"0123456789")).unwrap();
+        let store = Store::new();
+        let object = store.head("memory://outside/a").await.unwrap();
+        #[expect(clippy::reversed_empty_ranges, reason = "that is what is refused")]
+        for range in [0..11, 11..12, 5..4, 0..u64::MAX] {
+            assert_eq!(store.read(&object, range).await.unwrap_err().kind(), ErrorKind::Corrupt);
+        }
+        assert_eq!(store.read(&object, 10..10).await.unwrap(), "");
+        assert_eq!(store.transfers().requests, 1);
+        let huge = Object { size: u64::MAX, ..object };
+        assert_eq!(store.read(&huge, 0..1 << 62).await.unwrap_err().kind(), ErrorKind::Memory);
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_read_back_and_what_is_missing_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new();
+        for url in [format!("{}/deep/a #1", folder.path().display()), "memory://written/a #1".to_owned()] {
+            assert_eq!(store.read_whole_if_exists(&url).await.unwrap(), None);
+            store.write(&url, Bytes::from_static(b"one")).await.unwrap();
+            store.write(&url, Bytes::from_static(b"two!")).await.unwrap();
+            assert_eq!(store.read_whole_if_exists(&url).await.unwrap().unwrap(), "two!");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_object_in_memory_that_was_replaced_is_an_error() {
+        Store::memory_put("memory://replaced/a", Bytes::from_static(b"one")).unwrap();
+        let store = Store::new();
+        let object = store.head("memory://replaced/a").await.unwrap();
+        Store::memory_put("memory://replaced/a", Bytes::from_static(b"two")).unwrap();
+        let error = store.read(&object, 0..3).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::NotFound && error.to_string().contains("list it again"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn schemes_that_nobody_answers_to_are_named() {
+        let error = Store::new().head("hf://datasets/x").await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Config && error.to_string().contains("register"), "{error}");
+    }
+
+    #[test]
+    fn a_store_can_be_shared_and_its_reads_spawned() {
+        fn is_send<T: Send + Sync + Clone>(_: &T) {}
+        fn spawns<T: Send>(_: T) {}
+        let store = Store::new();
+        is_send(&store);
+        let object = Object { url: "memory://x/y".into(), size: 1, etag: None, modified: None };
+        spawns(store.read(&object, 0..1));
+        spawns(store.list(&["memory://x/*"]));
+        spawns(store.head("x"));
+        spawns(store.write("x", Bytes::new()));
+    }
+}

@@ -45,7 +45,10 @@ pub(super) enum Token {
     /// `*`
     Many,
     /// `[a-c]`, `[!a-c]`
-    Class { negated: bool, ranges: Vec<(char, char)> },
+    Class {
+        negated: bool,
+        ranges: Vec<(char, char)>,
+    },
 }
 
 impl Pattern {
@@ -214,9 +217,7 @@ fn literal(text: &str, part: &str, encoded: bool) -> Result<String> {
 
 /// Reads a class after its `[`.
 fn class<'a>(text: &str, rest: &'a str) -> Result<(Token, &'a str)> {
-    let unclosed = || {
-        Error::config("`[` without `]`").url(text).advice("write [[] for the character itself")
-    };
+    let unclosed = || Error::config("`[` without `]`").url(text).advice("write [[] for the character itself");
     let (negated, mut rest) = match rest.strip_prefix(['!', '^']) {
         Some(rest) => (true, rest),
         None => (false, rest),
@@ -412,7 +413,10 @@ mod tests {
             ("{a,b{1,2}}", &["a", "b1", "b2"]),
             ("s-{8..11}", &["s-8", "s-9", "s-10", "s-11"]),
             ("s-{08..11}", &["s-08", "s-09", "s-10", "s-11"]),
-            ("s-{0..3}-of-{4,5}", &["s-0-of-4", "s-0-of-5", "s-1-of-4", "s-1-of-5", "s-2-of-4", "s-2-of-5", "s-3-of-4", "s-3-of-5"]),
+            (
+                "s-{0..3}-of-{4,5}",
+                &["s-0-of-4", "s-0-of-5", "s-1-of-4", "s-1-of-5", "s-2-of-4", "s-2-of-5", "s-3-of-4", "s-3-of-5"],
+            ),
             ("{099..101}", &["099", "100", "101"]),
             ("{0..0}", &["0"]),
             ("{abc}", &["{abc}"]),
@@ -475,7 +479,10 @@ mod tests {
                 let folders = key.match_indices('/').map(|(at, _)| &key[..at]);
                 folders.for_each(|f| assert!(pattern.may_match_below(f), "{text}: walks past {f} to {key}"));
                 assert!(key.starts_with(&pattern.literal_prefix()), "{text}: prefix of {key}");
-                assert!(!pattern.is_flat() || !key[pattern.literal_folder().len()..].contains('/'), "{text}: flat, {key}");
+                assert!(
+                    !pattern.is_flat() || !key[pattern.literal_folder().len()..].contains('/'),
+                    "{text}: flat, {key}"
+                );
             }
             for key in *no {
                 assert!(!pattern.matches(key), "{text} should not match {key}");

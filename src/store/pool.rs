@@ -53,7 +53,8 @@ impl Pool {
         let held: usize = idle.iter().map(Vec::capacity).sum();
         if bytes.capacity() > 0 && idle.len() < MAX_IDLE && held + bytes.capacity() <= self.limit_bytes {
             idle.push(bytes);
-        } else if let Some(oldest) = (bytes.capacity() <= self.limit_bytes && !idle.is_empty()).then(|| idle.remove(0)) {
+        } else if let Some(oldest) = (bytes.capacity() <= self.limit_bytes && !idle.is_empty()).then(|| idle.remove(0))
+        {
             // Sizes that are no longer asked for make room for those that are.
             drop(oldest);
             if held - idle.iter().map(Vec::capacity).sum::<usize>() >= bytes.capacity() {

@@ -23,7 +23,13 @@ use super::{Object, Shared, changed};
 use crate::{Error, ErrorKind, Result};
 
 /// Reads exactly `range`, which lies within the object.
-pub(super) async fn read(shared: &Shared, remote: &Remote, key: &str, object: &Object, range: Range<u64>) -> Result<Bytes> {
+pub(super) async fn read(
+    shared: &Shared,
+    remote: &Remote,
+    key: &str,
+    object: &Object,
+    range: Range<u64>,
+) -> Result<Bytes> {
     let path = path(key)?;
     let len = usize::try_from(range.end - range.start).map_err(|_| Error::config("a range longer than memory"))?;
     let mut buffer = shared.pool.take(len)?;
@@ -99,7 +105,9 @@ async fn attempt(
 async fn start<'a>(shared: &'a Shared, remote: &Remote) -> Result<SemaphorePermit<'a>, Fault> {
     let permit = shared.turns.acquire().await.expect("the semaphore is never closed");
     shared.transfers.requests.fetch_add(1, Ordering::Relaxed);
-    within(shared.options.stall_timeout, remote.authenticate()).await.map_err(|fault| Fault { again: false, ..fault })??;
+    within(shared.options.stall_timeout, remote.authenticate())
+        .await
+        .map_err(|fault| Fault { again: false, ..fault })??;
     Ok(permit)
 }
 

@@ -113,7 +113,9 @@ impl Remote {
                 (ErrorKind::Access, "access refused")
             }
             E::Precondition { .. } | E::NotModified { .. } => {
-                return changed("the server holds another version of it than was listed").because(Client::new(error)).into();
+                return changed("the server holds another version of it than was listed")
+                    .because(Client::new(error))
+                    .into();
             }
             E::InvalidPath { .. } => (ErrorKind::Config, "a key that cannot be read"),
             E::NotSupported { .. } | E::NotImplemented { .. } | E::UnknownConfigurationKey { .. } => {
@@ -142,7 +144,8 @@ impl Remote {
     fn wrong_range(&self, error: &object_store::Error, advice: &mut Option<&'static str>) -> (ErrorKind, &'static str) {
         match find::<super::transport::WrongRange>(error) {
             Some(wrong) if wrong.is_whole() && !self.answered_range.load(Ordering::Relaxed) => {
-                *advice = Some("use a server that answers range requests (nginx, a bucket), or copy the files to a disk");
+                *advice =
+                    Some("use a server that answers range requests (nginx, a bucket), or copy the files to a disk");
                 (ErrorKind::Config, "the server sends whole objects only")
             }
             Some(_) => (ErrorKind::Transfer, "the server sent other bytes than asked for"),
@@ -282,7 +285,11 @@ mod clients {
 
     fn cannot_build(base: &Base) -> impl Fn(object_store::Error) -> Error {
         let advice = base.scheme.access_advice();
-        move |e| Error::new(ErrorKind::Access, "the credentials or settings cannot be used").because(Client::new(e)).advice(advice)
+        move |e| {
+            Error::new(ErrorKind::Access, "the credentials or settings cannot be used")
+                .because(Client::new(e))
+                .advice(advice)
+        }
     }
 
     /// Whether requests may go to this endpoint unencrypted.

@@ -53,7 +53,8 @@ impl HttpService for Judge {
                 // The clients give these a meaning of their own.
                 304 | 401 | 403 | 404 | 409 | 412 => Ok(response),
                 _ => {
-                    let retry_after = header("retry-after").and_then(|v| v.trim().parse().ok()).map(Duration::from_secs);
+                    let retry_after =
+                        header("retry-after").and_then(|v| v.trim().parse().ok()).map(Duration::from_secs);
                     let length = header("content-length").and_then(|value| value.parse().ok()).unwrap_or(u64::MAX);
                     let page = match length {
                         0..=MAX_ERROR_PAGE => response.into_body().bytes().await.unwrap_or_default(),

@@ -189,7 +189,9 @@ pub(super) fn split(text: &str) -> Result<Split<'_>> {
             }
             if host.contains('@') {
                 let hidden = format!("{name}://…@{}", host.rsplit('@').next().unwrap_or_default());
-                return Err(Error::config("a password in a URL would be printed in errors and saved in states").url(hidden));
+                return Err(
+                    Error::config("a password in a URL would be printed in errors and saved in states").url(hidden)
+                );
             }
             let parsed = Url::parse(&format!("{name}://{host}"))
                 .map_err(|e| Error::config("not a host").url(text).because(e))?;
@@ -251,7 +253,9 @@ pub(super) fn decode_key<'a>(url: &str, key: &'a str) -> Result<Cow<'a, str>> {
 /// Refuses keys that the clients cannot ask for.
 pub(super) fn check_key(url: &str, key: &str) -> Result<()> {
     if key.is_empty() {
-        return Err(Error::config("a bucket without a key").url(url).advice("name an object, or end with / for all of them"));
+        return Err(Error::config("a bucket without a key")
+            .url(url)
+            .advice("name an object, or end with / for all of them"));
     }
     key.strip_suffix('/').unwrap_or(key).split('/').try_for_each(|segment| check_segment(url, segment))
 }

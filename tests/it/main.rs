@@ -1,0 +1,5 @@
+//! One binary for all promises that need more than one module, a file each.
+
+#[cfg(feature = "gcs")]
+mod gcs;
+mod support;

@@ -1,0 +1,4 @@
+//! What several promises need: servers to test against.
+
+#[cfg(feature = "gcs")]
+pub(crate) mod fake_gcs;
