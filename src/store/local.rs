@@ -148,7 +148,8 @@ pub(super) fn near(path: &Path) -> String {
     let mut names: Vec<String> = std::fs::read_dir(folder)
         .into_iter()
         .flatten()
-        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .filter_map(|entry| entry.ok().filter(|entry| entry.path().is_file()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
     names.sort();
     super::list::describe(names.len(), false, &names, &format!("{}/", lossy(folder).trim_end_matches('/')))

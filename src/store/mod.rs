@@ -410,6 +410,8 @@ mod tests {
         Store::memory_put("memory://replaced/a", Bytes::from_static(b"two")).unwrap();
         let error = store.read(&object, 0..3).await.unwrap_err();
         assert!(error.kind() == ErrorKind::NotFound && error.to_string().contains("list it again"), "{error}");
+        let object = store.head("memory://replaced/a").await.unwrap();
+        assert_eq!(store.read(&object, 0..3).await.unwrap(), "two");
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::{sleep, timeout};
 
 use super::pool::Buffer;
-use super::remote::{Remote, modified, quoted};
+use super::remote::{Remote, modified};
 use super::retry::{Fault, Tries};
 use super::{Object, Shared, changed};
 use crate::{Error, ErrorKind, Result};
@@ -71,7 +71,7 @@ async fn attempt(
         return Err(changed(sizes).into());
     }
     match (&object.etag, &answer.meta.e_tag) {
-        (Some(listed), Some(now)) if opaque(listed) != opaque(&quoted(now)) => {
+        (Some(listed), Some(now)) if opaque(listed) != opaque(now) => {
             return Err(changed(format!("its ETag was {listed} when it was listed and is {now} now")).into());
         }
         (Some(_), _) => {}

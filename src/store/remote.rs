@@ -163,7 +163,10 @@ impl Remote {
         Object {
             url: self.base.join(meta.location.as_ref()).into(),
             size: meta.size,
-            etag: meta.e_tag.as_deref().map(quoted).map(Into::into),
+            etag: meta.e_tag.as_deref().map(|etag| match self.base.scheme {
+                Scheme::Gs | Scheme::S3 | Scheme::Az => quoted(etag).into(),
+                _ => etag.into(),
+            }),
             modified: modified(meta),
         }
     }
@@ -174,8 +177,8 @@ pub(super) fn modified(meta: &ObjectMeta) -> Option<i64> {
     meta.last_modified.timestamp_nanos_opt().filter(|&nanos| nanos != 0)
 }
 
-/// An ETag in the form of the HTTP header. Azure's listings leave the quotes out.
-pub(super) fn quoted(etag: &str) -> String {
+/// An ETag in the form of the HTTP header. Some listings leave the quotes out, Azure's for one.
+fn quoted(etag: &str) -> String {
     if etag.starts_with('"') || etag.starts_with("W/") { etag.to_owned() } else { format!("\"{etag}\"") }
 }
 

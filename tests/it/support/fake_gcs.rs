@@ -34,7 +34,8 @@ impl FakeGcs {
     }
 
     fn try_start(binary: &Path, bucket: &str) -> Option<Self> {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port =
+            TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("this machine has a free port").port();
         let address = format!("127.0.0.1:{port}");
         let mut command = Command::new(binary);
         command.args(["-scheme", "http", "-host", "127.0.0.1", "-backend", "memory", "-log-level", "error"]);
@@ -47,14 +48,14 @@ impl FakeGcs {
             "-external-url",
             &format!("http://{address}"),
         ]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the emulator can be started");
         let mut this = Self { child, address };
         let body = format!("{{\"name\":\"{bucket}\"}}");
         for _ in 0..200 {
             match this.post("/storage/v1/b?project=test", "application/json", body.as_bytes()) {
                 Ok(200) => return Some(this),
                 Ok(status) => panic!("the emulator answered {status} to a new bucket"),
-                Err(_) if this.child.try_wait().unwrap().is_some() => return None,
+                Err(_) if this.child.try_wait().expect("the child is ours").is_some() => return None,
                 // Nothing tells when it listens but asking.
                 Err(_) => std::thread::park_timeout(Duration::from_millis(50)),
             }
@@ -66,7 +67,7 @@ impl FakeGcs {
     pub(crate) fn put(&self, bucket: &str, key: &str, content: &[u8]) {
         let name: String = key.bytes().map(|byte| format!("%{byte:02X}")).collect();
         let path = format!("/upload/storage/v1/b/{bucket}/o?uploadType=media&name={name}");
-        assert_eq!(self.post(&path, "application/octet-stream", content).unwrap(), 200, "{key}");
+        assert_eq!(self.post(&path, "application/octet-stream", content).expect("the emulator answers"), 200, "{key}");
     }
 
     /// Options that lead every `gs://` URL here.
