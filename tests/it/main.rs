@@ -2,4 +2,5 @@
 
 #[cfg(feature = "gcs")]
 mod gcs;
+mod loops;
 mod support;
