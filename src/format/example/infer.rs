@@ -101,8 +101,8 @@ pub fn infer<'a>(payloads: impl IntoIterator<Item = &'a [u8]>) -> Result<(Kind, 
     for payload in payloads {
         let at = |error: Error| error.record(num_records as u64);
         // The context of a sequence is where the features of an example are.
-        let record = SequenceExample::from_bytes(payload).or_else(|error| {
-            let example = Example::from_bytes(payload).map_err(|_| error)?;
+        let record = SequenceExample::from_bytes(payload).or_else(|_| {
+            let example = Example::from_bytes(payload)?;
             Ok(SequenceExample { context: example.features, feature_lists: None })
         });
         let record = record.map_err(at)?;
@@ -175,7 +175,7 @@ mod tests {
         let both = SequenceExample::new().with_context("a", Feature::int64([1])).with_steps("a", steps[..1].to_vec());
         for (records, words) in [
             (vec![], "first 0 records have no features"),
-            (vec![b"\xff\xd8\xff\xe0 a photograph".to_vec()], "record 0: the record is no tf.SequenceExample"),
+            (vec![b"\xff\xd8\xff\xe0 a photograph".to_vec()], "record 0: the record is no tf.Example"),
             (vec![vec![0x1a, 1, b'x']], "another message"),
             (vec![example(Feature::default())], "no features with values"),
             (vec![example(Feature::int64([1])), example(Feature::float32([1.0]))], "record 1, column a: holds int64"),

@@ -92,6 +92,8 @@ pub struct Parser {
     context: Names,
     lists: Names,
     schema: SchemaRef,
+    /// The most bytes that views of one block reach.
+    block_bytes: usize,
 }
 
 /// A column and what parsing it needs.
@@ -203,15 +205,15 @@ impl From<Flaw> for Problem {
     }
 }
 
-/// The default of a column as one of its elements.
-trait Default_: Cell {
-    fn default(layout: &Layout) -> Self;
+/// What stands for a missing value, as one of a column's elements.
+trait Filler: Cell {
+    fn filler(layout: &Layout) -> Self;
 }
 
 macro_rules! default_numbers {
     ($field:ident: $($native:ty => $convert:expr),*) => {$(
-        impl Default_ for $native {
-            fn default(layout: &Layout) -> Self {
+        impl Filler for $native {
+            fn filler(layout: &Layout) -> Self {
                 $convert(layout.$field)
             }
         }
@@ -222,8 +224,8 @@ macro_rules! default_numbers {
 default_numbers!(int: i64 => |v| v, i32 => |v| v as i32, i16 => |v| v as i16, i8 => |v| v as i8, u8 => |v| v as u8, bool => |v| v != 0);
 default_numbers!(float: f64 => |v| v, f32 => |v| v as f32, f16 => f16::from_f64);
 
-impl Default_ for View {
-    fn default(layout: &Layout) -> Self {
+impl Filler for View {
+    fn filler(layout: &Layout) -> Self {
         View::new(&layout.string, Block { bytes: &layout.string, number: 0 })
     }
 }
@@ -348,7 +350,7 @@ impl Parser {
             Names::new(numbered.map(|(layout, number)| (&**layout.column.name(), number)))
         };
         let (context, lists) = (names(false), names(true));
-        Ok(Self { columns: layouts, kind, context, lists, schema: arrow_schema(columns) })
+        Ok(Self { columns: layouts, kind, context, lists, schema: arrow_schema(columns), block_bytes: MAX_BLOCK_BYTES })
     }
 
     /// The Arrow schema of the rows.
@@ -392,7 +394,7 @@ impl Parser {
             for (row, range) in payloads.iter().enumerate().skip(chunk.first_row).take(rows_a_chunk) {
                 let payload = match buffer.get(range.clone()) {
                     _ if spoilt[row] => &[][..],
-                    Some(payload) if payload.len() <= MAX_BLOCK_BYTES => payload,
+                    Some(payload) if payload.len() <= self.block_bytes => payload,
                     found => {
                         spoilt[row] = true;
                         bad.push((row, unreachable_payload(found.is_some())));
@@ -404,8 +406,8 @@ impl Parser {
                         break;
                     }
                     // Views count from the start of a block, so a large buffer is several of them.
-                    let start = if range.end <= MAX_BLOCK_BYTES { 0 } else { range.start };
-                    block = start..buffer.len().min(start + MAX_BLOCK_BYTES);
+                    let start = if range.end <= self.block_bytes { 0 } else { range.start };
+                    block = start..buffer.len().min(start + self.block_bytes);
                     chunk.block = Block { bytes: &buffer[block.clone()], number: blocks.len() as u32 };
                     blocks.push(buffer.slice_with_length(block.start, block.len()));
                 }
@@ -510,7 +512,7 @@ fn missing(name: &str, payload: &[u8]) -> Error {
 }
 
 /// The second pass: appends one column's values of all rows in the chunk.
-fn fill<'a, T: Default_>(
+fn fill<'a, T: Filler>(
     layout: &Layout,
     number: usize,
     width: usize,
@@ -546,7 +548,7 @@ fn fill<'a, T: Default_>(
         if let Err((step, problem)) = result {
             growing.values.truncate(start);
             if !layout.ragged {
-                growing.values.resize(start + layout.count, T::default(layout));
+                growing.values.resize(start + layout.count, T::filler(layout));
             }
             let replaced = layout.optional && matches!((step, &problem), (None, Problem::Missing));
             if !chunk.spoilt[row] && !replaced {
@@ -610,7 +612,7 @@ fn wrong_count(layout: &Layout, found: usize) -> Option<Problem> {
 }
 
 /// Appends the steps of a feature list; an error names the step.
-fn steps<'a, T: Default_>(
+fn steps<'a, T: Filler>(
     layout: &Layout,
     pieces: impl Iterator<Item = &'a [u8]>,
     block: Block<'a>,
@@ -634,7 +636,7 @@ fn steps<'a, T: Default_>(
                     Ok(()) => {}
                     Err(Problem::Missing) if layout.optional => {
                         values.truncate(start);
-                        values.resize(start + layout.count, T::default(layout));
+                        values.resize(start + layout.count, T::filler(layout));
                     }
                     Err(problem) => return Err((Some(step), problem)),
                 }

@@ -224,6 +224,32 @@ fn long_byte_strings_are_views_into_the_parsed_buffer() {
 }
 
 #[test]
+fn buffers_beyond_the_reach_of_a_view_become_several_blocks() {
+    let text = |i: usize| format!("record number {i} holds this");
+    let records: Vec<_> = (0..300).map(|i| Example::new().with_bytes("x", [text(i)]).encode()).collect();
+    let (buffer, mut ranges) = join(&records);
+    ranges.swap(10, 250);
+    let mut parser = Parser::new(&[bytes("x").or(Missing::Bytes(vec![b'-'; 20]))], Kind::Example).unwrap();
+    parser.block_bytes = 1000;
+    let parsed = parser.parse(&buffer, &ranges);
+    assert!(parsed.bad.is_empty());
+    let array = parsed.rows.column(0).as_binary_view();
+    assert!(array.data_buffers().len() > 10);
+    for row in 0..300 {
+        let i = if row == 10 {
+            250
+        } else if row == 250 {
+            10
+        } else {
+            row
+        };
+        assert_eq!(array.value(row), text(i).as_bytes());
+    }
+    parser.block_bytes = 20;
+    assert_eq!(parser.parse(&buffer, &ranges).bad.len(), 300);
+}
+
+#[test]
 fn every_prefix_and_flipped_bit_of_a_record_gives_an_error_or_a_row() {
     let sequence = SequenceExample::new()
         .with_context("i", Feature::int64([1, 1 << 50]))
