@@ -15,14 +15,11 @@ pub(super) struct Markers {
     /// The Exif orientation, 1 to 8; 1 when the file has none.
     pub(super) orientation: u8,
     /// Rows of an iMCU: eight times the largest vertical sampling factor.
-    #[cfg_attr(not(feature = "jpeg"), expect(dead_code, reason = "only the decoder asks"))]
     pub(super) unit_height: u32,
     /// Where the frame header keeps its height (two bytes), when rows can be left out at the end: sequential, Huffman
     /// coded, all components in one scan.
-    #[cfg_attr(not(feature = "jpeg"), expect(dead_code, reason = "only the decoder asks"))]
     pub(super) height_offset: Option<usize>,
     /// Where the entropy-coded data of the first scan begins.
-    #[cfg_attr(not(feature = "jpeg"), expect(dead_code, reason = "only the decoder asks"))]
     pub(super) scan_offset: usize,
 }
 
@@ -117,7 +114,6 @@ pub(super) fn read(encoded: &[u8]) -> Result<Markers> {
 }
 
 /// Whether the end-of-image marker comes after the first scan's beginning. Looks from the end, where it normally is.
-#[cfg_attr(not(feature = "jpeg"), expect(dead_code, reason = "only the decoder asks"))]
 pub(super) fn is_ended(encoded: &[u8], markers: &Markers) -> bool {
     encoded[markers.scan_offset..].windows(2).rev().any(|pair| pair == [0xff, 0xd9])
 }

@@ -14,9 +14,11 @@ mod exif;
 #[cfg(feature = "jpeg")]
 mod jpeg;
 mod limits;
+#[cfg_attr(not(feature = "jpeg"), allow(dead_code, reason = "parts of it serve the JPEG decoder alone"))]
 mod markers;
 mod normalize;
 mod resize;
+#[cfg_attr(not(feature = "jpeg"), allow(dead_code, reason = "parts of it serve the JPEG decoder alone"))]
 mod window;
 
 use std::fmt;

@@ -32,6 +32,7 @@ impl Rect {
         self.y + self.height
     }
 
+    #[cfg(test)]
     pub(super) fn contains(self, other: Self) -> bool {
         self.x <= other.x && self.y <= other.y && other.right() <= self.right() && other.bottom() <= self.bottom()
     }
