@@ -196,26 +196,26 @@ pub(super) fn open_image(
 }
 
 impl<D: ::image::ImageDecoder> Opened<D> {
-    /// Decodes the whole picture into `raw` and writes `window` of it to `out` as pixels of `stride` bytes: 1 grey, 3 or 4 RGB.
+    /// Decodes the whole picture into `raw` and writes `window` of it to `out` as pixels of 1 (grey) or 3 (RGB) channels.
     pub(super) fn decode(
         self,
         window: Rect,
-        stride: usize,
+        channels: usize,
         limits: &ImageLimits,
         raw: &mut Vec<u8>,
         out: &mut Vec<u8>,
     ) -> Result<()> {
         let color = self.decoder.color_type();
         let bytes = self.decoder.total_bytes();
-        let converted = u64::from(window.width) * u64::from(window.height) * stride as u64;
+        let converted = u64::from(window.width) * u64::from(window.height) * channels as u64;
         limits.check_bytes(bytes.saturating_add(converted))?;
         let raw = resize_buffer(raw, bytes as usize);
         self.decoder.read_image(raw).map_err(|e| failed(self.format, e))?;
         let out = resize_buffer(out, converted as usize);
         let row_bytes = self.size.0 as usize * usize::from(color.bytes_per_pixel());
         let columns = window.x as usize..window.right() as usize;
-        for (y, to) in (window.y..).zip(out.chunks_exact_mut(window.width as usize * stride)) {
-            convert_row(color, &raw[y as usize * row_bytes..][..row_bytes], columns.clone(), stride, to)?;
+        for (y, to) in (window.y..).zip(out.chunks_exact_mut(window.width as usize * channels)) {
+            convert_row(color, &raw[y as usize * row_bytes..][..row_bytes], columns.clone(), channels, to)?;
         }
         Ok(())
     }
@@ -231,23 +231,23 @@ fn convert_row(
     color: ColorType,
     row: &[u8],
     columns: std::ops::Range<usize>,
-    stride: usize,
+    channels: usize,
     out: &mut [u8],
 ) -> Result<()> {
     let byte = |sample: &[u8; 1]| sample[0];
     let high = |sample: &[u8; 2]| (u16::from_ne_bytes(*sample) >> 8) as u8;
     let float = |sample: &[u8; 4]| (f32::from_ne_bytes(*sample).clamp(0.0, 1.0) * 255.0 + 0.5) as u8;
     match color {
-        ColorType::L8 => convert::<1, 1>(row, columns, stride, out, byte),
-        ColorType::La8 => convert::<1, 2>(row, columns, stride, out, byte),
-        ColorType::Rgb8 => convert::<1, 3>(row, columns, stride, out, byte),
-        ColorType::Rgba8 => convert::<1, 4>(row, columns, stride, out, byte),
-        ColorType::L16 => convert::<2, 1>(row, columns, stride, out, high),
-        ColorType::La16 => convert::<2, 2>(row, columns, stride, out, high),
-        ColorType::Rgb16 => convert::<2, 3>(row, columns, stride, out, high),
-        ColorType::Rgba16 => convert::<2, 4>(row, columns, stride, out, high),
-        ColorType::Rgb32F => convert::<4, 3>(row, columns, stride, out, float),
-        ColorType::Rgba32F => convert::<4, 4>(row, columns, stride, out, float),
+        ColorType::L8 => convert::<1, 1>(row, columns, channels, out, byte),
+        ColorType::La8 => convert::<1, 2>(row, columns, channels, out, byte),
+        ColorType::Rgb8 => convert::<1, 3>(row, columns, channels, out, byte),
+        ColorType::Rgba8 => convert::<1, 4>(row, columns, channels, out, byte),
+        ColorType::L16 => convert::<2, 1>(row, columns, channels, out, high),
+        ColorType::La16 => convert::<2, 2>(row, columns, channels, out, high),
+        ColorType::Rgb16 => convert::<2, 3>(row, columns, channels, out, high),
+        ColorType::Rgba16 => convert::<2, 4>(row, columns, channels, out, high),
+        ColorType::Rgb32F => convert::<4, 3>(row, columns, channels, out, float),
+        ColorType::Rgba32F => convert::<4, 4>(row, columns, channels, out, float),
         other => return Err(Error::corrupt(format!("pixels of type {other:?} are not supported"))),
     }
     Ok(())
@@ -256,20 +256,20 @@ fn convert_row(
 fn convert<const BYTES: usize, const CHANNELS: usize>(
     row: &[u8],
     columns: std::ops::Range<usize>,
-    stride: usize,
+    channels: usize,
     out: &mut [u8],
     sample: impl Fn(&[u8; BYTES]) -> u8,
 ) {
     let (samples, _) = row.as_chunks::<BYTES>();
     let (pixels, _) = samples.as_chunks::<CHANNELS>();
-    for (pixel, to) in pixels[columns].iter().zip(out.chunks_exact_mut(stride)) {
+    for (pixel, to) in pixels[columns].iter().zip(out.chunks_exact_mut(channels)) {
         let channel = |c: usize| sample(&pixel[if CHANNELS < 3 { 0 } else { c }]);
         let (r, g, b) = (channel(0), channel(1), channel(2));
         match to {
             [gray] if CHANNELS < 3 => *gray = r,
             [gray] => *gray = luma(r, g, b),
-            [red, green, blue, ..] => (*red, *green, *blue) = (r, g, b),
-            _ => unreachable!("pixels have one, three or four bytes"),
+            [red, green, blue] => (*red, *green, *blue) = (r, g, b),
+            _ => unreachable!("pixels have one or three bytes"),
         }
     }
 }

@@ -1,9 +1,8 @@
 //! JPEG through libjpeg-turbo 3: the binding, and which part of a file it decodes.
 //!
-//! Three things make it faster than decoding the whole picture. Columns outside the window are entropy-decoded but not
-//! transformed; rows above it likewise; rows below it are not decoded at all. The last is done by writing a smaller height
-//! into (a copy of) the frame header: libjpeg-turbo then stops there and looks for the next marker, so that a file that is cut
-//! off is still found out. The pixels are bit for bit those of a full decode; `crops_equal_the_full_decode` holds it to that.
+//! Only the crop window is decoded. Columns outside it are entropy-decoded but not transformed, rows above it likewise, and rows
+//! below it are not looked at (which is why the end-of-image marker is looked for separately). The pixels are bit for bit those
+//! of a full decode; `crops_equal_the_full_decode` holds it to that.
 //!
 //! The transform is the accurate one and chroma is upsampled smoothly, as Pillow, OpenCV and torchvision do.
 #![expect(unsafe_code, reason = "libjpeg-turbo is a C library")]
@@ -27,8 +26,6 @@ const MAX_SCANS: c_int = 100;
 pub(super) enum Pixels {
     Gray,
     Rgb,
-    /// RGB and an unused fourth byte.
-    Rgbx,
 }
 
 impl Pixels {
@@ -36,7 +33,6 @@ impl Pixels {
         match self {
             Pixels::Gray => 1,
             Pixels::Rgb => 3,
-            Pixels::Rgbx => 4,
         }
     }
 }
@@ -45,7 +41,6 @@ impl Pixels {
 #[derive(Default)]
 pub(super) struct JpegDecoder {
     handle: Option<Handle>,
-    shortened: Vec<u8>,
     cmyk: Vec<u8>,
     wide: Vec<u16>,
 }
@@ -86,33 +81,25 @@ impl JpegDecoder {
 
     /// Bytes of the buffers held.
     pub(super) fn bytes(&self) -> usize {
-        self.shortened.capacity() + self.cmyk.capacity() + 2 * self.wide.capacity()
+        self.cmyk.capacity() + 2 * self.wide.capacity()
     }
 
     /// Gives up buffers above `keep` bytes.
     pub(super) fn trim(&mut self, keep: usize) {
         if self.bytes() > keep {
-            (self.shortened, self.cmyk, self.wide) = Default::default();
+            (self.cmyk, self.wide) = Default::default();
         }
     }
 
     fn decode_with(&mut self, handle: &mut Handle, request: &Request<'_>, out: &mut Vec<u8>) -> Result<Rect> {
         let Request { encoded, markers, n, window, pixels, limits } = *request;
         handle.reset(limits)?;
-        let (encoded, height) = match shortened_height(markers, n, window) {
-            Some((offset, height)) => {
-                self.shortened.clear();
-                self.shortened.extend_from_slice(encoded);
-                self.shortened[offset..offset + 2].copy_from_slice(&(height as u16).to_be_bytes());
-                (&self.shortened[..], height)
-            }
-            None => (encoded, markers.height),
-        };
+        let size = (markers.width, markers.height);
         handle.read_header(encoded)?;
-        if handle.size() != (markers.width, height) {
+        if handle.size() != size {
             return Err(Error::corrupt("the JPEG image's headers contradict each other"));
         }
-        let rect = handle.set_window(n, window, (markers.width, height), markers.lossless)?;
+        let rect = handle.set_window(n, window, size, markers.lossless)?;
 
         let area = u64::from(rect.width) * u64::from(rect.height);
         let cmyk = handle.is_cmyk();
@@ -126,7 +113,6 @@ impl JpegDecoder {
             _ if cmyk => tj::TJPF_TJPF_CMYK,
             Pixels::Gray => tj::TJPF_TJPF_GRAY,
             Pixels::Rgb => tj::TJPF_TJPF_RGB,
-            Pixels::Rgbx => tj::TJPF_TJPF_RGBX,
         };
         if !cmyk {
             decompress(handle, encoded, markers.precision, rect, format, &mut self.wide, out)?;
@@ -168,15 +154,6 @@ fn decompress(
     Ok(())
 }
 
-/// The height to write into the frame header so that nothing below the window is decoded, and where; `None` when it would
-/// spare nothing or the file's scans do not allow it.
-fn shortened_height(markers: &Markers, n: u32, window: Rect) -> Option<(usize, u32)> {
-    // One more row of units than the window touches: smooth upsampling looks at the next row of chroma.
-    let units = (window.bottom() * n).div_ceil(markers.unit_height) + 1;
-    let height = units * markers.unit_height;
-    (height < markers.height).then_some((markers.height_offset?, height))
-}
-
 /// CMYK as Adobe writes it, inverted, to RGB or grey. As Pillow, all CMYK files are taken to be so.
 fn from_cmyk(cmyk: &[u8], pixels: Pixels, out: &mut [u8]) {
     let times = |a: u8, b: u8| {
@@ -187,8 +164,8 @@ fn from_cmyk(cmyk: &[u8], pixels: Pixels, out: &mut [u8]) {
         let [r, g, b] = [0, 1, 2].map(|c| times(from[c], from[3]));
         match to {
             [gray] => *gray = super::decode::luma(r, g, b),
-            [red, green, blue, ..] => (*red, *green, *blue) = (r, g, b),
-            _ => unreachable!("pixels have one, three or four channels"),
+            [red, green, blue] => (*red, *green, *blue) = (r, g, b),
+            _ => unreachable!("pixels have one or three channels"),
         }
     }
 }
@@ -355,8 +332,7 @@ impl Handle {
 
     /// An error, unless the library was content or its warning is one that leaves the pixels whole.
     ///
-    /// The library reports its first warning only. Extra bytes between segments are common in real files, and follow when
-    /// rows were left out. What the other warnings say (bad codes, data that ends early) means missing or grey pixels.
+    /// The library reports its first warning only. Extra bytes between segments are common in real files. What the other warnings say (bad codes, data that ends early) means missing or grey pixels.
     fn judge(&self, answer: c_int) -> Result<()> {
         const HARMLESS: [&str; 5] = [
             "extraneous bytes before marker",

@@ -14,11 +14,6 @@ pub(super) struct Markers {
     pub(super) lossless: bool,
     /// The Exif orientation, 1 to 8; 1 when the file has none.
     pub(super) orientation: u8,
-    /// Rows of an iMCU: eight times the largest vertical sampling factor.
-    pub(super) unit_height: u32,
-    /// Where the frame header keeps its height (two bytes), when rows can be left out at the end: sequential, Huffman
-    /// coded, all components in one scan.
-    pub(super) height_offset: Option<usize>,
     /// Where the entropy-coded data of the first scan begins.
     pub(super) scan_offset: usize,
 }
@@ -77,7 +72,6 @@ pub(super) fn read(encoded: &[u8]) -> Result<Markers> {
                 let [precision, h1, h0, w1, w0, components, ..] = *body else {
                     return Err(damaged(at, "a frame header that is too short"));
                 };
-                let sampling = body[6..].iter().skip(1).step_by(3).take(components.into());
                 if components == 0 || body.len() != 6 + 3 * usize::from(components) {
                     return Err(damaged(at, "a frame header whose length does not fit its components"));
                 }
@@ -88,13 +82,6 @@ pub(super) fn read(encoded: &[u8]) -> Result<Markers> {
                     precision,
                     lossless: matches!(marker, 0xc3 | 0xc7 | 0xcb | 0xcf),
                     orientation: 1,
-                    // A single component is never interleaved: its unit is one block, whatever its factors say.
-                    unit_height: if components == 1 {
-                        8
-                    } else {
-                        8 * sampling.map(|&s| u32::from(s & 15)).max().unwrap_or(1).clamp(1, 4)
-                    },
-                    height_offset: matches!(marker, 0xc0 | 0xc1).then_some(at + 3),
                     scan_offset: 0,
                 });
             }
@@ -102,9 +89,6 @@ pub(super) fn read(encoded: &[u8]) -> Result<Markers> {
                 let mut frame = frame.ok_or_else(|| damaged(at, "a scan before any frame header"))?;
                 frame.scan_offset = at + length;
                 frame.orientation = orientation.unwrap_or(1);
-                if body.first() != Some(&frame.components) {
-                    frame.height_offset = None;
-                }
                 return Ok(frame);
             }
             _ => {}
@@ -142,20 +126,9 @@ mod tests {
         let bytes = file(&[segment(0xe0, b"JFIF\0"), junk, segment(0xc0, &FRAME), segment(0xda, &SCAN), vec![7]]);
         let markers = read(&bytes).unwrap();
         assert_eq!((markers.width, markers.height, markers.components), (200, 100, 3));
-        assert_eq!((markers.precision, markers.unit_height, markers.scan_offset), (8, 16, bytes.len() - 1));
-        let offset = markers.height_offset.unwrap();
-        assert_eq!(bytes[offset..offset + 2], [0, 100]);
+        assert_eq!((markers.precision, markers.scan_offset), (8, bytes.len() - 1));
         assert!(!is_ended(&bytes, &markers));
         assert!(is_ended(&[&bytes[..], &[0xff, 0xd9, 0, 0]].concat(), &markers));
-    }
-
-    #[test]
-    fn rows_can_be_left_out_only_of_one_sequential_scan() {
-        let one_component = [1, 1, 0, 0, 63, 0];
-        let progressive = file(&[segment(0xc2, &FRAME), segment(0xda, &SCAN)]);
-        let several_scans = file(&[segment(0xc0, &FRAME), segment(0xda, &one_component)]);
-        assert_eq!(read(&progressive).unwrap().height_offset, None);
-        assert_eq!(read(&several_scans).unwrap().height_offset, None);
     }
 
     #[test]

@@ -479,12 +479,8 @@ impl Image {
 
     fn run(&self, encoded: &[u8], key: Key, out: &mut [u8], scratch: &mut Scratch) -> Result<()> {
         let direct = self.dtype() == Dtype::U8 && (self.layout == Layout::Nhwc || self.color == Color::Gray);
-        let stride = match self.color {
-            Color::Gray => 1,
-            Color::Rgb if direct => 3,
-            Color::Rgb => RGB_STRIDE,
-        };
-        let (turn, held) = self.decode(encoded, key, stride, scratch)?;
+        let channels = self.channels();
+        let (turn, held) = self.decode(encoded, key, scratch)?;
 
         let method = resize::Method { interpolation: self.interpolation, antialias: self.antialias };
         let Scratch { stages, decoded, resized, resizer, tables, .. } = scratch;
@@ -493,20 +489,20 @@ impl Image {
         for (number, stage) in stages.iter().enumerate() {
             let seen =
                 if number == 0 { stage.needed(self.interpolation.support(), self.antialias) } else { stage.bounds };
-            let bytes = stage.size.0 as usize * stage.size.1 as usize * stride;
+            let bytes = stage.size.0 as usize * stage.size.1 as usize * channels;
             self.limits.check_bytes(bytes as u64)?;
-            let from = &decoded[..held.width as usize * held.height as usize * stride];
+            let from = &decoded[..held.width as usize * held.height as usize * channels];
             if number == last && direct && turn == Turn::default() {
-                return resize::resize(resizer, method, from, held, seen, stage.area, stride, out, stage.size);
+                return resize::resize(resizer, method, from, held, seen, stage.area, channels, out, stage.size);
             }
             let to = limits::resize_buffer(resized, bytes);
-            resize::resize(resizer, method, from, held, seen, stage.area, stride, to, stage.size)?;
+            resize::resize(resizer, method, from, held, seen, stage.area, channels, to, stage.size)?;
             std::mem::swap(decoded, resized);
             held = Rect::whole(stage.size);
         }
         let (width, height) = (held.width as usize, held.height as usize);
-        let pixels = &decoded[..width * height * stride];
-        let source = Source { pixels, width, height, stride, channels: self.channels() };
+        let pixels = &decoded[..width * height * channels];
+        let source = Source { pixels, width, height, channels };
         if self.dtype() == Dtype::U8 {
             normalize::write_u8(source, turn, self.layout, out);
             return Ok(());
@@ -525,7 +521,7 @@ impl Image {
     }
 
     /// Plans the geometry and decodes what its first stage needs into `scratch.decoded`; returns what lies there.
-    fn decode(&self, encoded: &[u8], key: Key, stride: usize, scratch: &mut Scratch) -> Result<(Turn, Rect)> {
+    fn decode(&self, encoded: &[u8], key: Key, scratch: &mut Scratch) -> Result<(Turn, Rect)> {
         let Scratch { stages, decoded, raw, .. } = scratch;
         let support = self.interpolation.support();
         let format = ImageFormat::of(encoded)?;
@@ -533,7 +529,7 @@ impl Image {
             let opened = decode::open_image(encoded, format, self.exif_orientation, &self.limits)?;
             let turn = window::plan(&self.steps, opened.size, opened.orientation, key, stages)?;
             let window = first(stages).needed(support, self.antialias);
-            opened.decode(window, stride, &self.limits, raw, decoded)?;
+            opened.decode(window, self.channels(), &self.limits, raw, decoded)?;
             return Ok((turn, window));
         }
         #[cfg(not(feature = "jpeg"))]
@@ -555,10 +551,9 @@ impl Image {
                 stages[0] = stages[0].reduced(n, jpeg::reduced_size(size, n));
             }
             let window = first(stages).needed(support, self.antialias);
-            let pixels = match stride {
-                1 => jpeg::Pixels::Gray,
-                3 => jpeg::Pixels::Rgb,
-                _ => jpeg::Pixels::Rgbx,
+            let pixels = match self.color {
+                Color::Gray => jpeg::Pixels::Gray,
+                Color::Rgb => jpeg::Pixels::Rgb,
             };
             let request = jpeg::Request { encoded, markers: &markers, n, window, pixels, limits: &self.limits };
             let held = scratch.jpeg.decode(&request, decoded)?;
@@ -570,9 +565,6 @@ impl Image {
 fn first(stages: &[Stage]) -> &Stage {
     stages.first().expect("a plan has at least one stage")
 }
-
-/// Bytes of an RGB pixel between decoding and the slot.
-const RGB_STRIDE: usize = 4;
 
 impl fmt::Display for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

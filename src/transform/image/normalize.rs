@@ -3,13 +3,12 @@
 use super::Layout;
 use super::exif::Turn;
 
-/// Interleaved pixels, `stride` bytes each, of which the first `channels` count.
+/// Interleaved pixels of one byte a channel.
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     pub(super) pixels: &'a [u8],
     pub(super) width: usize,
     pub(super) height: usize,
-    pub(super) stride: usize,
     pub(super) channels: usize,
 }
 
@@ -49,22 +48,21 @@ fn write<T: Copy>(
     out: &mut [T],
     value: impl Fn(usize, u8) -> T + Copy,
 ) {
-    match (source.stride, source.channels) {
-        (1, 1) => write_pixels::<T, 1, 1>(source, turn, layout, out, value),
-        (3, 3) => write_pixels::<T, 3, 3>(source, turn, layout, out, value),
-        (4, 3) => write_pixels::<T, 4, 3>(source, turn, layout, out, value),
-        other => unreachable!("no pixels of {other:?} bytes and channels"),
+    match source.channels {
+        1 => write_pixels::<T, 1>(source, turn, layout, out, value),
+        3 => write_pixels::<T, 3>(source, turn, layout, out, value),
+        other => unreachable!("no pixels of {other} channels"),
     }
 }
 
-fn write_pixels<T: Copy, const STRIDE: usize, const CHANNELS: usize>(
+fn write_pixels<T: Copy, const CHANNELS: usize>(
     source: Source<'_>,
     turn: Turn,
     layout: Layout,
     out: &mut [T],
     value: impl Fn(usize, u8) -> T + Copy,
 ) {
-    let (pixels, _) = source.pixels.as_chunks::<STRIDE>();
+    let (pixels, _) = source.pixels.as_chunks::<CHANNELS>();
     let pixels = &pixels[..source.width * source.height];
     let (width, height) = if turn.transpose { (source.height, source.width) } else { (source.width, source.height) };
     let plane = width * height;
@@ -96,11 +94,7 @@ struct Target<'a, T, const CHANNELS: usize> {
 }
 
 impl<T: Copy, const CHANNELS: usize> Target<'_, T, CHANNELS> {
-    fn fill<'p, const STRIDE: usize>(
-        self,
-        row: impl Iterator<Item = &'p [u8; STRIDE]> + Clone,
-        value: impl Fn(usize, u8) -> T,
-    ) {
+    fn fill<'p>(self, row: impl Iterator<Item = &'p [u8; CHANNELS]> + Clone, value: impl Fn(usize, u8) -> T) {
         match self.layout {
             Layout::Nchw => {
                 for (c, plane) in self.out.chunks_exact_mut(self.plane).take(CHANNELS).enumerate() {
@@ -122,25 +116,23 @@ impl<T: Copy, const CHANNELS: usize> Target<'_, T, CHANNELS> {
 mod tests {
     use super::*;
 
-    /// 3 x 2 pixels whose channels are p, p + 10 and p + 20, with a fourth byte that must not matter.
-    fn pixels(stride: usize) -> Vec<u8> {
-        (0..6).flat_map(|p| [p, p + 10, p + 20, 99].into_iter().take(stride)).collect()
+    /// 3 x 2 pixels whose channels are p, p + 10 and p + 20.
+    fn pixels() -> Vec<u8> {
+        (0..6).flat_map(|p| [p, p + 10, p + 20]).collect()
     }
 
-    fn source(pixels: &[u8], stride: usize) -> Source<'_> {
-        Source { pixels, width: 3, height: 2, stride, channels: 3 }
+    fn source(pixels: &[u8]) -> Source<'_> {
+        Source { pixels, width: 3, height: 2, channels: 3 }
     }
 
     #[test]
     fn planes_and_pixels_hold_the_same_values() {
-        for stride in [3, 4] {
-            let pixels = pixels(stride);
-            let (mut planes, mut interleaved) = ([0; 18], [0; 18]);
-            write_u8(source(&pixels, stride), Turn::default(), Layout::Nchw, &mut planes);
-            write_u8(source(&pixels, stride), Turn::default(), Layout::Nhwc, &mut interleaved);
-            assert_eq!(planes, [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25]);
-            assert_eq!(interleaved[..6], [0, 10, 20, 1, 11, 21]);
-        }
+        let pixels = pixels();
+        let (mut planes, mut interleaved) = ([0; 18], [0; 18]);
+        write_u8(source(&pixels), Turn::default(), Layout::Nchw, &mut planes);
+        write_u8(source(&pixels), Turn::default(), Layout::Nhwc, &mut interleaved);
+        assert_eq!(planes, [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25]);
+        assert_eq!(interleaved[..6], [0, 10, 20, 1, 11, 21]);
     }
 
     #[test]
@@ -157,7 +149,7 @@ mod tests {
         ];
         for (orientation, expected) in (1..).zip(expected) {
             let mut out = [0; 18];
-            write_u8(source(&pixels(4), 4), Turn::from_exif(orientation), Layout::Nchw, &mut out);
+            write_u8(source(&pixels()), Turn::from_exif(orientation), Layout::Nchw, &mut out);
             assert_eq!(out[..6], expected, "orientation {orientation}");
         }
     }
@@ -165,7 +157,7 @@ mod tests {
     #[test]
     fn floats_are_scaled_then_normalized() {
         let gray = [0, 51, 255];
-        let source = Source { pixels: &gray, width: 3, height: 1, stride: 1, channels: 1 };
+        let source = Source { pixels: &gray, width: 3, height: 1, channels: 1 };
         let mut out = [0.0; 3];
         write_f32(source, Turn::default(), Layout::Nchw, &tables(None), &mut out);
         assert_eq!(out, [0.0, 0.2, 1.0]);

@@ -1,7 +1,7 @@
 //! Resampling: an area of one pixel buffer to a smaller or larger one.
 
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::{U8, U8x3, U8x4};
+use fast_image_resize::pixels::{U8, U8x3};
 use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::error::{Error, Result};
@@ -39,7 +39,7 @@ pub(super) struct Method {
 
 /// Resamples `area` of the picture in `source` to `size` pixels in `out`.
 ///
-/// `source` holds pixels of `stride` bytes, those of `held`; only those inside `seen` count. All three windows are in the
+/// `source` holds pixels of 1 or 3 `channels`, those of `held`; only those inside `seen` count. All three windows are in the
 /// picture's coordinates, and `held` contains `seen`.
 #[expect(clippy::too_many_arguments, reason = "three windows, two buffers and how to get from one to the other")]
 pub(super) fn resize(
@@ -49,7 +49,7 @@ pub(super) fn resize(
     held: Rect,
     seen: Rect,
     area: Area,
-    stride: usize,
+    channels: usize,
     out: &mut [u8],
     size: (u32, u32),
 ) -> Result<()> {
@@ -62,11 +62,10 @@ pub(super) fn resize(
     let (x, width) = inside(area.x - f64::from(seen.x), area.width, seen.width);
     let (y, height) = inside(area.y - f64::from(seen.y), area.height, seen.height);
     let options = ResizeOptions::new().resize_alg(algorithm).crop(x, y, width, height).use_alpha(false);
-    match stride {
+    match channels {
         1 => resize_pixels::<U8>(resizer, &options, source, held, seen, out, size),
         3 => resize_pixels::<U8x3>(resizer, &options, source, held, seen, out, size),
-        4 => resize_pixels::<U8x4>(resizer, &options, source, held, seen, out, size),
-        other => unreachable!("no pixels of {other} bytes"),
+        other => unreachable!("no pixels of {other} channels"),
     }
 }
 
