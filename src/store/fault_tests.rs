@@ -249,7 +249,6 @@ async fn faults_that_stay_end_in_an_error_that_says_where() {
     let cases = [
         (Status(503), ErrorKind::Transfer, 5, "why?"),
         (Reset, ErrorKind::Transfer, 5, "5 tries"),
-        (Silence, ErrorKind::Transfer, 5, "nothing was received"),
         (Shifted, ErrorKind::Transfer, 5, "Content-Range: bytes 101-900/1000"),
         (Short(800), ErrorKind::Transfer, 5, "0 of the 800 bytes"),
         (Status(403), ErrorKind::Access, 1, "access refused"),
@@ -271,6 +270,14 @@ async fn faults_that_stay_end_in_an_error_that_says_where() {
             assert!(error.place().url.as_ref().unwrap().ends_with("bucket/key"));
         }
     }
+}
+
+#[tokio::test]
+async fn a_server_that_stays_silent_is_given_up_in_the_end() {
+    let (read, gets, _) = read("http", true, &[Silence; 9]).await;
+    let error = read.unwrap_err();
+    assert_eq!((error.kind(), gets.len()), (ErrorKind::Transfer, 5), "{error}");
+    assert!(error.to_string().contains("nothing was received for 250ms"), "{error}");
 }
 
 #[tokio::test]
