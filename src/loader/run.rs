@@ -369,7 +369,11 @@ impl Run {
         let this = self.this.clone();
         self.shared.pool.submit(level, move |worker| {
             if let Some(run) = this.upgrade().filter(|run| !run.is_cancelled()) {
-                f(&run, worker.scratch::<Scratch>());
+                // Tasks catch what user functions do; a panic that comes this far is a fault of ours. The loop hears of it.
+                if let Err(error) = no_panic(|| Ok(f(&run, worker.scratch::<Scratch>()))) {
+                    run.lock().fail(error);
+                    run.changed.notify_all();
+                }
             }
         });
     }
@@ -529,7 +533,7 @@ impl State {
     fn distribute(&mut self) {
         while let Some(out) = self.out.pop() {
             self.taken += 1;
-            let mut send = |lane: &mut Lane, item: Item| {
+            let send = |lane: &mut Lane, item: Item| {
                 if lane.open {
                     lane.items.push_back(item);
                 }
@@ -817,7 +821,7 @@ impl State {
         let mut chunks = Vec::new();
         let (mut at, share) = (slots.start, steps.stream_share());
         while at < slots.end {
-            let mut stop = slots.end.min(at + run.shared.chunk_rows as u64);
+            let mut stop = slots.end.min(at.saturating_add(run.shared.chunk_rows as u64));
             if pipeline.expands {
                 // A chunk belongs to one stream.
                 stop = stop.min((at / share + 1) * share);
