@@ -4,7 +4,8 @@
 //! below it are not looked at (which is why the end-of-image marker is looked for separately). The pixels are bit for bit those
 //! of a full decode; `crops_equal_the_full_decode` holds it to that.
 //!
-//! The transform is the accurate one and chroma is upsampled smoothly, as Pillow, OpenCV and torchvision do.
+//! The transform is the accurate one and chroma is upsampled smoothly, as Pillow, OpenCV and torchvision do. The fast ones were
+//! 1 to 4 % faster for whole random resized crops of ImageNet photographs, within the noise: Huffman decoding takes 60 % of the time.
 #![expect(unsafe_code, reason = "libjpeg-turbo is a C library")]
 
 use std::ffi::{CStr, c_int, c_void};

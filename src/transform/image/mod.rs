@@ -309,8 +309,9 @@ impl Image {
     /// Whether a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size when the window is that much larger than the output. On
     /// by default.
     ///
-    /// The inverse transform then does part of the antialiasing. Up to 2, 4 or 8 times faster for large photographs; values differ from
-    /// those of a full decode by about 1 of 255 on average.
+    /// The inverse transform then does part of the antialiasing. Measured with random resized crops: photographs of 12 megapixels to
+    /// 224 x 224 decode 1.9 times as fast, and differ from a full decode by 0.8 of 255 on average and 21 at most; those of
+    /// ImageNet to 112 x 112 1.1 times as fast, differing by 0.7 on average, in the worst image 4.2, at single pixels up to 50.
     #[must_use]
     pub fn scaled_decoding(mut self, allow: bool) -> Self {
         self.scaled_decoding = allow;
@@ -443,7 +444,8 @@ impl Image {
     /// The decoded window and the intermediate sizes, in `scratch`: for a JPEG the window, for other formats the whole image.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the bytes are no image, damaged, cut off, or above the limits;
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the bytes are no image, damaged, cut off, or above the limits (damage to a JPEG
+    /// below its crop window is not looked at, but a missing end is found);
     /// [`ErrorKind::Schema`](crate::ErrorKind::Schema) if the image is smaller than a crop;
     /// [`ErrorKind::Config`](crate::ErrorKind::Config) if the configuration or the slot does not fit, or for a JPEG without feature `jpeg`.
     ///

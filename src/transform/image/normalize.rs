@@ -13,6 +13,9 @@ pub(super) struct Source<'a> {
 }
 
 /// What a byte becomes: the table of each channel.
+///
+/// A table holds torchvision's values exactly; multiplying and adding instead was slower (644 images/s, 659 with tables,
+/// whole random resized crops on one core).
 pub(super) type Tables = [[f32; 256]; 3];
 
 /// The values that bytes become: 0 to 1, then less `mean`, over `std`, rounded at each step as torchvision does.
