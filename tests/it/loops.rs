@@ -6,7 +6,7 @@ use std::time::Duration;
 use arrow::array::Int64Array;
 use forebay::{Dataset, Device, Epoch, Loader, Result, Scheduler, Shuffle, State};
 
-use crate::support::threads_named;
+use crate::support::{eventually, threads_named};
 
 fn numbers(rows: i64) -> Dataset {
     Dataset::from_columns([("x", Arc::new(Int64Array::from_iter_values(0..rows)) as _)]).expect("one column")
@@ -167,7 +167,8 @@ fn nothing_is_left_behind() -> Result<()> {
         break;
     }
     drop(loader);
-    assert_eq!(Arc::strong_count(&alive), 1, "the graph, its tasks and its rows are gone");
+    // A task that was running ends first; it holds the rest until then.
+    assert!(eventually(|| Arc::strong_count(&alive) == 1), "the graph, its tasks and its rows are gone");
     Ok(())
 }
 
