@@ -15,6 +15,7 @@ pub(crate) unsafe trait BatchMemory: Send + Sync + 'static {
     fn pointer(&self) -> *mut u8;
     fn len(&self) -> usize;
     /// The owner back as what it is, for handing it on.
+    #[cfg(feature = "tch")]
     fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send>;
 }
 
@@ -22,6 +23,7 @@ pub(crate) unsafe trait BatchMemory: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Allocator {
     /// Plain memory.
+    #[cfg(any(test, not(feature = "tch")))]
     Plain,
     /// CPU tensors of libtorch, which become the user's without a copy.
     #[cfg(feature = "tch")]
@@ -42,8 +44,11 @@ impl Allocator {
             .iter()
             .try_fold(dtype.size().unwrap_or(1), |product, &extent| product.checked_mul(extent))
             .filter(|&bytes| bytes <= isize::MAX as usize - 64)
-            .ok_or_else(|| Error::new(ErrorKind::Memory, format!("a batch column of shape {shape:?} has too many bytes")))?;
+            .ok_or_else(|| {
+                Error::new(ErrorKind::Memory, format!("a batch column of shape {shape:?} has too many bytes"))
+            })?;
         match self {
+            #[cfg(any(test, not(feature = "tch")))]
             Self::Plain => Ok(Buffer { owner: Box::new(PlainMemory::new(bytes)) }),
             #[cfg(feature = "tch")]
             Self::Torch => Ok(Buffer { owner: Box::new(torch::TorchMemory::new(dtype, shape, bytes)?) }),
@@ -51,22 +56,26 @@ impl Allocator {
     }
 }
 
+#[cfg(any(test, not(feature = "tch")))]
 /// Zeroed memory aligned to 64 bytes.
 struct PlainMemory {
     lines: Box<[Line]>,
     len: usize,
 }
 
+#[cfg(any(test, not(feature = "tch")))]
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
+#[cfg(any(test, not(feature = "tch")))]
 impl PlainMemory {
     fn new(len: usize) -> Self {
         Self { lines: vec![Line([0; 64]); len.div_ceil(64)].into_boxed_slice(), len }
     }
 }
 
+#[cfg(any(test, not(feature = "tch")))]
 // SAFETY: the boxed slice is `len` bytes or more, aligned to 64, and stays where it is when the box moves.
 unsafe impl BatchMemory for PlainMemory {
     fn pointer(&self) -> *mut u8 {
@@ -77,6 +86,7 @@ unsafe impl BatchMemory for PlainMemory {
         self.len
     }
 
+    #[cfg(feature = "tch")]
     fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
         self
     }
@@ -103,8 +113,9 @@ pub(crate) mod torch {
     impl TorchMemory {
         pub(crate) fn new(dtype: Dtype, shape: &[usize], len: usize) -> Result<Self> {
             let shape: Vec<i64> = shape.iter().map(|&extent| extent as i64).collect();
-            let tensor = tch::Tensor::f_empty(&shape, (kind_of(dtype), tch::Device::Cpu))
-                .map_err(|e| Error::new(ErrorKind::Memory, format!("libtorch cannot allocate {len} bytes")).because(e))?;
+            let tensor = tch::Tensor::f_empty(&shape, (kind_of(dtype), tch::Device::Cpu)).map_err(|e| {
+                Error::new(ErrorKind::Memory, format!("libtorch cannot allocate {len} bytes")).because(e)
+            })?;
             let pointer = tensor.data_ptr().cast();
             Ok(Self { tensor, pointer, len })
         }

@@ -75,7 +75,9 @@ impl Layout {
     /// Bytes that a sample takes in the batch, where that is known before its rows are.
     pub(crate) fn sample_bytes(&self) -> Option<usize> {
         match (self.column.shape(), self.pad.length) {
-            (Shape::Ragged(inner), Some(length)) => Some(inner.iter().product::<usize>() * length * self.column.dtype().size()?),
+            (Shape::Ragged(inner), Some(length)) => {
+                Some(inner.iter().product::<usize>() * length * self.column.dtype().size()?)
+            }
             _ => self.column.sample_bytes(),
         }
     }
@@ -87,7 +89,8 @@ pub(crate) fn batch_bytes(layouts: &[Layout], chunks: &[Rows]) -> u64 {
     let sample = |layout: &Layout| {
         layout.sample_bytes().or_else(|| {
             let Shape::Ragged(inner) = layout.column.shape() else { return None };
-            let lengths = chunks.iter().filter_map(|chunk| chunk.rows.column_by_name(layout.column.name())).map(list_lengths);
+            let lengths =
+                chunks.iter().filter_map(|chunk| chunk.rows.column_by_name(layout.column.name())).map(list_lengths);
             let longest = lengths.flatten().max().unwrap_or(0) as usize;
             Some(longest * inner.iter().product::<usize>() * layout.column.dtype().size()?)
         })
@@ -132,8 +135,14 @@ pub(crate) fn begin(layouts: &[Layout], chunks: &[Rows], allocator: Allocator) -
         let arrays: Vec<&ArrayRef> = chunks.iter().map(|chunk| column(chunk, name)).collect::<Result<_>>()?;
         if layout.is_bytes() {
             let arrays: Vec<&dyn Array> = arrays.iter().map(|array| array.as_ref()).collect();
-            let array = arrow::compute::concat(&arrays).map_err(|e| Error::new(ErrorKind::Schema, "cannot be joined").because(e).column(name.clone()))?;
-            columns.push(ColumnFilling { layout: layout.clone(), shape: vec![len], lengths: None, memory: Memory::Bytes(array) });
+            let array = arrow::compute::concat(&arrays)
+                .map_err(|e| Error::new(ErrorKind::Schema, "cannot be joined").because(e).column(name.clone()))?;
+            columns.push(ColumnFilling {
+                layout: layout.clone(),
+                shape: vec![len],
+                lengths: None,
+                memory: Memory::Bytes(array),
+            });
             slots.iter_mut().for_each(|slots| slots.parts.push(None));
             continue;
         }
@@ -149,10 +158,13 @@ pub(crate) fn begin(layouts: &[Layout], chunks: &[Rows], allocator: Allocator) -
                 let longest = lengths.iter().max().copied().unwrap_or(0) as usize;
                 let extent = layout.pad.length.unwrap_or(longest);
                 if longest > extent && !layout.pad.truncate {
-                    return Err(Error::new(ErrorKind::Transform, format!("a sample of {longest} rows, where {extent} are the bound"))
-                        .column(name.clone())
-                        .stage("collate")
-                        .advice("raise the bound of Pad::to(n), or cut samples with Pad::truncate_to(n)"));
+                    return Err(Error::new(
+                        ErrorKind::Transform,
+                        format!("a sample of {longest} rows, where {extent} are the bound"),
+                    )
+                    .column(name.clone())
+                    .stage("collate")
+                    .advice("raise the bound of Pad::to(n), or cut samples with Pad::truncate_to(n)"));
                 }
                 lengths.iter_mut().for_each(|length| *length = (*length).min(extent as i64));
                 shape.push(extent);
@@ -185,7 +197,12 @@ fn list_lengths(array: &ArrayRef) -> Vec<i64> {
 ///
 /// # Errors
 /// The first row that cannot be written, and why; rows before it are written.
-pub(crate) fn fill(layouts: &[Layout], rows: &Rows, mut slots: Slots, scratch: &mut Scratch) -> Result<(), (usize, Error)> {
+pub(crate) fn fill(
+    layouts: &[Layout],
+    rows: &Rows,
+    mut slots: Slots,
+    scratch: &mut Scratch,
+) -> Result<(), (usize, Error)> {
     let mut failed: Option<(usize, Error)> = None;
     for (layout, part) in layouts.iter().zip(&mut slots.parts) {
         let Some((part, sample_bytes)) = part else { continue };
@@ -319,7 +336,11 @@ impl Filling {
                 Memory::Bytes(array) => Data::Bytes(if keep < len { array.slice(0, keep) } else { array }),
                 Memory::Filling(whole) => {
                     let buffer = whole.join().expect("slots are dropped once they are filled");
-                    Data::Host(if keep < len { front(&buffer, layout.column.dtype(), &shape, allocator)? } else { buffer })
+                    Data::Host(if keep < len {
+                        front(&buffer, layout.column.dtype(), &shape, allocator)?
+                    } else {
+                        buffer
+                    })
                 }
             };
             Ok(BatchColumn { column: layout.column, shape, data, lengths })
@@ -373,7 +394,9 @@ mod tests {
     }
 
     fn ragged(lists: &[&[i64]]) -> ArrayRef {
-        Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(lists.iter().map(|l| Some(l.iter().map(|&v| Some(v))))))
+        Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(
+            lists.iter().map(|l| Some(l.iter().map(|&v| Some(v)))),
+        ))
     }
 
     #[test]
@@ -388,7 +411,10 @@ mod tests {
 
     #[test]
     fn slices_of_arrays_keep_their_place() {
-        let all = rows(vec![("a", Arc::new(Float32Array::from_iter_values((0..6).map(|x| x as f32))) as _), ("r", ragged(&[&[1], &[2, 3], &[], &[4, 5, 6], &[7], &[]]))]);
+        let all = rows(vec![
+            ("a", Arc::new(Float32Array::from_iter_values((0..6).map(|x| x as f32))) as _),
+            ("r", ragged(&[&[1], &[2, 3], &[], &[4, 5, 6], &[7], &[]])),
+        ]);
         let chunks = [all.slice(1, 2), all.slice(3, 2)];
         let layouts = [layout(float32("a"), Pad::default()), layout(int64("r").ragged(), Pad::longest().value(-1.0))];
         let columns = collate(&layouts, &chunks, None).unwrap();

@@ -98,7 +98,10 @@ impl Batch {
     fn column(&self, name: &str) -> Result<&BatchColumn> {
         self.columns.iter().find(|c| c.column.name().as_ref() == name).ok_or_else(|| {
             let names: Vec<_> = self.names().collect();
-            Error::new(ErrorKind::Schema, format!("the batch has no column {name:?}; these exist: {}", names.join(", ")))
+            Error::new(
+                ErrorKind::Schema,
+                format!("the batch has no column {name:?}; these exist: {}", names.join(", ")),
+            )
         })
     }
 
@@ -134,7 +137,11 @@ impl Batch {
     pub fn values<T: Element>(&self, name: &str) -> Result<Cow<'_, [T]>> {
         let column = self.column(name)?;
         if column.column.dtype() != T::DTYPE {
-            return Err(Error::new(ErrorKind::Schema, format!("asked for {}, the column holds {}", T::DTYPE, column.column)).column(name));
+            return Err(Error::new(
+                ErrorKind::Schema,
+                format!("asked for {}, the column holds {}", T::DTYPE, column.column),
+            )
+            .column(name));
         }
         match &column.data {
             Data::Host(buffer) => Ok(Cow::Borrowed(bytemuck::cast_slice(buffer.bytes()))),
@@ -142,7 +149,9 @@ impl Batch {
             Data::Tensor(tensor) => {
                 let mut values = vec![T::zeroed(); tensor.numel()];
                 let copied = tensor.f_copy_data_u8(bytemuck::cast_slice_mut(&mut values), tensor.numel());
-                copied.map_err(|e| Error::new(ErrorKind::Device, "cannot be copied to the host").because(e).column(name))?;
+                copied.map_err(|e| {
+                    Error::new(ErrorKind::Device, "cannot be copied to the host").because(e).column(name)
+                })?;
                 Ok(Cow::Owned(values))
             }
             Data::Bytes(_) => Err(Error::new(ErrorKind::Schema, "the column holds bytes").column(name)),
@@ -155,7 +164,9 @@ impl Batch {
     /// [`ErrorKind::Schema`] if there is no such column or it holds something else.
     pub fn bytes(&self, name: &str) -> Result<impl ExactSizeIterator<Item = &[u8]>> {
         let array = self.array(name)?.as_binary_view_opt();
-        let array = array.ok_or_else(|| Error::new(ErrorKind::Schema, "a sample has a list of byte strings").column(name).advice("use array()"))?;
+        let array = array.ok_or_else(|| {
+            Error::new(ErrorKind::Schema, "a sample has a list of byte strings").column(name).advice("use array()")
+        })?;
         Ok((0..self.len).map(|row| array.value(row)))
     }
 
@@ -166,7 +177,9 @@ impl Batch {
     pub fn array(&self, name: &str) -> Result<&ArrayRef> {
         match &self.column(name)?.data {
             Data::Bytes(array) => Ok(array),
-            _ => Err(Error::new(ErrorKind::Schema, "the column does not hold bytes").column(name).advice("use tensor() or values()")),
+            _ => Err(Error::new(ErrorKind::Schema, "the column does not hold bytes")
+                .column(name)
+                .advice("use tensor() or values()")),
         }
     }
 

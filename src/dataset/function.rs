@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryViewBuilder, BooleanArray, FixedSizeListArray, ListArray, PrimitiveArray, RecordBatch,
+    Array, ArrayRef, AsArray, BinaryViewBuilder, BooleanArray, FixedSizeListArray, ListArray, PrimitiveArray,
+    RecordBatch,
 };
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field};
@@ -69,7 +70,8 @@ impl<'a> Row<'a> {
     /// [`ErrorKind::Schema`] if there is no such column or it holds another type.
     pub fn get<T: Element>(&self, name: &str) -> Result<T> {
         let column = self.column(name)?;
-        let column = column.as_primitive_opt::<T::Arrow>().ok_or_else(|| self.mismatch(name, std::any::type_name::<T>()))?;
+        let column =
+            column.as_primitive_opt::<T::Arrow>().ok_or_else(|| self.mismatch(name, std::any::type_name::<T>()))?;
         Ok(column.value(self.index))
     }
 
@@ -96,8 +98,9 @@ impl<'a> Row<'a> {
             scale = inner.value_length() as usize;
             items = inner.values();
         }
-        let items =
-            items.as_primitive_opt::<T::Arrow>().ok_or_else(|| self.mismatch(name, &format!("a list of {}", std::any::type_name::<T>())))?;
+        let items = items
+            .as_primitive_opt::<T::Arrow>()
+            .ok_or_else(|| self.mismatch(name, &format!("a list of {}", std::any::type_name::<T>())))?;
         Ok(&items.values()[start * scale..end * scale])
     }
 
@@ -149,7 +152,8 @@ impl RowWriter<'_> {
     pub fn set_values<T: Element>(&mut self, name: &str, values: &[T]) -> Result<()> {
         let column = self.column(name)?;
         if column.column.dtype() != T::DTYPE || column.column.is_raw() {
-            return Err(Error::new(ErrorKind::Transform, format!("set to {}, declared {}", T::DTYPE, column.column)).column(name));
+            return Err(Error::new(ErrorKind::Transform, format!("set to {}, declared {}", T::DTYPE, column.column))
+                .column(name));
         }
         column.push(values.len(), bytemuck::cast_slice(values))
     }
@@ -162,10 +166,16 @@ impl RowWriter<'_> {
         let column = self.column(name)?;
         let raw = column.column.is_raw();
         if column.column.dtype() != Dtype::Bytes && !raw {
-            return Err(Error::new(ErrorKind::Transform, format!("set to bytes, declared {}", column.column)).column(name));
+            return Err(
+                Error::new(ErrorKind::Transform, format!("set to bytes, declared {}", column.column)).column(name)
+            );
         }
         if raw && column.column.sample_bytes() != Some(value.len()) {
-            return Err(Error::new(ErrorKind::Transform, format!("set to {} bytes, declared {}", value.len(), column.column)).column(name));
+            return Err(Error::new(
+                ErrorKind::Transform,
+                format!("set to {} bytes, declared {}", value.len(), column.column),
+            )
+            .column(name));
         }
         column.push(1, value)
     }
@@ -212,7 +222,9 @@ impl OutputColumn {
         };
         if !fits {
             let shape = self.column.shape();
-            return Err(Error::new(ErrorKind::Transform, format!("set to {elements} elements, declared {shape}")).column(name));
+            return Err(
+                Error::new(ErrorKind::Transform, format!("set to {elements} elements, declared {shape}")).column(name)
+            );
         }
         self.data.extend_from_slice(data);
         Ok(())
@@ -220,7 +232,8 @@ impl OutputColumn {
 
     fn next_row(&mut self) -> Result<()> {
         if !std::mem::take(&mut self.is_set) {
-            return Err(Error::new(ErrorKind::Transform, "declared as an output, but not set").column(self.column.name().clone()));
+            return Err(Error::new(ErrorKind::Transform, "declared as an output, but not set")
+                .column(self.column.name().clone()));
         }
         self.ends.push(self.data.len());
         Ok(())
@@ -236,7 +249,9 @@ impl OutputColumn {
         let Self { column, data, ends, .. } = self;
         if column.dtype() == Dtype::Bytes || column.is_raw() {
             if !matches!(column.shape(), Shape::Scalar) && !column.is_raw() {
-                return Err(Error::new(ErrorKind::Transform, "lists of bytes cannot be computed").column(column.name().clone()));
+                return Err(
+                    Error::new(ErrorKind::Transform, "lists of bytes cannot be computed").column(column.name().clone())
+                );
             }
             let mut builder = BinaryViewBuilder::with_capacity(ends.len());
             let mut start = 0;
@@ -263,7 +278,8 @@ impl OutputColumn {
                 let items = if inner.is_empty() { items } else { fixed(items, inner)? };
                 let ends = std::iter::once(0).chain(ends).map(|end| i32::try_from(end / per_row));
                 let ends: Vec<i32> = ends.collect::<Result<_, _>>().map_err(|_| {
-                    Error::new(ErrorKind::Transform, "2^31 or more elements in one chunk of rows").column(column.name().clone())
+                    Error::new(ErrorKind::Transform, "2^31 or more elements in one chunk of rows")
+                        .column(column.name().clone())
                 })?;
                 Ok(Arc::new(ListArray::new(item(&items), OffsetBuffer::new(ScalarBuffer::from(ends)), items, None)))
             }
@@ -298,7 +314,12 @@ pub(crate) struct Outputs {
 
 impl Outputs {
     pub(crate) fn new(columns: &[Column]) -> Self {
-        let column = |column: &Column| OutputColumn { column: column.clone(), data: Vec::new(), ends: Vec::new(), is_set: false };
+        let column = |column: &Column| OutputColumn {
+            column: column.clone(),
+            data: Vec::new(),
+            ends: Vec::new(),
+            is_set: false,
+        };
         Self { columns: columns.iter().map(column).collect() }
     }
 
@@ -335,7 +356,13 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let columns = [int64("n"), float32("v").fixed([2]), float32("r").ragged(), bytes("b"), Column::new("m", Dtype::I32, Shape::Ragged(vec![2]))];
+        let columns = [
+            int64("n"),
+            float32("v").fixed([2]),
+            float32("r").ragged(),
+            bytes("b"),
+            Column::new("m", Dtype::I32, Shape::Ragged(vec![2])),
+        ];
         let mut outputs = Outputs::new(&columns);
         for i in 0..3usize {
             let row = outputs.one(|out| {
@@ -347,7 +374,10 @@ mod tests {
             });
             row.unwrap();
         }
-        let rows = RecordBatch::try_new(crate::schema::arrow_schema(&columns), outputs.finish().unwrap().into_iter().map(|c| c.1).collect());
+        let rows = RecordBatch::try_new(
+            crate::schema::arrow_schema(&columns),
+            outputs.finish().unwrap().into_iter().map(|c| c.1).collect(),
+        );
         let rows = rows.unwrap();
         let row = Row { rows: &rows, index: 2 };
         assert_eq!(row.get::<i64>("n").unwrap(), 2);

@@ -42,13 +42,29 @@ pub(crate) struct Files {
 /// What is done to rows.
 #[derive(Clone)]
 pub(crate) enum Function {
-    Map { outputs: Vec<Column>, f: Arc<MapFn> },
-    MapBatch { outputs: Vec<Column>, f: Arc<MapBatchFn> },
-    Filter { f: Arc<FilterFn> },
-    FlatMap { outputs: Vec<Column>, f: Arc<FlatMapFn> },
-    Image { column: String, image: Arc<Image> },
+    Map {
+        outputs: Vec<Column>,
+        f: Arc<MapFn>,
+    },
+    MapBatch {
+        outputs: Vec<Column>,
+        f: Arc<MapBatchFn>,
+    },
+    Filter {
+        f: Arc<FilterFn>,
+    },
+    FlatMap {
+        outputs: Vec<Column>,
+        f: Arc<FlatMapFn>,
+    },
+    Image {
+        column: String,
+        image: Arc<Image>,
+    },
     /// The columns of this name, in this order. Made by lowering.
-    Select { columns: Vec<String> },
+    Select {
+        columns: Vec<String>,
+    },
 }
 
 impl Function {

@@ -1,9 +1,9 @@
 //! [`Dataset`]: the lazy graph of what is read and what happens to it.
 
 mod explain;
-pub(crate) mod validate;
 pub(crate) mod function;
 pub(crate) mod graph;
+pub(crate) mod validate;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -40,7 +40,9 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
             Node::Interleave { cycle, run, .. } if *cycle == 0 || *run == 0 => {
                 add(format!("interleave({cycle}, {run})"), ".interleave(cycle, run) wants both to be at least 1");
             }
-            Node::Repeat { times: Some(0), .. } => add("repeat(0) leaves nothing".into(), "remove it, or use .take(0) to say so"),
+            Node::Repeat { times: Some(0), .. } => {
+                add("repeat(0) leaves nothing".into(), "remove it, or use .take(0) to say so")
+            }
             Node::Columns { columns, .. } if columns.is_empty() => {
                 add("an empty list of columns".into(), "name at least one in .columns(), or leave the call out");
             }
@@ -52,7 +54,9 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
             _ => {}
         }
         let needs_positions = match node {
-            Node::Take { input, .. } | Node::Skip { input, .. } if !has_batch(input) => Some((input, "take and skip count")),
+            Node::Take { input, .. } | Node::Skip { input, .. } if !has_batch(input) => {
+                Some((input, "take and skip count"))
+            }
             Node::Enumerate { input, .. } => Some((input, "enumerate numbers")),
             Node::Zip { inputs } => inputs.iter().find(|input| changes_rows(input)).map(|input| (input, "zip pairs")),
             _ => None,
@@ -141,9 +145,22 @@ mod tests {
     #[test]
     fn all_mistakes_come_at_once_with_what_mends_them() {
         let keep = |dataset: &Dataset| dataset.filter("f", |_, _| Ok(true));
-        let dataset = keep(&keep(&numbers()).take(2)).columns([]).repeat_forever().shuffle(Shuffle::buffer(9)).prefetch(1).batch(0);
+        let dataset = keep(&keep(&numbers()).take(2))
+            .columns([])
+            .repeat_forever()
+            .shuffle(Shuffle::buffer(9))
+            .prefetch(1)
+            .batch(0);
         let text = all_of(mistakes(&dataset)).unwrap_err().to_string();
-        for part in ["take and skip count", "empty list of columns", "endless", "`prefetch 1 batches`", "0 samples", "two functions", "6 mistakes"] {
+        for part in [
+            "take and skip count",
+            "empty list of columns",
+            "endless",
+            "`prefetch 1 batches`",
+            "0 samples",
+            "two functions",
+            "6 mistakes",
+        ] {
             assert!(text.contains(part), "{part} is missing in {text}");
         }
     }

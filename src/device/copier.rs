@@ -54,8 +54,9 @@ struct Synchronous {
 #[cfg(feature = "cuda")]
 impl Copier for Synchronous {
     fn copy(&self, host: tch::Tensor) -> Result<tch::Tensor> {
-        host.f_to_device(self.device)
-            .map_err(|e| Error::new(ErrorKind::Device, format!("copy to {:?} failed", self.device)).because(e).stage("device"))
+        host.f_to_device(self.device).map_err(|e| {
+            Error::new(ErrorKind::Device, format!("copy to {:?} failed", self.device)).because(e).stage("device")
+        })
     }
 }
 

@@ -31,11 +31,14 @@ fn load() -> Result<()> {
             if tch::utils::has_cuda() {
                 return Ok(());
             }
-            Err(Error::new(ErrorKind::Device, "libtorch was asked about CUDA before its CUDA part was loaded, or finds no driver")
-                .advice("call forebay::init_cuda() first thing in main(), and look at what nvidia-smi says"))
+            Err(Error::new(
+                ErrorKind::Device,
+                "libtorch was asked about CUDA before its CUDA part was loaded, or finds no driver",
+            )
+            .advice("call forebay::init_cuda() first thing in main(), and look at what nvidia-smi says"))
         }
-        Err(error) => Err(Error::new(ErrorKind::Device, "libtorch_cuda.so cannot be loaded")
-            .because(error)
-            .advice("use a libtorch with CUDA and put its lib folder on LD_LIBRARY_PATH; a CPU libtorch has no such file")),
+        Err(error) => Err(Error::new(ErrorKind::Device, "libtorch_cuda.so cannot be loaded").because(error).advice(
+            "use a libtorch with CUDA and put its lib folder on LD_LIBRARY_PATH; a CPU libtorch has no such file",
+        )),
     }
 }

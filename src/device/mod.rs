@@ -1,9 +1,9 @@
 //! Where batches end up: CPU tensors, or the memory of a CUDA device.
 
-#[cfg(feature = "cuda")]
-mod cuda;
 #[cfg(feature = "tch")]
 mod copier;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use std::fmt;
 
@@ -18,15 +18,18 @@ pub(crate) type Delivery = std::sync::Arc<dyn copier::Copier>;
 
 /// Without libtorch batches stay in host memory.
 #[cfg(not(feature = "tch"))]
-pub(crate) type Delivery = ();
+#[derive(Clone)]
+pub(crate) struct Delivery;
 
 /// Without libtorch there are no devices.
 #[cfg(not(feature = "tch"))]
 pub(crate) fn copier_for(device: Device) -> crate::Result<Delivery> {
     match device {
-        Device::Cpu => Ok(()),
-        Device::Cuda(_) => Err(crate::Error::new(crate::ErrorKind::Device, format!("{device} needs the feature `tch`"))
-            .advice("build with it, or choose Device::Cpu")),
+        Device::Cpu => Ok(Delivery),
+        Device::Cuda(_) => {
+            Err(crate::Error::new(crate::ErrorKind::Device, format!("{device} needs the feature `tch`"))
+                .advice("build with it, or choose Device::Cpu"))
+        }
     }
 }
 

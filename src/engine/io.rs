@@ -39,7 +39,10 @@ impl Io {
     }
 
     /// Runs `future` to its end and waits for it.
-    pub(crate) fn wait<T: Send + 'static>(&self, future: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    pub(crate) fn wait<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
         if self.inline {
             if Handle::try_current().is_ok() {
                 return Err(Error::config("a single-threaded loader cannot wait inside an async task")

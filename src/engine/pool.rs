@@ -56,13 +56,12 @@ impl Default for Scheduler {
 /// Which work goes first: the nearer to the consumer, the sooner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
-    Deliver,
     Collate,
     Transform,
     Decode,
 }
 
-const LEVELS: usize = 4;
+const LEVELS: usize = 3;
 
 type Task = Box<dyn FnOnce(&mut Worker) + Send>;
 
@@ -126,12 +125,11 @@ impl Pool {
 }
 
 fn work(waiting: &[Receiver<Task>], stopped: &Receiver<()>) {
-    let [deliver, collate, transform, decode] = waiting else { unreachable!("one queue a level") };
+    let [collate, transform, decode] = waiting else { unreachable!("one queue a level") };
     let mut worker = Worker::default();
     loop {
         let task = select_biased! {
             recv(stopped) -> _ => return,
-            recv(deliver) -> task => task,
             recv(collate) -> task => task,
             recv(transform) -> task => task,
             recv(decode) -> task => task,
@@ -156,7 +154,8 @@ impl Drop for Pool {
 /// Runs `f`; a panic becomes an error.
 pub(crate) fn no_panic<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+        let text =
+            panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
         Err(Error::new(ErrorKind::Panicked, format!("panicked: {}", text.as_deref().unwrap_or("no message"))))
     })
 }
@@ -173,13 +172,15 @@ mod tests {
     fn work_nearest_to_the_consumer_goes_first() {
         let pool = Pool::new(Scheduler::single_threaded()).unwrap();
         let (log, order) = mpsc::channel();
-        for (level, name) in [(Level::Decode, 'd'), (Level::Deliver, 'a'), (Level::Transform, 'c'), (Level::Decode, 'e'), (Level::Collate, 'b')] {
+        for (level, name) in
+            [(Level::Decode, 'c'), (Level::Transform, 'b'), (Level::Decode, 'd'), (Level::Collate, 'a')]
+        {
             let log = log.clone();
             pool.submit(level, move |_| log.send(name).unwrap());
         }
         while pool.run_one() {}
         drop(log);
-        assert_eq!(order.iter().collect::<String>(), "abcde");
+        assert_eq!(order.iter().collect::<String>(), "abcd");
     }
 
     #[test]

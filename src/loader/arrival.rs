@@ -196,7 +196,9 @@ impl ArrivalDriver {
         };
         self.waits_for_room = false;
         self.needs_piece = false;
-        let (Some(mut pass), source, epoch) = (self.pass.take(), self.source.clone(), self.epoch) else { return started };
+        let (Some(mut pass), source, epoch) = (self.pass.take(), self.source.clone(), self.epoch) else {
+            return started;
+        };
         started.tasks += 1;
         run.submit(Level::Decode, move |run, _| {
             if let Some((piece, _grant)) = supplied {

@@ -93,12 +93,14 @@ impl Assembly {
         self.rows.clear();
         let len = evaluated.rows.len();
         let chunk = run.shared.chunk_rows;
-        self.rows.extend((0..len).step_by(chunk.min(len).max(1)).map(|start| evaluated.rows.slice(start, chunk.min(len - start))));
+        self.rows.extend(
+            (0..len).step_by(chunk.min(len).max(1)).map(|start| evaluated.rows.slice(start, chunk.min(len - start))),
+        );
         Ok(())
     }
 
     /// Shares the rows out to the lanes and allocates their batches.
-    fn lay_out(self, run: &Run, mut grant: Grant) -> Result<(Arc<Work>, Vec<(usize, usize, Rows, Slots)>)> {
+    fn lay_out(self, run: &Run, mut grant: Grant) -> Result<(Arc<Work>, Vec<Fill>)> {
         let shared = &run.shared;
         let lanes = run.devices.len();
         let total: usize = self.rows.iter().map(Rows::len).sum();
@@ -114,7 +116,7 @@ impl Assembly {
             for (rows, slots) in rows.into_iter().zip(slots) {
                 let at = first_row;
                 first_row += rows.len();
-                tasks.push((lane, at, rows, slots));
+                tasks.push(Fill { at, rows, slots });
             }
             parts.push(Part { filling, samples, start, grant: share });
         }
@@ -156,6 +158,14 @@ struct Work {
     _kept: Vec<Kept>,
 }
 
+/// One chunk of rows to be written.
+struct Fill {
+    /// Number of its first row, counted over all lanes.
+    at: usize,
+    rows: Rows,
+    slots: Slots,
+}
+
 /// A lane's part of it.
 struct Part {
     filling: Filling,
@@ -166,23 +176,24 @@ struct Part {
 }
 
 impl Work {
-    fn fill(self: Arc<Self>, run: &Run, mut tasks: Vec<(usize, usize, Rows, Slots)>, scratch: &mut Scratch) {
+    fn fill(self: Arc<Self>, run: &Run, mut tasks: Vec<Fill>, scratch: &mut Scratch) {
         // The last chunk is filled here: where there is only one, nothing is handed over.
         let last = tasks.pop();
-        for (_, at, rows, slots) in tasks {
+        for task in tasks {
             let work = self.clone();
-            run.submit(Level::Collate, move |run, scratch| work.fill_chunk(run, at, &rows, slots, scratch));
+            run.submit(Level::Collate, move |run, scratch| work.fill_chunk(run, task, scratch));
         }
-        if let Some((_, at, rows, slots)) = last {
-            self.fill_chunk(run, at, &rows, slots, scratch);
+        if let Some(task) = last {
+            self.fill_chunk(run, task, scratch);
         }
     }
 
-    fn fill_chunk(&self, run: &Run, at: usize, rows: &Rows, slots: Slots, scratch: &mut Scratch) {
+    fn fill_chunk(&self, run: &Run, Fill { at, rows, slots }: Fill, scratch: &mut Scratch) {
         let layouts = &run.shared.pipeline.layouts;
         let counters = &run.shared.counters;
         let start = Instant::now();
-        let filled = no_panic(|| Ok(collate::fill(layouts, rows, slots, scratch))).unwrap_or_else(|e| Err((0, e.stage("image"))));
+        let filled = no_panic(|| Ok(collate::fill(layouts, &rows, slots, scratch)))
+            .unwrap_or_else(|e| Err((0, e.stage("image"))));
         let images = layouts.iter().any(|layout| layout.image.is_some());
         let counter = if images { &counters.image } else { &counters.collate };
         counter.busy(start.elapsed());

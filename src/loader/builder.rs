@@ -8,9 +8,9 @@ use super::lower::{BatchSpec, Leaf, Request, lower, requests};
 use super::run::Shared;
 use super::{Current, Loader, World};
 use crate::batch::buffer::Allocator;
+use crate::dataset::Dataset;
 use crate::dataset::graph::{Function, Node, visit};
 use crate::dataset::validate::{all_of, mistakes};
-use crate::dataset::Dataset;
 use crate::device::{Device, copier_for};
 use crate::engine::budget::Account;
 use crate::engine::io::Io;
@@ -225,7 +225,10 @@ fn check_budget(shared: &Shared) -> Result<()> {
     if needed > shared.account.total() {
         return Err(Error::new(
             crate::ErrorKind::Memory,
-            format!("a block of {largest} bytes and batches of {batches} do not fit a budget of {}", shared.account.total()),
+            format!(
+                "a block of {largest} bytes and batches of {batches} do not fit a budget of {}",
+                shared.account.total()
+            ),
         )
         .advice(format!("take .budget(Budget::mebibytes({})) or more", needed.div_ceil(1 << 20))));
     }

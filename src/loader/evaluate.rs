@@ -130,7 +130,9 @@ impl Env<'_> {
         let rows = match at[..] {
             // The rows of a block as they stand: no copy. A failed block has no rows; its schema does not matter then.
             [(slot, first), ..] if in_sequence => sources[slot].slice(first, at.len()),
-            [] => sources.first().map_or_else(|| RecordBatch::new_empty(Arc::new(Schema::empty())), |rows| rows.slice(0, 0)),
+            [] => sources
+                .first()
+                .map_or_else(|| RecordBatch::new_empty(Arc::new(Schema::empty())), |rows| rows.slice(0, 0)),
             _ => {
                 let wanted = at[0].0;
                 let usable: Vec<&RecordBatch> =
@@ -164,7 +166,10 @@ impl Env<'_> {
     fn apply_to_nothing(&self, stage: &Stage, mut input: Evaluated) -> Evaluated {
         let empty: Vec<(Column, ArrayRef)> = match &stage.function {
             Function::Map { outputs, .. } | Function::MapBatch { outputs, .. } | Function::FlatMap { outputs, .. } => {
-                outputs.iter().map(|column| (column.clone(), arrow::array::new_empty_array(&column.arrow_type()))).collect()
+                outputs
+                    .iter()
+                    .map(|column| (column.clone(), arrow::array::new_empty_array(&column.arrow_type())))
+                    .collect()
             }
             _ => Vec::new(),
         };
@@ -188,7 +193,11 @@ impl Env<'_> {
         match &stage.function {
             Function::Select { columns } => {
                 let schema = input.rows.rows.schema();
-                let indices = columns.iter().map(|name| schema.index_of(name)).collect::<Result<Vec<_>, _>>().map_err(internal)?;
+                let indices = columns
+                    .iter()
+                    .map(|name| schema.index_of(name))
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(internal)?;
                 let rows = input.rows.rows.project(&indices).map_err(internal)?;
                 Ok(Evaluated { rows: Rows { rows, ..input.rows }, ..input })
             }
@@ -213,7 +222,8 @@ impl Env<'_> {
             }
             Function::MapBatch { outputs, f } => {
                 let contexts: Vec<Context> = input.rows.samples.iter().map(|&s| self.context(stage.key, s)).collect();
-                let mapped = no_panic(|| f(&contexts, &input.rows.rows)).and_then(|rows| check_output(outputs, &rows, len));
+                let mapped =
+                    no_panic(|| f(&contexts, &input.rows.rows)).and_then(|rows| check_output(outputs, &rows, len));
                 match mapped {
                     Ok(arrays) => {
                         let rows = with_columns(&input.rows.rows, arrays)?;
@@ -249,7 +259,9 @@ impl Env<'_> {
                         Ok(rows) => {
                             from.extend(std::iter::repeat_n(index as u32, rows));
                             // Parts of parts stay distinct for up to 2^12 rows made of each.
-                            parts.extend((0..rows as u32).map(|part| sample.part.wrapping_mul(1 << 12).wrapping_add(part)));
+                            parts.extend(
+                                (0..rows as u32).map(|part| sample.part.wrapping_mul(1 << 12).wrapping_add(part)),
+                            );
                         }
                         Err(error) => {
                             failed = Some(blame(index, error));
@@ -264,13 +276,17 @@ impl Env<'_> {
             }
             Function::Image { column, image } => {
                 let (dtype, shape) = image.output()?;
-                let encoded = input.rows.rows.column_by_name(column).and_then(|array| array.as_binary_view_opt().cloned());
-                let encoded = encoded.ok_or_else(|| Error::new(ErrorKind::Schema, "not a column of bytes").column(column.as_str()))?;
+                let encoded =
+                    input.rows.rows.column_by_name(column).and_then(|array| array.as_binary_view_opt().cloned());
+                let encoded = encoded
+                    .ok_or_else(|| Error::new(ErrorKind::Schema, "not a column of bytes").column(column.as_str()))?;
                 let sample_bytes = shape.iter().product::<usize>() * dtype.size().unwrap_or(1);
                 let mut pixels = vec![0f32; (len * sample_bytes).div_ceil(4)];
                 let slots: &mut [u8] = bytemuck::cast_slice_mut(&mut pixels);
                 let mut failed = None;
-                for (row, (sample, slot)) in input.rows.samples.iter().zip(slots.chunks_exact_mut(sample_bytes)).enumerate() {
+                for (row, (sample, slot)) in
+                    input.rows.samples.iter().zip(slots.chunks_exact_mut(sample_bytes)).enumerate()
+                {
                     let key = sample.key(stage.key);
                     if let Err(error) = no_panic(|| image.decode_into(encoded.value(row), key, slot, scratch)) {
                         failed = Some((row, blame(row, error.stage("image").column(column.as_str()))));
@@ -376,13 +392,16 @@ fn regather(parts: &[Evaluated], from: &[(u32, u32)]) -> Result<Evaluated> {
             samples.push(evaluated.rows.samples[row]);
         }
     }
-    let sources: Vec<&RecordBatch> = parts.iter().map(|part| &part.rows.rows).filter(|rows| rows.num_columns() > 0).collect();
+    let sources: Vec<&RecordBatch> =
+        parts.iter().map(|part| &part.rows.rows).filter(|rows| rows.num_columns() > 0).collect();
     let rows = match sources.first() {
         None => RecordBatch::new_empty(Arc::new(Schema::empty())),
         Some(first) if at.is_empty() => first.slice(0, 0),
         Some(first) => {
-            let sources: Vec<&RecordBatch> =
-                parts.iter().map(|part| if part.rows.rows.num_columns() > 0 { &part.rows.rows } else { *first }).collect();
+            let sources: Vec<&RecordBatch> = parts
+                .iter()
+                .map(|part| if part.rows.rows.num_columns() > 0 { &part.rows.rows } else { *first })
+                .collect();
             interleave_record_batch(&sources, &at).map_err(internal)?
         }
     };
@@ -402,7 +421,8 @@ fn zip(parts: Vec<Evaluated>) -> Result<Evaluated> {
         let columns: Vec<_> = part.schema_ref().fields().iter().zip(part.columns()).collect();
         let new = columns.into_iter().filter(|(field, _)| rows.column_by_name(field.name()).is_none());
         let new: Vec<(Arc<Field>, ArrayRef)> = new.map(|(field, array)| (field.clone(), array.clone())).collect();
-        let fields: Vec<Arc<Field>> = rows.schema_ref().fields().iter().cloned().chain(new.iter().map(|n| n.0.clone())).collect();
+        let fields: Vec<Arc<Field>> =
+            rows.schema_ref().fields().iter().cloned().chain(new.iter().map(|n| n.0.clone())).collect();
         let arrays = rows.columns().iter().cloned().chain(new.into_iter().map(|n| n.1)).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(shortest));
         rows = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options).map_err(internal)?;
@@ -419,15 +439,23 @@ fn check_output(outputs: &[Column], rows: &RecordBatch, len: usize) -> Result<Ve
     }
     let column = |column: &Column| {
         let array = rows.column_by_name(column.name());
-        let array = array.ok_or_else(|| Error::new(ErrorKind::Transform, "declared as an output, but not returned").column(column.name().clone()))?;
+        let array = array.ok_or_else(|| {
+            Error::new(ErrorKind::Transform, "declared as an output, but not returned").column(column.name().clone())
+        })?;
         let wanted = column.arrow_type();
-        let array = if array.data_type() == &wanted { array.clone() } else {
+        let array = if array.data_type() == &wanted {
+            array.clone()
+        } else {
             arrow::compute::cast(array, &wanted).map_err(|e| {
-                Error::new(ErrorKind::Transform, format!("returned as {}, declared {column}", array.data_type())).because(e).column(column.name().clone())
+                Error::new(ErrorKind::Transform, format!("returned as {}, declared {column}", array.data_type()))
+                    .because(e)
+                    .column(column.name().clone())
             })?
         };
         if array.null_count() > 0 {
-            return Err(Error::new(ErrorKind::Transform, "null values cannot become tensors").column(column.name().clone()));
+            return Err(
+                Error::new(ErrorKind::Transform, "null values cannot become tensors").column(column.name().clone())
+            );
         }
         Ok((column.clone(), array))
     };

@@ -118,7 +118,13 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
         conflicts: Vec<Error>,
     }
     impl<'a> Walk<'a> {
-        fn go(&mut self, node: &'a Arc<Node>, wanted: Option<Vec<Column>>, shuffle: Option<Shuffle>, needs_index: Option<&'static str>) {
+        fn go(
+            &mut self,
+            node: &'a Arc<Node>,
+            wanted: Option<Vec<Column>>,
+            shuffle: Option<Shuffle>,
+            needs_index: Option<&'static str>,
+        ) {
             match &**node {
                 Node::Files(files) => self.request(node, files, wanted, shuffle, needs_index),
                 Node::Columns { input, columns } => self.go(input, Some(columns.clone()), shuffle, needs_index),
@@ -126,7 +132,9 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
                     let again = shuffle.is_some().then_some("two shuffles");
                     self.go(input, wanted, shuffle.or(Some(*mode)), needs_index.or(again));
                 }
-                Node::Apply { input, function: Function::Image { .. }, .. } | Node::Pad { input, .. } | Node::Batch { input, .. } => {
+                Node::Apply { input, function: Function::Image { .. }, .. }
+                | Node::Pad { input, .. }
+                | Node::Batch { input, .. } => {
                     self.go(input, wanted, shuffle, needs_index);
                 }
                 Node::Enumerate { input, column } => {
@@ -134,7 +142,9 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
                     self.go(input, wanted, shuffle, needs_index.or(Some("enumerate")));
                 }
                 Node::Take { input, .. } => self.go(input, wanted, shuffle, needs_index),
-                Node::Prefetch { input, .. } | Node::Remainder { input, .. } => self.go(input, wanted, shuffle, needs_index),
+                Node::Prefetch { input, .. } | Node::Remainder { input, .. } => {
+                    self.go(input, wanted, shuffle, needs_index)
+                }
                 Node::Apply { input, .. } => self.go(input, None, shuffle, needs_index),
                 other => {
                     let reason = match other {
@@ -152,13 +162,21 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
             }
         }
 
-        fn request(&mut self, node: &'a Arc<Node>, files: &'a Files, wanted: Option<Vec<Column>>, shuffle: Option<Shuffle>, needs_index: Option<&'static str>) {
+        fn request(
+            &mut self,
+            node: &'a Arc<Node>,
+            files: &'a Files,
+            wanted: Option<Vec<Column>>,
+            shuffle: Option<Shuffle>,
+            needs_index: Option<&'static str>,
+        ) {
             let Some((.., known)) = self.found.iter_mut().find(|(n, ..)| Arc::ptr_eq(n, node)) else {
                 self.found.push((node, files, Request { columns: wanted, shuffle, needs_index }));
                 return;
             };
             known.needs_index = known.needs_index.or(needs_index);
-            known.shuffle = [known.shuffle, shuffle].into_iter().flatten().max_by_key(|s| s.samples().unwrap_or(u64::MAX));
+            known.shuffle =
+                [known.shuffle, shuffle].into_iter().flatten().max_by_key(|s| s.samples().unwrap_or(u64::MAX));
             // One branch that wants what there is makes all of it be parsed.
             known.columns = match (known.columns.take(), wanted) {
                 (Some(mut columns), Some(wanted)) => {
@@ -214,7 +232,12 @@ struct Lowering<'a> {
 }
 
 /// Lowers a validated graph whose file nodes were opened.
-pub(crate) fn lower(dataset: &Dataset, opened: &HashMap<*const Node, Leaf>, steps: Steps, seed: u64) -> Result<Pipeline> {
+pub(crate) fn lower(
+    dataset: &Dataset,
+    opened: &HashMap<*const Node, Leaf>,
+    steps: Steps,
+    seed: u64,
+) -> Result<Pipeline> {
     let spec = BatchSpec::of(dataset);
     let mut lowering = Lowering {
         opened,
@@ -253,15 +276,20 @@ pub(crate) fn lower(dataset: &Dataset, opened: &HashMap<*const Node, Leaf>, step
     }
     if expands && steps.world > 1 {
         lowering.mistakes.push(
-            Error::config(format!("the {} ranks would take different numbers of steps behind a filter or flat_map", steps.world))
-                .advice("filter when the shards are written, or train with one rank"),
+            Error::config(format!(
+                "the {} ranks would take different numbers of steps behind a filter or flat_map",
+                steps.world
+            ))
+            .advice("filter when the shards are written, or train with one rank"),
         );
     }
     let mut layouts = Vec::new();
     for Carried { column, pad, image, .. } in lowered.columns {
         let ragged = matches!(column.shape(), Shape::Ragged(_)) && column.dtype() != Dtype::Bytes;
         if pad.is_some() && !ragged {
-            lowering.mistakes.push(Error::config(format!("`{column}` is padded, but is not ragged")).advice("remove its .pad()"));
+            lowering
+                .mistakes
+                .push(Error::config(format!("`{column}` is padded, but is not ragged")).advice("remove its .pad()"));
         }
         layouts.push(Layout { column, pad: pad.unwrap_or_default(), image: image.map(|(image, key, _)| (image, key)) });
     }
@@ -301,7 +329,10 @@ impl Lowering<'_> {
     }
 
     fn node(&mut self, node: &Arc<Node>) -> Lowered {
-        let boxed = |lowered: Lowered, make: &dyn Fn(Box<Order>) -> Order| Lowered { order: make(Box::new(lowered.order)), ..lowered };
+        let boxed = |lowered: Lowered, make: &dyn Fn(Box<Order>) -> Order| Lowered {
+            order: make(Box::new(lowered.order)),
+            ..lowered
+        };
         match &**node {
             Node::Files(_) => self.leaf(node, self.opened[&Arc::as_ptr(node)].clone()),
             Node::Source(source) => self.leaf(node, Leaf::Indexed(source.clone())),
@@ -326,9 +357,14 @@ impl Lowering<'_> {
             Node::Interleave { input, cycle, run } => {
                 let lowered = self.node(input);
                 match lowered.order.shards() {
-                    Some(shards) => boxed(lowered, &|input| Order::Interleave { lanes: Lanes::new(&shards, *cycle, *run), input }),
+                    Some(shards) => {
+                        boxed(lowered, &|input| Order::Interleave { lanes: Lanes::new(&shards, *cycle, *run), input })
+                    }
                     None => {
-                        self.mistake("interleave needs the shards of one source below it".into(), "put .interleave() right behind the source");
+                        self.mistake(
+                            "interleave needs the shards of one source below it".into(),
+                            "put .interleave() right behind the source",
+                        );
                         lowered
                     }
                 }
@@ -336,10 +372,14 @@ impl Lowering<'_> {
             Node::Concat { inputs } => {
                 let parts: Vec<Lowered> = inputs.iter().map(|input| self.node(input)).collect();
                 let parts: Vec<Lowered> = parts.into_iter().map(|part| self.decode_images(part)).collect();
-                let names = |lowered: &Lowered| lowered.columns.iter().map(|c| c.column.to_string()).collect::<Vec<_>>();
+                let names =
+                    |lowered: &Lowered| lowered.columns.iter().map(|c| c.column.to_string()).collect::<Vec<_>>();
                 if let Some(other) = parts[1..].iter().find(|part| names(part) != names(&parts[0])) {
                     let (first, other) = (names(&parts[0]).join(", "), names(other).join(", "));
-                    self.mistake(format!("concat of different columns: {first} and {other}"), "choose the same with .columns() in both");
+                    self.mistake(
+                        format!("concat of different columns: {first} and {other}"),
+                        "choose the same with .columns() in both",
+                    );
                 }
                 let mut columns = parts[0].columns.clone();
                 columns.iter_mut().for_each(|carried| carried.leaf = None);
@@ -382,13 +422,16 @@ impl Lowering<'_> {
                 }
                 lowered
             }
-            Node::Batch { input, .. } | Node::Remainder { input, .. } | Node::Prefetch { input, .. } => self.node(input),
+            Node::Batch { input, .. } | Node::Remainder { input, .. } | Node::Prefetch { input, .. } => {
+                self.node(input)
+            }
         }
     }
 
     fn no_column(&mut self, columns: &[Carried], name: &str, verb: &str) {
         let names: Vec<_> = columns.iter().map(|c| c.column.name().as_ref()).collect();
-        let error = Error::new(ErrorKind::Schema, format!("{verb} of a column {name:?}; these exist: {}", names.join(", ")));
+        let error =
+            Error::new(ErrorKind::Schema, format!("{verb} of a column {name:?}; these exist: {}", names.join(", ")));
         self.mistakes.push(error.advice("look at the spelling, and at what .columns() before it leaves"));
     }
 
@@ -407,7 +450,9 @@ impl Lowering<'_> {
         let carried = |column: &Column| Carried { column: column.clone(), leaf: Some(at), pad: None, image: None };
         let columns = leaf.columns().iter().map(carried).collect();
         let order = match leaf {
-            Leaf::Indexed(source) => Order::Rows { leaf: at, catalog: Arc::new(source.catalog().clone()), first_id: *first_id },
+            Leaf::Indexed(source) => {
+                Order::Rows { leaf: at, catalog: Arc::new(source.catalog().clone()), first_id: *first_id }
+            }
             Leaf::Arriving(_) => Order::Arrival { leaf: at, key: self.seed.with("arrival"), buffer: 1, segment: None },
         };
         Lowered { order, columns }
@@ -421,7 +466,9 @@ impl Lowering<'_> {
                 None => self.no_column(&lowered.columns, want.name(), ".columns()"),
                 Some(carried) => {
                     let have = &carried.column;
-                    if carried.image.is_none() && (have.dtype() != want.dtype() || !same_extent(have.shape(), want.shape())) {
+                    if carried.image.is_none()
+                        && (have.dtype() != want.dtype() || !same_extent(have.shape(), want.shape()))
+                    {
                         self.mistake(
                             format!("`{have}` is declared as `{want}`"),
                             "declare what there is, or compute another column with .map()",
@@ -447,7 +494,9 @@ impl Lowering<'_> {
 
     /// Adds a user's function and what it does to the columns.
     fn stage(&mut self, name: &str, function: &Function, columns: &mut Vec<Carried>) -> usize {
-        if let Function::Map { outputs, .. } | Function::MapBatch { outputs, .. } | Function::FlatMap { outputs, .. } = function {
+        if let Function::Map { outputs, .. } | Function::MapBatch { outputs, .. } | Function::FlatMap { outputs, .. } =
+            function
+        {
             for output in outputs {
                 let made = Carried { column: output.clone(), leaf: None, pad: None, image: None };
                 match columns.iter_mut().find(|c| c.column.name() == output.name()) {
@@ -474,7 +523,8 @@ impl Lowering<'_> {
             self.no_column(&lowered.columns, column, ".image()");
             return lowered;
         };
-        if carried.column.dtype() != Dtype::Bytes || *carried.column.shape() != Shape::Scalar || carried.image.is_some() {
+        if carried.column.dtype() != Dtype::Bytes || *carried.column.shape() != Shape::Scalar || carried.image.is_some()
+        {
             let found = carried.column.clone();
             self.mistake(format!("`{found}` holds no encoded images"), "name a column of bytes, and decode it once");
             return lowered;

@@ -100,8 +100,11 @@ impl Loader {
     pub fn split(&mut self, devices: &[Device]) -> Result<Vec<Epoch>> {
         let batch = self.shared.pipeline.steps.batch / self.shared.pipeline.steps.world;
         if devices.is_empty() || !batch.is_multiple_of(devices.len() as u64) {
-            return Err(crate::Error::config(format!("a batch of {batch} cannot be shared by {} devices", devices.len()))
-                .advice("make the batch a multiple of the number of devices"));
+            return Err(crate::Error::config(format!(
+                "a batch of {batch} cannot be shared by {} devices",
+                devices.len()
+            ))
+            .advice("make the batch a multiple of the number of devices"));
         }
         let deliveries = devices.iter().map(|&device| copier_for(device)).collect::<Result<Vec<_>>>()?;
         let mut current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -121,7 +124,8 @@ impl Loader {
     /// an index, and for endless data sets.
     pub fn steps_per_epoch(&self) -> Option<u64> {
         let pipeline = &self.shared.pipeline;
-        let rows = pipeline.order.rows().filter(|&rows| rows != ENDLESS && !pipeline.expands && !pipeline.order.arrives())?;
+        let rows =
+            pipeline.order.rows().filter(|&rows| rows != ENDLESS && !pipeline.expands && !pipeline.order.arrives())?;
         Some(pipeline.steps.per_epoch(rows))
     }
 

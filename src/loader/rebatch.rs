@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::assemble::Assembly;
-use super::run::{Evaluation, EvaluatedChunk, Kept, Run};
+use super::run::{EvaluatedChunk, Evaluation, Kept, Run};
 use crate::batch::collate::Rows;
 use crate::error::Error;
 use crate::plan::steps::Steps;

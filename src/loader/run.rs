@@ -90,6 +90,13 @@ struct Entry {
     rows_left: Option<u64>,
 }
 
+impl Entry {
+    /// Whether it can be forgotten once no ticket needs it: nothing is under way for it, and it can be read again.
+    fn is_settled(&self) -> bool {
+        self.rows_left.is_none() && matches!(self.stage, BlockStage::Wanted | BlockStage::Ready(_))
+    }
+}
+
 enum BlockStage {
     Wanted,
     Fetching(#[expect(dead_code, reason = "held to be dropped: dropping it ends the fetch")] Option<Cancel>),
@@ -370,7 +377,11 @@ impl Run {
         self.shared.pool.submit(level, move |worker| {
             if let Some(run) = this.upgrade().filter(|run| !run.is_cancelled()) {
                 // Tasks catch what user functions do; a panic that comes this far is a fault of ours. The loop hears of it.
-                if let Err(error) = no_panic(|| Ok(f(&run, worker.scratch::<Scratch>()))) {
+                let done = no_panic(|| {
+                    f(&run, worker.scratch::<Scratch>());
+                    Ok(())
+                });
+                if let Err(error) = done {
                     run.lock().fail(error);
                     run.changed.notify_all();
                 }
@@ -410,12 +421,17 @@ impl Run {
             }
         });
         self.submit(Level::Decode, move |run, _| {
-            let Leaf::Indexed(source) = &run.shared.pipeline.leaves[key.leaf] else { unreachable!("only indexed blocks are fetched") };
-            let decoded = bytes.map_err(|e| e.stage("read")).and_then(|bytes| run.decode(|| source.decode(key.block as usize, bytes)));
+            let Leaf::Indexed(source) = &run.shared.pipeline.leaves[key.leaf] else {
+                unreachable!("only indexed blocks are fetched")
+            };
+            let decoded = bytes
+                .map_err(|e| e.stage("read"))
+                .and_then(|bytes| run.decode(|| source.decode(key.block as usize, bytes)));
             let rows = source.catalog().block_rows(key.block as usize);
             let decoded = decoded.and_then(|decoded| match decoded.rows.num_rows() as u64 {
                 found if found == rows => Ok(decoded),
-                found => Err(Error::corrupt(format!("{found} rows, where the catalog says {rows}")).advice("build the index anew")),
+                found => Err(Error::corrupt(format!("{found} rows, where the catalog says {rows}"))
+                    .advice("build the index anew")),
             });
             let shard = source.catalog().shard_name(source.catalog().shard_of(key.block as usize)).clone();
             run.decoded(key, grant, decoded.map_err(|e| e.stage("decode").url(shard).block(u64::from(key.block))));
@@ -428,7 +444,10 @@ impl Run {
         let decoded = no_panic(f);
         self.shared.counters.decode.busy(start.elapsed());
         if let Ok(decoded) = &decoded {
-            self.shared.counters.decode.add(decoded.rows.num_rows() as u64, decoded.rows.get_array_memory_size() as u64);
+            self.shared
+                .counters
+                .decode
+                .add(decoded.rows.num_rows() as u64, decoded.rows.get_array_memory_size() as u64);
         }
         decoded
     }
@@ -437,7 +456,10 @@ impl Run {
     pub(crate) fn decoded(&self, key: BlockKey, grant: Grant, decoded: Result<Decoded>) {
         let (decoded, failed) = match decoded {
             Ok(decoded) => (decoded, None),
-            Err(error) => (Decoded::good(arrow::array::RecordBatch::new_empty(Arc::new(arrow::datatypes::Schema::empty()))), Some(error)),
+            Err(error) => (
+                Decoded::good(arrow::array::RecordBatch::new_empty(Arc::new(arrow::datatypes::Schema::empty()))),
+                Some(error),
+            ),
         };
         let block = Arc::new(Block { decoded, failed, _grant: Some(grant) });
         self.update(|state| {
@@ -445,6 +467,10 @@ impl Run {
             state.in_flight -= 1;
             let Some(entry) = state.blocks.get_mut(&key) else { return };
             entry.stage = BlockStage::Ready(block);
+            if entry.hold < state.popped && entry.is_settled() {
+                state.blocks.remove(&key);
+                return;
+            }
             for number in std::mem::take(&mut entry.waiting) {
                 if let Some(at) = number.checked_sub(state.first) {
                     state.tickets[at as usize].missing -= 1;
@@ -486,18 +512,31 @@ impl State {
 
     fn account_stages(&self, counters: &Counters, time: Duration) {
         let undelivered = self.undelivered();
-        let front_missing = self.tickets.get((self.started - self.first) as usize).is_some_and(|ticket| ticket.missing > 0);
+        let front_missing =
+            self.tickets.get((self.started - self.first) as usize).is_some_and(|ticket| ticket.missing > 0);
         if self.fetching == 0 && (!self.needs.is_empty() || undelivered > 0) {
             counters.read.waited_for_room(time);
         }
         if self.decoding == 0 {
-            if self.fetching > 0 { counters.decode.waited_for_input(time) } else { counters.decode.waited_for_room(time) }
+            if self.fetching > 0 {
+                counters.decode.waited_for_input(time)
+            } else {
+                counters.decode.waited_for_room(time)
+            }
         }
         if self.started == self.popped {
-            if front_missing { counters.transform.waited_for_input(time) } else { counters.transform.waited_for_room(time) }
+            if front_missing {
+                counters.transform.waited_for_input(time)
+            } else {
+                counters.transform.waited_for_room(time)
+            }
         }
         if self.assigned == self.taken {
-            if undelivered == 0 { counters.collate.waited_for_input(time) } else { counters.collate.waited_for_room(time) }
+            if undelivered == 0 {
+                counters.collate.waited_for_input(time)
+            } else {
+                counters.collate.waited_for_room(time)
+            }
         }
     }
 
@@ -510,7 +549,11 @@ impl State {
             return WaitedFor::Transform;
         }
         let Some(ticket) = self.tickets.front() else {
-            return if self.drivers.values().any(ArrivalDriver::is_decoding) { WaitedFor::Decode } else { WaitedFor::Read };
+            return if self.drivers.values().any(ArrivalDriver::is_decoding) {
+                WaitedFor::Decode
+            } else {
+                WaitedFor::Read
+            };
         };
         let stages = ticket.blocks.iter().filter_map(|key| self.blocks.get(key)).map(|entry| match entry.stage {
             BlockStage::Fetching(_) => WaitedFor::Read,
@@ -519,7 +562,8 @@ impl State {
             BlockStage::Ready(_) => WaitedFor::Transform,
         });
         let stages: Vec<WaitedFor> = stages.collect();
-        let first = [WaitedFor::Read, WaitedFor::Budget, WaitedFor::Decode].into_iter().find(|stage| stages.contains(stage));
+        let first =
+            [WaitedFor::Read, WaitedFor::Budget, WaitedFor::Decode].into_iter().find(|stage| stages.contains(stage));
         first.unwrap_or(WaitedFor::Transform)
     }
 
@@ -572,13 +616,17 @@ impl State {
 
     /// Nothing runs, nothing is ready, and what is needed next does not fit the budget.
     fn is_stuck(&self, shared: &Shared) -> Option<Error> {
-        if self.in_flight > 0 || self.out.is_ready() || self.failed {
+        let waits = self.lanes.iter().all(|lane| lane.items.is_empty());
+        if self.in_flight > 0 || self.out.is_ready() || self.failed || !waits {
             return None;
         }
         let wanted = match (self.stalled.front(), self.needs.front()) {
             (Some(assembly), _) => assembly.bytes,
             (None, Some(key)) => self.blocks.get(key).map_or(0, |entry| entry.bytes) + self.reserve(shared),
-            (None, None) => self.drivers.values().find_map(ArrivalDriver::wanted_bytes)? + self.reserve(shared),
+            (None, None) => match self.drivers.values().find_map(ArrivalDriver::wanted_bytes) {
+                Some(bytes) => bytes + self.reserve(shared),
+                None => return Some(Error::new(ErrorKind::Panicked, "nothing is under way and nothing can be: a fault of forebay")),
+            },
         };
         let (total, used) = (shared.account.total(), shared.account.used());
         let smallest = (used + wanted).div_ceil(1 << 20);
@@ -587,14 +635,17 @@ impl State {
                 ErrorKind::Memory,
                 format!("the plan needs {} bytes more than the {used} in flight, of a budget of {total}", wanted),
             )
-            .advice(format!("take .budget(Budget::mebibytes({smallest})) or more, or a smaller shuffle buffer or batch")),
+            .advice(format!(
+                "take .budget(Budget::mebibytes({smallest})) or more, or a smaller shuffle buffer or batch"
+            )),
         )
     }
 
     /// Bytes kept free for batches that are still to be laid out.
     fn reserve(&self, shared: &Shared) -> u64 {
         let window = shared.pipeline.prefetch as u64 + 1;
-        self.batch_bytes.saturating_mul(window.saturating_sub(self.undelivered()).max(u64::from(!self.stalled.is_empty())))
+        self.batch_bytes
+            .saturating_mul(window.saturating_sub(self.undelivered()).max(u64::from(!self.stalled.is_empty())))
     }
 
     /// Takes every decision that can be taken now.
@@ -644,9 +695,13 @@ impl State {
 
     /// Asks for one block, if it is wanted; `false` when the budget has no room.
     fn ask(&mut self, run: &Run, key: BlockKey, reserve: u64) -> bool {
-        let Some(entry) = self.blocks.get_mut(&key).filter(|entry| matches!(entry.stage, BlockStage::Wanted)) else { return true };
+        let Some(entry) = self.blocks.get_mut(&key).filter(|entry| matches!(entry.stage, BlockStage::Wanted)) else {
+            return true;
+        };
         let Some(grant) = run.shared.account.grant(entry.bytes, reserve) else { return false };
-        let Leaf::Indexed(source) = &run.shared.pipeline.leaves[key.leaf] else { unreachable!("blocks that arrive are not asked for") };
+        let Leaf::Indexed(source) = &run.shared.pipeline.leaves[key.leaf] else {
+            unreachable!("blocks that arrive are not asked for")
+        };
         self.in_flight += 1;
         match source.fetch(key.block as usize) {
             Some(future) => {
@@ -659,7 +714,11 @@ impl State {
                 let source = source.clone();
                 run.submit(Level::Decode, move |run, _| {
                     let decoded = run.decode(|| source.decode(key.block as usize, Bytes::new()));
-                    run.decoded(key, grant, decoded.map_err(|e| e.stage("decode").url(source.name()).block(u64::from(key.block))));
+                    run.decoded(
+                        key,
+                        grant,
+                        decoded.map_err(|e| e.stage("decode").url(source.name()).block(u64::from(key.block))),
+                    );
                 });
             }
         }
@@ -783,7 +842,8 @@ impl State {
             self.releases.pop();
             match self.blocks.get(&key) {
                 Some(entry) if entry.hold > number => self.releases.push(Reverse((entry.hold, key))),
-                Some(entry) if entry.rows_left.is_none() => _ = self.blocks.remove(&key),
+                Some(entry) if entry.is_settled() => _ = self.blocks.remove(&key),
+                // Under way: it goes when it comes.
                 _ => {}
             }
         }
@@ -794,7 +854,9 @@ impl State {
         let unstarted = self.tickets.len() as u64;
         let bytes: u64 = self.tickets.iter().map(|ticket| ticket.bytes).sum();
         let near = unstarted < 2;
-        let far = unstarted < TICKETS_AHEAD && self.needs.is_empty() && bytes < READ_AHEAD.min(run.shared.account.total() / 4);
+        let far = unstarted < TICKETS_AHEAD
+            && self.needs.is_empty()
+            && bytes < READ_AHEAD.min(run.shared.account.total() / 4);
         if self.planned_all || self.failed || !(near || far) {
             return false;
         }
@@ -809,7 +871,9 @@ impl State {
         let per_epoch = match (rows, steps.remainder) {
             (ENDLESS, _) => ENDLESS,
             // What came before damage is delivered whole; and what filters leave is counted behind them.
-            (rows, Remainder::Drop | Remainder::Refuse) if failure.is_some() || pipeline.expands => rows.div_ceil(steps.batch),
+            (rows, Remainder::Drop | Remainder::Refuse) if failure.is_some() || pipeline.expands => {
+                rows.div_ceil(steps.batch)
+            }
             (rows, _) => steps.per_epoch(rows),
         };
         if self.step >= per_epoch || self.cut == Some(self.epoch) {
@@ -837,12 +901,21 @@ impl State {
                 Ok(picked) => {
                     let slot = at % steps.batch;
                     let position = at / steps.batch * share + slot % share;
-                    chunks.push(Chunk { picked, stream: (slot / share - steps.rank * steps.streams / steps.world) as usize, position });
+                    chunks.push(Chunk {
+                        picked,
+                        stream: (slot / share - steps.rank * steps.streams / steps.world) as usize,
+                        position,
+                    });
                 }
                 Err(NeedsRows { leaf, rows }) => {
                     let epoch = self.epoch;
-                    let Leaf::Arriving(source) = &pipeline.leaves[leaf] else { unreachable!("only these show rows little by little") };
-                    let driver = self.drivers.entry(leaf).or_insert_with(|| ArrivalDriver::new(source.clone(), epoch, run.shared.seed));
+                    let Leaf::Arriving(source) = &pipeline.leaves[leaf] else {
+                        unreachable!("only these show rows little by little")
+                    };
+                    let driver = self
+                        .drivers
+                        .entry(leaf)
+                        .or_insert_with(|| ArrivalDriver::new(source.clone(), epoch, run.shared.seed));
                     return driver.want(rows);
                 }
             }
@@ -860,7 +933,15 @@ impl State {
     /// Puts the marker behind the last step, and goes on to the next epoch if somebody may want it.
     fn end_epoch(&mut self, failure: Option<Error>) {
         self.planned_all = !self.go_on || failure.is_some();
-        let ticket = Ticket { epoch: self.epoch, step: self.step, chunks: Vec::new(), blocks: BTreeSet::new(), missing: 0, bytes: 0, end: Some(failure) };
+        let ticket = Ticket {
+            epoch: self.epoch,
+            step: self.step,
+            chunks: Vec::new(),
+            blocks: BTreeSet::new(),
+            missing: 0,
+            bytes: 0,
+            end: Some(failure),
+        };
         self.tickets.push_back(ticket);
         self.epoch += 1;
         self.step = 0;
@@ -962,7 +1043,8 @@ impl State {
         if let Some((rows, first_id)) = arrived {
             self.arrivals[leaf].push(rows, first_id);
             let key = BlockKey { leaf, block, epoch };
-            let entry = Entry { stage: BlockStage::Decoding, hold: 0, waiting: Vec::new(), bytes: 0, rows_left: Some(rows) };
+            let entry =
+                Entry { stage: BlockStage::Decoding, hold: 0, waiting: Vec::new(), bytes: 0, rows_left: Some(rows) };
             self.blocks.insert(key, entry);
             self.in_flight += 1;
             self.decoding += 1;

@@ -44,7 +44,9 @@ impl World {
         let read = |name: &str| match std::env::var(name) {
             Ok(text) => {
                 let number = text.trim().parse::<usize>();
-                number.map(Some).map_err(|e| Error::config(format!("{name} is {text:?}")).because(e).advice("set it to a number"))
+                number
+                    .map(Some)
+                    .map_err(|e| Error::config(format!("{name} is {text:?}")).because(e).advice("set it to a number"))
             }
             Err(_) => Ok(None),
         };

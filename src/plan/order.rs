@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::catalog::Catalog;
-use super::shuffle::ShuffledOrder;
 use super::permutation::Permutation;
+use super::shuffle::ShuffledOrder;
 use crate::random::Key;
 
 /// Set in a pass number for samples that fill up the last batch, so that they are augmented anew.
@@ -111,7 +111,9 @@ impl Picked {
     pub(crate) fn for_each_rows<'a>(&'a self, f: &mut impl FnMut(&'a PickedRows)) {
         match self {
             Picked::Rows(rows) => f(rows),
-            Picked::Gathered { parts, .. } | Picked::Zipped(parts) => parts.iter().for_each(|part| part.for_each_rows(f)),
+            Picked::Gathered { parts, .. } | Picked::Zipped(parts) => {
+                parts.iter().for_each(|part| part.for_each_rows(f))
+            }
             Picked::Enumerated { input, .. } | Picked::Applied { input, .. } => input.for_each_rows(f),
         }
     }
@@ -169,19 +171,49 @@ impl Arrivals {
 #[derive(Clone, Debug)]
 pub(crate) enum Order {
     /// A source with an index, in its own order. `first_id` is the sample id of its row 0.
-    Rows { leaf: usize, catalog: Arc<Catalog>, first_id: u64 },
+    Rows {
+        leaf: usize,
+        catalog: Arc<Catalog>,
+        first_id: u64,
+    },
     /// A source without index, in the order of arrival, shuffled in segments of `buffer` rows.
-    Arrival { leaf: usize, key: Key, buffer: u64, segment: Option<(u64, u64, Permutation)> },
-    Shuffle { order: ShuffledOrder, input: Box<Order> },
-    Interleave { lanes: Lanes, input: Box<Order> },
-    Take { rows: u64, input: Box<Order> },
-    Skip { rows: u64, input: Box<Order> },
+    Arrival {
+        leaf: usize,
+        key: Key,
+        buffer: u64,
+        segment: Option<(u64, u64, Permutation)>,
+    },
+    Shuffle {
+        order: ShuffledOrder,
+        input: Box<Order>,
+    },
+    Interleave {
+        lanes: Lanes,
+        input: Box<Order>,
+    },
+    Take {
+        rows: u64,
+        input: Box<Order>,
+    },
+    Skip {
+        rows: u64,
+        input: Box<Order>,
+    },
     /// Pass after pass of the input, `times` in an epoch.
-    Repeat { times: Option<u64>, input: Box<Order> },
+    Repeat {
+        times: Option<u64>,
+        input: Box<Order>,
+    },
     Concat(Vec<Order>),
     Zip(Vec<Order>),
-    Enumerate { column: usize, input: Box<Order> },
-    Apply { stage: usize, input: Box<Order> },
+    Enumerate {
+        column: usize,
+        input: Box<Order>,
+    },
+    Apply {
+        stage: usize,
+        input: Box<Order>,
+    },
 }
 
 impl Order {
@@ -268,7 +300,13 @@ impl Order {
     ///
     /// While one segment of a shuffled order drains, the blocks of the next are read at the same pace; without this they would
     /// all be asked for at once when it begins. Orders without a buffer give nothing: their next positions are near enough.
-    pub(crate) fn ahead(&mut self, positions: std::ops::Range<u64>, pass: u64, frame: Option<Frame>, out: &mut Vec<Ahead>) {
+    pub(crate) fn ahead(
+        &mut self,
+        positions: std::ops::Range<u64>,
+        pass: u64,
+        frame: Option<Frame>,
+        out: &mut Vec<Ahead>,
+    ) {
         match self {
             Order::Shuffle { order, input } => {
                 for (rows, hold) in order.ahead(positions, pass, frame) {
@@ -318,7 +356,9 @@ impl Order {
         arrivals: &[Arrivals],
     ) -> Result<Picked, NeedsRows> {
         match self {
-            Order::Rows { leaf, catalog, first_id } => Ok(Picked::Rows(pick_rows(*leaf, catalog, *first_id, positions, pass))),
+            Order::Rows { leaf, catalog, first_id } => {
+                Ok(Picked::Rows(pick_rows(*leaf, catalog, *first_id, positions, pass)))
+            }
             Order::Arrival { leaf, key, buffer, segment } => {
                 pick_arrived(*leaf, *key, *buffer, segment, positions, pass, &arrivals[*leaf]).map(Picked::Rows)
             }
@@ -348,7 +388,9 @@ impl Order {
             Order::Concat(inputs) => {
                 let starts: Vec<u64> = inputs
                     .iter()
-                    .scan(0u64, |sum, input| Some(std::mem::replace(sum, sum.saturating_add(input.rows().unwrap_or(ENDLESS)))))
+                    .scan(0u64, |sum, input| {
+                        Some(std::mem::replace(sum, sum.saturating_add(input.rows().unwrap_or(ENDLESS))))
+                    })
                     .collect();
                 let groups = split(positions, |p| {
                     let part = starts.partition_point(|&start| start <= p) - 1;
@@ -559,6 +601,7 @@ impl Lanes {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Shuffle;
     use super::super::steps::{Remainder, Steps};
     use super::*;
 
@@ -658,7 +701,10 @@ mod tests {
         let mut all: Vec<_> = (0..10).step_by(2).flat_map(|p| ask(&mut order, p..p + 2, &arrivals).unwrap()).collect();
         assert_eq!(all[..4], first);
         all.sort_unstable();
-        assert_eq!(all.iter().map(|a| a.0).collect::<Vec<_>>(), [(1000..1005), (2000..2005)].into_iter().flatten().collect::<Vec<_>>());
+        assert_eq!(
+            all.iter().map(|a| a.0).collect::<Vec<_>>(),
+            [(1000..1005), (2000..2005)].into_iter().flatten().collect::<Vec<_>>()
+        );
     }
 
     #[test]

@@ -177,7 +177,12 @@ impl ShuffledOrder {
 
     /// Ranges of the child's rows that the streams behind `positions` reach one segment later, each with the step that needs
     /// them last. The first step of an epoch asks for the first segment as well.
-    pub(crate) fn ahead(&mut self, positions: std::ops::Range<u64>, pass: u64, frame: Option<Frame>) -> Vec<(std::ops::Range<u64>, u64)> {
+    pub(crate) fn ahead(
+        &mut self,
+        positions: std::ops::Range<u64>,
+        pass: u64,
+        frame: Option<Frame>,
+    ) -> Vec<(std::ops::Range<u64>, u64)> {
         let mut ranges = Vec::new();
         if self.by_rows() || positions.is_empty() || positions.end > self.rows {
             return ranges;

@@ -47,13 +47,13 @@ impl Steps {
         if batch == 0 {
             return Err(Error::config("a batch of 0 samples").advice(".batch(n) wants n of at least 1"));
         }
-        if batch % world != 0 {
+        if !batch.is_multiple_of(world) {
             let below = batch / world * world;
             let near = if below == 0 { world.to_string() } else { format!("{below} or {}", below + world) };
             return Err(Error::config(format!("a global batch of {batch} cannot be shared by {world} ranks"))
                 .advice(format!("take .batch({near})")));
         }
-        let fits = |l: u64| l > 0 && l % world == 0 && batch % l == 0;
+        let fits = |l: u64| l > 0 && l.is_multiple_of(world) && batch.is_multiple_of(l);
         let streams = match streams {
             Some(l) if fits(l) => l,
             Some(l) => {
@@ -107,8 +107,10 @@ impl Steps {
                 self.world
             ))
             .advice("say what becomes of them: .remainder(Remainder::Drop) or .remainder(Remainder::Repeat)")),
-            Remainder::Refuse => Err(Error::config(format!("{rows} rows leave {rest} that do not fill a batch of {batch}"))
-                .advice(".remainder(Remainder::Drop), Keep or Repeat, or another batch size")),
+            Remainder::Refuse => {
+                Err(Error::config(format!("{rows} rows leave {rest} that do not fill a batch of {batch}"))
+                    .advice(".remainder(Remainder::Drop), Keep or Repeat, or another batch size"))
+            }
             Remainder::Drop if rows < batch => Err(Error::config(format!(
                 "{rows} rows never fill a batch of {batch}, and the remainder is dropped: no batch would come"
             ))
@@ -128,7 +130,9 @@ mod tests {
 
     #[test]
     fn streams_are_the_largest_divisor_up_to_eight_or_the_world() {
-        for (batch, world, streams) in [(256, 1, 8), (100, 1, 5), (7, 1, 7), (11, 1, 1), (24, 3, 6), (64, 16, 16), (1, 1, 1)] {
+        for (batch, world, streams) in
+            [(256, 1, 8), (100, 1, 5), (7, 1, 7), (11, 1, 1), (24, 3, 6), (64, 16, 16), (1, 1, 1)]
+        {
             assert_eq!(steps(batch, world).unwrap().streams, streams, "batch {batch}, world {world}");
         }
     }

@@ -24,18 +24,24 @@ impl Memory {
     pub(crate) fn new(columns: Vec<(String, ArrayRef)>) -> Result<Self> {
         let (mut arrays, mut declared) = (Vec::new(), Vec::new());
         for (name, array) in columns {
-            let array = to_view(array).map_err(|e| Error::new(ErrorKind::Schema, "cannot be carried").because(e).column(name.as_str()))?;
+            let array = to_view(array)
+                .map_err(|e| Error::new(ErrorKind::Schema, "cannot be carried").because(e).column(name.as_str()))?;
             if array.null_count() > 0 {
-                return Err(Error::new(ErrorKind::Schema, format!("{} of {} values are null", array.null_count(), array.len()))
-                    .column(name.as_str())
-                    .advice("fill them before the data set is made"));
+                return Err(Error::new(
+                    ErrorKind::Schema,
+                    format!("{} of {} values are null", array.null_count(), array.len()),
+                )
+                .column(name.as_str())
+                .advice("fill them before the data set is made"));
             }
             let field = arrow::datatypes::Field::new(name.as_str(), array.data_type().clone(), false);
             declared.push(Column::from_arrow(&field)?);
             arrays.push(array);
         }
         let rows = RecordBatch::try_new(crate::schema::arrow_schema(&declared), arrays).map_err(|e| {
-            Error::new(ErrorKind::Schema, "columns that do not fit together").because(e).advice("give arrays of equal length, without null values")
+            Error::new(ErrorKind::Schema, "columns that do not fit together")
+                .because(e)
+                .advice("give arrays of equal length, without null values")
         })?;
         let mut catalog = Catalog::new();
         catalog.push_shard("memory");
@@ -51,7 +57,9 @@ impl Memory {
 fn to_view(array: ArrayRef) -> Result<ArrayRef, arrow::error::ArrowError> {
     match array.data_type() {
         DataType::Binary | DataType::LargeBinary => cast(&array, &DataType::BinaryView),
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => cast(&cast(&array, &DataType::Binary)?, &DataType::BinaryView),
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => {
+            cast(&cast(&array, &DataType::Binary)?, &DataType::BinaryView)
+        }
         // Fields of list items are declared without nulls; a cast that only changes the field is free.
         DataType::List(item) => cast(&array, &DataType::List(non_null(item))),
         DataType::FixedSizeList(item, n) => cast(&array, &DataType::FixedSizeList(non_null(item), *n)),

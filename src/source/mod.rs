@@ -3,7 +3,6 @@
 mod memory;
 pub(crate) mod tfrecord;
 
-
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use futures::future::BoxFuture;

@@ -98,8 +98,11 @@ pub(crate) async fn open(store: Store, patterns: Vec<String>, options: TfRecord,
     }
     let missing = indexes.iter().filter(|index| index.is_none()).count();
     if let Some(reason) = wanted.needs_index {
-        return Err(Error::config(format!("{missing} of {} shards have no index, which {reason} needs", indexes.len()))
-            .advice("build it once with .index(Index::Build) on the loader"));
+        return Err(Error::config(format!(
+            "{missing} of {} shards have no index, which {reason} needs",
+            indexes.len()
+        ))
+        .advice("build it once with .index(Index::Build) on the loader"));
     }
     Ok(Opened::Arriving(Unindexed { common, keeper, shuffled: wanted.shuffled }))
 }
@@ -159,7 +162,10 @@ impl Common {
 async fn settle_columns(store: &Store, objects: &[Object], options: &TfRecord, wanted: &Wanted) -> Result<Parse> {
     if options.records {
         let columns = wanted.columns.clone().unwrap_or_else(|| vec![bytes(RECORD)]);
-        if columns.len() != 1 || columns[0].name().as_ref() != RECORD || columns[0].arrow_type() != bytes(RECORD).arrow_type() {
+        if columns.len() != 1
+            || columns[0].name().as_ref() != RECORD
+            || columns[0].arrow_type() != bytes(RECORD).arrow_type()
+        {
             return Err(Error::config("records as they are have one column of bytes, called \"record\"")
                 .advice("ask for bytes(\"record\") in .columns(), perhaps with .raw(dtype, shape), or for nothing"));
         }
@@ -187,7 +193,8 @@ async fn infer_columns(store: &Store, objects: &[Object], options: &TfRecord) ->
             let mut framed = Framed::default();
             let whole = compression == Compression::None && end == object.size;
             let result = Framer::new(Check::Full).frame(&data, whole.then_some(0), &mut framed);
-            let payloads: Vec<&[u8]> = framed.payloads.iter().take(INFER_RECORDS).map(|range| &data[range.clone()]).collect();
+            let payloads: Vec<&[u8]> =
+                framed.payloads.iter().take(INFER_RECORDS).map(|range| &data[range.clone()]).collect();
             if !payloads.is_empty() {
                 return infer(payloads).map_err(|e| e.url(object.url.clone()).stage("infer"));
             }
@@ -198,7 +205,8 @@ async fn infer_columns(store: &Store, objects: &[Object], options: &TfRecord) ->
             some *= 16;
         }
     }
-    Err(Error::new(ErrorKind::Schema, "the shards hold no record to infer columns from").advice("name the columns with .columns()"))
+    Err(Error::new(ErrorKind::Schema, "the shards hold no record to infer columns from")
+        .advice("name the columns with .columns()"))
 }
 
 // --- indexes -----------------------------------------------------------------------------------------------------------
@@ -225,7 +233,9 @@ impl Keeper {
         let Some((path, bytes)) = self.path(&object.url).zip(index.to_bytes().ok()) else { return };
         let Some(dir) = path.parent() else { return };
         let part = path.with_extension(format!("part-{}-{:?}", std::process::id(), std::thread::current().id()));
-        let stored = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&part, bytes)).and_then(|()| std::fs::rename(&part, path));
+        let stored = std::fs::create_dir_all(dir)
+            .and_then(|()| std::fs::write(&part, bytes))
+            .and_then(|()| std::fs::rename(&part, path));
         if stored.is_err() {
             _ = std::fs::remove_file(part);
         }
@@ -237,14 +247,22 @@ fn fingerprint(object: &Object) -> Fingerprint {
 }
 
 /// The index of one shard: stored, hopped or read, as told; `None` where it would take reading the shard.
-async fn find_index(store: Store, keeper: Keeper, object: Object, options: TfRecord, policy: Index) -> Result<Option<ShardIndex>> {
+async fn find_index(
+    store: Store,
+    keeper: Keeper,
+    object: Object,
+    options: TfRecord,
+    policy: Index,
+) -> Result<Option<ShardIndex>> {
     let local = store.local_path(&object);
     let (known, found) = (object.clone(), keeper.clone());
     let hopped = on_disk_thread(move || {
         if let Some(index) = found.load(&known) {
             return Ok(Some(index));
         }
-        let Some(index) = local.map(|path| hop(&path, &known, &options)).transpose()?.flatten() else { return Ok(None) };
+        let Some(index) = local.map(|path| hop(&path, &known, &options)).transpose()?.flatten() else {
+            return Ok(None);
+        };
         found.save(&known, &index);
         Ok(Some(index))
     });
@@ -337,7 +355,13 @@ impl Shards {
                 let rows = run.num_records as u64;
                 catalog.push_block(rows, stored + run.bytes + rows * row_bytes);
                 let shard = shard as u32;
-                blocks.push(Block { shard, compression, first_record: run.first_record, offset: run.offset, bytes: run.bytes });
+                blocks.push(Block {
+                    shard,
+                    compression,
+                    first_record: run.first_record,
+                    offset: run.offset,
+                    bytes: run.bytes,
+                });
             }
         }
         let catalog = if divisible { catalog } else { catalog.indivisible() };
@@ -376,9 +400,11 @@ impl Source for Shards {
                 let decoded = decoder.decode(&fetched, &mut data, bytes as usize);
                 let decoded = decoded.map_err(|e| e.url(url.clone()))?;
                 if decoded.more || data.len() as u64 != bytes {
-                    return Err(Error::corrupt(format!("decompresses to other than the {bytes} bytes that its index says"))
-                        .url(url.clone())
-                        .advice("the shard changed: remove its index"));
+                    return Err(Error::corrupt(format!(
+                        "decompresses to other than the {bytes} bytes that its index says"
+                    ))
+                    .url(url.clone())
+                    .advice("the shard changed: remove its index"));
                 }
                 decoder.finish().map_err(|e| e.url(url.clone()))?;
                 Buffer::from_vec(data)
@@ -418,7 +444,15 @@ impl Arriving for Unindexed {
         let permutation = Permutation::new(key, shards);
         let order = (0..shards).map(|i| if self.shuffled { permutation.at(i) } else { i } as usize);
         let order = order.filter(|&shard| self.common.objects[shard].size > 0).collect();
-        Box::new(Pass { common: self.common.clone(), keeper: self.keeper.clone(), order, at: 0, asked: VecDeque::new(), pieces: VecDeque::new(), current: None })
+        Box::new(Pass {
+            common: self.common.clone(),
+            keeper: self.keeper.clone(),
+            order,
+            at: 0,
+            asked: VecDeque::new(),
+            pieces: VecDeque::new(),
+            current: None,
+        })
     }
 
     fn decode(&self, block: Arrived) -> Result<Decoded> {

@@ -183,11 +183,13 @@ impl StoreOptions {
     }
 
     /// The endpoint given for a scheme, the last one if several.
+    #[cfg(any(feature = "gcs", feature = "s3", feature = "azure", feature = "http"))]
     pub(super) fn endpoint_of(&self, scheme: Scheme) -> Option<&str> {
         self.endpoints.iter().rev().find(|(of, _)| *of == scheme).map(|(_, url)| url.trim_end_matches('/'))
     }
 
     /// The client settings given for a scheme, in order.
+    #[cfg(any(feature = "gcs", feature = "s3", feature = "azure", feature = "http"))]
     pub(super) fn config_of(&self, scheme: Scheme) -> impl Iterator<Item = (&str, &str)> {
         self.config.iter().filter(move |(of, ..)| *of == scheme).map(|(_, key, value)| (&**key, &**value))
     }

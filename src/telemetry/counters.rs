@@ -67,7 +67,8 @@ pub(crate) enum WaitedFor {
 }
 
 impl WaitedFor {
-    pub(crate) const ALL: [Self; 6] = [Self::Budget, Self::Read, Self::Decode, Self::Transform, Self::Collate, Self::Deliver];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Budget, Self::Read, Self::Decode, Self::Transform, Self::Collate, Self::Deliver];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -103,7 +104,9 @@ impl Counters {
     }
 
     pub(crate) fn waits(&self) -> impl Iterator<Item = (WaitedFor, Duration)> {
-        WaitedFor::ALL.into_iter().map(|what| (what, Duration::from_nanos(self.waited[what as usize].load(Ordering::Relaxed))))
+        WaitedFor::ALL
+            .into_iter()
+            .map(|what| (what, Duration::from_nanos(self.waited[what as usize].load(Ordering::Relaxed))))
     }
 
     pub(crate) fn looped(&self, time: Duration) {

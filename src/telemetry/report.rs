@@ -62,12 +62,28 @@ pub struct StageReport {
 }
 
 impl Report {
-    pub(crate) fn new(counters: &Counters, functions: &[NamedCounter], (peak, budget): (u64, u64), notes: Vec<String>) -> Self {
+    pub(crate) fn new(
+        counters: &Counters,
+        functions: &[NamedCounter],
+        (peak, budget): (u64, u64),
+        notes: Vec<String>,
+    ) -> Self {
         let stage = |name: &str, counter: &StageCounter| {
             let [busy, waited_for_input, waited_for_room] = counter.times();
-            StageReport { name: name.to_owned(), rows: counter.rows(), bytes: counter.bytes(), busy, waited_for_input, waited_for_room }
+            StageReport {
+                name: name.to_owned(),
+                rows: counter.rows(),
+                bytes: counter.bytes(),
+                busy,
+                waited_for_input,
+                waited_for_room,
+            }
         };
-        let mut stages = vec![stage("read", &counters.read), stage("decode", &counters.decode), stage("transform", &counters.transform)];
+        let mut stages = vec![
+            stage("read", &counters.read),
+            stage("decode", &counters.decode),
+            stage("transform", &counters.transform),
+        ];
         stages.extend(functions.iter().map(|(name, counter)| stage(name, counter)));
         if counters.image.rows() > 0 {
             stages.push(stage("image", &counters.image));
@@ -117,14 +133,21 @@ impl Report {
             WaitedFor::Collate => "more threads, smaller images, or u8 instead of f32",
             WaitedFor::Deliver => "fewer bytes a batch: u8 instead of f32, normalised on the device",
         };
-        format!("the loop waited {:.0} % of its time, most for {stage}; what would help: {advice}", self.wait_share() * 100.0)
+        format!(
+            "the loop waited {:.0} % of its time, most for {stage}; what would help: {advice}",
+            self.wait_share() * 100.0
+        )
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.stages.iter().map(|stage| stage.name.len()).max().unwrap_or(0).max(5);
-        writeln!(f, "{:width$}  {:>12}  {:>12}  {:>9}  {:>9}  {:>9}", "stage", "rows", "MiB", "busy s", "no input", "no room")?;
+        writeln!(
+            f,
+            "{:width$}  {:>12}  {:>12}  {:>9}  {:>9}  {:>9}",
+            "stage", "rows", "MiB", "busy s", "no input", "no room"
+        )?;
         for stage in &self.stages {
             let mebibytes = stage.bytes as f64 / f64::from(1 << 20);
             writeln!(
@@ -149,7 +172,12 @@ impl fmt::Display for Report {
             if waits.is_empty() { "" } else { ": " },
             waits.join(", ")
         )?;
-        writeln!(f, "peak {:.1} MiB of a budget of {:.1} MiB", self.peak_bytes as f64 / f64::from(1 << 20), self.budget_bytes as f64 / f64::from(1 << 20))?;
+        writeln!(
+            f,
+            "peak {:.1} MiB of a budget of {:.1} MiB",
+            self.peak_bytes as f64 / f64::from(1 << 20),
+            self.budget_bytes as f64 / f64::from(1 << 20)
+        )?;
         for note in &self.notes {
             writeln!(f, "note: {note}")?;
         }

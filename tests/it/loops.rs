@@ -77,8 +77,10 @@ fn a_break_ends_the_epoch_and_the_loader_goes_on() -> Result<()> {
     for round in 0..20 {
         for batch in &mut loader {
             let batch = batch?;
-            assert_eq!((batch.epoch(), batch.values::<i64>("x")?[0]), (round, 0));
-            break;
+            assert_eq!(batch.epoch(), round);
+            if batch.values::<i64>("x")?[0] == 8 {
+                break;
+            }
         }
     }
     Ok(())
@@ -163,8 +165,9 @@ fn nothing_is_left_behind() -> Result<()> {
     let before = threads_named("forebay");
     assert!(before >= 3, "workers run");
     for batch in &mut loader {
-        batch?;
-        break;
+        if batch?.step() == 2 {
+            break;
+        }
     }
     drop(loader);
     // A task that was running ends first; it holds the rest until then.
@@ -179,7 +182,8 @@ fn one_thread_and_many_deliver_the_same() -> Result<()> {
         Ok(context.rng().random_bool(2.0 / 3.0))
     });
     let dataset = dataset.batch(16);
-    let with = |scheduler| -> Result<Vec<i64>> { values(dataset.loader().seed(3).scheduler(scheduler).build()?.epoch(1)) };
+    let with =
+        |scheduler| -> Result<Vec<i64>> { values(dataset.loader().seed(3).scheduler(scheduler).build()?.epoch(1)) };
     let alone = with(Scheduler::single_threaded())?;
     assert!((550..780).contains(&alone.len()), "{} rows", alone.len());
     for threads in [1, 2, 7] {

@@ -58,8 +58,9 @@ fn every_prefix_and_flipped_byte_gives_good_records_and_then_an_error() {
     let expected = expected();
     for (stored, compression) in GOLDEN {
         // Cut between two records, a plain shard is a shorter shard.
-        let ends =
-            |cut: usize| compression == Compression::None && (0..8).any(|n| cut == (0..n).map(|i| i * i + 16).sum());
+        let ends = |cut: usize| {
+            compression == Compression::None && (0..8).any(|n| cut == (0..n).map(|i| i * i + 16).sum::<usize>())
+        };
         for cut in 1..stored.len() {
             let (records, end) = read(&stored[..cut]);
             assert!(expected.starts_with(&records), "{compression} cut at {cut}");
