@@ -162,8 +162,7 @@ fn nothing_is_left_behind() -> Result<()> {
     });
     let mut loader = dataset.batch(16).loader().scheduler(Scheduler::threads(3)).build()?;
     drop(dataset);
-    let before = threads_named("forebay");
-    assert!(before >= 3, "workers run");
+    assert!(eventually(|| threads_named("forebay") >= 3), "workers run");
     for batch in &mut loader {
         if batch?.step() == 2 {
             break;
