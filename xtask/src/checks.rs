@@ -107,6 +107,8 @@ impl Cargo<'_> {
     fn bare(&self, subcommand: &str) -> Command {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.arg(subcommand).current_dir(self.root);
+        // Indexes of the shards that are read here stay here, too.
+        command.env("FOREBAY_INDEX_DIR", self.root.join("target/index"));
         // What cargo told this program about its own package would be wrong for the programs below.
         for (name, _) in env::vars_os() {
             if name.to_str().is_some_and(is_of_this_package) {
