@@ -30,6 +30,9 @@ pub(crate) struct Block {
     pub(crate) _grant: Option<crate::engine::budget::Grant>,
 }
 
+/// Up to so many blocks a search from front to back beats a hash map.
+const FEW_BLOCKS: usize = 16;
+
 /// Rows, up to the first that failed.
 #[derive(Clone)]
 pub(crate) struct Evaluated {
@@ -103,12 +106,19 @@ impl Env<'_> {
     fn gather(&self, picked: &PickedRows) -> Result<Evaluated> {
         let start = Instant::now();
         let mut slots: Vec<(u32, &Block)> = Vec::new();
+        let mut numbers: HashMap<u32, usize> = HashMap::new();
         let mut at = Vec::with_capacity(picked.row.len());
         let mut error = None;
         let mut last = 0;
         for (&block, &row) in picked.block.iter().zip(&picked.row) {
             if slots.get(last).is_none_or(|slot| slot.0 != block) {
-                last = slots.iter().position(|slot| slot.0 == block).unwrap_or_else(|| {
+                // Few blocks are found fastest by looking at each; a global shuffle has as many as rows.
+                let known = match slots.len() {
+                    ..=FEW_BLOCKS => slots.iter().position(|slot| slot.0 == block),
+                    _ => numbers.get(&block).copied(),
+                };
+                last = known.unwrap_or_else(|| {
+                    numbers.insert(block, slots.len());
                     slots.push((block, &self.blocks[&(picked.leaf, block)]));
                     slots.len() - 1
                 });

@@ -625,7 +625,12 @@ impl State {
             (None, Some(key)) => self.blocks.get(key).map_or(0, |entry| entry.bytes) + self.reserve(shared),
             (None, None) => match self.drivers.values().find_map(ArrivalDriver::wanted_bytes) {
                 Some(bytes) => bytes + self.reserve(shared),
-                None => return Some(Error::new(ErrorKind::Panicked, "nothing is under way and nothing can be: a fault of forebay")),
+                None => {
+                    return Some(Error::new(
+                        ErrorKind::Panicked,
+                        "nothing is under way and nothing can be: a fault of forebay",
+                    ));
+                }
             },
         };
         let (total, used) = (shared.account.total(), shared.account.used());
