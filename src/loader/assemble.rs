@@ -57,7 +57,9 @@ impl Assembly {
     /// Applies the functions of whole batches, allocates, and starts filling. Runs on the pool.
     pub(crate) fn begin(mut self, run: &Run, scratch: &mut Scratch) {
         let number = self.number;
-        if let Err(error) = no_panic(|| self.apply_on_batches(run, scratch)) {
+        // One that found no memory comes a second time; its functions were applied the first time.
+        let first_time = self.bytes == 0;
+        if first_time && let Err(error) = no_panic(|| self.apply_on_batches(run, scratch)) {
             return run.finished(number, Err(error));
         }
         if self.rows.is_empty() {
