@@ -342,6 +342,8 @@ impl Run {
                     Item::Batch(batch, grant) => {
                         drop(grant);
                         state.advance(self);
+                        // That may have ended the epoch, for lanes that wait as well.
+                        self.changed.notify_all();
                         Some(Ok(*batch))
                     }
                     Item::Failed(error) => Some(Err(error)),
@@ -357,6 +359,7 @@ impl Run {
             state.waiting = true;
             if let Some(error) = state.is_stuck(&self.shared) {
                 state.fail(error);
+                self.changed.notify_all();
                 continue;
             }
             if self.shared.scheduler.is_single_threaded() {
