@@ -69,6 +69,11 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
                 "put it before the .filter() or .flat_map(); .take(n) behind .batch() counts batches",
             );
         }
+        if let Node::Repeat { input, times: None } = node
+            && endless(input)
+        {
+            add("an endless repetition of an endless data set".into(), "leave one .repeat_forever() out");
+        }
         if let Node::Shuffle { input, .. } = node
             && endless(input)
         {

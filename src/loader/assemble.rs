@@ -60,15 +60,18 @@ impl Assembly {
         // One that found no memory comes a second time; its functions were applied the first time.
         let first_time = self.bytes == 0;
         if first_time && let Err(error) = no_panic(|| self.apply_on_batches(run, scratch)) {
+            run.ungranted.fetch_sub(1, Ordering::AcqRel);
             return run.finished(number, Err(error));
         }
         if self.rows.is_empty() {
+            run.ungranted.fetch_sub(1, Ordering::AcqRel);
             let lanes = run.devices.iter().map(|_| Finished { batch: None, grant: None }).collect();
             return run.finished(number, Ok((lanes, self.error)));
         }
         let layouts = &run.shared.pipeline.layouts;
         self.bytes = collate::batch_bytes(layouts, &self.rows);
         let Some(grant) = run.shared.account.grant(self.bytes, 0) else { return run.stall(self) };
+        run.ungranted.fetch_sub(1, Ordering::AcqRel);
         match self.lay_out(run, grant) {
             Ok((filling, tasks)) => filling.fill(run, tasks, scratch),
             Err(error) => run.finished(number, Err(error)),
@@ -111,6 +114,10 @@ impl Assembly {
         for lane in 0..lanes {
             let (start, end) = (total * lane / lanes, total * (lane + 1) / lanes);
             let rows = cut(&self.rows, start, end);
+            if rows.is_empty() {
+                parts.push(None);
+                continue;
+            }
             let samples = rows.iter().flat_map(|rows| rows.samples.iter().map(|sample| sample.id)).collect();
             let bytes = collate::batch_bytes(&shared.pipeline.layouts, &rows);
             let share = grant.split_off(bytes);
@@ -120,7 +127,7 @@ impl Assembly {
                 first_row += rows.len();
                 tasks.push(Fill { at, rows, slots });
             }
-            parts.push(Part { filling, samples, start, grant: share });
+            parts.push(Some(Part { filling, samples, start, grant: share }));
         }
         let state = State {
             version: 1,
@@ -152,7 +159,7 @@ struct Work {
     epoch: u64,
     step: u64,
     left: AtomicUsize,
-    parts: Mutex<Option<Vec<Part>>>,
+    parts: Mutex<Option<Vec<Option<Part>>>>,
     /// The first row that failed, counted over all lanes.
     failed: Mutex<Option<(usize, Error)>>,
     total: usize,
@@ -222,7 +229,10 @@ impl Work {
         let start = Instant::now();
         let mut finished = Vec::with_capacity(parts.len());
         for (part, device) in parts.into_iter().zip(&run.devices) {
-            let Part { filling, mut samples, start, grant } = part;
+            let Some(Part { filling, mut samples, start, grant }) = part else {
+                finished.push(Finished { batch: None, grant: None });
+                continue;
+            };
             samples.truncate(keep.saturating_sub(start));
             let len = samples.len();
             if len == 0 {

@@ -159,6 +159,7 @@ impl LoaderBuilder {
         let pipeline = lower(&self.dataset, &opened, steps, self.seed)?;
         let shared = Shared {
             chunk_rows: chunk_rows(&self.dataset),
+            alive: Arc::default(),
             pool: Pool::new(self.scheduler)?,
             io,
             account: Account::new(self.budget),

@@ -141,9 +141,15 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
                     let wanted = wanted.map(|w| w.into_iter().filter(|c| c.name() != column.name()).collect());
                     self.go(input, wanted, shuffle, needs_index.or(Some("enumerate")));
                 }
-                Node::Take { input, .. } => self.go(input, wanted, shuffle, needs_index),
-                Node::Prefetch { input, .. } | Node::Remainder { input, .. } => {
-                    self.go(input, wanted, shuffle, needs_index)
+                Node::Take { input, .. } => {
+                    let below = shuffle.is_some_and(|shuffle| !shuffle.is_none()).then_some("a take below a shuffle");
+                    self.go(input, wanted, shuffle, needs_index.or(below));
+                }
+                Node::Prefetch { input, .. } => self.go(input, wanted, shuffle, needs_index),
+                Node::Remainder { input, remainder } => {
+                    // What has arrived is gone when the last batch is to be filled up from the front.
+                    let again = (*remainder == Remainder::Repeat).then_some("a remainder made up by repetition");
+                    self.go(input, wanted, shuffle, needs_index.or(again));
                 }
                 Node::Apply { input, .. } => self.go(input, None, shuffle, needs_index),
                 other => {
@@ -217,6 +223,8 @@ struct Carried {
 struct Lowered {
     order: Order,
     columns: Vec<Carried>,
+    /// The nodes that settle which row stands where: equal lists, equal orders.
+    path: Vec<*const Node>,
 }
 
 struct Lowering<'a> {
@@ -226,7 +234,8 @@ struct Lowering<'a> {
     leaves: Vec<(*const Node, Leaf, u64)>,
     stages: Vec<Stage>,
     enumerated: Vec<Column>,
-    shuffles: u64,
+    /// The shuffle nodes met so far: one that feeds two branches has one order in both.
+    shuffles: Vec<*const Node>,
     mistakes: Vec<Error>,
     notes: Vec<String>,
 }
@@ -246,7 +255,7 @@ pub(crate) fn lower(
         leaves: Vec::new(),
         stages: Vec::new(),
         enumerated: Vec::new(),
-        shuffles: 0,
+        shuffles: Vec::new(),
         mistakes: Vec::new(),
         notes: Vec::new(),
     };
@@ -282,6 +291,13 @@ pub(crate) fn lower(
             ))
             .advice("filter when the shards are written, or train with one rank"),
         );
+    }
+    if expands && matches!(steps.remainder, Remainder::Repeat | Remainder::Refuse) {
+        let message = format!(
+            "Remainder::{:?} behind a filter or flat_map, where the remainder is not known before",
+            steps.remainder
+        );
+        lowering.mistake(message, "take .remainder(Remainder::Keep) or .drop_remainder()");
     }
     let mut layouts = Vec::new();
     for Carried { column, pad, image, .. } in lowered.columns {
@@ -329,6 +345,23 @@ impl Lowering<'_> {
     }
 
     fn node(&mut self, node: &Arc<Node>) -> Lowered {
+        let mut lowered = self.node_itself(node);
+        let reorders = matches!(
+            &**node,
+            Node::Shuffle { .. }
+                | Node::Interleave { .. }
+                | Node::Concat { .. }
+                | Node::Repeat { .. }
+                | Node::Take { .. }
+                | Node::Skip { .. }
+        );
+        if reorders {
+            lowered.path.push(Arc::as_ptr(node));
+        }
+        lowered
+    }
+
+    fn node_itself(&mut self, node: &Arc<Node>) -> Lowered {
         let boxed = |lowered: Lowered, make: &dyn Fn(Box<Order>) -> Order| Lowered {
             order: make(Box::new(lowered.order)),
             ..lowered
@@ -352,7 +385,11 @@ impl Lowering<'_> {
             Node::Shuffle { input, shuffle } if shuffle.is_none() => self.node(input),
             Node::Shuffle { input, shuffle } => {
                 let lowered = self.node(input);
-                self.shuffle(lowered, *shuffle)
+                let number = self.shuffles.iter().position(|&known| known == Arc::as_ptr(node)).unwrap_or_else(|| {
+                    self.shuffles.push(Arc::as_ptr(node));
+                    self.shuffles.len() - 1
+                });
+                self.shuffle(lowered, *shuffle, number as u64)
             }
             Node::Interleave { input, cycle, run } => {
                 let lowered = self.node(input);
@@ -383,25 +420,29 @@ impl Lowering<'_> {
                 }
                 let mut columns = parts[0].columns.clone();
                 columns.iter_mut().for_each(|carried| carried.leaf = None);
-                Lowered { order: Order::Concat(parts.into_iter().map(|part| part.order).collect()), columns }
+                let order = Order::Concat(parts.into_iter().map(|part| part.order).collect());
+                Lowered { order, columns, path: Vec::new() }
             }
             Node::Zip { inputs } => {
-                let (mut orders, mut columns) = (Vec::new(), Vec::<Carried>::new());
+                let (mut orders, mut columns, mut path) = (Vec::new(), Vec::<Carried>::new(), Vec::new());
                 for input in inputs {
                     let lowered = self.node(input);
                     for carried in lowered.columns {
                         match columns.iter().find(|c| c.column.name() == carried.column.name()) {
                             None => columns.push(carried),
-                            Some(same) if same.leaf.is_some() && same.leaf == carried.leaf => {}
+                            Some(same) if same.leaf.is_some() && same.leaf == carried.leaf && path == lowered.path => {}
                             Some(_) => self.mistake(
                                 format!("zip of two columns called {:?}", carried.column.name()),
                                 "give one of them another name in a .map(), or leave it out with .columns()",
                             ),
                         }
                     }
+                    if orders.is_empty() {
+                        path = lowered.path;
+                    }
                     orders.push(lowered.order);
                 }
-                Lowered { order: Order::Zip(orders), columns }
+                Lowered { order: Order::Zip(orders), columns, path }
             }
             Node::Repeat { input, times } => boxed(self.node(input), &|input| Order::Repeat { times: *times, input }),
             Node::Take { input, rows } => boxed(self.node(input), &|input| Order::Take { rows: *rows, input }),
@@ -455,7 +496,7 @@ impl Lowering<'_> {
             }
             Leaf::Arriving(_) => Order::Arrival { leaf: at, key: self.seed.with("arrival"), buffer: 1, segment: None },
         };
-        Lowered { order, columns }
+        Lowered { order, columns, path: vec![Arc::as_ptr(node)] }
     }
 
     /// Chooses columns by name; a declaration that differs from what there is, is a mistake.
@@ -483,7 +524,7 @@ impl Lowering<'_> {
             return Lowered { columns, ..lowered };
         }
         let stage = self.add_stage("columns", Function::Select { columns: names(&columns) });
-        Lowered { order: Order::Apply { stage, input: Box::new(lowered.order) }, columns }
+        Lowered { order: Order::Apply { stage, input: Box::new(lowered.order) }, columns, ..lowered }
     }
 
     fn add_stage(&mut self, name: &str, function: Function) -> usize {
@@ -550,9 +591,8 @@ impl Lowering<'_> {
         lowered
     }
 
-    fn shuffle(&mut self, mut lowered: Lowered, shuffle: Shuffle) -> Lowered {
-        let key = self.seed.with("shuffle").with_number(self.shuffles);
-        self.shuffles += 1;
+    fn shuffle(&mut self, mut lowered: Lowered, shuffle: Shuffle, number: u64) -> Lowered {
+        let key = self.seed.with("shuffle").with_number(number);
         if let Some(buffer) = lowered.order.arrival_buffer() {
             match shuffle.samples() {
                 Some(samples) => *buffer = samples,

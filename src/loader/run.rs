@@ -6,7 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,44 @@ pub(crate) struct Shared {
     pub(crate) seed: u64,
     /// Rows of a chunk: what one task takes.
     pub(crate) chunk_rows: usize,
+    /// Tasks of any run that wait or run; what they hold of the budget comes back with them.
+    pub(crate) alive: Arc<AtomicUsize>,
+}
+
+/// Counts a task for as long as it lives.
+struct Alive(Arc<AtomicUsize>);
+
+impl Alive {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A read that is under way; when it is dropped before its end, nobody waits for it any more.
+struct Unfinished {
+    run: Weak<Run>,
+}
+
+impl Unfinished {
+    fn is_finished(mut self) {
+        self.run = Weak::new();
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // The lock may be held by whoever drops the read, on this very thread: the count is taken over at the next change.
+        if let Some(run) = self.run.upgrade() {
+            run.aborted.fetch_add(1, Ordering::AcqRel);
+        }
+    }
 }
 
 impl Shared {
@@ -68,6 +106,10 @@ pub(crate) struct Run {
     state: Mutex<State>,
     changed: Condvar,
     cancelled: AtomicBool,
+    /// Reads that were ended before they were done, and are still counted as under way.
+    aborted: AtomicUsize,
+    /// Batches whose memory is not granted yet.
+    pub(crate) ungranted: AtomicU64,
     this: Weak<Run>,
 }
 
@@ -262,6 +304,8 @@ impl Run {
             state: Mutex::new(state),
             changed: Condvar::new(),
             cancelled: AtomicBool::new(false),
+            aborted: AtomicUsize::new(0),
+            ungranted: AtomicU64::new(0),
             this: this.clone(),
         });
         run.update(|_| {});
@@ -357,16 +401,30 @@ impl Run {
                 return None;
             }
             state.waiting = true;
-            if let Some(error) = state.is_stuck(&self.shared) {
-                state.fail(error);
-                self.changed.notify_all();
-                continue;
-            }
             if self.shared.scheduler.is_single_threaded() {
                 drop(state);
-                self.shared.pool.run_one();
+                let ran = self.shared.pool.run_one();
                 state = self.lock();
                 state.account_time(&self.shared.counters);
+                if ran {
+                    continue;
+                }
+            }
+            // Bytes may have come back since the last change; then there is something to do after all.
+            state.advance(self);
+            if let Some(error) = state.is_stuck(self) {
+                if self.shared.alive.load(Ordering::Acquire) == 0 {
+                    state.fail(error);
+                    self.changed.notify_all();
+                } else {
+                    // Tasks that are about to end still hold their share of the budget.
+                    let moment = Duration::from_millis(1);
+                    state = self.changed.wait_timeout(state, moment).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+                    state.account_time(&self.shared.counters);
+                }
+                continue;
+            }
+            if state.is_ready() {
                 continue;
             }
             state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -377,17 +435,12 @@ impl Run {
     /// Hands a task to the pool; it is counted until `f` has called [`update`](Self::update) with its result.
     pub(crate) fn submit(&self, level: Level, f: impl FnOnce(&Run, &mut Scratch) + Send + 'static) {
         let this = self.this.clone();
+        let alive = Alive::new(&self.shared.alive);
         self.shared.pool.submit(level, move |worker| {
+            // Dropped behind everything that the task holds.
+            let _alive = alive;
             if let Some(run) = this.upgrade().filter(|run| !run.is_cancelled()) {
-                // Tasks catch what user functions do; a panic that comes this far is a fault of ours. The loop hears of it.
-                let done = no_panic(|| {
-                    f(&run, worker.scratch::<Scratch>());
-                    Ok(())
-                });
-                if let Err(error) = done {
-                    run.lock().fail(error);
-                    run.changed.notify_all();
-                }
+                run.guarded(|run| f(run, worker.scratch::<Scratch>()));
             }
         });
     }
@@ -403,13 +456,28 @@ impl Run {
             self.submit(Level::Decode, move |run, _| then(run, run.shared.io.wait(future)));
             return None;
         }
+        let unfinished = Unfinished { run: this.clone() };
         Some(self.shared.io.spawn(async move {
             let result = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(future)).await;
             let result = result.unwrap_or_else(|_| Err(Error::new(ErrorKind::Panicked, "reading panicked")));
+            unfinished.is_finished();
             if let Some(run) = this.upgrade() {
-                then(&run, result);
+                run.guarded(|run| then(run, result));
             }
         }))
+    }
+
+    /// Does a piece of work that catches what user functions do; a panic that comes this far is a fault of ours, and the loop
+    /// hears of it.
+    fn guarded(&self, f: impl FnOnce(&Run)) {
+        let done = no_panic(|| {
+            f(self);
+            Ok(())
+        });
+        if let Err(error) = done {
+            self.lock().fail(error);
+            self.changed.notify_all();
+        }
     }
 
     fn fetched(&self, key: BlockKey, grant: Grant, bytes: Result<Bytes>) {
@@ -498,7 +566,8 @@ impl Run {
         self.update(|state| {
             state.in_flight -= 1;
             state.batch_bytes = state.batch_bytes.max(assembly.bytes);
-            state.stalled.push_back(assembly);
+            let at = state.stalled.partition_point(|other| other.number < assembly.number);
+            state.stalled.insert(at, assembly);
         });
     }
 }
@@ -617,17 +686,22 @@ impl State {
         }
     }
 
+    /// Whether a lane has something to take.
+    fn is_ready(&self) -> bool {
+        self.out.is_ready() || self.lanes.iter().any(|lane| lane.open && !lane.items.is_empty())
+    }
+
     /// Nothing runs, nothing is ready, and what is needed next does not fit the budget.
-    fn is_stuck(&self, shared: &Shared) -> Option<Error> {
-        let waits = self.lanes.iter().all(|lane| lane.items.is_empty());
-        if self.in_flight > 0 || self.out.is_ready() || self.failed || !waits {
+    fn is_stuck(&self, run: &Run) -> Option<Error> {
+        let shared = &run.shared;
+        if self.in_flight > 0 || self.is_ready() || self.failed {
             return None;
         }
         let wanted = match (self.stalled.front(), self.needs.front()) {
             (Some(assembly), _) => assembly.bytes,
-            (None, Some(key)) => self.blocks.get(key).map_or(0, |entry| entry.bytes) + self.reserve(shared),
+            (None, Some(key)) => self.blocks.get(key).map_or(0, |entry| entry.bytes) + self.reserve(run),
             (None, None) => match self.drivers.values().find_map(ArrivalDriver::wanted_bytes) {
-                Some(bytes) => bytes + self.reserve(shared),
+                Some(bytes) => bytes + self.reserve(run),
                 None => {
                     return Some(Error::new(
                         ErrorKind::Panicked,
@@ -650,10 +724,10 @@ impl State {
     }
 
     /// Bytes kept free for batches that are still to be laid out.
-    fn reserve(&self, shared: &Shared) -> u64 {
-        let window = shared.pipeline.prefetch as u64 + 1;
-        self.batch_bytes
-            .saturating_mul(window.saturating_sub(self.undelivered()).max(u64::from(!self.stalled.is_empty())))
+    fn reserve(&self, run: &Run) -> u64 {
+        let window = run.shared.pipeline.prefetch as u64 + 1;
+        let batches = window.saturating_sub(self.undelivered()) + run.ungranted.load(Ordering::Acquire);
+        self.batch_bytes.saturating_mul(batches)
     }
 
     /// Takes every decision that can be taken now.
@@ -661,6 +735,9 @@ impl State {
         if run.is_cancelled() {
             return;
         }
+        let aborted = run.aborted.swap(0, Ordering::AcqRel);
+        self.in_flight = self.in_flight.saturating_sub(aborted);
+        self.fetching = self.fetching.saturating_sub(aborted);
         while let Some(evaluation) = self.evaluated.pop() {
             self.hand_on(run, evaluation);
         }
@@ -685,7 +762,7 @@ impl State {
 
     /// Asks for the blocks that tickets need, in the plan's order, and then for those that will be needed later.
     fn ask_for_blocks(&mut self, run: &Run) {
-        let reserve = self.reserve(&run.shared);
+        let reserve = self.reserve(run);
         while let Some(&key) = self.needs.front() {
             if !self.ask(run, key, reserve) {
                 return;
@@ -711,7 +788,8 @@ impl State {
             unreachable!("blocks that arrive are not asked for")
         };
         self.in_flight += 1;
-        match source.fetch(key.block as usize) {
+        let fetch = no_panic(|| Ok(source.fetch(key.block as usize)));
+        match fetch.unwrap_or_else(|error| Some(Box::pin(std::future::ready(Err(error))))) {
             Some(future) => {
                 self.fetching += 1;
                 entry.stage = BlockStage::Fetching(run.fetch(future, move |run, bytes| run.fetched(key, grant, bytes)));
@@ -808,6 +886,7 @@ impl State {
                 self.go_on = false;
             }
             self.in_flight += 1;
+            run.ungranted.fetch_add(1, Ordering::AcqRel);
             run.submit(Level::Collate, move |run, scratch| assembly.begin(run, scratch));
         }
         if self.rebatch.as_ref().is_some_and(|rebatch| rebatch.is_full(epoch)) {
@@ -1024,7 +1103,7 @@ impl State {
 
     /// Lets sources without index read and frame what is wanted of them.
     fn drive_arrivals(&mut self, run: &Run) {
-        let reserve = self.reserve(&run.shared);
+        let reserve = self.reserve(run);
         for leaf in 0..self.arrivals.len() {
             let Some(driver) = self.drivers.get_mut(&leaf) else { continue };
             let started = driver.drive(run, leaf, self.arrivals[leaf].rows(), reserve);

@@ -367,7 +367,7 @@ impl Order {
                 input.pick(mapped, pass, None, arrivals)
             }
             Order::Interleave { lanes, input } => {
-                let mapped = lanes.map(positions);
+                let mapped = lanes.map(positions, frame);
                 input.pick(mapped, pass, None, arrivals)
             }
             Order::Take { input, .. } => input.pick(positions, pass, frame, arrivals),
@@ -378,10 +378,10 @@ impl Order {
             }
             Order::Repeat { times, input } => {
                 let rows = input.rows().unwrap_or(ENDLESS).max(1);
-                let first = (pass & !PADDING) * times.unwrap_or(1 << 32);
+                let first = (pass & !PADDING).wrapping_mul(times.unwrap_or(1 << 32)) & !PADDING;
                 let groups = split(positions, |p| (p / rows, p % rows));
                 gathered(groups, |turn, positions| {
-                    let pass = (first + turn) | (pass & PADDING);
+                    let pass = (first.wrapping_add(turn) & !PADDING) | (pass & PADDING);
                     input.pick(positions, pass, frame.map(|f| f.shifted(turn * rows)), arrivals)
                 })
             }
@@ -591,10 +591,13 @@ impl Lanes {
         unreachable!("position {position} of {} rows", self.rows)
     }
 
-    fn map(&self, positions: Positions) -> Positions {
-        // A lane's block is asked for again one round later at the latest: keep it for a step more.
+    fn map(&self, positions: Positions, frame: Option<Frame>) -> Positions {
         let mut mapped = positions.map(|p| self.row_at(p));
-        mapped.hold.iter_mut().for_each(|hold| *hold += 1);
+        if let Some(frame) = frame {
+            // A lane's block is asked for again one round later at the latest.
+            let round = (self.lanes.len() as u64 * self.run).div_ceil(frame.batch) + 1;
+            mapped.hold.iter_mut().for_each(|hold| *hold += round);
+        }
         mapped
     }
 }
