@@ -192,6 +192,35 @@ fn one_thread_and_many_deliver_the_same() -> Result<()> {
 }
 
 #[test]
+fn a_shuffle_below_a_fork_has_one_order_in_both_branches() -> Result<()> {
+    let shuffled = numbers(200).shuffle(Shuffle::buffer(40));
+    let branch = |name: &'static str| {
+        shuffled.map(name, [forebay::int64(name)], move |_, row, out| out.set(name, row.get::<i64>("x")?))
+    };
+    let dataset = branch("a").zip(&branch("b")).batch(8);
+    for batch in dataset.loader().seed(5).build()? {
+        let batch = batch?;
+        assert_eq!(batch.values::<i64>("a")?, batch.values::<i64>("b")?);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_lane_that_waits_hears_of_the_end() -> Result<()> {
+    for _ in 0..50 {
+        let mut loader = numbers(32).batch(4).loader().scheduler(Scheduler::threads(2)).build()?;
+        let mut lanes = loader.split(&[Device::Cpu; 2])?;
+        let fast = lanes.pop().expect("two lanes");
+        let (done, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(values(fast).map(|rows| rows.len())));
+        assert_eq!(values(lanes.pop().expect("the other"))?.len(), 16);
+        let rows = ended.recv_timeout(Duration::from_secs(20)).expect("the fast lane ends, too");
+        assert_eq!(rows?, 16);
+    }
+    Ok(())
+}
+
+#[test]
 fn works_inside_an_async_runtime() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let rows = runtime.block_on(async { values(numbers(40).batch(8).loader().build()?.epoch(0)) })?;
