@@ -3,4 +3,5 @@
 #[cfg(feature = "gcs")]
 mod gcs;
 mod loops;
+mod order;
 mod support;

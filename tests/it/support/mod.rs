@@ -1,7 +1,14 @@
-//! What several promises need: servers to test against.
+//! What several promises need: shards, a source that counts, a watch over loops, servers to test against.
 
 #[cfg(feature = "gcs")]
 pub(crate) mod fake_gcs;
+pub(crate) mod shards;
+pub(crate) mod source;
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use forebay::{Batch, Error, LoaderBuilder, Result};
 
 /// Threads of this process whose name begins so.
 pub(crate) fn threads_named(prefix: &str) -> usize {
@@ -21,4 +28,77 @@ pub(crate) fn eventually(condition: impl Fn() -> bool) -> bool {
         std::thread::yield_now();
     }
     false
+}
+
+/// Runs `work` on a thread of its own and fails where it never ends, instead of hanging with it.
+pub(crate) fn watched<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, receiver) = mpsc::channel();
+    let thread = std::thread::Builder::new().name("watched".into()).spawn(move || _ = sender.send(work()));
+    let thread = thread.expect("a thread");
+    match receiver.recv_timeout(Duration::from_secs(20)) {
+        Ok(value) => value,
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("the loader hangs"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(()) => unreachable!("it ended without sending"),
+        },
+    }
+}
+
+/// What one epoch gave.
+#[derive(Debug)]
+pub(crate) struct Taken<T> {
+    /// What was read off each batch.
+    pub(crate) batches: Vec<T>,
+    /// The error that ended it.
+    pub(crate) error: Option<Error>,
+}
+
+impl<T> Taken<T> {
+    /// The batches of an epoch that ended well.
+    pub(crate) fn whole(self) -> Vec<T> {
+        match self.error {
+            None => self.batches,
+            Some(error) => panic!("after {} batches: {error}", self.batches.len()),
+        }
+    }
+
+    /// The error of an epoch that did not.
+    pub(crate) fn failure(&self) -> &Error {
+        self.error.as_ref().unwrap_or_else(|| panic!("{} batches and no error", self.batches.len()))
+    }
+}
+
+/// Takes a whole epoch, watched: batches, then perhaps one error, then nothing.
+pub(crate) fn take<T: Send + 'static>(
+    loader: LoaderBuilder,
+    epoch: u64,
+    mut read: impl FnMut(&Batch) -> Result<T> + Send + 'static,
+) -> Result<Taken<T>> {
+    watched(move || {
+        let mut loader = loader.build()?;
+        let mut batches = loader.epoch(epoch);
+        let mut taken = Taken { batches: Vec::new(), error: None };
+        for batch in &mut batches {
+            assert!(taken.error.is_none(), "a batch or a second error behind an error");
+            match batch {
+                Ok(batch) => {
+                    assert!(!batch.is_empty());
+                    assert_eq!((batch.epoch(), batch.step()), (epoch, taken.batches.len() as u64));
+                    assert_eq!(batch.samples().len(), batch.len());
+                    taken.batches.push(read(&batch)?);
+                }
+                Err(error) => taken.error = Some(error),
+            }
+        }
+        assert!(batches.next().is_none(), "the end is final");
+        let report = loader.report();
+        assert!(report.peak_bytes <= report.budget_bytes, "{} of {} bytes", report.peak_bytes, report.budget_bytes);
+        Ok(taken)
+    })
+}
+
+/// The values of an integer column, batch by batch.
+pub(crate) fn take_ids(loader: LoaderBuilder, column: &'static str) -> Result<Taken<Vec<i64>>> {
+    take(loader, 0, move |batch| Ok(batch.values::<i64>(column)?.into_owned()))
 }
