@@ -623,7 +623,8 @@ impl ShardReader {
             return Ok(None);
         }
         // Payloads of later rounds of the loop count from what was consumed before; there is only one round with records.
-        let rest = self.rest.split_off(consumed);
+        // Behind damage nothing is read; what was found before it lies in the same bytes.
+        let rest = if self.failed.is_some() { Vec::new() } else { self.rest.split_off(consumed) };
         let buffer = Buffer::from_vec(std::mem::replace(&mut self.rest, rest));
         Ok(Some(Arrived { buffer, framed, shard: 0, first_record, offset }))
     }
