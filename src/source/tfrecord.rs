@@ -255,9 +255,11 @@ async fn find_index(
     policy: Index,
 ) -> Result<Option<ShardIndex>> {
     let local = store.local_path(&object);
-    let (known, found) = (object.clone(), keeper.clone());
+    let (known, found, stated) = (object.clone(), keeper.clone(), options.compression);
     let hopped = on_disk_thread(move || {
-        if let Some(index) = found.load(&known) {
+        // A wrong statement ends in the same error with an index and without.
+        let agrees = |index: &ShardIndex| index.is_empty() || stated.is_none_or(|stated| stated == index.compression());
+        if let Some(index) = found.load(&known).filter(agrees) {
             return Ok(Some(index));
         }
         let Some(index) = local.map(|path| hop(&path, &known, &options)).transpose()?.flatten() else {
@@ -272,7 +274,7 @@ async fn find_index(
     if policy == Index::Auto {
         return Ok(None);
     }
-    let index = read_through(&store, &object).await.map_err(|e| e.url(object.url.clone()).stage("index"))?;
+    let index = read_through(&store, &object, stated).await.map_err(|e| e.url(object.url.clone()).stage("index"))?;
     keeper.save(&object, &index);
     Ok(Some(index))
 }
@@ -299,8 +301,8 @@ fn hop(path: &Path, object: &Object, options: &TfRecord) -> Result<Option<ShardI
 }
 
 /// Reads a shard once for its index.
-async fn read_through(store: &Store, object: &Object) -> Result<ShardIndex> {
-    let mut shard = ShardReader::new(object, None, Check::LengthsOnly);
+async fn read_through(store: &Store, object: &Object, compression: Option<Compression>) -> Result<ShardIndex> {
+    let mut shard = ShardReader::new(object, compression, Check::LengthsOnly);
     let mut at = 0;
     while at < object.size {
         let end = object.size.min(at + PIECE_BYTES);
