@@ -5,3 +5,4 @@ mod gcs;
 mod loops;
 mod order;
 mod support;
+mod tfrecord;

@@ -9,7 +9,7 @@ use proptest::test_runner::RngSeed;
 
 use crate::support::shards::Folder;
 use crate::support::source::Numbers;
-use crate::support::{eventually, take, take_ids, threads_named, watched};
+use crate::support::{alone, eventually, take, take_ids, threads_named};
 
 /// Anything that a user may ask for, and what it is asked of.
 #[derive(Clone, Debug)]
@@ -191,27 +191,59 @@ fn random_pauses_in_functions_change_nothing() -> Result<()> {
 }
 
 #[test]
-fn loops_that_end_early_leave_no_thread_and_stay_within_the_budget() -> Result<()> {
+fn the_first_samples_of_seed_42_never_change() -> Result<()> {
+    let folder = Folder::with_ids(&[500, 300, 200]);
+    let first = |shuffle, epoch| -> Result<Vec<i64>> {
+        let taken = take(folder.loader(&folder.all().shuffle(shuffle).batch(8)).seed(42), epoch, |batch| {
+            assert_eq!(batch.samples().iter().map(|&id| id as i64).collect::<Vec<_>>(), *batch.values::<i64>("id")?);
+            Ok(batch.values::<i64>("id")?.into_owned())
+        })?;
+        Ok(taken.whole().swap_remove(0))
+    };
+    assert_eq!(first(Shuffle::none(), 0)?, [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(first(Shuffle::buffer(100), 0)?, [476, 768, 580, 634, 195, 331, 737, 313]);
+    assert_eq!(first(Shuffle::buffer(100), 1)?, [862, 720, 122, 750, 105, 209, 12, 909]);
+    // What fits the buffer is permuted as a whole.
+    for shuffle in [Shuffle::buffer(1000), Shuffle::global()] {
+        assert_eq!(first(shuffle, 0)?, [784, 919, 187, 172, 141, 523, 506, 564]);
+        assert_eq!(first(shuffle, 1)?, [827, 382, 952, 645, 81, 902, 981, 782]);
+    }
+    Ok(())
+}
+
+/// Resident memory of this process.
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("pages") * 4096
+}
+
+#[test]
+fn loops_that_end_early_leave_no_thread_and_no_memory() -> Result<()> {
+    if !alone("order::loops_that_end_early_leave_no_thread_and_no_memory") {
+        return Ok(());
+    }
     let folder = Folder::with_ids(&[400, 400]);
     let dataset = folder.all().shuffle(Shuffle::buffer(200)).batch(16);
-    watched(move || {
-        let threads = || threads_named("forebay");
-        let most = |rounds: usize| -> Result<usize> {
-            let mut most = 0;
-            for round in 0..rounds {
-                let mut loader = folder.loader(&dataset).scheduler(Scheduler::threads(3)).budget(Budget::mebibytes(4)).build()?;
-                for batch in loader.epoch(round as u64).take(round % 4) {
-                    batch?;
-                }
-                most = most.max(threads());
-                let report = loader.report();
-                assert!(report.peak_bytes <= report.budget_bytes, "{report}");
+    let rounds = |rounds: usize| -> Result<()> {
+        for round in 0..rounds {
+            let scheduler = Scheduler::threads(3);
+            let mut loader = folder.loader(&dataset).scheduler(scheduler).budget(Budget::mebibytes(4)).build()?;
+            assert!(threads_named("forebay") >= 3, "workers run");
+            for batch in loader.epoch(round as u64).take(round % 4) {
+                batch?;
             }
-            Ok(most)
-        };
-        most(40)?;
-        // Other tests run loaders of their own beside this one: 40 rounds of at least 3 threads each would still stand out.
-        assert!(eventually(|| threads() < 120), "{} threads are left", threads());
+            let report = loader.report();
+            assert!(report.peak_bytes <= report.budget_bytes, "{report}");
+            drop(loader);
+            assert!(eventually(|| threads_named("forebay") == 0), "{} threads are left", threads_named("forebay"));
+        }
         Ok(())
-    })
+    };
+    rounds(20)?;
+    let before = resident_bytes();
+    rounds(100)?;
+    let grown = resident_bytes().saturating_sub(before);
+    // A loop reads some 200 KB: 100 of them would leave 20 MB.
+    assert!(grown < 8 << 20, "{grown} bytes are left");
+    Ok(())
 }

@@ -45,6 +45,23 @@ pub(crate) fn watched<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     }
 }
 
+/// Whether this test has its process to itself; where it has not, runs it in one of its own first, and fails with it.
+///
+/// Threads and memory can only be counted where no other test runs.
+pub(crate) fn alone(test: &str) -> bool {
+    const VARIABLE: &str = "FOREBAY_TEST_ALONE";
+    if std::env::var_os(VARIABLE).is_some() {
+        return true;
+    }
+    let program = std::env::current_exe().expect("this program has a path");
+    let mut command = std::process::Command::new(program);
+    command.args([test, "--exact", "--test-threads=1"]).env(VARIABLE, "1");
+    let output = watched(move || command.output()).expect("it can be started");
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    false
+}
+
 /// What one epoch gave.
 #[derive(Debug)]
 pub(crate) struct Taken<T> {
