@@ -424,7 +424,7 @@ impl Run {
                 }
                 continue;
             }
-            if state.is_ready() {
+            if state.out.is_ready() || !state.lanes[lane].items.is_empty() {
                 continue;
             }
             state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
