@@ -453,7 +453,7 @@ impl Run {
     ) -> Option<Cancel> {
         let this = self.this.clone();
         if self.shared.scheduler.is_single_threaded() {
-            self.submit(Level::Decode, move |run, _| then(run, run.shared.io.wait(future)));
+            self.submit(Level::Decode, move |run, _| then(run, no_panic(|| run.shared.io.wait(future))));
             return None;
         }
         let unfinished = Unfinished { run: this.clone() };
