@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, Int64Array, RecordBatch};
 use arrow::datatypes::Int64Type;
-use forebay::{Dataset, Device, ErrorKind, Image, Pad, Remainder, Result, Scheduler, Shuffle, World, bytes, float32, int64};
+use forebay::{
+    Dataset, Device, ErrorKind, Image, Pad, Remainder, Result, Scheduler, Shuffle, World, bytes, float32, int64,
+};
 
 use crate::support::shards::Folder;
 use crate::support::source::Numbers;
@@ -17,13 +19,16 @@ fn numbers() -> Dataset {
 
 /// A column of the whole epoch, the same alone and with three threads.
 fn column(dataset: &Dataset, name: &'static str) -> Vec<i64> {
-    let with = |scheduler| take_ids(dataset.loader().seed(1).streams(1).scheduler(scheduler), name).unwrap().whole().concat();
+    let with =
+        |scheduler| take_ids(dataset.loader().seed(1).streams(1).scheduler(scheduler), name).unwrap().whole().concat();
     let alone = with(Scheduler::single_threaded());
     assert_eq!(with(Scheduler::threads(3)), alone);
     alone
 }
 
-fn doubled(name: &'static str) -> impl Fn(&[forebay::Context], &RecordBatch) -> Result<RecordBatch> + Send + Sync + 'static {
+fn doubled(
+    name: &'static str,
+) -> impl Fn(&[forebay::Context], &RecordBatch) -> Result<RecordBatch> + Send + Sync + 'static {
     move |contexts, rows| {
         assert_eq!(contexts.len(), rows.num_rows());
         let ids = rows.column_by_name("id").expect("it is there").as_primitive::<Int64Type>();
@@ -73,7 +78,11 @@ fn map_batch_works_before_and_behind_the_batch() -> Result<()> {
     });
     assert_eq!(column(&sizes, "size"), [vec![16; 48], vec![12; 12]].concat());
     // Behind a filter too.
-    let kept = numbers().filter("even", |_, row| Ok(row.get::<i64>("id")? % 2 == 0)).batch(8).map_batch("f", [int64("two")], doubled("two"));
+    let kept = numbers().filter("even", |_, row| Ok(row.get::<i64>("id")? % 2 == 0)).batch(8).map_batch(
+        "f",
+        [int64("two")],
+        doubled("two"),
+    );
     assert_eq!(column(&kept, "two"), (0..30).map(|x| x * 4).collect::<Vec<_>>());
     Ok(())
 }
@@ -122,7 +131,8 @@ fn concat_zip_repeat_take_skip_and_enumerate_are_what_they_say() {
 fn repeats_of_a_shuffle_have_an_order_each_and_augment_anew() {
     use rand::Rng as _;
     let dataset = numbers().shuffle(Shuffle::buffer(60)).repeat(2);
-    let drawn = dataset.map("draw", [int64("drawn")], |context, _, out| out.set("drawn", context.rng().random_range(0..1i64 << 40)));
+    let drawn = dataset
+        .map("draw", [int64("drawn")], |context, _, out| out.set("drawn", context.rng().random_range(0..1i64 << 40)));
     let dataset = drawn.batch(10);
     let (ids, drawn) = (column(&dataset, "id"), column(&dataset, "drawn"));
     let (first, second) = ids.split_at(60);
@@ -162,7 +172,10 @@ fn ragged_columns_are_padded_as_told() -> Result<()> {
     let longest = vec![0, 0, 0, 1, 0, 0, 2, 2, 0, 3, 3, 3];
     assert_eq!(padded(&dataset)?.whole(), [(vec![4, 3], longest, vec![0, 1, 2, 3])]);
     let cut = vec![-1, -1, 1, -1, 2, 2, 3, 3];
-    assert_eq!(padded(&dataset.pad("tokens", Pad::truncate_to(2).value(-1.0)))?.whole(), [(vec![4, 2], cut, vec![0, 1, 2, 2])]);
+    assert_eq!(
+        padded(&dataset.pad("tokens", Pad::truncate_to(2).value(-1.0)))?.whole(),
+        [(vec![4, 2], cut, vec![0, 1, 2, 2])]
+    );
     assert_eq!(padded(&dataset.pad("tokens", Pad::to(5)))?.whole()[0].0, [4, 5]);
     let taken = padded(&dataset.pad("tokens", Pad::to(2)))?;
     let error = taken.failure();
@@ -180,8 +193,15 @@ fn images_are_decoded_into_the_batch_or_for_a_function_alike() -> Result<()> {
     let seen = decoded.map("sum", [int64("sum")], |_, row, out| {
         out.set("sum", row.values::<u8>("image/encoded")?.iter().map(|&pixel| i64::from(pixel)).sum::<i64>())
     });
-    let encoded = take(folder.loader(&source.batch(20)), 0, |batch| Ok(batch.bytes("image/encoded")?.map(<[u8]>::to_vec).collect::<Vec<_>>()))?;
-    let wanted: Vec<u8> = encoded.whole().concat().iter().flat_map(|png| image::load_from_memory(png).expect("a PNG").to_luma8().into_raw()).collect();
+    let encoded = take(folder.loader(&source.batch(20)), 0, |batch| {
+        Ok(batch.bytes("image/encoded")?.map(<[u8]>::to_vec).collect::<Vec<_>>())
+    })?;
+    let wanted: Vec<u8> = encoded
+        .whole()
+        .concat()
+        .iter()
+        .flat_map(|png| image::load_from_memory(png).expect("a PNG").to_luma8().into_raw())
+        .collect();
     for dataset in [&decoded, &seen] {
         let wanted = wanted.clone();
         let taken = take(folder.loader(&dataset.batch(20)).scheduler(Scheduler::threads(2)), 0, move |batch| {
@@ -192,7 +212,10 @@ fn images_are_decoded_into_the_batch_or_for_a_function_alike() -> Result<()> {
         assert_eq!(taken.whole().len(), 1);
     }
     let sums = take_ids(folder.loader(&seen.batch(7)), "sum")?.whole().concat();
-    assert_eq!(sums, wanted.chunks(64).map(|pixels| pixels.iter().map(|&p| i64::from(p)).sum::<i64>()).collect::<Vec<_>>());
+    assert_eq!(
+        sums,
+        wanted.chunks(64).map(|pixels| pixels.iter().map(|&p| i64::from(p)).sum::<i64>()).collect::<Vec<_>>()
+    );
     Ok(())
 }
 
@@ -212,7 +235,11 @@ fn an_image_that_cannot_be_decoded_names_its_sample() -> Result<()> {
 #[test]
 fn columns_in_memory_of_every_kind_become_batches() -> Result<()> {
     use arrow::array::{BooleanArray, Float64Array, ListArray, StringArray, UInt8Array};
-    let lists = ListArray::from_iter_primitive::<Int64Type, _, _>([Some(vec![Some(1)]), Some(vec![]), Some(vec![Some(2), Some(3)])]);
+    let lists = ListArray::from_iter_primitive::<Int64Type, _, _>([
+        Some(vec![Some(1)]),
+        Some(vec![]),
+        Some(vec![Some(2), Some(3)]),
+    ]);
     let columns: [(&str, Arc<dyn Array>); 5] = [
         ("flag", Arc::new(BooleanArray::from(vec![true, false, true]))),
         ("byte", Arc::new(UInt8Array::from(vec![1, 2, 255]))),
@@ -268,7 +295,10 @@ fn a_source_of_two_branches_is_fetched_and_decoded_once() -> Result<()> {
 #[test]
 fn shards_of_two_branches_are_read_once() -> Result<()> {
     let folder = Folder::with_ids(&[200, 100]);
-    let stored: u64 = ["00", "01"].iter().map(|name| std::fs::metadata(folder.path(&format!("{name}.tfrecord"))).expect("a file").len()).sum();
+    let stored: u64 = ["00", "01"]
+        .iter()
+        .map(|name| std::fs::metadata(folder.path(&format!("{name}.tfrecord"))).expect("a file").len())
+        .sum();
     let dataset = diamond(&folder.all().columns([int64("id")]));
     let loader = folder.loader(&dataset);
     let (rows, read) = watched(move || -> Result<_> {
@@ -290,7 +320,9 @@ fn all_mistakes_of_a_graph_come_at_once_with_the_calls_that_mend_them() {
     let error = dataset.loader().build().err().expect("it cannot work");
     let text = error.to_string();
     assert_eq!(error.kind(), ErrorKind::Config);
-    for part in [".batch(n)", "two functions", "take and skip", "interleave(0, 1)", "repeat(0)", "empty list of columns"] {
+    for part in
+        [".batch(n)", "two functions", "take and skip", "interleave(0, 1)", "repeat(0)", "empty list of columns"]
+    {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
     assert!(text.contains("6 mistakes") || text.contains("7 mistakes"), "{text}");
@@ -298,13 +330,23 @@ fn all_mistakes_of_a_graph_come_at_once_with_the_calls_that_mend_them() {
 
 #[test]
 fn mistakes_that_only_the_data_shows_come_at_once_too() {
-    let graph = numbers().columns([int64("id"), int64("label")]).pad("id", Pad::longest()).image("id", Image::rgb().resize(2, 2));
+    let graph = numbers()
+        .columns([int64("id"), int64("label")])
+        .pad("id", Pad::longest())
+        .image("id", Image::rgb().resize(2, 2));
     let error = graph.batch(8).remainder(Remainder::Refuse).loader().build().err().expect("it cannot work");
     let text = error.to_string();
     for part in ["\"label\"", "`id: i64` is padded", "holds no encoded images", "60 rows leave 4"] {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
-    let text = numbers().concat(&numbers().enumerate("n")).batch(8).loader().build().err().expect("columns differ").to_string();
+    let text = numbers()
+        .concat(&numbers().enumerate("n"))
+        .batch(8)
+        .loader()
+        .build()
+        .err()
+        .expect("columns differ")
+        .to_string();
     assert!(text.contains("concat of different columns") && text.contains(".columns()"), "{text}");
 }
 

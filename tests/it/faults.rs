@@ -23,16 +23,22 @@ fn trip(id: i64, at: i64, panics: bool) -> Result<()> {
 fn failing(at: i64, panics: bool) -> Vec<(&'static str, Dataset)> {
     let id = |row: &forebay::Row<'_>| row.get::<i64>("id");
     vec![
-        ("map \"f\"", numbers().map("f", [int64("y")], move |_, row, out| {
-            trip(id(&row)?, at, panics)?;
-            out.set("y", 1i64)
-        })),
+        (
+            "map \"f\"",
+            numbers().map("f", [int64("y")], move |_, row, out| {
+                trip(id(&row)?, at, panics)?;
+                out.set("y", 1i64)
+            }),
+        ),
         ("filter \"f\"", numbers().filter("f", move |_, row| trip(id(&row)?, at, panics).map(|()| true))),
-        ("flat_map \"f\"", numbers().flat_map("f", [int64("id")], move |_, row, out| {
-            let id = id(&row)?;
-            out.push(|row| row.set("id", id))?;
-            trip(id, at, panics)
-        })),
+        (
+            "flat_map \"f\"",
+            numbers().flat_map("f", [int64("id")], move |_, row, out| {
+                let id = id(&row)?;
+                out.push(|row| row.set("id", id))?;
+                trip(id, at, panics)
+            }),
+        ),
     ]
 }
 
@@ -148,7 +154,13 @@ fn after_an_error_the_next_epoch_and_the_next_loader_work() -> Result<()> {
         assert_eq!(ended(loader.epoch(2)), [ErrorKind::Transform]);
         assert!(seen.load(Ordering::SeqCst));
         drop(loader);
-        let rows = numbers().batch(8).loader().build()?.into_iter().map(|batch| batch.map(|b| b.len())).sum::<Result<usize>>()?;
+        let rows = numbers()
+            .batch(8)
+            .loader()
+            .build()?
+            .into_iter()
+            .map(|batch| batch.map(|b| b.len()))
+            .sum::<Result<usize>>()?;
         assert_eq!(rows, 140);
         Ok(())
     })
@@ -194,8 +206,10 @@ fn settles(loader: &LoaderBuilder, first: Budget, rows: usize) -> Result<()> {
         };
         assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
         let text = error.to_string();
-        let number = text.rsplit_once("mebibytes(").and_then(|(_, rest)| rest.split_once(')')).map(|(number, _)| number);
-        let named = Budget::mebibytes(number.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("no budget in: {text}")));
+        let number =
+            text.rsplit_once("mebibytes(").and_then(|(_, rest)| rest.split_once(')')).map(|(number, _)| number);
+        let named =
+            Budget::mebibytes(number.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("no budget in: {text}")));
         assert!(named.bytes() > budget.bytes(), "{budget} is refused, {named} named: {text}");
         budget = named;
     }
@@ -251,7 +265,9 @@ fn a_budget_too_small_for_a_stream_is_refused_with_one_that_does() -> Result<()>
 #[test]
 fn a_batch_larger_than_the_budget_is_refused_with_one_that_does() -> Result<()> {
     for scheduler in SCHEDULERS {
-        let wide = numbers().map("wide", [float32("wide").fixed([1 << 16])], |_, _, out| out.set_values("wide", &vec![0.5f32; 1 << 16]));
+        let wide = numbers().map("wide", [float32("wide").fixed([1 << 16])], |_, _, out| {
+            out.set_values("wide", &vec![0.5f32; 1 << 16])
+        });
         settles(&wide.batch(16).loader().scheduler(scheduler()), Budget::mebibytes(3), 140)?;
         // Its size is known only when its rows are there.
         let ragged = numbers().map("wide", [float32("wide").ragged()], |context, _, out| {

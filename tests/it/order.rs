@@ -157,7 +157,8 @@ proptest! {
 fn without_shuffle_the_order_is_the_files_own_in_every_epoch() -> Result<()> {
     let folder = Folder::with_ids(&[7, 1, 20]);
     for epoch in [0, 3] {
-        let taken = take(folder.loader(&folder.all().batch(5)), epoch, |batch| Ok(batch.values::<i64>("id")?.into_owned()))?;
+        let taken =
+            take(folder.loader(&folder.all().batch(5)), epoch, |batch| Ok(batch.values::<i64>("id")?.into_owned()))?;
         assert_eq!(taken.whole().concat(), (0..28).collect::<Vec<_>>());
     }
     Ok(())
@@ -167,14 +168,15 @@ fn without_shuffle_the_order_is_the_files_own_in_every_epoch() -> Result<()> {
 fn random_pauses_in_functions_change_nothing() -> Result<()> {
     use rand::Rng as _;
     let folder = Folder::with_ids(&[100, 60, 140]);
-    let dataset = folder.all().shuffle(Shuffle::buffer(90)).map("pause", [forebay::float32("drawn")], |context, row, out| {
-        let mut rng = context.rng();
-        // Another pause each time, whatever the sample draws.
-        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.subsec_nanos());
-        std::thread::sleep(Duration::from_micros(u64::from(now) / 1000 % 200));
-        _ = row.get::<i64>("id")?;
-        out.set("drawn", rng.random::<f32>())
-    });
+    let dataset =
+        folder.all().shuffle(Shuffle::buffer(90)).map("pause", [forebay::float32("drawn")], |context, row, out| {
+            let mut rng = context.rng();
+            // Another pause each time, whatever the sample draws.
+            let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.subsec_nanos());
+            std::thread::sleep(Duration::from_micros(u64::from(now) / 1000 % 200));
+            _ = row.get::<i64>("id")?;
+            out.set("drawn", rng.random::<f32>())
+        });
     let dataset = dataset.filter("most", |context, _| Ok(context.rng().random_bool(0.9))).batch(8);
     let with = |scheduler| {
         take(folder.loader(&dataset).seed(5).scheduler(scheduler), 1, |batch| {

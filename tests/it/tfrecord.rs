@@ -92,7 +92,8 @@ fn the_schema_is_inferred_from_the_first_records() -> Result<()> {
 fn sequences_that_tensorflow_wrote_become_ragged_columns() -> Result<()> {
     let folder = Folder::new();
     let dataset = Dataset::open(golden("sequences.tfrecord"))?;
-    let columns = [int64("id"), bytes("title"), float32("speed").fixed([2]).in_sequence(), int64("action").in_sequence()];
+    let columns =
+        [int64("id"), bytes("title"), float32("speed").fixed([2]).in_sequence(), int64("action").in_sequence()];
     for dataset in [dataset.columns(columns), dataset] {
         let taken = take(folder.loader(&dataset.batch(4)), 0, |batch| {
             assert_eq!(*batch.values::<i64>("id")?, [100, 101, 102, 103]);
@@ -367,7 +368,11 @@ fn plain_and_compressed_shards_stand_side_by_side() -> Result<()> {
 
 #[test]
 fn a_wrong_statement_of_the_compression_is_an_error_that_names_the_shard() -> Result<()> {
-    for (is, stated) in [(Compression::None, Compression::Gzip), (Compression::Gzip, Compression::None), (Compression::Zlib, Compression::Gzip)] {
+    for (is, stated) in [
+        (Compression::None, Compression::Gzip),
+        (Compression::Gzip, Compression::None),
+        (Compression::Zlib, Compression::Gzip),
+    ] {
         let folder = Folder::new();
         folder.put("a.tfrecord", &shard_of_ids(0..10, is));
         let options = TfRecord::new().compression(stated);
@@ -420,7 +425,10 @@ fn a_shard_that_is_replaced_after_build_is_an_error() -> Result<()> {
     let mut loader = folder.loader(&folder.all().batch(4)).build()?;
     folder.put("00.tfrecord", &shard((500..520).map(record), Compression::None));
     let ended = crate::support::watched(move || {
-        loader.epoch(0).map(|batch| batch.and_then(|batch| Ok(batch.values::<i64>("id")?.into_owned()))).collect::<Result<Vec<_>>>()
+        loader
+            .epoch(0)
+            .map(|batch| batch.and_then(|batch| Ok(batch.values::<i64>("id")?.into_owned())))
+            .collect::<Result<Vec<_>>>()
     });
     let error = ended.expect_err("sizes differ");
     assert!(error.to_string().contains("00.tfrecord"), "{error}");
