@@ -1,9 +1,11 @@
-//! `gs://` against a real emulator: what is listed can be read, exactly, whatever it is called.
+//! `gs://` against a real emulator: what is listed can be read, exactly, whatever it is called, and becomes tensors.
 
-use forebay::ErrorKind;
 use forebay::store::Store;
+use forebay::{Compression, Dataset, ErrorKind, Image, Index, Result, Scheduler, Shuffle, bytes, int64};
 
 use crate::support::fake_gcs::FakeGcs;
+use crate::support::shards::{Folder, content as file, shard_of_ids};
+use crate::support::{take, take_ids};
 
 const BUCKET: &str = "shards";
 
@@ -92,4 +94,92 @@ async fn more_objects_than_fit_a_page_are_all_listed() {
     let keys: Vec<String> = (0..1100).map(|i| format!("many/{i:05}")).collect();
     let Some((_server, store)) = start(&keys.iter().map(String::as_str).collect::<Vec<_>>()) else { return };
     assert_eq!(store.list(&["gs://shards/many/*"]).await.unwrap().len(), 1100);
+}
+
+// --- from the bucket to tensors ----------------------------------------------------------------------------------------
+
+#[test]
+fn shards_in_a_bucket_are_streamed_first_and_indexed_then() -> Result<()> {
+    let Some(server) = FakeGcs::start(BUCKET) else { return Ok(()) };
+    let folder = Folder::new();
+    server.put(BUCKET, "t/a.tfrecord", &shard_of_ids(0..120, Compression::None));
+    server.put(BUCKET, "t/b.tfrecord", &shard_of_ids(120..200, Compression::Gzip));
+    let dataset = Dataset::open("gs://shards/t/*.tfrecord")?.batch(16);
+    let loader = || folder.loader(&dataset).store(server.options());
+    assert_eq!(loader().build()?.steps_per_epoch(), None, "nothing is known of them");
+    assert_eq!(take_ids(loader(), "id")?.whole().concat(), (0..200).collect::<Vec<_>>());
+    assert_eq!(loader().build()?.steps_per_epoch(), Some(13), "the stream left an index of each");
+    for scheduler in [Scheduler::single_threaded(), Scheduler::threads(3)] {
+        let taken = take_ids(loader().scheduler(scheduler).index(Index::Build), "id")?;
+        assert_eq!(taken.whole().concat(), (0..200).collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_bucket_is_shuffled_as_a_folder_of_the_same_shards() -> Result<()> {
+    let Some(server) = FakeGcs::start(BUCKET) else { return Ok(()) };
+    let folder = Folder::with_ids(&[90, 60]);
+    for name in ["00.tfrecord", "01.tfrecord"] {
+        server.put(BUCKET, name, &file(&folder.url(name)));
+    }
+    for shuffle in [Shuffle::buffer(40), Shuffle::buffer(200), Shuffle::global()] {
+        let there = Dataset::open("gs://shards/*.tfrecord")?.shuffle(shuffle).batch(8);
+        let here = folder.all().shuffle(shuffle).batch(8);
+        let there = folder.loader(&there).seed(3).store(server.options()).index(Index::Build);
+        let taken = take_ids(there, "id")?.whole();
+        assert_eq!(taken, take_ids(folder.loader(&here).seed(3), "id")?.whole());
+        assert!(!taken.concat().is_sorted());
+    }
+    Ok(())
+}
+
+#[test]
+fn digits_in_a_bucket_become_the_tensors_of_the_local_files() -> Result<()> {
+    let Some(server) = FakeGcs::start(BUCKET) else { return Ok(()) };
+    let digits = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/digits");
+    let name = "test-00000-of-00001.tfrecord";
+    server.put(BUCKET, &format!("digits/{name}"), &file(&format!("{digits}/{name}")));
+    let pixels = |url: String, index| -> Result<Vec<(Vec<i64>, Vec<f32>)>> {
+        let folder = Folder::new();
+        let dataset = Dataset::open(url)?
+            .columns([bytes("image/encoded"), int64("image/class/label")])
+            .image("image/encoded", Image::gray().resize(8, 8).to_f32())
+            .batch(64);
+        let taken = take(folder.loader(&dataset).store(server.options()).index(index), 0, |batch| {
+            assert_eq!(batch.shape("image/encoded")?, [batch.len(), 1, 8, 8]);
+            #[cfg(feature = "tch")]
+            assert_eq!(batch.tensor("image/encoded")?.size(), [batch.len() as i64, 1, 8, 8]);
+            Ok((
+                batch.values::<i64>("image/class/label")?.into_owned(),
+                batch.values::<f32>("image/encoded")?.into_owned(),
+            ))
+        })?;
+        Ok(taken.whole())
+    };
+    let local = pixels(format!("{digits}/{name}"), Index::Auto)?;
+    assert_eq!(local.iter().map(|(labels, _)| labels.len()).sum::<usize>(), 360);
+    for index in [Index::Auto, Index::Build] {
+        assert!(pixels(format!("gs://shards/digits/{name}"), index)? == local, "{index:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_damaged_shard_in_a_bucket_gives_what_is_before_and_names_the_place() -> Result<()> {
+    let Some(server) = FakeGcs::start(BUCKET) else { return Ok(()) };
+    let folder = Folder::new();
+    let sound = shard_of_ids(0..50, Compression::None);
+    server.put(BUCKET, "a.tfrecord", &sound[..sound.len() - 3]);
+    let dataset = Dataset::open("gs://shards/a.tfrecord")?.columns([int64("id")]).batch(8);
+    let taken = take_ids(folder.loader(&dataset).store(server.options()), "id")?;
+    let error = taken.failure();
+    assert_eq!(taken.batches.concat(), (0..49).collect::<Vec<_>>(), "{error}");
+    assert_eq!(
+        (error.kind(), error.place().url.as_deref()),
+        (ErrorKind::Corrupt, Some("gs://shards/a.tfrecord")),
+        "{error}"
+    );
+    assert_eq!(error.place().record, Some(49), "{error}");
+    Ok(())
 }
