@@ -19,8 +19,9 @@ fn numbers() -> Dataset {
 
 /// A column of the whole epoch, the same alone and with three threads.
 fn column(dataset: &Dataset, name: &'static str) -> Vec<i64> {
-    let with =
-        |scheduler| take_ids(dataset.loader().seed(1).streams(1).scheduler(scheduler), name).unwrap().whole().concat();
+    let with = |scheduler| {
+        take_ids(dataset.loader().seed(1).streams(1).scheduler(scheduler), name).expect("it is built").whole().concat()
+    };
     let alone = with(Scheduler::single_threaded());
     assert_eq!(with(Scheduler::threads(3)), alone);
     alone

@@ -72,6 +72,7 @@ fn a_given_epoch_has_its_order_and_its_states() -> Result<()> {
 }
 
 #[test]
+#[expect(clippy::never_loop, reason = "how early breaks end is what is tested")]
 fn a_break_ends_the_epoch_and_the_loader_goes_on() -> Result<()> {
     let mut loader = numbers(10_000).batch(8).loader().build()?;
     for round in 0..20 {
@@ -146,6 +147,7 @@ fn an_epoch_that_is_superseded_ends() -> Result<()> {
 }
 
 #[test]
+#[expect(clippy::never_loop, reason = "how early breaks end is what is tested")]
 fn nothing_is_left_behind() -> Result<()> {
     // Threads are counted by a name of their own: other tests run beside this one.
     let slow = |dataset: Dataset| {

@@ -103,13 +103,13 @@ fn smallest_budget(error: &Error) -> Budget {
 
 /// Runs the case as it says; where its budget does not do, with the one that the error names.
 fn run(case: &Case, loader: &LoaderBuilder) -> Vec<Vec<i64>> {
-    let Some(bytes) = case.budget else { return take_ids(loader.clone(), "id").unwrap().whole() };
+    let Some(bytes) = case.budget else { return take_ids(loader.clone(), "id").expect("it is built").whole() };
     let error = match take_ids(loader.clone().budget(Budget::of_bytes(bytes)), "id") {
         Ok(taken) if taken.error.is_none() => return taken.batches,
         Ok(taken) => taken.failure().clone(),
         Err(error) => error,
     };
-    take_ids(loader.clone().budget(smallest_budget(&error)), "id").unwrap().whole()
+    take_ids(loader.clone().budget(smallest_budget(&error)), "id").expect("it is built").whole()
 }
 
 proptest! {
