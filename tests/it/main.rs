@@ -4,6 +4,7 @@ mod dag;
 mod faults;
 #[cfg(feature = "gcs")]
 mod gcs;
+mod layers;
 mod loops;
 mod order;
 mod support;
