@@ -1,4 +1,64 @@
-//! Loads ML training data for GPU pipelines.
+//! Loads ML training data for GPU pipelines: sharded files from object stores or disks, decoded, shuffled and batched into
+//! libtorch tensors before the training loop asks for them.
+//!
+//! A [`Dataset`] describes what is read and what happens to it; nothing is read until [`Dataset::loader`] is built. A [`Loader`]
+//! runs it; each of its [`Epoch`]s is an iterator of [`Batch`]es. The order of samples is a function of the seed: the same for any
+//! number of threads and ranks.
+//!
+//! # Example
+//! ```
+//! use std::sync::Arc;
+//!
+//! use arrow::array::{Float32Array, Int64Array};
+//! use forebay::{Dataset, Shuffle, float32};
+//! use rand::Rng;
+//!
+//! // Columns in memory; `Dataset::open("gs://bucket/train-*.tfrecord")` reads shards.
+//! let x = Float32Array::from_iter_values((0..1000).map(|i| i as f32));
+//! let label = Int64Array::from_iter_values((0..1000).map(|i| i % 10));
+//! let dataset = Dataset::from_columns([("x", Arc::new(x) as _), ("label", Arc::new(label) as _)])?
+//!     .shuffle(Shuffle::buffer(256))
+//!     .map("noise", [float32("x")], |context, row, out| {
+//!         let noise: f32 = context.rng().random(); // of this sample in this epoch, on whatever thread
+//!         out.set("x", row.get::<f32>("x")? + noise)
+//!     })
+//!     .batch(50);
+//!
+//! let mut loader = dataset.loader().seed(42).build()?;
+//! for epoch in 0..2 {
+//!     let mut steps = 0;
+//!     for batch in loader.epoch(epoch) {
+//!         let batch = batch?; // with libtorch: batch.tensor("x")?
+//!         assert_eq!(batch.values::<f32>("x")?.len(), 50);
+//!         steps += 1;
+//!     }
+//!     assert_eq!(steps, 20);
+//! }
+//! println!("{}", loader.report()); // which stage the loop waited for
+//! # Ok::<(), forebay::Error>(())
+//! ```
+//!
+//! # Map
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`dataset`] | the lazy graph: its verbs, its checks, what user functions see of a row |
+//! | [`plan`] | which sample comes when, as arithmetic on row numbers |
+//! | [`source`] | where rows come from: shards, columns in memory, the trait [`Source`] for your own |
+//! | [`store`] | URLs, patterns, reads of ranges, retries |
+//! | [`mod@format`] | TFRecord and `tf.Example`, reading and writing |
+//! | [`transform`] | images: decode, crop, resize, flip, normalise |
+//! | [`loader`] | one execution of a data set; its page tells how a run goes |
+//! | [`telemetry`] | what each stage did and waited for |
+//! | [`schema`], [`random`], [`error`] | columns and shapes; keyed random numbers; errors that say where |
+//!
+//! Batches, devices, and the engine (one pool of workers, one budget of bytes) are behind [`Batch`], [`Device`], [`Scheduler`] and
+//! [`Budget`].
+//!
+//! # Features
+//!
+//! `tch` (batches as libtorch tensors), `cuda` (loaded at run time), `gcs`, `s3`, `azure`, `http`, `jpeg` and `cli` are on by default.
+//! Without them the core needs neither libtorch, nor a C compiler, nor a network.
 
 pub(crate) mod batch;
 pub mod dataset;
