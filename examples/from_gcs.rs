@@ -32,7 +32,7 @@ Credentials, the first that there are:
   the metadata server                       on Google's own machines, without doing anything
 
 An emulator instead of the real store, without credentials:
-  fake-gcs-server -scheme http -port 4443 -public-host 127.0.0.1:4443 -filesystem-root FOLDER
+  fake-gcs-server -scheme http -port 4443 -public-host 127.0.0.1:4443 -backend memory -data FOLDER
   STORAGE_EMULATOR_HOST=http://127.0.0.1:4443 from_gcs 'gs://BUCKET/*.tfrecord'
   where FOLDER/BUCKET holds the shards";
 
@@ -72,7 +72,7 @@ fn run(arguments: Vec<String>) -> Result<(), Box<dyn Error>> {
         .shuffle(Shuffle::buffer(1024))
         .image(IMAGE, Image::rgb().random_resized_crop(224, 224).horizontal_flip(0.5))
         .batch(size);
-    println!("{dataset}\n");
+    println!("{dataset}");
     let start = Instant::now();
     let mut loader = dataset.loader().seed(42).device(Device::cuda_if_available()).build()?;
     println!("built in {:.2} s", start.elapsed().as_secs_f64());

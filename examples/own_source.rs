@@ -133,7 +133,7 @@ fn main() -> Result<(), Box<dyn StdError>> {
     fs::write(&path, text)?;
 
     let dataset = Dataset::from_source(Csv::open(&path)?).shuffle(Shuffle::buffer(4096)).batch(50);
-    println!("{dataset}\n");
+    println!("{dataset}");
     let mut loader = dataset.loader().seed(42).build()?;
     let (mut slope, mut intercept) = (0.0, 0.0);
     for epoch in 0..4 {

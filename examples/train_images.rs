@@ -18,17 +18,16 @@ mod network;
 mod train;
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use clap::Parser;
-use forebay::{Dataset, Device, Image, Shuffle, bytes, int64};
+use forebay::{Dataset, Device, Error, ErrorKind, Image, Shuffle, bytes, int64};
 
 use train::{Goals, Task, train};
 
-type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 const IMAGE: &str = "image/encoded";
 const LABEL: &str = "image/class/label";
@@ -97,14 +96,20 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 /// Ten classes of handwritten digits, with others held out.
 fn digits(arguments: &Arguments) -> Result<Task> {
-    let images = |files: &str| -> Result<Dataset> {
+    let digits = |files: &str| -> Result<Dataset> {
         let dataset = Dataset::open(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/digits/").to_owned() + files)?;
-        Ok(dataset.columns([bytes(IMAGE), int64(LABEL)]).image(IMAGE, Image::gray().resize(8, 8)))
+        Ok(dataset.columns([bytes(IMAGE), int64(LABEL)]))
     };
+    // Digits a little larger, moved by a pixel: without it the network knows the training images by heart after six epochs.
+    let moved = Image::gray().random_resized_crop(8, 8).scale(0.7..=1.0).ratio(0.85..=1.18);
     Ok(Task {
         name: "handwritten digits, 8x8",
-        train: images("train-*.tfrecord")?.shuffle(Shuffle::buffer(2048)).batch(64).drop_remainder(),
-        held_out: Some(images("test-*.tfrecord")?.batch(360)),
+        train: digits("train-*.tfrecord")?
+            .shuffle(Shuffle::buffer(2048))
+            .image(IMAGE, moved)
+            .batch(64)
+            .drop_remainder(),
+        held_out: Some(digits("test-*.tfrecord")?.image(IMAGE, Image::gray().resize(8, 8)).batch(360)),
         network: network::for_digits,
         classes: 10,
         epochs: arguments.epochs.unwrap_or(if arguments.quick { 3 } else { 20 }),
@@ -140,8 +145,10 @@ fn own_photographs(urls: Vec<String>, arguments: &Arguments) -> Result<Task> {
         "number the labels",
         [int64(LABEL)],
         move |_, row, out| {
-            let label: i64 = row.get(LABEL)?;
-            out.set(LABEL, numbers.get(&label).copied().unwrap_or(-1))
+            let label = row.get(LABEL)?;
+            let number = numbers.get(&label);
+            let number = number.ok_or_else(|| Error::new(ErrorKind::Transform, format!("label {label} is new")))?;
+            out.set(LABEL, *number)
         },
     );
     Ok(crops("crops of your photographs, 224x224", &dataset, photographs, classes as i64, arguments))
@@ -161,10 +168,10 @@ fn crops(name: &'static str, images: &Dataset, photographs: u64, classes: i64, a
         held_out: None,
         network: network::for_photographs,
         classes,
-        epochs: arguments.epochs.unwrap_or(if arguments.quick { 2 } else { 12 }),
+        epochs: arguments.epochs.unwrap_or(if arguments.quick { 2 } else { 8 }),
         learning_rate: 3e-3,
         threads: available_parallelism().map_or(1, usize::from),
-        goals: Goals { loss_share: 0.95, accuracy: None },
+        goals: Goals { loss_share: 1.0, accuracy: None },
     }
 }
 

@@ -52,7 +52,7 @@ pub(crate) fn to_shards(folder: &Path) -> Result<TempDir> {
         writer.write(&example.encode())?;
     }
     writer.finish()?;
-    println!("wrote {} photographs to {} shards in {}", photographs.len(), number + 1, shards.path().display());
+    println!("{} photographs written as shards to {}", photographs.len(), shards.path().display());
     Ok(shards)
 }
 

@@ -37,11 +37,11 @@ pub(crate) fn for_digits(path: &nn::Path, classes: i64) -> Box<dyn ModuleT> {
 pub(crate) fn for_photographs(path: &nn::Path, classes: i64) -> Box<dyn ModuleT> {
     let network = nn::seq_t()
         .add_fn(scale)
-        .add(block(path / "a", (3, 24), 7, 4))
-        .add(block(path / "b", (24, 48), 3, 2))
-        .add(block(path / "c", (48, 96), 3, 2))
-        .add(block(path / "d", (96, 96), 3, 2))
+        .add(block(path / "a", (3, 16), 7, 4))
+        .add(block(path / "b", (16, 32), 3, 2))
+        .add(block(path / "c", (32, 64), 3, 2))
+        .add(block(path / "d", (64, 64), 3, 2))
         .add_fn(|x| x.mean_dim([2, 3].as_slice(), false, Kind::Float))
-        .add(nn::linear(path / "classes", 96, classes, Default::default()));
+        .add(nn::linear(path / "classes", 64, classes, Default::default()));
     Box::new(network)
 }
