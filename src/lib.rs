@@ -91,3 +91,8 @@ pub use source::tfrecord::Index;
 pub use store::StoreOptions;
 pub use telemetry::Report;
 pub use transform::image::{Image, Layout};
+
+/// The loop in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
