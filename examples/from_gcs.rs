@@ -4,6 +4,9 @@
 //! second come in, and the loader's report: which stage the loop waited for. Any other URL or path will do too. Without
 //! arguments it explains where credentials come from and how to read from an emulator.
 //!
+//! Remote shards are read in the order in which they arrive the first time. That leaves an index in `~/.cache/forebay/index` (or
+//! `$FOREBAY_INDEX_DIR`), with which the next run draws its order from all rows.
+//!
 //! Checked with: `--batches 3 examples/data/photos/train-*.tfrecord`
 
 use std::error::Error;

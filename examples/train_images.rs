@@ -74,7 +74,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let device = arguments.device.unwrap_or_else(Device::cuda_if_available);
+    // Asked even if another is wanted: it loads CUDA, which has to come before libtorch first looks for it.
+    let found = Device::cuda_if_available();
+    let device = arguments.device.unwrap_or(found);
     println!("training on {device}, seed {}", arguments.seed);
 
     // Removed with its shards at the end.
