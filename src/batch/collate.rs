@@ -157,11 +157,14 @@ pub(crate) fn begin(layouts: &[Layout], chunks: &[Rows], allocator: Allocator) -
                 let mut lengths: Vec<i64> = arrays.iter().flat_map(|array| list_lengths(array)).collect();
                 let longest = lengths.iter().max().copied().unwrap_or(0) as usize;
                 let extent = layout.pad.length.unwrap_or(longest);
-                if let Some(row) = lengths.iter().position(|&length| length as usize > extent).filter(|_| !layout.pad.truncate) {
+                if let Some(row) =
+                    lengths.iter().position(|&length| length as usize > extent).filter(|_| !layout.pad.truncate)
+                {
                     let sample = chunks.iter().flat_map(|chunk| &chunk.samples).nth(row).map_or(0, |sample| sample.id);
                     let message = format!("a sample of {} rows, where {extent} are the bound", lengths[row]);
                     let error = Error::new(ErrorKind::Transform, message).column(name.clone()).stage("collate");
-                    return Err(error.sample(sample)
+                    return Err(error
+                        .sample(sample)
                         .advice("raise the bound of Pad::to(n), or cut samples with Pad::truncate_to(n)"));
                 }
                 lengths.iter_mut().for_each(|length| *length = (*length).min(extent as i64));

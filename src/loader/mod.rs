@@ -8,6 +8,7 @@ mod builder;
 mod epoch;
 mod evaluate;
 mod lower;
+mod minimum;
 mod rebatch;
 mod run;
 mod world;

@@ -16,6 +16,7 @@ use super::arrival::ArrivalDriver;
 use super::assemble::{Assembly, Finished};
 use super::evaluate::{Block, Env, Evaluated};
 use super::lower::{Leaf, Pipeline};
+use super::minimum::smallest_budget;
 use super::rebatch::Rebatch;
 use crate::batch::Batch;
 use crate::batch::buffer::Allocator;
@@ -128,6 +129,8 @@ struct Entry {
     /// Tickets that wait for it.
     waiting: Vec<u64>,
     bytes: u64,
+    /// Whether no ticket has asked for it yet.
+    is_ahead: bool,
     /// Rows not yet delivered, for blocks that arrived and will not be read again.
     rows_left: Option<u64>,
 }
@@ -413,7 +416,13 @@ impl Run {
             // Bytes may have come back since the last change; then there is something to do after all.
             state.advance(self);
             if let Some(error) = state.is_stuck(self) {
-                if self.shared.alive.load(Ordering::Acquire) == 0 {
+                let alive = self.shared.alive.load(Ordering::Acquire);
+                if alive == 0 {
+                    // The last of them may have given its bytes back just now.
+                    state.advance(self);
+                    if state.is_stuck(self).is_none() {
+                        continue;
+                    }
                     state.fail(error);
                     self.changed.notify_all();
                 } else {
@@ -711,7 +720,10 @@ impl State {
             },
         };
         let (total, used) = (shared.account.total(), shared.account.used());
-        let smallest = (used + wanted).div_ceil(1 << 20);
+        // What is in flight when it got stuck is no bound of what the plan needs: look at all of it.
+        let walked =
+            smallest_budget(shared, self.tickets.front().map_or(self.epoch, |ticket| ticket.epoch), self.batch_bytes);
+        let smallest = walked.unwrap_or(2 * (used + wanted)).max(used + wanted).div_ceil(1 << 20);
         Some(
             Error::new(
                 ErrorKind::Memory,
@@ -764,10 +776,11 @@ impl State {
     fn ask_for_blocks(&mut self, run: &Run) {
         let reserve = self.reserve(run);
         while let Some(&key) = self.needs.front() {
-            if !self.ask(run, key, reserve) {
+            if self.ask(run, key, reserve) {
+                self.needs.pop_front();
+            } else if !self.give_up_one_ahead() {
                 return;
             }
-            self.needs.pop_front();
         }
         while let Some(&key) = self.ahead.front() {
             // A quarter is left to what is needed at once.
@@ -776,6 +789,17 @@ impl State {
             }
             self.ahead.pop_front();
         }
+    }
+
+    /// Forgets a block that was read ahead and that no ticket has asked for yet, to make room for one that is needed; it is
+    /// read again in its time. Whether there was one.
+    fn give_up_one_ahead(&mut self) -> bool {
+        let spare =
+            self.blocks.iter_mut().filter(|(_, entry)| entry.is_ahead && matches!(entry.stage, BlockStage::Ready(_)));
+        let Some((&key, entry)) = spare.max_by_key(|(key, entry)| (entry.hold, **key)) else { return false };
+        entry.stage = BlockStage::Wanted;
+        self.ahead.push_front(key);
+        true
     }
 
     /// Asks for one block, if it is wanted; `false` when the budget has no room.
@@ -1062,6 +1086,7 @@ impl State {
         keys.sort_unstable();
         for &(key, hold) in &keys {
             let (entry, new) = self.entry(run, key, hold);
+            entry.is_ahead = false;
             if matches!(entry.stage, BlockStage::Ready(_)) {
                 continue;
             }
@@ -1092,7 +1117,7 @@ impl State {
                 Leaf::Indexed(source) => source.catalog().block_bytes(key.block as usize),
                 Leaf::Arriving(_) => 0,
             };
-            Entry { stage: BlockStage::Wanted, hold, waiting: Vec::new(), bytes, rows_left: None }
+            Entry { stage: BlockStage::Wanted, hold, waiting: Vec::new(), bytes, is_ahead: true, rows_left: None }
         });
         entry.hold = entry.hold.max(hold);
         if new {
@@ -1130,8 +1155,14 @@ impl State {
         if let Some((rows, first_id)) = arrived {
             self.arrivals[leaf].push(rows, first_id);
             let key = BlockKey { leaf, block, epoch };
-            let entry =
-                Entry { stage: BlockStage::Decoding, hold: 0, waiting: Vec::new(), bytes: 0, rows_left: Some(rows) };
+            let entry = Entry {
+                stage: BlockStage::Decoding,
+                hold: 0,
+                waiting: Vec::new(),
+                bytes: 0,
+                is_ahead: false,
+                rows_left: Some(rows),
+            };
             self.blocks.insert(key, entry);
             self.in_flight += 1;
             self.decoding += 1;

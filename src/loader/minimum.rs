@@ -1,0 +1,41 @@
+//! The smallest budget that an epoch can be delivered with, found by walking its plan.
+
+use std::collections::HashMap;
+
+use super::lower::Leaf;
+use super::run::Shared;
+use crate::plan::order::{Arrivals, ENDLESS, Frame, Positions};
+
+/// Rows of an epoch that are looked at, at most: the walk is made once, for an error message.
+const ROWS: u64 = 10_000_000;
+
+/// Bytes of the blocks that have to be there at the same time, in the step that takes most, and of the batches in flight.
+/// `None` for sources whose blocks are not known before.
+pub(crate) fn smallest_budget(shared: &Shared, epoch: u64, batch_bytes: u64) -> Option<u64> {
+    let pipeline = &shared.pipeline;
+    let mut order = pipeline.order.clone();
+    let rows = order.rows().filter(|_| !order.arrives())?;
+    let steps = pipeline.steps;
+    let arrivals: Vec<Arrivals> = Vec::new();
+    let count = if rows == ENDLESS { ENDLESS } else { steps.per_epoch(rows) };
+    let (mut live, mut most) = (HashMap::<(usize, u32), u64>::new(), 0);
+    for step in 0..count.min(ROWS / steps.batch.min(ROWS)) {
+        let slots = steps.slots(step, rows);
+        let positions = Positions::new((slots.start.min(rows)..slots.end.min(rows)).collect(), step);
+        let frame = Frame { offset: 0, batch: steps.batch };
+        let picked = order.pick(positions, epoch, Some(frame), &arrivals).ok()?;
+        picked.for_each_rows(&mut |rows| {
+            for (&block, &hold) in rows.block.iter().zip(&rows.hold) {
+                let until = live.entry((rows.leaf, block)).or_insert(hold);
+                *until = hold.max(*until);
+            }
+        });
+        let bytes = |&(leaf, block): &(usize, u32)| match &pipeline.leaves[leaf] {
+            Leaf::Indexed(source) => source.catalog().block_bytes(block as usize),
+            Leaf::Arriving(_) => 0,
+        };
+        most = most.max(live.keys().map(bytes).sum());
+        live.retain(|_, until| *until > step);
+    }
+    Some(most + batch_bytes * (pipeline.prefetch as u64 + 1))
+}
