@@ -10,7 +10,7 @@ use crate::schema::Dtype;
 ///
 /// # Safety
 /// `pointer` gives the start of `len` bytes, aligned to 64, valid and not aliased for as long as the owner lives, wherever
-/// the owner is moved. The bytes may be uninitialised only if every value is valid for them, which holds for all dtypes.
+/// the owner is moved. The bytes may be uninitialised: until a batch is finished its parts are written and never read.
 pub(crate) unsafe trait BatchMemory: Send + Sync + 'static {
     fn pointer(&self) -> *mut u8;
     fn len(&self) -> usize;

@@ -34,13 +34,6 @@ impl Epoch {
     pub(super) fn new(run: Arc<Run>, lane: usize, epoch: u64, current: Arc<Mutex<Current>>) -> Self {
         Self { run: Some(run), lane, epoch, current, returned: None }
     }
-
-    /// Nothing behind this epoch will be asked for.
-    pub(super) fn is_last(&self) {
-        if let Some(run) = &self.run {
-            run.last_epoch();
-        }
-    }
 }
 
 impl Iterator for Epoch {

@@ -76,6 +76,11 @@ impl Loader {
     ///
     /// A loader delivers one epoch at a time: asking for another one ends an iterator that is still out.
     pub fn epoch(&mut self, epoch: u64) -> Epoch {
+        self.begin(epoch, true)
+    }
+
+    /// `go_on`: whether a next epoch may be asked for, and is read ahead.
+    fn begin(&mut self, epoch: u64, go_on: bool) -> Epoch {
         self.next_epoch = epoch + 1;
         let mut current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let going_on = current.ended.take().filter(|(_, ended)| ended + 1 == epoch);
@@ -84,7 +89,7 @@ impl Loader {
                 if let Some(superseded) = current.run.upgrade() {
                     superseded.cancel();
                 }
-                Run::start(self.shared.clone(), epoch, vec![self.device.clone()], true)
+                Run::start(self.shared.clone(), epoch, vec![self.device.clone()], go_on)
             },
             |(run, _)| run,
         );
@@ -161,10 +166,7 @@ impl IntoIterator for Loader {
     type IntoIter = Epoch;
 
     fn into_iter(mut self) -> Epoch {
-        let epoch = self.next_epoch;
-        let epoch = self.epoch(epoch);
-        epoch.is_last();
-        epoch
+        self.begin(self.next_epoch, false)
     }
 }
 

@@ -71,7 +71,7 @@ struct Unfinished {
 }
 
 impl Unfinished {
-    fn is_finished(mut self) {
+    fn disarm(mut self) {
         self.run = Weak::new();
     }
 }
@@ -258,6 +258,8 @@ pub(crate) struct State {
     decoding: usize,
     /// The largest batch so far.
     batch_bytes: u64,
+    /// Whether batches are laid out by decoding images.
+    decodes_images: bool,
     failed: bool,
     clock: Clock,
     /// Since when the loop waits.
@@ -297,6 +299,7 @@ impl Run {
             fetching: 0,
             decoding: 0,
             batch_bytes: shared.batch_bytes(),
+            decodes_images: pipeline.layouts.iter().any(|layout| layout.image.is_some()),
             failed: false,
             clock: Clock::new(),
             waiting: false,
@@ -469,7 +472,7 @@ impl Run {
         Some(self.shared.io.spawn(async move {
             let result = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(future)).await;
             let result = result.unwrap_or_else(|_| Err(Error::new(ErrorKind::Panicked, "reading panicked")));
-            unfinished.is_finished();
+            unfinished.disarm();
             if let Some(run) = this.upgrade() {
                 run.guarded(|run| then(run, result));
             }
@@ -624,7 +627,11 @@ impl State {
     /// What the next batch is waiting for.
     fn waits_for(&self) -> WaitedFor {
         if self.assigned > self.taken {
-            return if self.stalled.is_empty() { WaitedFor::Collate } else { WaitedFor::Budget };
+            return match (self.stalled.is_empty(), self.decodes_images) {
+                (false, _) => WaitedFor::Budget,
+                (true, true) => WaitedFor::Image,
+                (true, false) => WaitedFor::Collate,
+            };
         }
         if self.started > self.popped {
             return WaitedFor::Transform;

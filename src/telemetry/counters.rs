@@ -60,15 +60,17 @@ pub(crate) enum WaitedFor {
     Decode,
     /// Gathering rows, and the user's functions.
     Transform,
-    /// Decoding of images and laying rows into the batch.
+    /// Decoding of images into the batch.
+    Image,
+    /// Laying rows into the batch.
     Collate,
     /// The copy to the device.
     Deliver,
 }
 
 impl WaitedFor {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Budget, Self::Read, Self::Decode, Self::Transform, Self::Collate, Self::Deliver];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Budget, Self::Read, Self::Decode, Self::Transform, Self::Image, Self::Collate, Self::Deliver];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -76,6 +78,7 @@ impl WaitedFor {
             Self::Read => "read",
             Self::Decode => "decode",
             Self::Transform => "transform",
+            Self::Image => "image",
             Self::Collate => "collate",
             Self::Deliver => "deliver",
         }

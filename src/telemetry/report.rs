@@ -130,7 +130,8 @@ impl Report {
             WaitedFor::Read => "a nearer or faster store, or fewer bytes a sample",
             WaitedFor::Decode => "fewer .columns(), uncompressed shards, or more threads",
             WaitedFor::Transform => "faster functions, or more threads",
-            WaitedFor::Collate => "more threads, smaller images, or u8 instead of f32",
+            WaitedFor::Image => "more threads, smaller stored images, or u8 instead of f32",
+            WaitedFor::Collate => "more threads, or fewer columns",
             WaitedFor::Deliver => "fewer bytes a batch: u8 instead of f32, normalised on the device",
         };
         format!(
