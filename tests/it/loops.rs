@@ -72,7 +72,6 @@ fn a_given_epoch_has_its_order_and_its_states() -> Result<()> {
 }
 
 #[test]
-#[expect(clippy::never_loop, reason = "how early breaks end is what is tested")]
 fn a_break_ends_the_epoch_and_the_loader_goes_on() -> Result<()> {
     let mut loader = numbers(10_000).batch(8).loader().build()?;
     for round in 0..20 {
@@ -147,7 +146,6 @@ fn an_epoch_that_is_superseded_ends() -> Result<()> {
 }
 
 #[test]
-#[expect(clippy::never_loop, reason = "how early breaks end is what is tested")]
 fn nothing_is_left_behind() -> Result<()> {
     // Threads are counted by a name of their own: other tests run beside this one.
     let slow = |dataset: Dataset| {
@@ -214,6 +212,7 @@ fn a_lane_that_waits_hears_of_the_end() -> Result<()> {
         let mut lanes = loader.split(&[Device::Cpu; 2])?;
         let fast = lanes.pop().expect("two lanes");
         let (done, ended) = std::sync::mpsc::channel();
+        #[expect(clippy::disallowed_methods, reason = "a thread that may hang must not be joined")]
         std::thread::spawn(move || done.send(values(fast).map(|rows| rows.len())));
         assert_eq!(values(lanes.pop().expect("the other"))?.len(), 16);
         let rows = ended.recv_timeout(Duration::from_secs(20)).expect("the fast lane ends, too");
