@@ -215,7 +215,7 @@ impl Dataset {
     /// # let dataset = Dataset::from_columns([("x", Arc::new(Int64Array::from(vec![1, 2])) as _)])?;
     /// let halves = dataset.map("half@1", [float32("half")], |_, row, out| out.set("half", row.get::<i64>("x")? as f32 / 2.0));
     /// for batch in halves.batch(2).loader().build()? {
-    ///     assert_eq!(batch?.values::<f32>("half")?, [0.5, 1.0]);
+    ///     assert_eq!(*batch?.values::<f32>("half")?, [0.5, 1.0]);
     /// }
     /// # Ok::<(), forebay::Error>(())
     /// ```

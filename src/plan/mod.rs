@@ -1,6 +1,6 @@
 //! Which sample comes when: arithmetic on row numbers that reads no byte and starts no thread.
 //!
-//! [`Catalog`] says what there is; [`Steps`](steps::Steps) which positions a rank delivers in a step; [`Order`](order::Order)
+//! [`Catalog`] says what there is; `Steps` which positions a rank delivers in a step; `Order`
 //! which row stands at a position. `docs/order.md` states the formulas and what a user may rely on.
 
 mod catalog;

@@ -60,7 +60,7 @@ use crate::schema::Column;
 /// for batch in dataset.loader().build()? {
 ///     sum += batch?.values::<i64>("square")?.iter().sum::<i64>();
 /// }
-/// assert_eq!(sum, (0..1000).map(|x| x * x).sum());
+/// assert_eq!(sum, (0..1000).map(|x| x * x).sum::<i64>());
 /// # Ok::<(), forebay::Error>(())
 /// ```
 pub trait Source: Send + Sync + 'static {
