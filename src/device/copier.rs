@@ -7,8 +7,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Brings a finished host tensor to where it is wanted.
 ///
-/// Called once for each column of a batch, on a worker thread, in the order of batches; it may block. The tensor it gets is
-/// not shared with anyone. The one it returns can be used on the device's default stream at once.
+/// Called once for each column of a batch, on whichever worker finished it, so possibly for two batches at once; it may block.
+/// The tensor it gets is not shared with anyone. The one it returns can be used on the device's default stream at once.
 pub(crate) trait Copier: Send + Sync {
     fn copy(&self, host: tch::Tensor) -> Result<tch::Tensor>;
 }

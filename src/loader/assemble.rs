@@ -38,7 +38,7 @@ pub(crate) struct Finished {
 
 impl Assembly {
     /// The batch of a step whose rows are positions.
-    pub(crate) fn of_step(_run: &Run, evaluation: Evaluation) -> Option<Self> {
+    pub(crate) fn of_step(evaluation: Evaluation) -> Option<Self> {
         let Evaluation { epoch, step, chunks, kept, .. } = evaluation;
         let (mut rows, mut error) = (Vec::with_capacity(chunks.len()), None);
         for chunk in chunks {

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::assemble::Assembly;
-use super::run::{EvaluatedChunk, Evaluation, Kept, Run};
+use super::run::{EvaluatedChunk, Evaluation, Kept};
 use crate::batch::collate::Rows;
 use crate::error::Error;
 use crate::plan::steps::Steps;
@@ -66,7 +66,7 @@ impl Rebatch {
     }
 
     /// Takes the rows of one step; gives the batches that are full, and at the end of an epoch the rest.
-    pub(crate) fn push(&mut self, _run: &Run, evaluation: Evaluation) -> Vec<Assembly> {
+    pub(crate) fn push(&mut self, evaluation: Evaluation) -> Vec<Assembly> {
         if self.epoch != evaluation.epoch {
             (self.epoch, self.step) = (evaluation.epoch, 0);
             self.streams.iter_mut().for_each(|stream| *stream = Stream::default());

@@ -904,9 +904,9 @@ impl State {
         let (epoch, ended) = (evaluation.epoch, evaluation.end.is_some());
         let end_error = evaluation.end.clone().flatten();
         let assemblies = match &mut self.rebatch {
-            Some(rebatch) => rebatch.push(run, evaluation),
+            Some(rebatch) => rebatch.push(evaluation),
             None if ended => Vec::new(),
-            None => Assembly::of_step(run, evaluation).into_iter().collect(),
+            None => Assembly::of_step(evaluation).into_iter().collect(),
         };
         for mut assembly in assemblies {
             assembly.number = self.assigned;

@@ -15,8 +15,8 @@ use crate::schema::Column;
 
 /// A data set's origin: blocks of rows, fetched and decoded one at a time in whatever order the plan wants.
 ///
-/// The loader calls [`fetch`](Self::fetch) on its I/O runtime, for several blocks at once and only when the budget has room
-/// for [`Catalog::block_bytes`]; then [`decode`](Self::decode) once on a worker thread. A block may be asked for again, in
+/// The loader calls [`fetch`](Self::fetch) when the budget has room for [`Catalog::block_bytes`], and runs what it returns on
+/// its I/O runtime, for several blocks at once; then it calls [`decode`](Self::decode) on a worker thread. A block may be asked for again, in
 /// the same epoch and in later ones, and must then give the same rows.
 ///
 /// # Example
@@ -73,7 +73,8 @@ pub trait Source: Send + Sync + 'static {
     /// The blocks and their row counts.
     fn catalog(&self) -> &Catalog;
 
-    /// Reads a block's bytes; `None` where there is nothing to read. Runs on the loader's tokio runtime.
+    /// A future that reads a block's bytes; `None` where there is nothing to read. The call itself must not wait: it may come
+    /// on any thread, with the loader's lock held. The future runs on the loader's tokio runtime.
     fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Bytes>>> {
         let _ = block;
         None

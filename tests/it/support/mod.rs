@@ -32,11 +32,13 @@ pub(crate) fn eventually(condition: impl Fn() -> bool) -> bool {
 
 /// Runs `work` on a thread of its own and fails where it never ends, instead of hanging with it.
 pub(crate) fn watched<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    // Some hundred times what the slowest takes: a machine that is busy with other things is no hang.
+    const PATIENCE: Duration = Duration::from_secs(120);
     let (sender, receiver) = mpsc::channel();
     #[expect(clippy::disallowed_methods, reason = "a thread that may hang must not be joined")]
     let thread = std::thread::Builder::new().name("watched".into()).spawn(move || _ = sender.send(work()));
     let thread = thread.expect("a thread");
-    match receiver.recv_timeout(Duration::from_secs(20)) {
+    match receiver.recv_timeout(PATIENCE) {
         Ok(value) => value,
         Err(mpsc::RecvTimeoutError::Timeout) => panic!("the loader hangs"),
         Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
