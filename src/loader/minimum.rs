@@ -1,9 +1,9 @@
-//! The smallest budget that an epoch can be delivered with, found by walking its plan.
+//! A budget that an epoch can be delivered with, as small as may be said beforehand, found by walking its plan.
 
 use std::collections::HashMap;
 
 use super::lower::Leaf;
-use super::run::Shared;
+use super::run::{Shared, TICKETS_AHEAD};
 use crate::plan::order::{Arrivals, ENDLESS, Frame, Positions};
 
 /// Rows of an epoch that are looked at, at most: the walk is made once, for an error message.
@@ -35,7 +35,8 @@ pub(crate) fn smallest_budget(shared: &Shared, epoch: u64, batch_bytes: u64) -> 
             Leaf::Arriving(_) => 0,
         };
         most = most.max(live.keys().map(bytes).sum());
-        live.retain(|_, until| *until > step);
+        // A ticket planned ahead holds a block that is there, though it could be read again in its time.
+        live.retain(|_, until| *until + TICKETS_AHEAD > step);
     }
     Some(most + batch_bytes * (pipeline.prefetch as u64 + 1))
 }

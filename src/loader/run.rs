@@ -97,7 +97,7 @@ impl Shared {
 const READ_AHEAD: u64 = 64 << 20;
 
 /// Tickets planned ahead of those that can start, at most.
-const TICKETS_AHEAD: u64 = 64;
+pub(crate) const TICKETS_AHEAD: u64 = 64;
 
 /// One pass, or several, over the data set.
 pub(crate) struct Run {
@@ -1106,6 +1106,10 @@ impl State {
         }
         for Ahead { leaf, block, hold } in ahead {
             let key = BlockKey { leaf, block, epoch: 0 };
+            // A block that a ticket asked for stays for tickets alone: it can be read again.
+            if self.blocks.get(&key).is_some_and(|entry| !entry.is_ahead) {
+                continue;
+            }
             let (_, new) = self.entry(run, key, (self.base + hold).max(number));
             if new {
                 self.ahead.push_back(key);
