@@ -247,7 +247,6 @@ impl Work {
             finished.push(Finished { batch: Some(batch), grant: Some(grant) });
         }
         counters.deliver.busy(start.elapsed());
-        counters.batches.fetch_add(1, Ordering::Relaxed);
         Ok((finished, error))
     }
 }

@@ -391,6 +391,7 @@ impl Run {
                 return match item {
                     Item::Batch(batch, grant) => {
                         drop(grant);
+                        self.shared.counters.delivered(batch.len());
                         state.advance(self);
                         // That may have ended the epoch, for lanes that wait as well.
                         self.changed.notify_all();

@@ -94,7 +94,9 @@ pub(crate) struct Counters {
     pub(crate) image: StageCounter,
     pub(crate) collate: StageCounter,
     pub(crate) deliver: StageCounter,
-    pub(crate) batches: AtomicU64,
+    /// Batches and samples that the loop has taken.
+    batches: AtomicU64,
+    samples: AtomicU64,
     /// Nanoseconds that `next()` blocked, by what it waited for.
     waited: [AtomicU64; WaitedFor::ALL.len()],
     /// Nanoseconds between one `next()` and the following one.
@@ -110,6 +112,17 @@ impl Counters {
         WaitedFor::ALL
             .into_iter()
             .map(|what| (what, Duration::from_nanos(self.waited[what as usize].load(Ordering::Relaxed))))
+    }
+
+    /// The loop has taken a batch.
+    pub(crate) fn delivered(&self, samples: usize) {
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        self.samples.fetch_add(samples as u64, Ordering::Relaxed);
+    }
+
+    /// Batches and samples that the loop has taken.
+    pub(crate) fn taken(&self) -> (u64, u64) {
+        (self.batches.load(Ordering::Relaxed), self.samples.load(Ordering::Relaxed))
     }
 
     pub(crate) fn looped(&self, time: Duration) {

@@ -1,7 +1,6 @@
 //! The counters as a table and a sentence.
 
 use std::fmt;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::counters::{Counters, NamedCounter, StageCounter, WaitedFor};
@@ -18,7 +17,7 @@ use super::counters::{Counters, NamedCounter, StageCounter, WaitedFor};
 ///     batch?;
 /// }
 /// let report = loader.report();
-/// assert_eq!((report.batches, report.stage("collate").expect("every loader collates").rows), (10, 100));
+/// assert_eq!((report.batches, report.samples), (10, 100));
 /// println!("{report}");
 /// # Ok::<(), forebay::Error>(())
 /// ```
@@ -27,9 +26,10 @@ use super::counters::{Counters, NamedCounter, StageCounter, WaitedFor};
 pub struct Report {
     /// Every stage, from the source down.
     pub stages: Vec<StageReport>,
-    /// Batches delivered.
+    /// Batches that the loop has taken, summed over the iterators of a [split](crate::Loader::split). Stages may have done more: they
+    /// work ahead, beyond the end of an epoch too.
     pub batches: u64,
-    /// Samples delivered.
+    /// Samples in them.
     pub samples: u64,
     /// Time in which `next()` blocked, by what it waited for.
     pub waited: Vec<(&'static str, Duration)>,
@@ -89,10 +89,11 @@ impl Report {
             stages.push(stage("image", &counters.image));
         }
         stages.extend([stage("collate", &counters.collate), stage("deliver", &counters.deliver)]);
+        let (batches, samples) = counters.taken();
         Self {
             stages,
-            batches: counters.batches.load(Ordering::Relaxed),
-            samples: counters.deliver.rows(),
+            batches,
+            samples,
             waited: counters.waits().map(|(what, time)| (what.name(), time)).collect(),
             looped: counters.loop_time(),
             peak_bytes: peak,
