@@ -61,6 +61,9 @@
 //! Without them the core needs neither libtorch, nor a C compiler, nor a network.
 
 pub(crate) mod batch;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
 pub mod dataset;
 pub(crate) mod device;
 pub(crate) mod engine;

@@ -1,0 +1,122 @@
+//! The command `forebay`: one file a subcommand.
+//!
+//! Results go to standard output, as text or, with `--json`, as JSON whose keys are a contract; progress and errors go to standard
+//! error. Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it could not be read.
+
+mod shards;
+mod terminal;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::error::{Error, ErrorKind};
+use terminal::{Color, Terminal};
+
+/// Looks into shards of training data, checks them, and makes them.
+#[derive(Parser)]
+#[command(name = "forebay", version, propagate_version = true, arg_required_else_help = true, after_help = EXIT_CODES)]
+struct Cli {
+    /// Print JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    /// When to use colours.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    color: Color,
+    /// Show no progress.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it could not be read or written.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print a script that completes arguments in a shell.
+    #[command(after_help = "Example: forebay completions bash > ~/.local/share/bash-completion/completions/forebay")]
+    Completions {
+        /// The shell to print it for.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What a command found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    /// The data is bad; what is wrong was printed.
+    Bad,
+}
+
+/// Why a command ended early.
+#[derive(Debug)]
+enum Failure {
+    Error(Error),
+    /// Nobody reads what is printed any more (`forebay head … | head -1`).
+    Closed,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// From writing to standard output.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self::Closed;
+        }
+        Self::Error(Error::new(ErrorKind::Transfer, "cannot write to standard output").because(error))
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Self {
+        io::Error::from(error).into()
+    }
+}
+
+/// Runs the command that the process's arguments name.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version are errors to clap; it knows where each goes, and that usage exits with 2.
+        Err(error) => {
+            _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let terminal = Terminal::new(cli.json, cli.color, cli.quiet);
+    match run(cli.command, &terminal) {
+        Ok(Verdict::Good) | Err(Failure::Closed) => ExitCode::SUCCESS,
+        Ok(Verdict::Bad) => ExitCode::from(1),
+        Err(Failure::Error(error)) => {
+            terminal.error(&error);
+            ExitCode::from(exit_code(error.kind()))
+        }
+    }
+}
+
+fn run(command: Command, terminal: &Terminal) -> Result<Verdict, Failure> {
+    match command {
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "forebay", &mut script);
+            io::Write::write_all(&mut terminal.out(), &script)?;
+            Ok(Verdict::Good)
+        }
+    }
+}
+
+fn exit_code(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Corrupt | ErrorKind::Schema | ErrorKind::Transform | ErrorKind::Panicked => 1,
+        ErrorKind::Config | ErrorKind::Memory | ErrorKind::Device => 2,
+        ErrorKind::NotFound | ErrorKind::Access | ErrorKind::Transfer => 3,
+    }
+}

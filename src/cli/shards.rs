@@ -1,0 +1,39 @@
+//! The shards that a command's arguments name.
+
+use std::sync::Arc;
+
+use crate::engine::Scheduler;
+use crate::engine::io::Io;
+use crate::error::Result;
+use crate::store::{Object, Store, StoreOptions};
+
+/// Shards, and how many threads may work on them.
+#[derive(clap::Args, Clone, Debug)]
+pub(super) struct ShardArgs {
+    /// Shards: paths or URLs (file, gs, s3, az, http), folders, globs, braces, ranges.
+    #[arg(required = true, value_name = "URL")]
+    pub(super) urls: Vec<String>,
+    /// Threads that work at the same time [default: one for each core].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) threads: Option<u16>,
+}
+
+/// Shards that were found, and the means to read them.
+pub(super) struct Shards {
+    pub(super) store: Store,
+    pub(super) objects: Vec<Object>,
+    pub(super) io: Arc<Io>,
+    pub(super) threads: usize,
+}
+
+impl ShardArgs {
+    /// Lists what the URLs stand for, in the order of the loader.
+    pub(super) fn find(&self) -> Result<Shards> {
+        let scheduler = self.threads.map_or_else(Scheduler::default, |threads| Scheduler::threads(threads.into()));
+        let io = Arc::new(Io::new(scheduler)?);
+        let store = StoreOptions::new().build();
+        let (listing, urls) = (store.clone(), self.urls.clone());
+        let objects = io.wait(async move { listing.list(&urls).await.map_err(|e| e.stage("list")) })?;
+        Ok(Shards { store, objects, io, threads: scheduler.num_threads() })
+    }
+}
