@@ -1,6 +1,7 @@
 //! Rows into a batch's memory: stacked, padded, decoded in place.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
@@ -196,60 +197,66 @@ fn list_lengths(array: &ArrayRef) -> Vec<i64> {
 
 /// Writes one chunk of rows into its slots.
 ///
-/// # Errors
-/// The first row that cannot be written, and why; rows before it are written.
+/// Returns the rows that cannot be written, with the reason for each; of each column none behind the first that `may_leave_out` does not
+/// allow. All others are written.
 pub(crate) fn fill(
     layouts: &[Layout],
     rows: &Rows,
     mut slots: Slots,
+    may_leave_out: &dyn Fn(&Error) -> bool,
     scratch: &mut Scratch,
-) -> Result<(), (usize, Error)> {
-    let mut failed: Option<(usize, Error)> = None;
+) -> Vec<(usize, Error)> {
+    let mut all_bad = Vec::new();
     for (layout, part) in layouts.iter().zip(&mut slots.parts) {
         let Some((part, sample_bytes)) = part else { continue };
-        let array = column(rows, layout.column.name()).map_err(|e| (0, e))?;
-        let result = match &layout.image {
-            Some((image, key)) => fill_images(image, *key, rows, array, part.bytes(), *sample_bytes, scratch),
-            None => fill_values(layout, array, part.bytes(), *sample_bytes),
+        let array = match column(rows, layout.column.name()) {
+            Ok(array) => array,
+            Err(error) => return vec![(0, error)],
         };
-        if let Err((row, error)) = result
-            && failed.as_ref().is_none_or(|(first, _)| row < *first)
-        {
-            failed = Some((row, error.column(layout.column.name().clone())));
-        }
-    }
-    failed.map_or(Ok(()), |(row, error)| Err((row, error.sample(rows.samples[row.min(rows.len() - 1)].id))))
-}
-
-fn fill_images(
-    image: &Image,
-    key: Key,
-    rows: &Rows,
-    array: &ArrayRef,
-    out: &mut [u8],
-    sample_bytes: usize,
-    scratch: &mut Scratch,
-) -> Result<(), (usize, Error)> {
-    let encoded = array.as_binary_view();
-    for (row, (sample, slot)) in rows.samples.iter().zip(out.chunks_exact_mut(sample_bytes)).enumerate() {
-        image.decode_into(encoded.value(row), sample.key(key), slot, scratch).map_err(|e| (row, e.stage("image")))?;
-    }
-    Ok(())
-}
-
-fn fill_values(layout: &Layout, array: &ArrayRef, out: &mut [u8], sample_bytes: usize) -> Result<(), (usize, Error)> {
-    if layout.column.is_raw() {
-        let values = array.as_binary_view();
-        for (row, slot) in out.chunks_exact_mut(sample_bytes.max(1)).enumerate() {
-            let value = values.value(row);
-            if value.len() != slot.len() {
-                let message = format!("{} bytes, {} declared", value.len(), slot.len());
-                return Err((row, Error::new(ErrorKind::Schema, message).stage("collate")));
+        let mut bad = |row: usize, error: Error| {
+            let go_on = may_leave_out(&error);
+            all_bad.push((row, error.column(layout.column.name().clone()).sample(rows.samples[row].id)));
+            go_on
+        };
+        match &layout.image {
+            Some((image, key)) => {
+                let encoded = array.as_binary_view();
+                let slots = part.bytes().chunks_exact_mut(*sample_bytes);
+                for (row, (sample, slot)) in rows.samples.iter().zip(slots).enumerate() {
+                    let decoded = image.decode_into(encoded.value(row), sample.key(*key), slot, scratch);
+                    if let Err(error) = decoded
+                        && !bad(row, error.stage("image"))
+                    {
+                        break;
+                    }
+                }
             }
-            slot.copy_from_slice(value);
+            None if layout.column.is_raw() => copy_raw(array, part.bytes(), *sample_bytes, &mut bad),
+            None => fill_values(layout, array, part.bytes(), *sample_bytes),
         }
-        return Ok(());
     }
+    // Of a row that two columns fail for, one reason will do.
+    all_bad.sort_by_key(|(row, _)| *row);
+    all_bad.dedup_by_key(|(row, _)| *row);
+    all_bad
+}
+
+fn copy_raw(array: &ArrayRef, out: &mut [u8], sample_bytes: usize, bad: &mut dyn FnMut(usize, Error) -> bool) {
+    let values = array.as_binary_view();
+    for (row, slot) in out.chunks_exact_mut(sample_bytes.max(1)).enumerate() {
+        let value = values.value(row);
+        if value.len() == slot.len() {
+            slot.copy_from_slice(value);
+        } else {
+            let message = format!("{} bytes, {} declared", value.len(), slot.len());
+            if !bad(row, Error::new(ErrorKind::Schema, message).stage("collate")) {
+                return;
+            }
+        }
+    }
+}
+
+fn fill_values(layout: &Layout, array: &ArrayRef, out: &mut [u8], sample_bytes: usize) {
     match array.data_type() {
         DataType::List(_) => {
             let list = array.as_list::<i32>();
@@ -272,7 +279,6 @@ fn fill_values(layout: &Layout, array: &ArrayRef, out: &mut [u8], sample_bytes: 
         }
         _ => out.copy_from_slice(&flat_bytes(array)),
     }
-    Ok(())
 }
 
 /// The memory of an array's elements, fixed lists flattened.
@@ -325,22 +331,28 @@ fn filler(dtype: Dtype, value: f64) -> [u8; 8] {
 }
 
 impl Filling {
-    /// The finished columns, of which only the first `keep` rows are wanted. All slots must have been filled and dropped.
-    pub(crate) fn finish(self, keep: usize, allocator: Allocator) -> Result<Vec<BatchColumn>> {
-        let len = self.len;
+    /// The finished columns, of which only the rows in `kept` are wanted. All slots must have been filled and dropped.
+    pub(crate) fn finish(self, kept: &[Range<usize>], allocator: Allocator) -> Result<Vec<BatchColumn>> {
+        let all = kept.iter().map(ExactSizeIterator::len).sum::<usize>() == self.len;
         let columns = self.columns.into_iter().map(|ColumnFilling { layout, mut shape, mut lengths, memory }| {
-            shape[0] = keep;
-            if let Some(lengths) = &mut lengths {
-                lengths.truncate(keep);
+            if !all {
+                shape[0] = kept.iter().map(ExactSizeIterator::len).sum();
+                lengths = lengths.map(|all| kept.iter().flat_map(|rows| &all[rows.clone()]).copied().collect());
             }
             let data = match memory {
-                Memory::Bytes(array) => Data::Bytes(if keep < len { array.slice(0, keep) } else { array }),
+                Memory::Bytes(array) if all => Data::Bytes(array),
+                Memory::Bytes(array) => {
+                    let parts: Vec<_> = kept.iter().map(|rows| array.slice(rows.start, rows.len())).collect();
+                    let parts: Vec<&dyn Array> = parts.iter().map(|part| part.as_ref()).collect();
+                    let joined = arrow::compute::concat(&parts);
+                    Data::Bytes(joined.map_err(|e| Error::new(ErrorKind::Schema, "cannot be joined").because(e))?)
+                }
                 Memory::Filling(whole) => {
                     let buffer = whole.join().expect("slots are dropped once they are filled");
-                    Data::Host(if keep < len {
-                        front(&buffer, layout.column.dtype(), &shape, allocator)?
-                    } else {
+                    Data::Host(if all {
                         buffer
+                    } else {
+                        select(&buffer, layout.column.dtype(), &shape, kept, allocator)?
                     })
                 }
             };
@@ -350,14 +362,22 @@ impl Filling {
     }
 }
 
-/// A copy of the first rows of a buffer.
-fn front(buffer: &Buffer, dtype: Dtype, shape: &[usize], allocator: Allocator) -> Result<Buffer> {
+/// A copy of some rows of a buffer.
+fn select(
+    buffer: &Buffer,
+    dtype: Dtype,
+    shape: &[usize],
+    kept: &[Range<usize>],
+    allocator: Allocator,
+) -> Result<Buffer> {
     let shorter = allocator.allocate(dtype, shape)?;
-    let bytes = shorter.bytes().len();
-    let (whole, mut parts) = shorter.split([bytes]);
-    parts[0].bytes().copy_from_slice(&buffer.bytes()[..bytes]);
+    let row = shape[1..].iter().product::<usize>() * dtype.size().expect("not bytes");
+    let (whole, mut parts) = shorter.split(kept.iter().map(|rows| rows.len() * row));
+    for (part, rows) in parts.iter_mut().zip(kept) {
+        part.bytes().copy_from_slice(&buffer.bytes()[rows.start * row..rows.end * row]);
+    }
     drop(parts);
-    Ok(whole.join().expect("its one part is dropped"))
+    Ok(whole.join().expect("its parts are dropped"))
 }
 
 #[cfg(test)]
@@ -374,13 +394,14 @@ mod tests {
         Rows { rows, samples }
     }
 
-    fn collate(layouts: &[Layout], chunks: &[Rows], keep: Option<usize>) -> Result<Vec<BatchColumn>> {
+    fn collate(layouts: &[Layout], chunks: &[Rows], kept: Option<&[Range<usize>]>) -> Result<Vec<BatchColumn>> {
         let (filling, slots) = begin(layouts, chunks, Allocator::Plain)?;
         for (rows, slots) in chunks.iter().zip(slots) {
-            fill(layouts, rows, slots, &mut Scratch::default()).map_err(|(_, e)| e)?;
+            let bad = fill(layouts, rows, slots, &|_| false, &mut Scratch::default());
+            bad.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))?;
         }
-        let len = filling.len;
-        filling.finish(keep.unwrap_or(len), Allocator::Plain)
+        let all = [0..filling.len];
+        filling.finish(kept.unwrap_or(&all), Allocator::Plain)
     }
 
     fn layout(column: Column, pad: Pad) -> Layout {
@@ -406,8 +427,8 @@ mod tests {
         let chunks = [chunk(vec![1, 2]), chunk(vec![]), chunk(vec![3])];
         let columns = collate(&[layout(int64("a"), Pad::default())], &chunks, None).unwrap();
         assert_eq!((values::<i64>(&columns[0]), &columns[0].shape), (vec![1, 2, 3], &vec![3]));
-        let columns = collate(&[layout(int64("a"), Pad::default())], &chunks, Some(2)).unwrap();
-        assert_eq!((values::<i64>(&columns[0]), &columns[0].shape), (vec![1, 2], &vec![2]));
+        let columns = collate(&[layout(int64("a"), Pad::default())], &chunks, Some(&[0..1, 2..3])).unwrap();
+        assert_eq!((values::<i64>(&columns[0]), &columns[0].shape), (vec![1, 3], &vec![2]));
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Evaluated rows to finished batches: one allocation a column, filled by several tasks, delivered to its device.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::evaluate::{Env, Evaluated};
 use super::run::{Evaluation, Kept, Run};
+use super::skip::{Drawn, is_bad_record};
 use crate::batch::collate::{self, Filling, Rows, Slots};
 use crate::batch::{Batch, BatchColumn};
 use crate::engine::budget::Grant;
@@ -23,6 +25,7 @@ pub(crate) struct Assembly {
     pub(crate) rows: Vec<Rows>,
     /// What comes behind these rows in place of more.
     pub(crate) error: Option<Error>,
+    pub(crate) drawn: Drawn,
     pub(crate) cursors: Vec<Cursor>,
     /// Blocks that the rows point into.
     pub(crate) kept: Vec<Kept>,
@@ -36,12 +39,21 @@ pub(crate) struct Finished {
     pub(crate) grant: Option<Grant>,
 }
 
+/// What became of an assembly.
+pub(crate) struct Assembled {
+    pub(crate) lanes: Vec<Finished>,
+    /// What comes behind it.
+    pub(crate) error: Option<Error>,
+    pub(crate) drawn: Drawn,
+}
+
 impl Assembly {
     /// The batch of a step whose rows are positions.
     pub(crate) fn of_step(evaluation: Evaluation) -> Option<Self> {
         let Evaluation { epoch, step, chunks, kept, .. } = evaluation;
-        let (mut rows, mut error) = (Vec::with_capacity(chunks.len()), None);
+        let (mut rows, mut error, mut drawn) = (Vec::with_capacity(chunks.len()), None, Drawn::default());
         for chunk in chunks {
+            drawn.add(&chunk);
             error = chunk.evaluated.error;
             if chunk.evaluated.rows.len() > 0 {
                 rows.push(chunk.evaluated.rows);
@@ -50,8 +62,18 @@ impl Assembly {
                 break;
             }
         }
-        let some = !rows.is_empty() || error.is_some();
-        some.then(|| Self { number: 0, epoch, step, rows, error, cursors: Vec::new(), kept: vec![kept], bytes: 0 })
+        let some = !rows.is_empty() || error.is_some() || !drawn.skipped.is_empty();
+        some.then(|| Self {
+            number: 0,
+            epoch,
+            step,
+            rows,
+            error,
+            drawn,
+            cursors: Vec::new(),
+            kept: vec![kept],
+            bytes: 0,
+        })
     }
 
     /// Applies the functions of whole batches, allocates, and starts filling. Runs on the pool.
@@ -65,8 +87,9 @@ impl Assembly {
         }
         if self.rows.is_empty() {
             run.ungranted.fetch_sub(1, Ordering::AcqRel);
-            let lanes = run.devices.iter().map(|_| Finished { batch: None, grant: None }).collect();
-            return run.finished(number, Ok((lanes, self.error)));
+            let lanes: Vec<_> = run.devices.iter().map(|_| Finished { batch: None, grant: None }).collect();
+            let error = self.error.or_else(|| missing_part(run, self.step, &lanes, &self.drawn));
+            return run.finished(number, Ok(Assembled { lanes, error, drawn: self.drawn }));
         }
         let layouts = &run.shared.pipeline.layouts;
         self.bytes = collate::batch_bytes(layouts, &self.rows);
@@ -89,12 +112,15 @@ impl Assembly {
             blocks: &Kept::default(),
             epoch: self.epoch,
             counters: &run.shared.counters,
+            leave_out: run.shared.skip.is_some(),
         };
-        let mut evaluated = Evaluated { rows: Rows::concat(&self.rows)?, origin: None, error: self.error.take() };
+        let mut evaluated =
+            Evaluated { rows: Rows::concat(&self.rows)?, origin: None, skipped: Vec::new(), error: self.error.take() };
         for &stage in &pipeline.on_batches {
             evaluated = env.apply(&pipeline.stages[stage], evaluated, scratch)?;
         }
         self.error = evaluated.error;
+        self.drawn.skipped.extend(evaluated.skipped.into_iter().map(|skipped| skipped.1));
         self.rows.clear();
         let len = evaluated.rows.len();
         let chunk = run.shared.chunk_rows;
@@ -144,7 +170,9 @@ impl Assembly {
             step: self.step,
             left: AtomicUsize::new(tasks.len()),
             parts: Mutex::new(Some(parts)),
-            failed: Mutex::new(self.error.map(|error| (total, error))),
+            bad: Mutex::default(),
+            error: self.error,
+            drawn: Mutex::new(self.drawn),
             total,
             state,
             _kept: self.kept,
@@ -160,8 +188,11 @@ struct Work {
     step: u64,
     left: AtomicUsize,
     parts: Mutex<Option<Vec<Option<Part>>>>,
-    /// The first row that failed, counted over all lanes.
-    failed: Mutex<Option<(usize, Error)>>,
+    /// Rows that could not be written, counted over all lanes.
+    bad: Mutex<Vec<(usize, Error)>>,
+    /// What comes behind the last row.
+    error: Option<Error>,
+    drawn: Mutex<Drawn>,
     total: usize,
     state: State,
     _kept: Vec<Kept>,
@@ -201,8 +232,8 @@ impl Work {
         let layouts = &run.shared.pipeline.layouts;
         let counters = &run.shared.counters;
         let start = Instant::now();
-        let filled = no_panic(|| Ok(collate::fill(layouts, &rows, slots, scratch)))
-            .unwrap_or_else(|e| Err((0, e.stage("image"))));
+        let bad = no_panic(|| Ok(collate::fill(layouts, &rows, slots, &|error| may_leave_out(run, error), scratch)))
+            .unwrap_or_else(|e| vec![(0, e.stage("image"))]);
         let images = layouts.iter().any(|layout| layout.image.is_some());
         let counter = if images { &counters.image } else { &counters.collate };
         counter.busy(start.elapsed());
@@ -210,21 +241,23 @@ impl Work {
             counters.image.add(rows.len() as u64, 0);
         }
         counters.collate.add(rows.len() as u64, 0);
-        if let Err((row, error)) = filled {
-            let mut failed = self.failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            if failed.as_ref().is_none_or(|(first, _)| at + row < *first) {
-                *failed = Some((at + row, error));
-            }
+        if !bad.is_empty() {
+            let bad = bad.into_iter().map(|(row, error)| (at + row, error));
+            self.bad.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).extend(bad);
         }
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             run.finished(self.number, no_panic(|| self.finish(run)));
         }
     }
 
-    fn finish(&self, run: &Run) -> Result<(Vec<Finished>, Option<Error>)> {
+    fn finish(&self, run: &Run) -> Result<Assembled> {
         let parts = self.parts.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take().expect("finished once");
-        let failed = self.failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-        let (keep, error) = failed.map_or((self.total, None), |(row, error)| (row, Some(error)));
+        let mut drawn = std::mem::take(&mut *self.drawn.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        let mut bad = std::mem::take(&mut *self.bad.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        bad.sort_by_key(|(row, _)| *row);
+        let ends = bad.iter().position(|(_, error)| !may_leave_out(run, error)).map(|end| bad.split_off(end));
+        let ended = ends.and_then(|ends| ends.into_iter().next());
+        let (end, error) = ended.map_or_else(|| (self.total, self.error.clone()), |(row, error)| (row, Some(error)));
         let counters = &run.shared.counters;
         let start = Instant::now();
         let mut finished = Vec::with_capacity(parts.len());
@@ -233,22 +266,54 @@ impl Work {
                 finished.push(Finished { batch: None, grant: None });
                 continue;
             };
-            samples.truncate(keep.saturating_sub(start));
-            let len = samples.len();
+            let whole = samples.len();
+            let kept = kept(start, samples.len().min(end.saturating_sub(start)), &bad);
+            let len = kept.iter().map(ExactSizeIterator::len).sum();
             if len == 0 {
                 finished.push(Finished { batch: None, grant: None });
                 continue;
             }
             counters.collate.add(0, grant.bytes());
             counters.deliver.add(len as u64, grant.bytes());
-            let columns = filling.finish(len, run.shared.allocator)?;
+            if len < whole {
+                samples = kept.iter().flat_map(|rows| &samples[rows.clone()]).copied().collect();
+            }
+            let columns = filling.finish(&kept, run.shared.allocator)?;
             let columns = deliver(columns, device)?;
             let batch = Batch { columns, len, epoch: self.epoch, step: self.step, samples, state: self.state.clone() };
             finished.push(Finished { batch: Some(batch), grant: Some(grant) });
         }
         counters.deliver.busy(start.elapsed());
-        Ok((finished, error))
+        drawn.skipped.extend(bad.into_iter().map(|(_, error)| error));
+        let error = error.or_else(|| missing_part(run, self.step, &finished, &drawn));
+        Ok(Assembled { lanes: finished, error, drawn })
     }
+}
+
+fn may_leave_out(run: &Run, error: &Error) -> bool {
+    run.shared.skip.is_some() && is_bad_record(error)
+}
+
+/// The rows of a part that starts at row `start`, without those that are bad: ranges counted from `start`.
+fn kept(start: usize, len: usize, bad: &[(usize, Error)]) -> Vec<Range<usize>> {
+    let (mut kept, mut from) = (Vec::new(), 0);
+    let gaps = bad.iter().map(|(row, _)| *row).filter(|row| (start..start + len).contains(row)).map(|row| row - start);
+    for gap in gaps.chain([len]) {
+        if from < gap {
+            kept.push(from..gap);
+        }
+        from = gap + 1;
+    }
+    kept
+}
+
+/// The error of a step in which others have samples, and a rank or device has none, because all of its were bad.
+fn missing_part(run: &Run, step: u64, lanes: &[Finished], drawn: &Drawn) -> Option<Error> {
+    let alone = run.shared.pipeline.steps.world == 1 && lanes.len() == 1 || run.shared.pipeline.expands;
+    let bad = drawn.skipped.last().filter(|_| !alone && lanes.iter().any(|lane| lane.batch.is_none()))?;
+    Some(bad.clone().advice(format!(
+        "it leaves a rank or device without any sample of step {step}, while others have some: mend the shards, or take larger batches"
+    )))
 }
 
 /// Brings columns to their device.

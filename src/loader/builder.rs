@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::lower::{BatchSpec, Leaf, Request, lower, requests};
 use super::run::Shared;
+use super::skip::Skip;
 use super::{Current, Loader, World};
 use crate::batch::buffer::Allocator;
 use crate::dataset::Dataset;
@@ -55,6 +56,7 @@ pub struct LoaderBuilder {
     store: StoreOptions,
     index: Index,
     index_dir: Option<PathBuf>,
+    skip: Option<Skip>,
 }
 
 impl LoaderBuilder {
@@ -70,6 +72,7 @@ impl LoaderBuilder {
             store: StoreOptions::new(),
             index: Index::Auto,
             index_dir: default_index_dir(),
+            skip: None,
         }
     }
 
@@ -128,6 +131,12 @@ impl LoaderBuilder {
         self
     }
 
+    /// Goes on without bad records, within a limit; without it the first one ends the epoch with its error.
+    pub fn on_bad_record(mut self, skip: Skip) -> Self {
+        self.skip = Some(skip);
+        self
+    }
+
     /// Checks the graph and the settings, lists the shards, finds their indexes, and starts the threads.
     ///
     /// # Errors
@@ -141,6 +150,7 @@ impl LoaderBuilder {
         let ranks = (self.world.rank() as u64, self.world.size() as u64);
         let steps = Steps::new(spec.size, self.streams, ranks, spec.remainder).map_err(|e| wrong.push(e)).ok();
         let device = copier_for(self.device).map_err(|e| wrong.push(e)).ok();
+        wrong.extend(self.skip.and_then(Skip::mistake));
         all_of(wrong)?;
         let (Some(steps), Some(device)) = (steps, device) else { unreachable!("their errors were returned") };
 
@@ -167,6 +177,8 @@ impl LoaderBuilder {
             allocator: Allocator::of_this_build(),
             scheduler: self.scheduler,
             seed: self.seed,
+            skip: self.skip,
+            skipped: Arc::default(),
             pipeline,
         };
         check_budget(&shared)?;
@@ -192,6 +204,7 @@ impl LoaderBuilder {
             by_rows: global,
             shuffled: shuffle.is_some(),
             needs_index,
+            leave_out: self.skip.is_some(),
         }
     }
 }

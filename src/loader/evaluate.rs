@@ -9,6 +9,7 @@ use arrow::compute::{interleave_record_batch, take_record_batch};
 use arrow::datatypes::{Field, Schema};
 
 use super::lower::Stage;
+use super::skip::is_bad_record;
 use crate::batch::collate::{Rows, Sample};
 use crate::dataset::function::{Context, Outputs, Row};
 use crate::dataset::graph::Function;
@@ -39,19 +40,26 @@ pub(crate) struct Evaluated {
     pub(crate) rows: Rows,
     /// For each row the position it came from, where rows are not positions.
     pub(crate) origin: Option<Vec<u32>>,
+    /// Positions that were left out because their record is bad, ascending.
+    pub(crate) skipped: Vec<(u32, Error)>,
     /// What stopped it behind these rows.
     pub(crate) error: Option<Error>,
 }
 
 impl Evaluated {
     fn good(rows: Rows) -> Self {
-        Self { rows, origin: None, error: None }
+        Self { rows, origin: None, skipped: Vec::new(), error: None }
     }
 
     /// No rows, because of `error`.
     pub(crate) fn failed(error: Error) -> Self {
         let rows = Rows { rows: RecordBatch::new_empty(Arc::new(Schema::empty())), samples: Vec::new() };
-        Self { rows, origin: None, error: Some(error) }
+        Self { rows, origin: None, skipped: Vec::new(), error: Some(error) }
+    }
+
+    /// The position that a row came from.
+    fn position(&self, row: usize) -> u32 {
+        self.origin.as_ref().map_or(row as u32, |origin| origin[row])
     }
 
     /// Only the first `len` rows, because of `error`.
@@ -72,6 +80,8 @@ pub(crate) struct Env<'a> {
     pub(crate) blocks: &'a HashMap<(usize, u32), Arc<Block>>,
     pub(crate) epoch: u64,
     pub(crate) counters: &'a Counters,
+    /// Whether bad records are left out, instead of being an error.
+    pub(crate) leave_out: bool,
 }
 
 impl Env<'_> {
@@ -90,8 +100,9 @@ impl Env<'_> {
             }
             Picked::Enumerated { positions, column, input } => {
                 let mut input = self.evaluate(input, scratch)?;
-                let len = input.rows.len();
-                let values = Int64Array::from_iter_values(positions[..len].iter().map(|&p| p as i64));
+                let rows = 0..input.rows.len();
+                let values =
+                    Int64Array::from_iter_values(rows.map(|row| positions[input.position(row) as usize] as i64));
                 let column = self.enumerated[*column].clone();
                 input.rows.rows = with_columns(&input.rows.rows, vec![(column, Arc::new(values) as _)])?;
                 Ok(input)
@@ -108,9 +119,10 @@ impl Env<'_> {
         let mut slots: Vec<(u32, &Block)> = Vec::new();
         let mut numbers: HashMap<u32, usize> = HashMap::new();
         let mut at = Vec::with_capacity(picked.row.len());
-        let mut error = None;
+        let (mut samples, mut origin) = (Vec::with_capacity(picked.row.len()), Vec::new());
+        let (mut skipped, mut error) = (Vec::new(), None);
         let mut last = 0;
-        for (&block, &row) in picked.block.iter().zip(&picked.row) {
+        for (position, (&block, &row)) in picked.block.iter().zip(&picked.row).enumerate() {
             if slots.get(last).is_none_or(|slot| slot.0 != block) {
                 // Few blocks are found fastest by looking at each; a global shuffle has as many as rows.
                 let known = match slots.len() {
@@ -128,13 +140,24 @@ impl Env<'_> {
                 let bad = data.decoded.bad.binary_search_by_key(&(row as usize), |bad| bad.0).ok();
                 let found = data.failed.as_ref().or(bad.map(|i| &data.decoded.bad[i].1));
                 if let Some(found) = found {
-                    error = Some(found.clone().sample(picked.id[at.len()]));
-                    break;
+                    let found = found.clone().sample(picked.id[position]);
+                    if !self.may_leave_out(&found) {
+                        error = Some(found);
+                        break;
+                    }
+                    if skipped.is_empty() {
+                        origin.extend(0..position as u32);
+                    }
+                    skipped.push((position as u32, found));
+                    continue;
                 }
             }
             at.push((last, row as usize));
+            samples.push(Sample { id: picked.id[position], pass: picked.pass, part: 0 });
+            if !skipped.is_empty() {
+                origin.push(position as u32);
+            }
         }
-        let samples = picked.id[..at.len()].iter().map(|&id| Sample { id, pass: picked.pass, part: 0 }).collect();
         let sources: Vec<&RecordBatch> = slots.iter().map(|slot| &slot.1.decoded.rows).collect();
         let in_sequence = at.windows(2).all(|pair| pair[0].0 == pair[1].0 && pair[0].1 + 1 == pair[1].1);
         let rows = match at[..] {
@@ -151,7 +174,23 @@ impl Env<'_> {
             }
         };
         self.counters.transform.busy(start.elapsed());
-        Ok(Evaluated { rows: Rows { rows, samples }, origin: None, error })
+        let origin = (!skipped.is_empty()).then_some(origin);
+        Ok(Evaluated { rows: Rows { rows, samples }, origin, skipped, error })
+    }
+
+    /// Whether a record with this error may be left out; how many, is counted where batches are delivered.
+    fn may_leave_out(&self, error: &Error) -> bool {
+        self.leave_out && is_bad_record(error)
+    }
+
+    /// Takes note of a row that a function failed for; whether it is the last one.
+    fn ends_at(&self, failing: &mut Failing, row: usize, error: Error) -> bool {
+        if self.may_leave_out(&error) {
+            failing.left_out.push((row, error));
+            return false;
+        }
+        failing.end = Some((row, error));
+        true
     }
 
     fn context(&self, key: Key, sample: Sample) -> Context {
@@ -213,20 +252,18 @@ impl Env<'_> {
             }
             Function::Map { outputs, f } => {
                 let mut written = Outputs::new(outputs);
-                let mut failed = None;
+                let mut failing = Failing::default();
                 for (index, &sample) in input.rows.samples.iter().enumerate() {
                     let row = Row { rows: &input.rows.rows, index };
                     let result = no_panic(|| written.one(|out| f(&self.context(stage.key, sample), row, out)));
-                    if let Err(error) = result {
-                        failed = Some((index, blame(index, error)));
+                    if let Err(error) = result
+                        && self.ends_at(&mut failing, index, blame(index, error))
+                    {
                         break;
                     }
                 }
                 let arrays = written.finish()?;
-                let mut result = match failed {
-                    Some((index, error)) => input.cut(index, error),
-                    None => input,
-                };
+                let mut result = failing.leave(input)?;
                 result.rows.rows = with_columns(&result.rows.rows, arrays)?;
                 Ok(result)
             }
@@ -246,23 +283,25 @@ impl Env<'_> {
                 }
             }
             Function::Filter { f } => {
-                let (mut kept, mut failed) = (Vec::with_capacity(len), None);
+                let (mut kept, mut failing) = (Vec::with_capacity(len), Failing::default());
                 for (index, &sample) in input.rows.samples.iter().enumerate() {
                     let row = Row { rows: &input.rows.rows, index };
                     match no_panic(|| f(&self.context(stage.key, sample), row)) {
                         Ok(true) => kept.push(index as u32),
                         Ok(false) => {}
                         Err(error) => {
-                            failed = Some(blame(index, error));
-                            break;
+                            if self.ends_at(&mut failing, index, blame(index, error)) {
+                                break;
+                            }
                         }
                     }
                 }
-                expand(input, kept, None, failed)
+                expand(input, kept, None, failing)
             }
             Function::FlatMap { outputs, f } => {
                 let mut written = Outputs::new(outputs);
-                let (mut from, mut parts, mut failed) = (Vec::with_capacity(len), Vec::with_capacity(len), None);
+                let (mut from, mut parts) = (Vec::with_capacity(len), Vec::with_capacity(len));
+                let mut failing = Failing::default();
                 for (index, &sample) in input.rows.samples.iter().enumerate() {
                     let row = Row { rows: &input.rows.rows, index };
                     match no_panic(|| written.many(|out| f(&self.context(stage.key, sample), row, out))) {
@@ -274,13 +313,14 @@ impl Env<'_> {
                             );
                         }
                         Err(error) => {
-                            failed = Some(blame(index, error));
-                            break;
+                            if self.ends_at(&mut failing, index, blame(index, error)) {
+                                break;
+                            }
                         }
                     }
                 }
                 let arrays = written.finish()?;
-                let mut expanded = expand(input, from, Some(parts), failed)?;
+                let mut expanded = expand(input, from, Some(parts), failing)?;
                 expanded.rows.rows = with_columns(&expanded.rows.rows, arrays)?;
                 Ok(expanded)
             }
@@ -293,13 +333,14 @@ impl Env<'_> {
                 let sample_bytes = shape.iter().product::<usize>() * dtype.size().unwrap_or(1);
                 let mut pixels = vec![0f32; (len * sample_bytes).div_ceil(4)];
                 let slots: &mut [u8] = bytemuck::cast_slice_mut(&mut pixels);
-                let mut failed = None;
+                let mut failing = Failing::default();
                 for (row, (sample, slot)) in
                     input.rows.samples.iter().zip(slots.chunks_exact_mut(sample_bytes)).enumerate()
                 {
                     let key = sample.key(stage.key);
-                    if let Err(error) = no_panic(|| image.decode_into(encoded.value(row), key, slot, scratch)) {
-                        failed = Some((row, blame(row, error.stage("image").column(column.as_str()))));
+                    if let Err(error) = no_panic(|| image.decode_into(encoded.value(row), key, slot, scratch))
+                        && self.ends_at(&mut failing, row, blame(row, error.stage("image").column(column.as_str())))
+                    {
                         break;
                     }
                 }
@@ -307,13 +348,40 @@ impl Env<'_> {
                 let declared = Column::new(column.as_str(), dtype, crate::schema::Shape::Fixed(shape));
                 let mut result = input;
                 result.rows.rows = with_columns(&result.rows.rows, vec![(declared, array)])?;
-                Ok(match failed {
-                    Some((row, error)) => result.cut(row, error),
-                    None => result,
-                })
+                failing.leave(result)
             }
         }
     }
+}
+
+/// Rows that a function failed for: those that are left out, and the one that ends it.
+#[derive(Default)]
+struct Failing {
+    left_out: Vec<(usize, Error)>,
+    end: Option<(usize, Error)>,
+}
+
+impl Failing {
+    /// The rows without them, and only those before the end.
+    fn leave(self, input: Evaluated) -> Result<Evaluated> {
+        let (left_out, len) = (self.left_out, self.end.as_ref().map_or(input.rows.len(), |end| end.0));
+        if left_out.is_empty() {
+            return Ok(match self.end {
+                Some((row, error)) => input.cut(row, error),
+                None => input,
+            });
+        }
+        let kept = (0..len).filter(|row| left_out.binary_search_by_key(row, |left| left.0).is_err());
+        let kept = kept.map(|row| row as u32).collect();
+        expand(input, kept, None, Self { left_out, end: self.end })
+    }
+}
+
+/// Skips in the order of their positions, one for each.
+fn merge_skipped(mut skipped: Vec<(u32, Error)>) -> Vec<(u32, Error)> {
+    skipped.sort_by_key(|skipped| skipped.0);
+    skipped.dedup_by_key(|skipped| skipped.0);
+    skipped
 }
 
 /// Pixels of decoded images as a fixed-size list.
@@ -354,7 +422,9 @@ fn with_columns(rows: &RecordBatch, columns: Vec<(Column, ArrayRef)>) -> Result<
 }
 
 /// Rows by number, each possibly not at all or several times.
-fn expand(input: Evaluated, from: Vec<u32>, parts: Option<Vec<u32>>, error: Option<Error>) -> Result<Evaluated> {
+fn expand(input: Evaluated, from: Vec<u32>, parts: Option<Vec<u32>>, failing: Failing) -> Result<Evaluated> {
+    let left_out = failing.left_out.into_iter().map(|(row, error)| (input.position(row), error));
+    let skipped = merge_skipped(input.skipped.iter().cloned().chain(left_out).collect());
     let origin = match &input.origin {
         Some(origin) => from.iter().map(|&row| origin[row as usize]).collect(),
         None => from.clone(),
@@ -364,7 +434,8 @@ fn expand(input: Evaluated, from: Vec<u32>, parts: Option<Vec<u32>>, error: Opti
         sample.part = part;
     }
     let rows = take_record_batch(&input.rows.rows, &UInt32Array::from(from)).map_err(internal)?;
-    Ok(Evaluated { rows: Rows { rows, samples }, origin: Some(origin), error: error.or(input.error) })
+    let error = failing.end.map(|end| end.1).or(input.error);
+    Ok(Evaluated { rows: Rows { rows, samples }, origin: Some(origin), skipped, error })
 }
 
 /// Rows of several parts in the order of positions.
@@ -380,7 +451,8 @@ fn regather(parts: &[Evaluated], from: &[(u32, u32)]) -> Result<Evaluated> {
             })
         })
         .collect();
-    let (mut at, mut origin, mut samples, mut error) = (Vec::new(), Vec::new(), Vec::new(), None);
+    let (mut at, mut origin, mut samples) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut skipped, mut error) = (Vec::new(), None);
     for (position, &(part, index)) in from.iter().enumerate() {
         let (evaluated, index) = (&parts[part as usize], index as usize);
         let range = match &starts[part as usize] {
@@ -395,6 +467,9 @@ fn regather(parts: &[Evaluated], from: &[(u32, u32)]) -> Result<Evaluated> {
         if let (Some(found), true) = (&evaluated.error, behind) {
             error = Some(found.clone());
             break;
+        }
+        if let Ok(found) = evaluated.skipped.binary_search_by_key(&(index as u32), |skipped| skipped.0) {
+            skipped.push((position as u32, evaluated.skipped[found].1.clone()));
         }
         for row in range {
             at.push((part as usize, row));
@@ -415,11 +490,16 @@ fn regather(parts: &[Evaluated], from: &[(u32, u32)]) -> Result<Evaluated> {
             interleave_record_batch(&sources, &at).map_err(internal)?
         }
     };
-    Ok(Evaluated { rows: Rows { rows, samples }, origin: expanded.then_some(origin), error })
+    Ok(Evaluated { rows: Rows { rows, samples }, origin: expanded.then_some(origin), skipped, error })
 }
 
 /// Columns side by side, as far as all parts go.
-fn zip(parts: Vec<Evaluated>) -> Result<Evaluated> {
+fn zip(mut parts: Vec<Evaluated>) -> Result<Evaluated> {
+    if parts.iter().any(|part| part.origin.is_some()) {
+        parts = aligned(parts)?;
+    }
+    let origin = parts[0].origin.clone();
+    let skipped = merge_skipped(parts.iter().flat_map(|part| part.skipped.iter().cloned()).collect());
     let shortest = parts.iter().map(|part| part.rows.len()).min().unwrap_or(0);
     let error = parts.iter().filter(|part| part.rows.len() == shortest).find_map(|part| part.error.clone());
     let mut parts = parts.into_iter();
@@ -437,8 +517,27 @@ fn zip(parts: Vec<Evaluated>) -> Result<Evaluated> {
         let options = RecordBatchOptions::new().with_row_count(Some(shortest));
         rows = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options).map_err(internal)?;
     }
-    let result = Evaluated::good(Rows { rows, samples });
-    Ok(Evaluated { error, ..result })
+    let origin = origin.map(|origin| origin[..shortest].to_vec());
+    Ok(Evaluated { rows: Rows { rows, samples }, origin, skipped, error })
+}
+
+/// Only the positions that every part has; a part that failed has none from there on, and ends all.
+fn aligned(parts: Vec<Evaluated>) -> Result<Vec<Evaluated>> {
+    let positions = |part: &Evaluated| -> Vec<u32> { (0..part.rows.len()).map(|row| part.position(row)).collect() };
+    let mut common = positions(&parts[0]);
+    for part in &parts[1..] {
+        let other = positions(part);
+        common.retain(|position| other.binary_search(position).is_ok());
+    }
+    let failed = parts.iter().filter(|part| part.error.is_some()).min_by_key(|part| positions(part).pop());
+    let error = failed.and_then(|part| part.error.clone());
+    let parts = parts.into_iter().map(|part| {
+        let there = positions(&part);
+        let rows = common.iter().filter_map(|position| there.binary_search(position).ok());
+        let rows = rows.map(|row| row as u32).collect();
+        Ok(Evaluated { error: error.clone(), ..expand(part, rows, None, Failing::default())? })
+    });
+    parts.collect()
 }
 
 /// The declared columns of what a `map_batch` returned.

@@ -66,6 +66,13 @@ pub(crate) struct Pipeline {
     pub(crate) notes: Vec<String>,
 }
 
+impl Pipeline {
+    /// Rows of an epoch over all ranks, where they are known before it and are what batches are made of.
+    pub(crate) fn known_rows(&self) -> Option<u64> {
+        self.order.rows().filter(|&rows| rows != ENDLESS && !self.expands && !self.order.arrives())
+    }
+}
+
 /// What is said about batches behind `.batch(n)`, read off the top of the graph.
 pub(crate) struct BatchSpec<'a> {
     pub(crate) size: u64,

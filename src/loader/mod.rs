@@ -11,17 +11,18 @@ mod lower;
 mod minimum;
 mod rebatch;
 mod run;
+mod skip;
 mod world;
 
 use std::sync::{Arc, Mutex, Weak};
 
 pub use builder::LoaderBuilder;
 pub use epoch::Epoch;
+pub use skip::Skip;
 pub use world::World;
 
 use crate::device::{Delivery, Device, copier_for};
 use crate::error::Result;
-use crate::plan::order::ENDLESS;
 use crate::telemetry::Report;
 use run::{Run, Shared};
 
@@ -130,9 +131,7 @@ impl Loader {
     /// an index, and for endless data sets.
     pub fn steps_per_epoch(&self) -> Option<u64> {
         let pipeline = &self.shared.pipeline;
-        let rows =
-            pipeline.order.rows().filter(|&rows| rows != ENDLESS && !pipeline.expands && !pipeline.order.arrives())?;
-        Some(pipeline.steps.per_epoch(rows))
+        Some(pipeline.steps.per_epoch(pipeline.known_rows()?))
     }
 
     /// What was done so far, stage by stage, and what the loop waited for.
@@ -146,7 +145,7 @@ impl Loader {
             .map(|stage| (stage.name.clone(), stage.counter.clone()))
             .collect();
         let budget = (shared.account.peak(), shared.account.total());
-        Report::new(&shared.counters, &functions, budget, shared.pipeline.notes.clone())
+        Report::new(&shared.counters, &functions, budget, shared.skipped.listed(), shared.pipeline.notes.clone())
     }
 }
 

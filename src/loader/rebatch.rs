@@ -6,7 +6,8 @@
 use std::collections::VecDeque;
 
 use super::assemble::Assembly;
-use super::run::{EvaluatedChunk, Evaluation, Kept};
+use super::run::{Evaluation, Kept};
+use super::skip::Drawn;
 use crate::batch::collate::Rows;
 use crate::error::Error;
 use crate::plan::steps::Steps;
@@ -21,6 +22,8 @@ pub(crate) struct Rebatch {
     step: u64,
     /// The epoch of the rows at hand.
     epoch: u64,
+    /// What was drawn since the last batch.
+    drawn: Drawn,
 }
 
 #[derive(Default)]
@@ -57,7 +60,7 @@ impl Piece {
 impl Rebatch {
     pub(crate) fn new(steps: Steps, limit: Option<u64>) -> Self {
         let streams = (0..steps.streams / steps.world).map(|_| Stream::default()).collect();
-        Self { steps, limit, streams, step: 0, epoch: 0 }
+        Self { steps, limit, streams, step: 0, epoch: 0, drawn: Drawn::default() }
     }
 
     /// Whether `epoch` has all the batches that it may have.
@@ -72,9 +75,11 @@ impl Rebatch {
             self.streams.iter_mut().for_each(|stream| *stream = Stream::default());
         }
         let mut error = None;
-        for EvaluatedChunk { stream, position, positions, evaluated } in evaluation.chunks {
-            let stream = &mut self.streams[stream];
-            stream.end = position + positions;
+        for chunk in evaluation.chunks {
+            self.drawn.add(&chunk);
+            let (evaluated, position) = (chunk.evaluated, chunk.position);
+            let stream = &mut self.streams[chunk.stream];
+            stream.end = position + chunk.positions;
             if evaluated.rows.len() > 0 {
                 stream.rows += evaluated.rows.len();
                 let (rows, origin) = (evaluated.rows, evaluated.origin);
@@ -106,7 +111,7 @@ impl Rebatch {
         if self.is_full(self.epoch) {
             return;
         }
-        let rest = left(self) > 0 && self.steps.remainder == Remainder::Keep;
+        let rest = left(self) > 0 && self.steps.remainder == Remainder::Keep || !self.drawn.skipped.is_empty();
         if error.is_some() || rest {
             batches.push(self.take(error));
         }
@@ -129,7 +134,8 @@ impl Rebatch {
         }
         let cursors = self.streams.iter().map(Stream::cursor).collect();
         self.step += 1;
-        Assembly { number: 0, epoch: self.epoch, step: self.step - 1, rows, error, cursors, kept, bytes: 0 }
+        let drawn = std::mem::take(&mut self.drawn);
+        Assembly { number: 0, epoch: self.epoch, step: self.step - 1, rows, error, drawn, cursors, kept, bytes: 0 }
     }
 }
 

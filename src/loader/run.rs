@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::arrival::ArrivalDriver;
-use super::assemble::{Assembly, Finished};
+use super::assemble::{Assembled, Assembly, Finished};
 use super::evaluate::{Block, Env, Evaluated};
 use super::lower::{Leaf, Pipeline};
 use super::minimum::smallest_budget;
 use super::rebatch::Rebatch;
+use super::skip::{Log, Skip, Tally};
 use crate::batch::Batch;
 use crate::batch::buffer::Allocator;
 use crate::device::Delivery;
@@ -43,6 +44,9 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) allocator: Allocator,
     pub(crate) seed: u64,
+    /// What is done about bad records, and those that were left out.
+    pub(crate) skip: Option<Skip>,
+    pub(crate) skipped: Arc<Log>,
     /// Rows of a chunk: what one task takes.
     pub(crate) chunk_rows: usize,
     /// Tasks of any run that wait or run; what they hold of the budget comes back with them.
@@ -209,7 +213,7 @@ enum Item {
 
 /// What one step gives: an item for each lane, or one for all.
 enum Out {
-    Batch(Vec<Finished>, Option<Error>),
+    Batch(Assembled),
     Failed(Error),
     EndOfEpoch(u64),
 }
@@ -258,6 +262,8 @@ pub(crate) struct State {
     decoding: usize,
     /// The largest batch so far.
     batch_bytes: u64,
+    /// Counts bad records, where they are left out.
+    tally: Option<Tally>,
     /// Whether batches are laid out by decoding images.
     decodes_images: bool,
     failed: bool,
@@ -299,6 +305,10 @@ impl Run {
             fetching: 0,
             decoding: 0,
             batch_bytes: shared.batch_bytes(),
+            tally: shared.skip.map(|skip| {
+                let rows = pipeline.known_rows().map(|rows| rows / pipeline.steps.world);
+                Tally::new(skip, rows, epoch, shared.skipped.clone())
+            }),
             decodes_images: pipeline.layouts.iter().any(|layout| layout.image.is_some()),
             failed: false,
             clock: Clock::new(),
@@ -564,11 +574,11 @@ impl Run {
     }
 
     /// A batch is finished.
-    pub(crate) fn finished(&self, number: u64, result: Result<(Vec<Finished>, Option<Error>)>) {
+    pub(crate) fn finished(&self, number: u64, result: Result<Assembled>) {
         self.update(|state| {
             state.in_flight -= 1;
             match result {
-                Ok((lanes, error)) => state.out.put(number, Out::Batch(lanes, error)),
+                Ok(assembled) => state.out.put(number, Out::Batch(assembled)),
                 Err(error) => state.out.put(number, Out::Failed(error)),
             }
         });
@@ -672,24 +682,24 @@ impl State {
                 }
             };
             match out {
-                Out::Batch(parts, error) => {
-                    for (lane, Finished { batch, grant }) in self.lanes.iter_mut().zip(parts) {
+                Out::Batch(Assembled { lanes, error, drawn }) => {
+                    for (lane, Finished { batch, grant }) in self.lanes.iter_mut().zip(lanes) {
                         if let Some(batch) = batch {
                             send(lane, Item::Batch(Box::new(batch), grant));
                         }
                     }
-                    if let Some(error) = error {
-                        self.failed = true;
-                        self.lanes.iter_mut().for_each(|lane| send(lane, Item::Failed(error.clone())));
-                        return;
+                    let counted = self.tally.as_mut().map_or(Ok(()), |tally| tally.add(drawn));
+                    if let Some(error) = counted.err().or(error) {
+                        return self.fail(error);
                     }
                 }
-                Out::Failed(error) => {
-                    self.failed = true;
-                    self.lanes.iter_mut().for_each(|lane| send(lane, Item::Failed(error.clone())));
-                    return;
+                Out::Failed(error) => return self.fail(error),
+                Out::EndOfEpoch(epoch) => {
+                    if let Err(error) = self.tally.as_mut().map_or(Ok(()), Tally::end_epoch) {
+                        return self.fail(error);
+                    }
+                    self.lanes.iter_mut().for_each(|lane| send(lane, Item::EndOfEpoch(epoch)));
                 }
-                Out::EndOfEpoch(epoch) => self.lanes.iter_mut().for_each(|lane| send(lane, Item::EndOfEpoch(epoch))),
             }
         }
     }
@@ -1213,6 +1223,7 @@ fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) 
                 blocks: &work.kept,
                 epoch: work.epoch,
                 counters: &run.shared.counters,
+                leave_out: run.shared.skip.is_some(),
             };
             let evaluated = no_panic(|| env.evaluate(&picked, scratch)).unwrap_or_else(Evaluated::failed);
             run.shared.counters.transform.add(evaluated.rows.len() as u64, 0);

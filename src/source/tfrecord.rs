@@ -1,6 +1,6 @@
 //! TFRecord shards as a source: with an index in any order, without one as they come.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -74,6 +74,8 @@ pub(crate) struct Wanted {
     pub(crate) shuffled: bool,
     /// Why an index is needed, if it is.
     pub(crate) needs_index: Option<String>,
+    /// Whether what cannot be read of a damaged shard counts as one bad record, instead of ending the pass.
+    pub(crate) leave_out: bool,
 }
 
 /// Opened shards.
@@ -86,25 +88,41 @@ pub(crate) enum Opened {
 pub(crate) async fn open(store: Store, patterns: Vec<String>, options: TfRecord, wanted: Wanted) -> Result<Opened> {
     let objects = store.list(&patterns).await.map_err(|e| e.stage("list"))?;
     let keeper = Keeper { dir: wanted.index_dir.clone() };
-    let indexes: Vec<Option<ShardIndex>> = stream::iter(objects.iter().cloned())
+    let found: Vec<Found> = stream::iter(objects.iter().cloned())
         .map(|object| find_index(store.clone(), keeper.clone(), object, options.clone(), wanted.index))
         .buffered(INDEXING)
         .try_collect()
         .await?;
     let parse = settle_columns(&store, &objects, &options, &wanted).await?;
     let common = Arc::new(Common { store, objects, options, parse });
-    if let Some(indexes) = indexes.iter().cloned().collect::<Option<Vec<_>>>() {
-        return Shards::new(common, indexes, &wanted).map(Opened::Indexed);
+    let is_usable = |found: &Found| match found {
+        Found::Whole(_) => true,
+        Found::Damaged(..) => wanted.leave_out,
+        Found::Nothing => false,
+    };
+    let missing = found.iter().filter(|found| !is_usable(found)).count();
+    if missing == 0 {
+        return Ok(Opened::Indexed(Shards::new(common, found, &wanted)));
     }
-    let missing = indexes.iter().filter(|index| index.is_none()).count();
     if let Some(reason) = wanted.needs_index {
-        return Err(Error::config(format!(
-            "{missing} of {} shards have no index, which {reason} needs",
-            indexes.len()
-        ))
-        .advice("build it once with .index(Index::Build) on the loader"));
+        // What stands in the way of an index is the damage, where there is some.
+        let damage =
+            found.iter().find_map(|found| if let Found::Damaged(_, error) = found { Some(error) } else { None });
+        return Err(damage.cloned().unwrap_or_else(|| {
+            Error::config(format!("{missing} of {} shards have no index, which {reason} needs", found.len()))
+                .advice("build it once with .index(Index::Build) on the loader")
+        }));
     }
-    Ok(Opened::Arriving(Unindexed { common, keeper, shuffled: wanted.shuffled }))
+    Ok(Opened::Arriving(Unindexed { common, keeper, shuffled: wanted.shuffled, leave_out: wanted.leave_out }))
+}
+
+/// What is known of a shard's records.
+enum Found {
+    Whole(ShardIndex),
+    /// Those before damage to the framing.
+    Damaged(ShardIndex, Error),
+    /// Nothing: it takes reading the shard.
+    Nothing,
 }
 
 /// What all blocks of the shards share.
@@ -174,14 +192,19 @@ async fn settle_columns(store: &Store, objects: &[Object], options: &TfRecord, w
     let (kind, columns) = match &wanted.columns {
         Some(columns) if columns.iter().any(Column::is_sequence) => (Kind::SequenceExample, columns.clone()),
         Some(columns) => (Kind::Example, columns.clone()),
-        None => infer_columns(store, objects, options).await?,
+        None => infer_columns(store, objects, options, wanted.leave_out).await?,
     };
     let parser = Parser::new(&columns, kind)?;
     Ok(Parse { columns, parser: Some(parser) })
 }
 
-/// Looks at the first records.
-async fn infer_columns(store: &Store, objects: &[Object], options: &TfRecord) -> Result<(Kind, Vec<Column>)> {
+/// Looks at the first records: those before a bad one, which the loop will come to, or all that are good where bad ones are left out.
+async fn infer_columns(
+    store: &Store,
+    objects: &[Object],
+    options: &TfRecord,
+    leave_out: bool,
+) -> Result<(Kind, Vec<Column>)> {
     for object in objects.iter().filter(|object| object.size > 0) {
         let mut some = 1 << 20;
         loop {
@@ -189,16 +212,30 @@ async fn infer_columns(store: &Store, objects: &[Object], options: &TfRecord) ->
             let head = store.read(object, 0..end).await.map_err(|e| e.stage("read"))?;
             let compression = options.compression.unwrap_or_else(|| Compression::detect(&head));
             let mut data = Vec::new();
-            Decoder::new(compression).decode(&head, &mut data, 64 << 20).map_err(|e| e.url(object.url.clone()))?;
+            let decoded = Decoder::new(compression).decode(&head, &mut data, 64 << 20).map(|_| ());
             let mut framed = Framed::default();
             let whole = compression == Compression::None && end == object.size;
             let result = Framer::new(Check::Full).frame(&data, whole.then_some(0), &mut framed);
-            let payloads: Vec<&[u8]> =
-                framed.payloads.iter().take(INFER_RECORDS).map(|range| &data[range.clone()]).collect();
-            if !payloads.is_empty() {
-                return infer(payloads).map_err(|e| e.url(object.url.clone()).stage("infer"));
+            let mut damage = framed.bad.into_iter().collect::<HashMap<_, _>>();
+            let mut good = Vec::new();
+            for (row, payload) in framed.payloads.into_iter().enumerate().take(INFER_RECORDS) {
+                match damage.remove(&row) {
+                    None => good.push(payload),
+                    Some(_) if leave_out => {}
+                    Some(error) if good.is_empty() => return Err(error.url(object.url.clone()).stage("infer")),
+                    Some(_) => break,
+                }
             }
-            result.map_err(|e| e.url(object.url.clone()).stage("infer"))?;
+            if !good.is_empty() {
+                match infer_from(&data, good, leave_out) {
+                    Err(_) if leave_out => break,
+                    inferred => return inferred.map_err(|e| e.url(object.url.clone()).stage("infer")),
+                }
+            }
+            match decoded.and(result.map(|_| ())) {
+                Err(_) if leave_out => break,
+                other => other.map_err(|e| e.url(object.url.clone()).stage("infer"))?,
+            }
             if end == object.size {
                 break;
             }
@@ -207,6 +244,22 @@ async fn infer_columns(store: &Store, objects: &[Object], options: &TfRecord) ->
     }
     Err(Error::new(ErrorKind::Schema, "the shards hold no record to infer columns from")
         .advice("name the columns with .columns()"))
+}
+
+/// The columns of the payloads before the first that cannot be described, or of all others.
+fn infer_from(data: &[u8], mut payloads: Vec<Range<usize>>, leave_out: bool) -> Result<(Kind, Vec<Column>)> {
+    loop {
+        let error = match infer(payloads.iter().map(|payload| &data[payload.clone()])) {
+            Ok(inferred) => return Ok(inferred),
+            Err(error) => error,
+        };
+        match error.place().record.map(|record| record as usize) {
+            Some(bad) if leave_out && payloads.len() > 1 => _ = payloads.remove(bad),
+            Some(bad) if bad > 0 => payloads.truncate(bad),
+            Some(bad) => return Err(error.byte_offset(payloads[bad].start.saturating_sub(HEADER_BYTES) as u64)),
+            None => return Err(error),
+        }
+    }
 }
 
 // --- indexes -----------------------------------------------------------------------------------------------------------
@@ -246,37 +299,34 @@ fn fingerprint(object: &Object) -> Fingerprint {
     Fingerprint { size: object.size, etag: object.etag.as_deref().map(str::to_owned), modified: object.modified }
 }
 
-/// The index of one shard: stored, hopped or read, as told; `None` where it would take reading the shard.
-async fn find_index(
-    store: Store,
-    keeper: Keeper,
-    object: Object,
-    options: TfRecord,
-    policy: Index,
-) -> Result<Option<ShardIndex>> {
+/// The index of one shard: stored, hopped or read, as told.
+async fn find_index(store: Store, keeper: Keeper, object: Object, options: TfRecord, policy: Index) -> Result<Found> {
     let local = store.local_path(&object);
     let (known, found, stated) = (object.clone(), keeper.clone(), options.compression);
     let hopped = on_disk_thread(move || {
         // A wrong statement ends in the same error with an index and without.
         let agrees = |index: &ShardIndex| index.is_empty() || stated.is_none_or(|stated| stated == index.compression());
         if let Some(index) = found.load(&known).filter(agrees) {
-            return Ok(Some(index));
+            return Ok(Found::Whole(index));
         }
-        let Some(index) = local.map(|path| hop(&path, &known, &options)).transpose()?.flatten() else {
-            return Ok(None);
-        };
-        found.save(&known, &index);
-        Ok(Some(index))
+        let hopped = local.map_or(Ok(Found::Nothing), |path| hop(&path, &known, &options))?;
+        if let Found::Whole(index) = &hopped {
+            found.save(&known, index);
+        }
+        Ok(hopped)
     });
-    if let Some(index) = hopped.await.map_err(|e| e.url(object.url.clone()).stage("index"))? {
-        return Ok(Some(index));
+    let place = |error: Error| error.url(object.url.clone()).stage("index");
+    let mut found = hopped.await.map_err(place)?;
+    if policy == Index::Build && matches!(found, Found::Nothing) {
+        found = read_through(&store, &object, stated).await.map_err(place)?;
+        if let Found::Whole(index) = &found {
+            keeper.save(&object, index);
+        }
     }
-    if policy == Index::Auto {
-        return Ok(None);
-    }
-    let index = read_through(&store, &object, stated).await.map_err(|e| e.url(object.url.clone()).stage("index"))?;
-    keeper.save(&object, &index);
-    Ok(Some(index))
+    Ok(match found {
+        Found::Damaged(index, error) => Found::Damaged(index, place(error)),
+        found => found,
+    })
 }
 
 async fn on_disk_thread<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -284,24 +334,23 @@ async fn on_disk_thread<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send 
     result.unwrap_or_else(|e| Err(Error::new(ErrorKind::Panicked, "a disk thread panicked").because(e)))
 }
 
-/// A plain local shard, header by header; `None` if it is compressed.
-fn hop(path: &Path, object: &Object, options: &TfRecord) -> Result<Option<ShardIndex>> {
+/// A plain local shard, header by header; nothing is found of a compressed one.
+fn hop(path: &Path, object: &Object, options: &TfRecord) -> Result<Found> {
     let file = std::fs::File::open(path).map_err(|e| Error::new(ErrorKind::Access, "cannot be opened").because(e))?;
     let mut head = vec![0; HEADER_BYTES.min(object.size as usize)];
     file.read_exact_at(&mut head, 0).map_err(|e| Error::new(ErrorKind::Transfer, "cannot be read").because(e))?;
     if options.compression.unwrap_or_else(|| Compression::detect(&head)) != Compression::None {
-        return Ok(None);
+        return Ok(Found::Nothing);
     }
-    match ShardIndex::hop(&mut |offset, buffer| file.read_exact_at(buffer, offset), fingerprint(object)) {
-        Ok(index) => Ok(Some(index)),
-        // What is whole of a damaged shard is delivered before its error: read it as it comes.
-        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),
-        Err(error) => Err(error),
-    }
+    let mut read_at = |offset: u64, buffer: &mut [u8]| file.read_exact_at(buffer, offset);
+    Ok(match ShardIndex::hop_up_to_damage(&mut read_at, fingerprint(object))? {
+        (index, None) => Found::Whole(index),
+        (index, Some(damage)) => Found::Damaged(index, damage),
+    })
 }
 
 /// Reads a shard once for its index.
-async fn read_through(store: &Store, object: &Object, compression: Option<Compression>) -> Result<ShardIndex> {
+async fn read_through(store: &Store, object: &Object, compression: Option<Compression>) -> Result<Found> {
     let mut shard = ShardReader::new(object, compression, Check::LengthsOnly);
     let mut at = 0;
     while at < object.size {
@@ -310,12 +359,15 @@ async fn read_through(store: &Store, object: &Object, compression: Option<Compre
         at = end;
         shard = on_disk_thread(move || {
             shard.supply(piece, at == shard.size);
-            while shard.next_block()?.is_some() {}
+            while shard.next_block().is_ok_and(|block| block.is_some()) {}
             Ok(shard)
         })
         .await?;
+        if shard.failed.is_some() {
+            break;
+        }
     }
-    shard.index()
+    shard.found()
 }
 
 // --- with an index -----------------------------------------------------------------------------------------------------
@@ -325,6 +377,9 @@ pub(crate) struct Shards {
     common: Arc<Common>,
     catalog: Catalog,
     blocks: Vec<Block>,
+    /// What is wrong with the framing of damaged shards, by shard. Behind the blocks before the damage such a shard has one of a single bad
+    /// record and no bytes, which stands for the rest.
+    damage: HashMap<u32, Error>,
 }
 
 #[derive(Clone, Copy)]
@@ -338,7 +393,18 @@ struct Block {
 }
 
 impl Shards {
-    fn new(common: Arc<Common>, indexes: Vec<ShardIndex>, wanted: &Wanted) -> Result<Self> {
+    fn new(common: Arc<Common>, found: Vec<Found>, wanted: &Wanted) -> Self {
+        let (mut indexes, mut damage) = (Vec::with_capacity(found.len()), HashMap::new());
+        for found in found {
+            match found {
+                Found::Whole(index) => indexes.push(index),
+                Found::Damaged(index, error) => {
+                    damage.insert(indexes.len() as u32, error);
+                    indexes.push(index);
+                }
+                Found::Nothing => unreachable!("only shards with an index are opened by it"),
+            }
+        }
         let total: u64 = indexes.iter().map(ShardIndex::bytes).sum();
         let rows: u64 = indexes.iter().map(|index| index.len() as u64).sum();
         let target = match wanted {
@@ -365,9 +431,14 @@ impl Shards {
                     bytes: run.bytes,
                 });
             }
+            if damage.contains_key(&(shard as u32)) {
+                catalog.push_block(1, row_bytes);
+                let (first_record, offset) = (index.len() as u64, index.bytes());
+                blocks.push(Block { shard: shard as u32, compression, first_record, offset, bytes: 0 });
+            }
         }
         let catalog = if divisible { catalog } else { catalog.indivisible() };
-        Ok(Self { common, catalog, blocks })
+        Self { common, catalog, blocks, damage }
     }
 }
 
@@ -386,6 +457,9 @@ impl Source for Shards {
 
     fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Bytes>>> {
         let Block { shard, compression, offset, bytes, .. } = self.blocks[block];
+        if bytes == 0 {
+            return None;
+        }
         let (store, object) = (self.common.store.clone(), self.common.objects[shard as usize].clone());
         let range = if compression == Compression::None { offset..offset + bytes } else { 0..object.size };
         Some(Box::pin(async move { store.read(&object, range).await }))
@@ -394,6 +468,10 @@ impl Source for Shards {
     fn decode(&self, block: usize, fetched: Bytes) -> Result<Decoded> {
         let Block { shard, compression, first_record, offset, bytes } = self.blocks[block];
         let url = &self.common.objects[shard as usize].url;
+        let damage = self.damage.get(&shard);
+        if let Some(damage) = damage.filter(|_| bytes == 0) {
+            return self.common.decode(Buffer::from(&[]), broken_off(damage.clone()), url, first_record, offset);
+        }
         let buffer = match compression {
             Compression::None => Buffer::from(fetched),
             _ => {
@@ -401,14 +479,17 @@ impl Source for Shards {
                 let mut decoder = Decoder::new(compression);
                 let decoded = decoder.decode(&fetched, &mut data, bytes as usize);
                 let decoded = decoded.map_err(|e| e.url(url.clone()))?;
-                if decoded.more || data.len() as u64 != bytes {
+                // Of a damaged shard the index holds less than it decompresses to.
+                if data.len() as u64 != bytes || decoded.more && damage.is_none() {
                     return Err(Error::corrupt(format!(
                         "decompresses to other than the {bytes} bytes that its index says"
                     ))
                     .url(url.clone())
                     .advice("the shard changed: remove its index"));
                 }
-                decoder.finish().map_err(|e| e.url(url.clone()))?;
+                if damage.is_none() {
+                    decoder.finish().map_err(|e| e.url(url.clone()))?;
+                }
                 Buffer::from_vec(data)
             }
         };
@@ -425,6 +506,7 @@ pub(crate) struct Unindexed {
     common: Arc<Common>,
     keeper: Keeper,
     shuffled: bool,
+    leave_out: bool,
 }
 
 impl Arriving for Unindexed {
@@ -450,6 +532,8 @@ impl Arriving for Unindexed {
             common: self.common.clone(),
             keeper: self.keeper.clone(),
             order,
+            leave_out: self.leave_out,
+            broken: None,
             at: 0,
             asked: VecDeque::new(),
             pieces: VecDeque::new(),
@@ -469,6 +553,9 @@ struct Pass {
     /// Shards still to be asked for, and the offset in the first of them.
     order: VecDeque<usize>,
     at: u64,
+    /// Whether the pass goes on behind a damaged shard, and the last such: its other pieces are of no use.
+    leave_out: bool,
+    broken: Option<usize>,
     /// Shard of each piece asked for, and whether it is the shard's last.
     asked: VecDeque<(usize, bool)>,
     pieces: VecDeque<(usize, bool, Bytes)>,
@@ -477,6 +564,10 @@ struct Pass {
 
 impl ArrivingPass for Pass {
     fn next_read(&mut self) -> Option<(u64, BoxFuture<'static, Result<Bytes>>)> {
+        if self.order.front().is_some_and(|&shard| self.broken == Some(shard)) {
+            self.order.pop_front();
+            self.at = 0;
+        }
         let shard = *self.order.front()?;
         let object = self.common.objects[shard].clone();
         let range: Range<u64> = self.at..object.size.min(self.at + PIECE_BYTES);
@@ -499,13 +590,20 @@ impl ArrivingPass for Pass {
         loop {
             if let Some((shard, reader)) = &mut self.current {
                 let (shard, object) = (*shard, &self.common.objects[*shard]);
-                let block = reader.next_block().map_err(|e| e.url(object.url.clone()))?;
-                if let Some(block) = block {
-                    return Ok(Some(Arrived { shard, ..block }));
+                match reader.next_block().map_err(|e| e.url(object.url.clone())) {
+                    Ok(Some(block)) => return Ok(Some(Arrived { shard, ..block })),
+                    Ok(None) => {}
+                    Err(error) if self.leave_out && error.kind() == ErrorKind::Corrupt => {
+                        let (first_record, offset) = (reader.framer.record(), reader.framer.offset());
+                        (self.broken, self.current) = (Some(shard), None);
+                        let (buffer, framed) = (Buffer::from(&[]), broken_off(error));
+                        return Ok(Some(Arrived { buffer, framed, shard, first_record, offset }));
+                    }
+                    Err(error) => return Err(error),
                 }
                 if reader.is_done() {
                     if let Some((_, reader)) = self.current.take()
-                        && let Ok(index) = reader.index()
+                        && let Ok(Found::Whole(index)) = reader.found()
                     {
                         self.keeper.save(object, &index);
                     }
@@ -513,6 +611,9 @@ impl ArrivingPass for Pass {
                 }
             }
             let Some((shard, last, piece)) = self.pieces.pop_front() else { return Ok(None) };
+            if self.broken == Some(shard) {
+                continue;
+            }
             let (_, reader) = self.current.get_or_insert_with(|| {
                 let compression = self.common.options.compression;
                 (shard, ShardReader::new(&self.common.objects[shard], compression, self.common.check()))
@@ -631,14 +732,24 @@ impl ShardReader {
         Ok(Some(Arrived { buffer, framed, shard: 0, first_record, offset }))
     }
 
-    fn index(self) -> Result<ShardIndex> {
+    /// The records that were found.
+    fn found(self) -> Result<Found> {
         if self.size == 0 {
-            return self.builder.finish(self.fingerprint, Compression::None);
+            return self.builder.finish(self.fingerprint, Compression::None).map(Found::Whole);
         }
         match (self.failed, self.done, self.compression) {
+            (Some(error), _, compression) if error.kind() == ErrorKind::Corrupt => {
+                let index = self.builder.up_to_damage(self.fingerprint, compression.unwrap_or(Compression::None));
+                Ok(Found::Damaged(index, error))
+            }
             (Some(error), ..) => Err(error),
-            (None, true, Some(compression)) => self.builder.finish(self.fingerprint, compression),
+            (None, true, Some(compression)) => self.builder.finish(self.fingerprint, compression).map(Found::Whole),
             _ => Err(Error::corrupt("the shard was not read to its end")),
         }
     }
+}
+
+/// The one record that stands for what cannot be found of a damaged shard.
+fn broken_off(damage: Error) -> Framed {
+    Framed { payloads: vec![0..0], bad: vec![(0, damage)] }
 }

@@ -4,4 +4,4 @@ mod counters;
 mod report;
 
 pub(crate) use counters::{Clock, Counters, StageCounter, WaitedFor};
-pub use report::{Report, StageReport};
+pub use report::{Report, Skipped, StageReport};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::counters::{Counters, NamedCounter, StageCounter, WaitedFor};
+use crate::error::Error;
 
 /// What a loader has done so far, stage by stage, and what its loop waited for.
 ///
@@ -39,8 +40,28 @@ pub struct Report {
     pub peak_bytes: u64,
     /// The budget.
     pub budget_bytes: u64,
+    /// Records that were left out, as [`Skip`](crate::Skip) allowed, in the order in which they would have been delivered: the first 10,000.
+    pub skipped: Vec<Skipped>,
+    /// How many were left out in all.
+    pub num_skipped: u64,
     /// Remarks on the plan: how coarse the mixing is, what was read without an index.
     pub notes: Vec<String>,
+}
+
+/// A record that was left out.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Skipped {
+    /// The epoch.
+    pub epoch: u64,
+    /// What is wrong with it, and where it is.
+    pub error: Error,
+}
+
+impl Skipped {
+    pub(crate) fn new(epoch: u64, error: Error) -> Self {
+        Self { epoch, error }
+    }
 }
 
 /// One stage's counters.
@@ -66,6 +87,7 @@ impl Report {
         counters: &Counters,
         functions: &[NamedCounter],
         (peak, budget): (u64, u64),
+        (skipped, num_skipped): (Vec<Skipped>, u64),
         notes: Vec<String>,
     ) -> Self {
         let stage = |name: &str, counter: &StageCounter| {
@@ -98,6 +120,8 @@ impl Report {
             looped: counters.loop_time(),
             peak_bytes: peak,
             budget_bytes: budget,
+            skipped,
+            num_skipped,
             notes,
         }
     }
@@ -142,6 +166,9 @@ impl Report {
     }
 }
 
+/// Bad records that are printed; the rest is in [`Report::skipped`].
+const PRINTED: usize = 100;
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.stages.iter().map(|stage| stage.name.len()).max().unwrap_or(0).max(5);
@@ -180,6 +207,15 @@ impl fmt::Display for Report {
             self.peak_bytes as f64 / f64::from(1 << 20),
             self.budget_bytes as f64 / f64::from(1 << 20)
         )?;
+        if self.num_skipped > 0 {
+            writeln!(f, "left out {} bad records:", self.num_skipped)?;
+            for Skipped { epoch, error } in self.skipped.iter().take(PRINTED) {
+                writeln!(f, "  epoch {epoch}: {error}")?;
+            }
+            if self.num_skipped > PRINTED as u64 {
+                writeln!(f, "  and {} more", self.num_skipped - PRINTED as u64)?;
+            }
+        }
         for note in &self.notes {
             writeln!(f, "note: {note}")?;
         }

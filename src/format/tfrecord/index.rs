@@ -158,9 +158,57 @@ impl IndexBuilder {
         self.starts.shrink_to_fit();
         Ok(ShardIndex { fingerprint, compression, lengths: self.lengths, starts: self.starts, bytes: self.bytes })
     }
+
+    /// Hops through a plain shard of `size` bytes.
+    fn hop(&mut self, read_at: &mut impl FnMut(u64, &mut [u8]) -> io::Result<()>, size: u64) -> Result<()> {
+        let mut window = vec![0; WINDOW_BYTES.min(usize::try_from(size).unwrap_or(WINDOW_BYTES))];
+        let (mut start, mut filled, mut last) = (0, 0, 0);
+        while self.offset() < size {
+            let at = self.offset();
+            if at < start || at + HEADER_BYTES as u64 > start + filled as u64 {
+                let most = if last > FAR_BYTES { HEADER_BYTES } else { window.len() };
+                filled = most.min(usize::try_from(size - at).unwrap_or(most));
+                start = at;
+                read_at(start, &mut window[..filled]).map_err(|error| {
+                    Error::new(ErrorKind::Transfer, "the shard could not be read")
+                        .because(error)
+                        .record(self.len() as u64)
+                        .byte_offset(at)
+                })?;
+            }
+            let framer = Framer::new(Check::LengthsOnly)
+                .max_record_bytes(u64::from(u32::MAX))
+                .starting_at(self.len() as u64, at);
+            let length = framer.length(&window[(at - start) as usize..filled], Some(size - at))?;
+            let length = length.expect("a header, or the end of the shard, is in the window") as u64;
+            self.push(length)?;
+            last = length;
+        }
+        Ok(())
+    }
+
+    /// The index of the records before damage.
+    pub(crate) fn up_to_damage(self, fingerprint: Fingerprint, compression: Compression) -> ShardIndex {
+        ShardIndex { fingerprint, compression, lengths: self.lengths, starts: self.starts, bytes: self.bytes }
+    }
 }
 
 impl ShardIndex {
+    /// Like [`hop`](Self::hop), but for a damaged shard the index of the records before the damage, and the damage.
+    pub(crate) fn hop_up_to_damage(
+        read_at: &mut impl FnMut(u64, &mut [u8]) -> io::Result<()>,
+        fingerprint: Fingerprint,
+    ) -> Result<(ShardIndex, Option<Error>)> {
+        let mut builder = IndexBuilder::new();
+        match builder.hop(read_at, fingerprint.size) {
+            Ok(()) => Ok((builder.finish(fingerprint, Compression::None)?, None)),
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                Ok((builder.up_to_damage(fingerprint, Compression::None), Some(error)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Records in the shard.
     pub fn len(&self) -> usize {
         self.lengths.len()
@@ -257,34 +305,10 @@ impl ShardIndex {
         read_at: &mut impl FnMut(u64, &mut [u8]) -> io::Result<()>,
         fingerprint: Fingerprint,
     ) -> Result<ShardIndex> {
-        let size = fingerprint.size;
         let mut builder = IndexBuilder::new();
-        let mut window = vec![0; WINDOW_BYTES.min(usize::try_from(size).unwrap_or(WINDOW_BYTES))];
-        let (mut start, mut filled, mut last) = (0, 0, 0);
-        while builder.offset() < size {
-            let at = builder.offset();
-            if at < start || at + HEADER_BYTES as u64 > start + filled as u64 {
-                let most = if last > FAR_BYTES { HEADER_BYTES } else { window.len() };
-                filled = most.min(usize::try_from(size - at).unwrap_or(most));
-                start = at;
-                read_at(start, &mut window[..filled]).map_err(|error| {
-                    Error::new(ErrorKind::Transfer, "the shard could not be read")
-                        .because(error)
-                        .record(builder.len() as u64)
-                        .byte_offset(at)
-                })?;
-            }
-            let framer = Framer::new(Check::LengthsOnly)
-                .max_record_bytes(u64::from(u32::MAX))
-                .starting_at(builder.len() as u64, at);
-            let length = framer.length(&window[(at - start) as usize..filled], Some(size - at))?;
-            let length = length.expect("a header, or the end of the shard, is in the window") as u64;
-            builder.push(length)?;
-            last = length;
-        }
+        builder.hop(read_at, fingerprint.size)?;
         builder.finish(fingerprint, Compression::None)
     }
-
     /// The index as an Arrow IPC file.
     ///
     /// # Errors

@@ -1,0 +1,180 @@
+//! What is done about bad records: how many may be left out, counted in the order of delivery.
+
+use std::sync::{Arc, Mutex};
+
+use super::run::EvaluatedChunk;
+use crate::error::{Error, ErrorKind};
+use crate::telemetry::Skipped;
+
+/// How many bad records an epoch may leave out before it ends with an error.
+///
+/// A bad record is one that fails by itself: a damaged payload, a column that is missing or of another type or length, an image
+/// that cannot be decoded, a row for which a function of the graph returns an error. A shard whose framing is damaged counts as one bad record
+/// where the damage begins, because what lies behind it cannot be found. Failing reads, panics and functions of whole
+/// batches end the epoch as ever.
+///
+/// A sample that is left out leaves its place empty: its batch is shorter by it, all others stay where they are, on every rank. Behind a
+/// filter or flat_map batches are filled up instead. Where that leaves one of several ranks or devices without any sample, the epoch ends with an
+/// error rather than have the others wait.
+///
+/// Each is listed in [`Report::skipped`](crate::Report::skipped).
+///
+/// # Example
+/// ```
+/// use forebay::{Dataset, Error, ErrorKind, Skip};
+///
+/// # let numbers = arrow::array::Int64Array::from_iter_values(0..100);
+/// # let dataset = Dataset::from_columns([("x", std::sync::Arc::new(numbers) as _)])?;
+/// let dataset = dataset
+///     .map("check", [], |_, row, _| match row.get::<i64>("x")? {
+///         17 => Err(Error::new(ErrorKind::Transform, "unlucky")),
+///         _ => Ok(()),
+///     })
+///     .batch(10);
+/// let mut loader = dataset.loader().on_bad_record(Skip::up_to(1)).build()?;
+/// let lengths = loader.epoch(0).map(|batch| batch.map(|batch| batch.len())).collect::<Result<Vec<_>, _>>()?;
+/// assert_eq!(lengths, [10, 9, 10, 10, 10, 10, 10, 10, 10, 10]);
+/// assert!(loader.report().skipped[0].error.to_string().contains("unlucky"));
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Skip {
+    limit: Limit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Limit {
+    UpTo(u64),
+    Rate(f64),
+}
+
+impl Skip {
+    /// At most `records` in an epoch (on each rank).
+    pub fn up_to(records: u64) -> Self {
+        Self { limit: Limit::UpTo(records) }
+    }
+
+    /// At most this share of an epoch's records (of each rank), 0 to 1.
+    ///
+    /// Where their number is not known beforehand, of those so far, of which the first 1,000 count as 1,000; and again at the epoch's end.
+    pub fn rate(rate: f64) -> Self {
+        Self { limit: Limit::Rate(rate) }
+    }
+
+    /// What is wrong with it.
+    pub(super) fn mistake(self) -> Option<Error> {
+        match self.limit {
+            Limit::Rate(rate) if !(0.0..=1.0).contains(&rate) => Some(
+                Error::config(format!("Skip::rate({rate}) is no share"))
+                    .advice("take a number from 0 to 1, or Skip::up_to(n)"),
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// Whether an error is that of a single record, which can be left out.
+pub(super) fn is_bad_record(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Schema | ErrorKind::Transform)
+}
+
+/// Of one batch: samples drawn for it, and the errors of those that were left out.
+#[derive(Debug, Default)]
+pub(crate) struct Drawn {
+    pub(super) samples: u64,
+    pub(super) skipped: Vec<Error>,
+}
+
+impl Drawn {
+    /// Adds what a chunk was made of.
+    pub(super) fn add(&mut self, chunk: &EvaluatedChunk) {
+        self.samples += chunk.positions;
+        self.skipped.extend(chunk.evaluated.skipped.iter().map(|skipped| skipped.1.clone()));
+    }
+}
+
+/// Samples that are counted as seen before a rate is held against them.
+const AT_LEAST: u64 = 1000;
+
+/// Counts an epoch's samples in the order of delivery.
+pub(crate) struct Tally {
+    limit: Limit,
+    /// Samples of an epoch of this rank, where known.
+    expected: Option<u64>,
+    epoch: u64,
+    samples: u64,
+    skipped: u64,
+    last: Option<Error>,
+    log: Arc<Log>,
+}
+
+impl Tally {
+    pub(super) fn new(skip: Skip, expected: Option<u64>, epoch: u64, log: Arc<Log>) -> Self {
+        Self { limit: skip.limit, expected, epoch, samples: 0, skipped: 0, last: None, log }
+    }
+
+    /// Takes the next batch's.
+    ///
+    /// # Errors
+    /// More than are allowed have been left out.
+    pub(super) fn add(&mut self, drawn: Drawn) -> Result<(), Error> {
+        self.samples += drawn.samples;
+        for error in drawn.skipped {
+            self.skipped += 1;
+            self.last = Some(error.clone());
+            self.log.push(Skipped::new(self.epoch, error));
+            let seen = self.expected.unwrap_or(self.samples.max(AT_LEAST));
+            self.hold_against(seen)?;
+        }
+        Ok(())
+    }
+
+    /// The epoch is over, and the next one begins.
+    ///
+    /// # Errors
+    /// The share left out was larger than allowed.
+    pub(super) fn end_epoch(&mut self) -> Result<(), Error> {
+        self.hold_against(self.samples)?;
+        (self.epoch, self.samples, self.skipped) = (self.epoch + 1, 0, 0);
+        Ok(())
+    }
+
+    fn hold_against(&self, seen: u64) -> Result<(), Error> {
+        let (allowed, said) = match self.limit {
+            Limit::UpTo(records) => (records, format!("Skip::up_to({records})")),
+            Limit::Rate(rate) => ((rate * seen as f64) as u64, format!("Skip::rate({rate})")),
+        };
+        match &self.last {
+            Some(last) if self.skipped > allowed => Err(last.clone().advice(format!(
+                "this is bad record {} of epoch {}, more than {said} allows; \
+                     forebay verify lists what is wrong with the shards",
+                self.skipped, self.epoch
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The records that a loader has left out.
+#[derive(Default)]
+pub(crate) struct Log {
+    records: Mutex<(Vec<Skipped>, u64)>,
+}
+
+/// Records that are listed one by one; more are only counted.
+const LISTED: usize = 10_000;
+
+impl Log {
+    fn push(&self, skipped: Skipped) {
+        let mut records = self.records.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        records.1 += 1;
+        if records.0.len() < LISTED {
+            records.0.push(skipped);
+        }
+    }
+
+    /// The first of them, and how many there were.
+    pub(super) fn listed(&self) -> (Vec<Skipped>, u64) {
+        self.records.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+}
