@@ -113,7 +113,7 @@ impl Source for Csv {
         let arrays = values.into_iter().map(|column| Arc::new(Float32Array::from(column)) as _);
         let rows = RecordBatch::try_from_iter(names.zip(arrays))
             .map_err(|error| Error::new(ErrorKind::Schema, "the columns make no table").because(error))?;
-        Ok(Decoded { rows, bad })
+        Ok(Decoded::with_bad(rows, bad))
     }
 }
 

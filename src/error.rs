@@ -109,6 +109,15 @@ impl Error {
         self.with(|e| e.advice = Some(advice.into()))
     }
 
+    /// Says that a bad record need not end the epoch.
+    pub(crate) fn or_leave_out(self) -> Self {
+        let way_out = "go on without it: .on_bad_record(Skip::up_to(100))";
+        self.with(|e| {
+            let advice = e.advice.take().map(|advice| format!("{advice}, or {way_out}"));
+            e.advice = Some(advice.map_or(way_out.into(), Cow::Owned));
+        })
+    }
+
     /// Keeps the error that led to this one.
     pub fn because(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.with(|e| e.source = Some(Arc::new(source)))

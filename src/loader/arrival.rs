@@ -5,16 +5,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::run::{BlockKey, Run};
-use crate::engine::budget::Grant;
+use crate::engine::budget::{Account, Grant};
 use crate::engine::io::Cancel;
 use crate::engine::pool::{Level, no_panic};
 use crate::engine::reorder::Reorder;
 use crate::error::{Error, Result};
 use crate::random::Key;
-use crate::source::{ARRIVED_BYTES, Arrived, Arriving, ArrivingPass};
+use crate::source::{ARRIVED_BYTES, Arrived, Arriving, ArrivingPass, Next};
 
 /// Pieces read at the same time.
 const READS: u64 = 8;
+
+/// A block that arrives, and as much again for what is made of it.
+const ROOM_BYTES: u64 = 2 * ARRIVED_BYTES;
 
 /// The pass over one source in one epoch.
 pub(crate) struct ArrivalDriver {
@@ -33,6 +36,9 @@ pub(crate) struct ArrivalDriver {
     wanted: u64,
     needs_piece: bool,
     waits_for_room: bool,
+    /// Bytes of a block and what is made of it, as large as the next record takes, and the grant that is kept while such a one comes in.
+    room_bytes: u64,
+    room: Option<Grant>,
     blocks: u32,
     ended: bool,
     error: Option<Error>,
@@ -42,7 +48,17 @@ pub(crate) struct ArrivalDriver {
 pub(crate) struct Framed {
     pub(crate) epoch: u64,
     pass: Box<dyn ArrivingPass>,
-    result: Result<Option<(u64, u64)>>,
+    result: Result<Outcome>,
+}
+
+/// What framing came to.
+enum Outcome {
+    /// A block of so many rows, the first of which has this sample id.
+    Block(u64, u64),
+    /// Another piece is wanted. The room is given back to hold what there is of a large record.
+    Piece(Grant),
+    /// A record takes so many bytes.
+    Room(u64, Grant),
 }
 
 /// What was started.
@@ -68,6 +84,8 @@ impl ArrivalDriver {
             wanted: 0,
             needs_piece: true,
             waits_for_room: false,
+            room_bytes: ROOM_BYTES,
+            room: None,
             blocks: 0,
             ended: false,
             error: None,
@@ -99,7 +117,7 @@ impl ArrivalDriver {
     pub(crate) fn wanted_bytes(&self) -> Option<u64> {
         match &self.next {
             Some((bytes, _)) => Some(*bytes),
-            None => self.waits_for_room.then_some(2 * ARRIVED_BYTES),
+            None => self.waits_for_room.then_some(self.room_bytes),
         }
     }
 
@@ -118,12 +136,20 @@ impl ArrivalDriver {
     pub(crate) fn block_framed(&mut self, framed: Framed) -> Option<(u64, u64)> {
         self.pass = Some(framed.pass);
         match framed.result {
-            Ok(Some(block)) => {
+            Ok(Outcome::Block(rows, first_id)) => {
                 self.blocks += 1;
-                return Some(block);
+                self.room_bytes = ROOM_BYTES;
+                return Some((rows, first_id));
             }
-            Ok(None) if self.all_asked && self.supplied == self.asked => self.ended = true,
-            Ok(None) => self.needs_piece = true,
+            Ok(Outcome::Piece(_)) if self.all_asked && self.supplied == self.asked => self.ended = true,
+            Ok(Outcome::Piece(room)) => {
+                self.needs_piece = true;
+                self.room = Some(room).filter(|_| self.room_bytes > ROOM_BYTES);
+            }
+            Ok(Outcome::Room(bytes, room)) => {
+                self.room_bytes = 2 * bytes;
+                self.room = Some(room);
+            }
             Err(error) => self.fail(error),
         }
         None
@@ -149,7 +175,7 @@ impl ArrivalDriver {
                 self.all_asked = self.pass.is_some();
                 break;
             };
-            let Some(grant) = account.grant(bytes, reserve + 2 * ARRIVED_BYTES) else {
+            let Some(grant) = account.grant(bytes, reserve + ROOM_BYTES) else {
                 self.next = Some((bytes, read));
                 break;
             };
@@ -186,7 +212,7 @@ impl ArrivalDriver {
             }
         }
         // Room for the block and for the record that it may end with.
-        let Some(mut room) = account.grant(2 * ARRIVED_BYTES, reserve) else {
+        let Some(mut room) = self.take_room(account, reserve) else {
             self.waits_for_room = true;
             if let Some((piece, grant)) = supplied {
                 self.supplied -= 1;
@@ -204,27 +230,40 @@ impl ArrivalDriver {
             if let Some((piece, _grant)) = supplied {
                 pass.supply(piece);
             }
-            let block = no_panic(|| pass.next_block()).map_err(|e| e.stage("decode"));
+            let block = no_panic(|| pass.next_block(room.bytes() as usize / 2)).map_err(|e| e.stage("decode"));
             let arrived = match block {
-                Ok(Some(block)) => block,
+                Ok(Next::Block(block)) => block,
                 other => {
-                    let framed = Framed { epoch, pass, result: other.map(|_| None) };
-                    drop(room);
-                    return run.update(|state| _ = state.block_framed(leaf, framed));
+                    let result = other.map(|next| match next {
+                        Next::Room(bytes) => Outcome::Room(bytes as u64, room),
+                        _ => Outcome::Piece(room),
+                    });
+                    return run.update(|state| _ = state.block_framed(leaf, Framed { epoch, pass, result }));
                 }
             };
             let first_id = sample_id(&arrived);
-            let framed = Framed { epoch, pass, result: Ok(Some((arrived.framed.payloads.len() as u64, first_id))) };
+            let result = Ok(Outcome::Block(arrived.framed.payloads.len() as u64, first_id));
+            let framed = Framed { epoch, pass, result };
             let mut key: Option<BlockKey> = None;
             run.update(|state| key = state.block_framed(leaf, framed));
             if let Some(key) = key {
-                // What the block really takes; a record larger than the room is kept under what there is.
+                // What the block really takes.
                 room.resize(2 * arrived.buffer.len() as u64);
                 let decoded = run.decode(|| source.decode(arrived));
-                run.decoded(key, room, decoded.map_err(|e| e.stage("decode")));
+                run.decoded(key, first_id, room, decoded.map_err(|e| e.stage("decode")));
             }
         });
         started
+    }
+
+    /// Room for a block, and for what is made of it.
+    fn take_room(&mut self, account: &Arc<Account>, reserve: u64) -> Option<Grant> {
+        let Some(mut room) = self.room.take() else { return account.grant(self.room_bytes, reserve) };
+        if room.bytes() < self.room_bytes && !room.resize(self.room_bytes) {
+            self.room = Some(room);
+            return None;
+        }
+        Some(room)
     }
 
     /// Lets the driver's end be seen where no worker brings it back.

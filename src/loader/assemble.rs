@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::evaluate::{Env, Evaluated};
+use super::evaluate::{Env, Evaluated, locate};
 use super::run::{Evaluation, Kept, Run};
 use super::skip::{Drawn, is_bad_record};
 use crate::batch::collate::{self, Filling, Rows, Slots};
@@ -95,9 +95,13 @@ impl Assembly {
         self.bytes = collate::batch_bytes(layouts, &self.rows);
         let Some(grant) = run.shared.account.grant(self.bytes, 0) else { return run.stall(self) };
         run.ungranted.fetch_sub(1, Ordering::AcqRel);
+        let kept = self.kept.clone();
         match self.lay_out(run, grant) {
             Ok((filling, tasks)) => filling.fill(run, tasks, scratch),
-            Err(error) => run.finished(number, Err(error)),
+            Err(error) => {
+                let error = locate(error, kept.iter().flat_map(|kept| kept.values()));
+                run.finished(number, Err(error));
+            }
         }
     }
 
@@ -175,7 +179,7 @@ impl Assembly {
             drawn: Mutex::new(self.drawn),
             total,
             state,
-            _kept: self.kept,
+            kept: self.kept,
         };
         Ok((Arc::new(work), tasks))
     }
@@ -195,7 +199,8 @@ struct Work {
     drawn: Mutex<Drawn>,
     total: usize,
     state: State,
-    _kept: Vec<Kept>,
+    /// Blocks that the rows point into.
+    kept: Vec<Kept>,
 }
 
 /// One chunk of rows to be written.
@@ -242,7 +247,8 @@ impl Work {
         }
         counters.collate.add(rows.len() as u64, 0);
         if !bad.is_empty() {
-            let bad = bad.into_iter().map(|(row, error)| (at + row, error));
+            let blocks = || self.kept.iter().flat_map(|kept| kept.values());
+            let bad = bad.into_iter().map(|(row, error)| (at + row, locate(error, blocks())));
             self.bad.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).extend(bad);
         }
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -256,7 +262,9 @@ impl Work {
         let mut bad = std::mem::take(&mut *self.bad.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
         bad.sort_by_key(|(row, _)| *row);
         let ends = bad.iter().position(|(_, error)| !may_leave_out(run, error)).map(|end| bad.split_off(end));
-        let ended = ends.and_then(|ends| ends.into_iter().next());
+        let ended = ends
+            .and_then(|ends| ends.into_iter().next())
+            .map(|(row, error)| (row, if is_bad_record(&error) { error.or_leave_out() } else { error }));
         let (end, error) = ended.map_or_else(|| (self.total, self.error.clone()), |(row, error)| (row, Some(error)));
         let counters = &run.shared.counters;
         let start = Instant::now();

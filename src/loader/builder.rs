@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::lower::{BatchSpec, Leaf, Request, lower, requests};
 use super::run::Shared;
-use super::skip::Skip;
+use super::skip::{Log, Skip};
 use super::{Current, Loader, World};
 use crate::batch::buffer::Allocator;
 use crate::dataset::Dataset;
@@ -178,7 +178,7 @@ impl LoaderBuilder {
             scheduler: self.scheduler,
             seed: self.seed,
             skip: self.skip,
-            skipped: Arc::default(),
+            skipped: Log::default(),
             pipeline,
         };
         check_budget(&shared)?;
@@ -205,6 +205,8 @@ impl LoaderBuilder {
             shuffled: shuffle.is_some(),
             needs_index,
             leave_out: self.skip.is_some(),
+            // As much again is taken by what is made of it.
+            max_bytes: usize::try_from(self.budget.bytes() / 2).unwrap_or(usize::MAX),
         }
     }
 }

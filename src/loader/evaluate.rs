@@ -27,8 +27,23 @@ pub(crate) struct Block {
     pub(crate) decoded: Decoded,
     /// What is wrong with all of it.
     pub(crate) failed: Option<Error>,
+    /// The sample id of its first row.
+    pub(crate) first_id: u64,
     /// The block's share of the budget, given back with it.
     pub(crate) _grant: Option<crate::engine::budget::Grant>,
+}
+
+/// Adds to an error of a sample where its record stands, if one of the blocks holds it.
+pub(crate) fn locate<'a>(error: Error, blocks: impl IntoIterator<Item = &'a Arc<Block>>) -> Error {
+    let Some(id) = error.place().sample.filter(|_| error.place().record.is_none()) else { return error };
+    let found = blocks.into_iter().find_map(|block| {
+        let row = id.checked_sub(block.first_id).filter(|&row| row < block.decoded.rows.num_rows() as u64)?;
+        block.decoded.places.as_ref().map(|places| (places, row as usize))
+    });
+    match found {
+        Some((places, row)) => places.locate(row, error),
+        None => error,
+    }
 }
 
 /// Up to so many blocks a search from front to back beats a hash map.
@@ -142,7 +157,7 @@ impl Env<'_> {
                 if let Some(found) = found {
                     let found = found.clone().sample(picked.id[position]);
                     if !self.may_leave_out(&found) {
-                        error = Some(found);
+                        error = Some(self.ends(found));
                         break;
                     }
                     if skipped.is_empty() {
@@ -189,8 +204,13 @@ impl Env<'_> {
             failing.left_out.push((row, error));
             return false;
         }
-        failing.end = Some((row, error));
+        failing.end = Some((row, self.ends(error)));
         true
+    }
+
+    /// The error that a bad record ends the epoch with.
+    fn ends(&self, error: Error) -> Error {
+        if is_bad_record(&error) && !self.leave_out { error.or_leave_out() } else { error }
     }
 
     fn context(&self, key: Key, sample: Sample) -> Context {
@@ -237,7 +257,7 @@ impl Env<'_> {
         let len = input.rows.len();
         let blame = |row: usize, error: Error| {
             let error = if error.kind() == ErrorKind::Config { error } else { error.stage(stage.name.clone()) };
-            error.sample(input.rows.samples[row].id)
+            locate(error.sample(input.rows.samples[row].id), self.blocks.values())
         };
         match &stage.function {
             Function::Select { columns } => {

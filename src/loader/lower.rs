@@ -39,6 +39,14 @@ pub(crate) enum Leaf {
 }
 
 impl Leaf {
+    /// Sample ids that its rows take, counted from the end of those before it; shards without index have their own.
+    fn num_ids(&self) -> u64 {
+        match self {
+            Leaf::Indexed(source) => source.catalog().rows(),
+            Leaf::Arriving(_) => 0,
+        }
+    }
+
     fn columns(&self) -> &[Column] {
         match self {
             Leaf::Indexed(source) => source.columns(),
@@ -67,6 +75,15 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
+    /// The sample id of a block's first row.
+    pub(crate) fn first_id(&self, leaf: usize, block: u32) -> u64 {
+        let before = self.leaves[..leaf].iter().map(Leaf::num_ids).sum::<u64>();
+        match &self.leaves[leaf] {
+            Leaf::Indexed(source) => before + source.catalog().block_start(block as usize),
+            Leaf::Arriving(_) => unreachable!("blocks that arrive bring their ids"),
+        }
+    }
+
     /// Rows of an epoch over all ranks, where they are known before it and are what batches are made of.
     pub(crate) fn known_rows(&self) -> Option<u64> {
         self.order.rows().filter(|&rows| rows != ENDLESS && !self.expands && !self.order.arrives())
@@ -486,11 +503,7 @@ impl Lowering<'_> {
     fn leaf(&mut self, node: &Arc<Node>, leaf: Leaf) -> Lowered {
         let at = self.leaves.iter().position(|known| known.0 == Arc::as_ptr(node)).unwrap_or_else(|| {
             // Sample ids of a source begin where those of the sources before end.
-            let ids = |leaf: &Leaf| match leaf {
-                Leaf::Indexed(source) => source.catalog().rows(),
-                Leaf::Arriving(_) => 0,
-            };
-            let first = self.leaves.iter().map(|(_, leaf, _)| ids(leaf)).sum();
+            let first = self.leaves.iter().map(|(_, leaf, _)| leaf.num_ids()).sum();
             self.leaves.push((Arc::as_ptr(node), leaf, first));
             self.leaves.len() - 1
         });

@@ -31,7 +31,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Remainder;
 use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, Order, PADDING, Picked, Positions};
 use crate::source::Decoded;
-use crate::telemetry::{Clock, Counters, WaitedFor};
+use crate::telemetry::{Clock, Counters, Skipped, WaitedFor};
 use crate::transform::image::Scratch;
 
 /// What all runs of a loader share.
@@ -46,7 +46,7 @@ pub(crate) struct Shared {
     pub(crate) seed: u64,
     /// What is done about bad records, and those that were left out.
     pub(crate) skip: Option<Skip>,
-    pub(crate) skipped: Arc<Log>,
+    pub(crate) skipped: Log,
     /// Rows of a chunk: what one task takes.
     pub(crate) chunk_rows: usize,
     /// Tasks of any run that wait or run; what they hold of the budget comes back with them.
@@ -206,6 +206,8 @@ pub(crate) type Kept = Arc<HashMap<(usize, u32), Arc<Block>>>;
 
 /// What `next()` may find.
 enum Item {
+    /// Records that the batch behind this does without.
+    LeftOut(Vec<Skipped>),
     Batch(Box<Batch>, Option<Grant>),
     Failed(Error),
     EndOfEpoch(u64),
@@ -307,7 +309,7 @@ impl Run {
             batch_bytes: shared.batch_bytes(),
             tally: shared.skip.map(|skip| {
                 let rows = pipeline.known_rows().map(|rows| rows / pipeline.steps.world);
-                Tally::new(skip, rows, epoch, shared.skipped.clone())
+                Tally::new(skip, rows, epoch)
             }),
             decodes_images: pipeline.layouts.iter().any(|layout| layout.image.is_some()),
             failed: false,
@@ -397,8 +399,13 @@ impl Run {
         loop {
             state.distribute();
             if let Some(item) = state.lanes[lane].items.pop_front() {
+                if let Item::LeftOut(skipped) = item {
+                    self.shared.skipped.extend(skipped);
+                    continue;
+                }
                 state.waiting = false;
                 return match item {
+                    Item::LeftOut(_) => unreachable!("listed above"),
                     Item::Batch(batch, grant) => {
                         drop(grant);
                         self.shared.counters.delivered(batch.len());
@@ -528,7 +535,13 @@ impl Run {
                     .advice("build the index anew")),
             });
             let shard = source.catalog().shard_name(source.catalog().shard_of(key.block as usize)).clone();
-            run.decoded(key, grant, decoded.map_err(|e| e.stage("decode").url(shard).block(u64::from(key.block))));
+            let first_id = run.shared.pipeline.first_id(key.leaf, key.block);
+            run.decoded(
+                key,
+                first_id,
+                grant,
+                decoded.map_err(|e| e.stage("decode").url(shard).block(u64::from(key.block))),
+            );
         });
     }
 
@@ -547,7 +560,7 @@ impl Run {
     }
 
     /// A block is there, or will never be.
-    pub(crate) fn decoded(&self, key: BlockKey, grant: Grant, decoded: Result<Decoded>) {
+    pub(crate) fn decoded(&self, key: BlockKey, first_id: u64, grant: Grant, decoded: Result<Decoded>) {
         let (decoded, failed) = match decoded {
             Ok(decoded) => (decoded, None),
             Err(error) => (
@@ -555,7 +568,7 @@ impl Run {
                 Some(error),
             ),
         };
-        let block = Arc::new(Block { decoded, failed, _grant: Some(grant) });
+        let block = Arc::new(Block { decoded, failed, first_id, _grant: Some(grant) });
         self.update(|state| {
             state.decoding -= 1;
             state.in_flight -= 1;
@@ -683,12 +696,18 @@ impl State {
             };
             match out {
                 Out::Batch(Assembled { lanes, error, drawn }) => {
+                    let (listed, counted) = match &mut self.tally {
+                        Some(tally) => tally.add(drawn),
+                        None => (Vec::new(), Ok(())),
+                    };
+                    if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.open && !listed.is_empty()) {
+                        lane.items.push_back(Item::LeftOut(listed));
+                    }
                     for (lane, Finished { batch, grant }) in self.lanes.iter_mut().zip(lanes) {
                         if let Some(batch) = batch {
                             send(lane, Item::Batch(Box::new(batch), grant));
                         }
                     }
-                    let counted = self.tally.as_mut().map_or(Ok(()), |tally| tally.add(drawn));
                     if let Some(error) = counted.err().or(error) {
                         return self.fail(error);
                     }
@@ -844,6 +863,7 @@ impl State {
                     let decoded = run.decode(|| source.decode(key.block as usize, Bytes::new()));
                     run.decoded(
                         key,
+                        run.shared.pipeline.first_id(key.leaf, key.block),
                         grant,
                         decoded.map_err(|e| e.stage("decode").url(source.name()).block(u64::from(key.block))),
                     );

@@ -1,6 +1,6 @@
 //! What is done about bad records: how many may be left out, counted in the order of delivery.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use super::run::EvaluatedChunk;
 use crate::error::{Error, ErrorKind};
@@ -105,28 +105,27 @@ pub(crate) struct Tally {
     samples: u64,
     skipped: u64,
     last: Option<Error>,
-    log: Arc<Log>,
 }
 
 impl Tally {
-    pub(super) fn new(skip: Skip, expected: Option<u64>, epoch: u64, log: Arc<Log>) -> Self {
-        Self { limit: skip.limit, expected, epoch, samples: 0, skipped: 0, last: None, log }
+    pub(super) fn new(skip: Skip, expected: Option<u64>, epoch: u64) -> Self {
+        Self { limit: skip.limit, expected, epoch, samples: 0, skipped: 0, last: None }
     }
 
-    /// Takes the next batch's.
-    ///
-    /// # Errors
-    /// More than are allowed have been left out.
-    pub(super) fn add(&mut self, drawn: Drawn) -> Result<(), Error> {
+    /// Takes the next batch's; what is to be listed when the loop takes the batch, and an error if more than are allowed have been left out.
+    pub(super) fn add(&mut self, drawn: Drawn) -> (Vec<Skipped>, Result<(), Error>) {
         self.samples += drawn.samples;
+        let mut listed = Vec::with_capacity(drawn.skipped.len());
         for error in drawn.skipped {
             self.skipped += 1;
             self.last = Some(error.clone());
-            self.log.push(Skipped::new(self.epoch, error));
+            listed.push(Skipped::new(self.epoch, error));
             let seen = self.expected.unwrap_or(self.samples.max(AT_LEAST));
-            self.hold_against(seen)?;
+            if let Err(error) = self.hold_against(seen) {
+                return (listed, Err(error));
+            }
         }
-        Ok(())
+        (listed, Ok(()))
     }
 
     /// The epoch is over, and the next one begins.
@@ -165,12 +164,11 @@ pub(crate) struct Log {
 const LISTED: usize = 10_000;
 
 impl Log {
-    fn push(&self, skipped: Skipped) {
+    pub(super) fn extend(&self, skipped: Vec<Skipped>) {
         let mut records = self.records.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        records.1 += 1;
-        if records.0.len() < LISTED {
-            records.0.push(skipped);
-        }
+        records.1 += skipped.len() as u64;
+        let room = LISTED - records.0.len();
+        records.0.extend(skipped.into_iter().take(room));
     }
 
     /// The first of them, and how many there were.

@@ -3,6 +3,8 @@
 mod memory;
 pub(crate) mod tfrecord;
 
+use std::sync::Arc;
+
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -95,12 +97,37 @@ pub struct Decoded {
     pub rows: RecordBatch,
     /// Bad rows in ascending order, each with its error.
     pub bad: Vec<(usize, Error)>,
+    /// Where the rows stand in their shard, for errors that come up later.
+    pub(crate) places: Option<RecordPlaces>,
+}
+
+/// Where the rows of a block stand in their shard.
+#[derive(Debug)]
+pub(crate) struct RecordPlaces {
+    pub(crate) url: Arc<str>,
+    pub(crate) first_record: u64,
+    /// Offset of the block, and of each row's record behind it.
+    pub(crate) offset: u64,
+    pub(crate) starts: Vec<u32>,
+}
+
+impl RecordPlaces {
+    /// Adds a row's place to an error.
+    pub(crate) fn locate(&self, row: usize, error: Error) -> Error {
+        let offset = self.offset + u64::from(self.starts.get(row).copied().unwrap_or(0));
+        error.url(self.url.clone()).record(self.first_record + row as u64).byte_offset(offset)
+    }
 }
 
 impl Decoded {
     /// Rows without fault.
     pub fn good(rows: RecordBatch) -> Self {
-        Self { rows, bad: Vec::new() }
+        Self::with_bad(rows, Vec::new())
+    }
+
+    /// Rows of which some are bad: their numbers in ascending order, each with its error.
+    pub fn with_bad(rows: RecordBatch, bad: Vec<(usize, Error)>) -> Self {
+        Self { rows, bad, places: None }
     }
 }
 
@@ -127,11 +154,20 @@ pub(crate) trait ArrivingPass: Send {
     /// Takes a piece, in the order of [`next_read`](Self::next_read).
     fn supply(&mut self, piece: Bytes);
 
-    /// The next block of about [`ARRIVED_BYTES`], on a worker thread; `None` when it takes another piece, or after the last.
+    /// The next block of about [`ARRIVED_BYTES`], on a worker thread, of which no more than `room` bytes are held in memory.
     ///
     /// # Errors
     /// Damage ends the pass; the blocks before it were given.
-    fn next_block(&mut self) -> Result<Option<Arrived>>;
+    fn next_block(&mut self, room: usize) -> Result<Next>;
+}
+
+/// What a pass gives.
+pub(crate) enum Next {
+    Block(Arrived),
+    /// Another piece must be supplied; behind the last piece this is the end.
+    Piece,
+    /// A record takes so many bytes: more than there was room for.
+    Room(usize),
 }
 
 /// Bytes of a block that arrives, unless a record is larger.

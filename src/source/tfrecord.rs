@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::{ARRIVED_BYTES, Arrived, Arriving, ArrivingPass, Decoded, Source};
+use super::{ARRIVED_BYTES, Arrived, Arriving, ArrivingPass, Decoded, Next, RecordPlaces, Source};
 use crate::dataset::TfRecord;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::example::{Kind, Parser, infer};
@@ -29,6 +29,9 @@ const BLOCK_BYTES: u64 = 4 << 20;
 
 /// Pieces that a source without index is read in.
 const PIECE_BYTES: u64 = 4 << 20;
+
+/// The first piece of a shard whose first records are wanted.
+const FIRST_PIECE_BYTES: u64 = 1 << 20;
 
 /// Records that the schema is inferred from.
 const INFER_RECORDS: usize = 256;
@@ -76,6 +79,8 @@ pub(crate) struct Wanted {
     pub(crate) needs_index: Option<String>,
     /// Whether what cannot be read of a damaged shard counts as one bad record, instead of ending the pass.
     pub(crate) leave_out: bool,
+    /// The largest record that the budget lets be held.
+    pub(crate) max_bytes: usize,
 }
 
 /// Opened shards.
@@ -89,7 +94,7 @@ pub(crate) async fn open(store: Store, patterns: Vec<String>, options: TfRecord,
     let objects = store.list(&patterns).await.map_err(|e| e.stage("list"))?;
     let keeper = Keeper { dir: wanted.index_dir.clone() };
     let found: Vec<Found> = stream::iter(objects.iter().cloned())
-        .map(|object| find_index(store.clone(), keeper.clone(), object, options.clone(), wanted.index))
+        .map(|object| find_index(store.clone(), keeper.clone(), object, options.clone(), wanted.clone()))
         .buffered(INDEXING)
         .try_collect()
         .await?;
@@ -149,7 +154,7 @@ impl Common {
         let place = |row: usize, error: Error, start: usize| {
             // A payload starts behind the 12 bytes of its header.
             let at = offset + start.saturating_sub(HEADER_BYTES) as u64;
-            error.url(url.clone()).record(record + row as u64).byte_offset(at)
+            error.url(url.clone()).record(record + row as u64).byte_offset(at).stage("decode")
         };
         let (rows, bad) = match &self.parse.parser {
             Some(parser) => {
@@ -159,7 +164,9 @@ impl Common {
             None => (self.views(buffer, &framed)?, framed.bad),
         };
         let bad = bad.into_iter().map(|(row, error)| (row, place(row, error, framed.payloads[row].start))).collect();
-        Ok(Decoded { rows, bad })
+        let starts = framed.payloads.iter().map(|payload| payload.start.saturating_sub(HEADER_BYTES) as u32).collect();
+        let places = RecordPlaces { url: url.clone(), first_record: record, offset, starts };
+        Ok(Decoded { rows, bad, places: Some(places) })
     }
 
     /// Payloads as they are, without copying them.
@@ -192,7 +199,7 @@ async fn settle_columns(store: &Store, objects: &[Object], options: &TfRecord, w
     let (kind, columns) = match &wanted.columns {
         Some(columns) if columns.iter().any(Column::is_sequence) => (Kind::SequenceExample, columns.clone()),
         Some(columns) => (Kind::Example, columns.clone()),
-        None => infer_columns(store, objects, options, wanted.leave_out).await?,
+        None => infer_columns(store, objects, options, wanted.leave_out, wanted.max_bytes).await?,
     };
     let parser = Parser::new(&columns, kind)?;
     Ok(Parse { columns, parser: Some(parser) })
@@ -204,46 +211,63 @@ async fn infer_columns(
     objects: &[Object],
     options: &TfRecord,
     leave_out: bool,
+    max_bytes: usize,
 ) -> Result<(Kind, Vec<Column>)> {
     for object in objects.iter().filter(|object| object.size > 0) {
-        let mut some = 1 << 20;
-        loop {
-            let end = object.size.min(some);
-            let head = store.read(object, 0..end).await.map_err(|e| e.stage("read"))?;
-            let compression = options.compression.unwrap_or_else(|| Compression::detect(&head));
-            let mut data = Vec::new();
-            let decoded = Decoder::new(compression).decode(&head, &mut data, 64 << 20).map(|_| ());
-            let mut framed = Framed::default();
-            let whole = compression == Compression::None && end == object.size;
-            let result = Framer::new(Check::Full).frame(&data, whole.then_some(0), &mut framed);
-            let mut damage = framed.bad.into_iter().collect::<HashMap<_, _>>();
-            let mut good = Vec::new();
-            for (row, payload) in framed.payloads.into_iter().enumerate().take(INFER_RECORDS) {
-                match damage.remove(&row) {
-                    None => good.push(payload),
-                    Some(_) if leave_out => {}
-                    Some(error) if good.is_empty() => return Err(error.url(object.url.clone()).stage("infer")),
-                    Some(_) => break,
-                }
+        let place = |error: Error| error.url(object.url.clone()).stage("infer");
+        let block = match first_block(store, object, options.compression, max_bytes).await {
+            Ok(Some(block)) => block,
+            Ok(None) => continue,
+            Err(error) if leave_out && error.kind() == ErrorKind::Corrupt => continue,
+            Err(error) => return Err(place(error)),
+        };
+        let mut damage = block.framed.bad.into_iter().collect::<HashMap<_, _>>();
+        let mut good = Vec::new();
+        for (row, payload) in block.framed.payloads.into_iter().enumerate().take(INFER_RECORDS) {
+            match damage.remove(&row) {
+                None => good.push(payload),
+                Some(_) if leave_out => {}
+                Some(error) if good.is_empty() => return Err(place(error)),
+                Some(_) => break,
             }
-            if !good.is_empty() {
-                match infer_from(&data, good, leave_out) {
-                    Err(_) if leave_out => break,
-                    inferred => return inferred.map_err(|e| e.url(object.url.clone()).stage("infer")),
-                }
-            }
-            match decoded.and(result.map(|_| ())) {
-                Err(_) if leave_out => break,
-                other => other.map_err(|e| e.url(object.url.clone()).stage("infer"))?,
-            }
-            if end == object.size {
-                break;
-            }
-            some *= 16;
+        }
+        match infer_from(&block.buffer, good, leave_out) {
+            Err(_) if leave_out => {}
+            inferred => return inferred.map_err(place),
         }
     }
     Err(Error::new(ErrorKind::Schema, "the shards hold no record to infer columns from")
         .advice("name the columns with .columns()"))
+}
+
+/// The first records of a shard, and a few more pieces of it if they are large.
+async fn first_block(
+    store: &Store,
+    object: &Object,
+    compression: Option<Compression>,
+    max_bytes: usize,
+) -> Result<Option<Arrived>> {
+    let mut shard = ShardReader::new(object, compression, Check::Full);
+    let (mut at, mut piece_bytes) = (0, FIRST_PIECE_BYTES);
+    while at < object.size {
+        let end = object.size.min(at + piece_bytes);
+        shard.supply(store.read(object, at..end).await.map_err(|e| e.stage("read"))?, end == object.size);
+        (at, piece_bytes) = (end, PIECE_BYTES);
+        match shard.next_block(max_bytes)? {
+            Next::Block(block) => return Ok(Some(block)),
+            Next::Piece => {}
+            Next::Room(bytes) => return Err(too_large(bytes, &shard)),
+        }
+    }
+    Ok(None)
+}
+
+/// A record that the budget cannot hold.
+fn too_large(bytes: usize, shard: &ShardReader) -> Error {
+    Error::new(ErrorKind::Memory, format!("a record of {bytes} bytes does not fit the budget"))
+        .record(shard.framer.record())
+        .byte_offset(shard.framer.offset())
+        .advice(format!("take .budget(Budget::mebibytes({})) or more", (4 * bytes as u64).div_ceil(1 << 20)))
 }
 
 /// The columns of the payloads before the first that cannot be described, or of all others.
@@ -300,7 +324,7 @@ fn fingerprint(object: &Object) -> Fingerprint {
 }
 
 /// The index of one shard: stored, hopped or read, as told.
-async fn find_index(store: Store, keeper: Keeper, object: Object, options: TfRecord, policy: Index) -> Result<Found> {
+async fn find_index(store: Store, keeper: Keeper, object: Object, options: TfRecord, wanted: Wanted) -> Result<Found> {
     let local = store.local_path(&object);
     let (known, found, stated) = (object.clone(), keeper.clone(), options.compression);
     let hopped = on_disk_thread(move || {
@@ -317,8 +341,8 @@ async fn find_index(store: Store, keeper: Keeper, object: Object, options: TfRec
     });
     let place = |error: Error| error.url(object.url.clone()).stage("index");
     let mut found = hopped.await.map_err(place)?;
-    if policy == Index::Build && matches!(found, Found::Nothing) {
-        found = read_through(&store, &object, stated).await.map_err(place)?;
+    if wanted.index == Index::Build && matches!(found, Found::Nothing) {
+        found = read_through(&store, &object, stated, wanted.max_bytes).await.map_err(place)?;
         if let Found::Whole(index) = &found {
             keeper.save(&object, index);
         }
@@ -350,7 +374,12 @@ fn hop(path: &Path, object: &Object, options: &TfRecord) -> Result<Found> {
 }
 
 /// Reads a shard once for its index.
-async fn read_through(store: &Store, object: &Object, compression: Option<Compression>) -> Result<Found> {
+async fn read_through(
+    store: &Store,
+    object: &Object,
+    compression: Option<Compression>,
+    max_bytes: usize,
+) -> Result<Found> {
     let mut shard = ShardReader::new(object, compression, Check::LengthsOnly);
     let mut at = 0;
     while at < object.size {
@@ -359,8 +388,13 @@ async fn read_through(store: &Store, object: &Object, compression: Option<Compre
         at = end;
         shard = on_disk_thread(move || {
             shard.supply(piece, at == shard.size);
-            while shard.next_block().is_ok_and(|block| block.is_some()) {}
-            Ok(shard)
+            loop {
+                match shard.next_block(max_bytes) {
+                    Ok(Next::Block(_)) => {}
+                    Ok(Next::Room(bytes)) => return Err(too_large(bytes, &shard)),
+                    Ok(Next::Piece) | Err(_) => return Ok(shard),
+                }
+            }
         })
         .await?;
         if shard.failed.is_some() {
@@ -586,19 +620,21 @@ impl ArrivingPass for Pass {
         self.pieces.push_back((shard, last, piece));
     }
 
-    fn next_block(&mut self) -> Result<Option<Arrived>> {
+    fn next_block(&mut self, room: usize) -> Result<Next> {
         loop {
             if let Some((shard, reader)) = &mut self.current {
                 let (shard, object) = (*shard, &self.common.objects[*shard]);
-                match reader.next_block().map_err(|e| e.url(object.url.clone())) {
-                    Ok(Some(block)) => return Ok(Some(Arrived { shard, ..block })),
-                    Ok(None) => {}
+                match reader.next_block(room).map_err(|e| e.url(object.url.clone())) {
+                    Ok(Next::Block(block)) => return Ok(Next::Block(Arrived { shard, ..block })),
+                    Ok(Next::Room(bytes)) => return Ok(Next::Room(bytes)),
+                    Ok(Next::Piece) => {}
                     Err(error) if self.leave_out && error.kind() == ErrorKind::Corrupt => {
                         let (first_record, offset) = (reader.framer.record(), reader.framer.offset());
                         (self.broken, self.current) = (Some(shard), None);
                         let (buffer, framed) = (Buffer::from(&[]), broken_off(error));
-                        return Ok(Some(Arrived { buffer, framed, shard, first_record, offset }));
+                        return Ok(Next::Block(Arrived { buffer, framed, shard, first_record, offset }));
                     }
+                    Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error.or_leave_out()),
                     Err(error) => return Err(error),
                 }
                 if reader.is_done() {
@@ -610,7 +646,7 @@ impl ArrivingPass for Pass {
                     continue;
                 }
             }
-            let Some((shard, last, piece)) = self.pieces.pop_front() else { return Ok(None) };
+            let Some((shard, last, piece)) = self.pieces.pop_front() else { return Ok(Next::Piece) };
             if self.broken == Some(shard) {
                 continue;
             }
@@ -669,22 +705,25 @@ impl ShardReader {
         self.done
     }
 
-    /// The next block; `None` when it takes another piece, or is done. The shard's number is left to the caller.
-    fn next_block(&mut self) -> Result<Option<Arrived>> {
+    /// The next block, whose shard's number is left to the caller; a piece is wanted once more behind the last, when it is done.
+    fn next_block(&mut self, room: usize) -> Result<Next> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
         if self.done {
-            return Ok(None);
+            return Ok(Next::Piece);
         }
-        let Some(decoder) = &mut self.decoder else { return Ok(None) };
+        let Some(decoder) = &mut self.decoder else { return Ok(Next::Piece) };
         let (mut result, mut framed, mut ended) = (Ok(()), Framed::default(), false);
         let (first_record, offset) = (self.framer.record(), self.framer.offset());
         let mut needed = ARRIVED_BYTES as usize;
         let mut consumed = 0;
         loop {
-            let room = needed.saturating_sub(self.rest.len());
-            match decoder.decode(&self.input, &mut self.rest, room) {
+            if needed > room.max(ARRIVED_BYTES as usize) {
+                return Ok(Next::Room(needed));
+            }
+            let more = needed.saturating_sub(self.rest.len());
+            match decoder.decode(&self.input, &mut self.rest, more) {
                 Ok(decoded) => {
                     self.input = self.input.slice(decoded.consumed..);
                     ended = self.last && !decoded.more && self.input.is_empty();
@@ -723,13 +762,13 @@ impl ShardReader {
             }
         }
         if framed.payloads.is_empty() {
-            return Ok(None);
+            return Ok(Next::Piece);
         }
         // Payloads of later rounds of the loop count from what was consumed before; there is only one round with records.
         // Behind damage nothing is read; what was found before it lies in the same bytes.
         let rest = if self.failed.is_some() { Vec::new() } else { self.rest.split_off(consumed) };
         let buffer = Buffer::from_vec(std::mem::replace(&mut self.rest, rest));
-        Ok(Some(Arrived { buffer, framed, shard: 0, first_record, offset }))
+        Ok(Next::Block(Arrived { buffer, framed, shard: 0, first_record, offset }))
     }
 
     /// The records that were found.

@@ -1,6 +1,7 @@
 //! One binary for all promises that need more than one module, a file each.
 
 mod dag;
+mod damage;
 mod faults;
 #[cfg(feature = "gcs")]
 mod gcs;
