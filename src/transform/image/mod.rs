@@ -481,6 +481,12 @@ impl Image {
         result
     }
 
+    /// Decodes the window that [`decode_into`](Self::decode_into) would, and does nothing with it: the least that it has to do.
+    #[cfg(feature = "cli")]
+    pub(crate) fn decode_window(&self, encoded: &[u8], key: Key, scratch: &mut Scratch) -> Result<()> {
+        self.decode(encoded, key, scratch).map(|_| ())
+    }
+
     fn run(&self, encoded: &[u8], key: Key, out: &mut [u8], scratch: &mut Scratch) -> Result<()> {
         let direct = self.dtype() == Dtype::U8 && (self.layout == Layout::Nhwc || self.color == Color::Gray);
         let channels = self.channels();

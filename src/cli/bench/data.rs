@@ -1,0 +1,187 @@
+//! The data of benches without URLs: made once, from a seed, and kept.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rand::{Rng as _, RngCore as _};
+use serde::{Deserialize, Serialize};
+
+use super::workload::Workload;
+use crate::cli::terminal::{Terminal, Unit};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::example::Example;
+use crate::format::tfrecord::{Compression, Writer};
+use crate::random::{Key, Rng};
+use crate::transform::image::encode::{JpegEncoder, Pixels};
+
+/// Columns of `features`.
+pub(super) const FLOATS: usize = 13;
+pub(super) const INTS: usize = 26;
+/// Records of a shard of `raw`, and their bytes.
+pub(super) const RAW_RECORDS: u64 = 1251;
+pub(super) const RAW_BYTES: usize = 114_660;
+
+/// Photographs as cameras and the web have them: the size of most of ImageNet's.
+const PHOTO: (usize, usize) = (500, 375);
+/// Gives files of about 110 KB for these pictures, the mean of ImageNet's.
+const PHOTO_QUALITY: u8 = 88;
+const LABELS: u64 = 1000;
+
+/// Shards and what they hold.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub(super) struct Made {
+    version: u32,
+    pub(super) samples: u64,
+    /// [`Workload::sum`] over all of them.
+    pub(super) sum: u64,
+    shards: Vec<String>,
+}
+
+const VERSION: u32 = 1;
+
+impl Made {
+    pub(super) fn urls(&self, folder: &Path) -> Vec<String> {
+        self.shards.iter().map(|shard| folder.join(shard).display().to_string()).collect()
+    }
+}
+
+/// Where the data lies: `target/bench` in a project, else the user's cache.
+pub(super) fn folder(workload: Workload, samples: u64) -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let root = if Path::new("target").is_dir() {
+        PathBuf::from("target/bench")
+    } else {
+        let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+        cache.unwrap_or_else(std::env::temp_dir).join("forebay/bench")
+    };
+    root.join(format!("{}-{samples}", workload.name()))
+}
+
+/// The data of a workload, made unless it is there.
+pub(super) fn made(
+    workload: Workload,
+    samples: u64,
+    folder: &Path,
+    threads: usize,
+    terminal: &Terminal,
+) -> Result<Made> {
+    let manifest = folder.join("bench.json");
+    let known = std::fs::read(&manifest).ok().and_then(|text| serde_json::from_slice::<Made>(&text).ok());
+    if let Some(known) = known.filter(|known| known.version == VERSION && known.samples == samples) {
+        return Ok(known);
+    }
+    let failed = |path: &Path| {
+        let url = path.display().to_string();
+        move |e| Error::new(ErrorKind::Transfer, "the bench's data cannot be written").because(e).url(url)
+    };
+    std::fs::create_dir_all(folder).map_err(failed(folder))?;
+    let per_shard = match workload {
+        Workload::Raw => RAW_RECORDS,
+        _ => samples.div_ceil(8).max(1),
+    };
+    let shards = samples.div_ceil(per_shard);
+    let progress = terminal.progress("making data", samples, Unit::Things);
+    let (next, sum) = (AtomicU64::new(0), AtomicU64::new(0));
+    let name = |shard: u64| format!("{}-{shard:05}-of-{shards:05}.tfrecord", workload.name());
+    let work = || -> Result<()> {
+        let mut maker = Maker::default();
+        loop {
+            let shard = next.fetch_add(1, Ordering::Relaxed);
+            if shard >= shards {
+                return Ok(());
+            }
+            let path = folder.join(name(shard));
+            let mut writer = Writer::new(File::create(&path).map_err(failed(&path))?, Compression::None);
+            for sample in shard * per_shard..samples.min((shard + 1) * per_shard) {
+                let (payload, value) = maker.record(workload, sample)?;
+                writer.write(payload).map_err(|e| e.url(path.display().to_string()))?;
+                sum.fetch_add(value, Ordering::Relaxed);
+                progress.inc(1);
+            }
+            writer.finish().map_err(|e| e.url(path.display().to_string()))?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })?;
+    progress.finish_and_clear();
+    let made = Made { version: VERSION, samples, sum: sum.into_inner(), shards: (0..shards).map(name).collect() };
+    let text = serde_json::to_vec_pretty(&made).expect("plain values");
+    std::fs::write(&manifest, text).map_err(failed(&manifest))?;
+    Ok(made)
+}
+
+/// Makes records, each from its number.
+#[derive(Default)]
+struct Maker {
+    encoder: JpegEncoder,
+    pixels: Vec<u8>,
+    payload: Vec<u8>,
+}
+
+impl Maker {
+    /// The record and what it adds to the sum.
+    fn record(&mut self, workload: Workload, sample: u64) -> Result<(&[u8], u64)> {
+        let mut rng = Key::new(0).with("bench").with(workload.name()).with_number(sample).rng();
+        match workload {
+            Workload::Image => {
+                paint(&mut rng, &mut self.pixels);
+                let (width, height) = (PHOTO.0 as u32, PHOTO.1 as u32);
+                let pixels = Pixels { bytes: &self.pixels, width, height, is_gray: false };
+                let encoded = self.encoder.encode(pixels, PHOTO_QUALITY)?;
+                let label = sample % LABELS;
+                let example = Example::new().with_bytes("image/encoded", [encoded]);
+                self.payload = example.with_int64("image/class/label", [label as i64]).encode();
+                Ok((&self.payload, label))
+            }
+            Workload::Features => {
+                let mut example = Example::new();
+                for i in 0..FLOATS {
+                    example = example.with_float32(format!("f{i:02}"), [rng.random::<f32>()]);
+                }
+                for i in 0..INTS {
+                    example = example.with_int64(format!("i{i:02}"), [i64::from(rng.random::<u32>() >> 8)]);
+                }
+                let label = rng.random_range(0..2i64);
+                self.payload = example.with_int64("label", [label]).encode();
+                Ok((&self.payload, label as u64))
+            }
+            Workload::Raw | Workload::Tiny => {
+                self.payload.resize(RAW_BYTES, 0);
+                rng.fill_bytes(&mut self.payload);
+                Ok((&self.payload, xxhash_rust::xxh3::xxh3_64(&self.payload)))
+            }
+        }
+    }
+}
+
+/// A picture that compresses like a photograph: large soft areas, edges, and grain.
+fn paint(rng: &mut Rng, pixels: &mut Vec<u8>) {
+    let (width, height) = PHOTO;
+    pixels.resize(width * height * 3, 0);
+    let mut unit = || rng.random::<f32>();
+    let waves: Vec<[f32; 4]> = (0..6)
+        .map(|i| [unit() * 0.01 * 3f32.powi(i / 2), unit() * 0.01 * 3f32.powi(i / 2), unit() * 6.3, unit() * 30.0])
+        .collect();
+    let discs: Vec<[f32; 6]> = (0..12)
+        .map(|_| [unit() * width as f32, unit() * height as f32, 10.0 + unit() * 90.0, unit(), unit(), unit()])
+        .collect();
+    let base = [unit() * 255.0, unit() * 255.0, unit() * 255.0];
+    let grain = 14.0 + 26.0 * unit();
+    let mut noise = Key::new(u64::from(rng.next_u32())).rng();
+    for (at, pixel) in pixels.chunks_exact_mut(3).enumerate() {
+        let (x, y) = ((at % width) as f32, (at / width) as f32);
+        let wave: f32 = waves.iter().map(|w| (w[0] * x + w[1] * y + w[2]).sin() * w[3]).sum();
+        let disc = discs.iter().find(|disc| (x - disc[0]).powi(2) + (y - disc[1]).powi(2) < disc[2] * disc[2]);
+        let bits = noise.next_u32();
+        for (c, value) in pixel.iter_mut().enumerate() {
+            let under = disc.map_or(base[c], |disc| disc[3 + c] * 255.0);
+            let speckle = ((bits >> (8 * c)) & 0xff) as f32 / 255.0 - 0.5;
+            *value = (under + wave + speckle * grain).clamp(0.0, 255.0) as u8;
+        }
+    }
+}

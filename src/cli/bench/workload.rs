@@ -1,0 +1,135 @@
+//! The four workloads: what each reads, does, and how one sees that it was done.
+
+use std::sync::Arc;
+
+use arrow::array::Int64Array;
+
+use super::data;
+use crate::batch::Batch;
+use crate::dataset::{Dataset, TfRecord};
+use crate::error::Result;
+use crate::plan::Shuffle;
+use crate::schema::{Column, Dtype, bytes, float32, int64};
+use crate::transform::image::{IMAGENET_MEAN, IMAGENET_STD, Image};
+
+/// What users load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Workload {
+    /// JPEG photographs: random resized crop to 224 x 224, flip, normalise to f32 (NCHW).
+    Image,
+    /// tf.Examples of 13 float and 26 int64 scalars and a label.
+    Features,
+    /// Records of 114,660 bytes, stacked as they are.
+    Raw,
+    /// Eight bytes a row, from memory, through a shuffle buffer of 100,000.
+    Tiny,
+}
+
+/// What a workload reads.
+#[derive(Clone, Debug)]
+pub(super) struct Input {
+    pub(super) urls: Vec<String>,
+    /// Whether it is data made here.
+    pub(super) is_made: bool,
+    pub(super) image: String,
+    pub(super) label: String,
+    pub(super) record_bytes: usize,
+    /// Rows of `tiny`, which has no shards.
+    pub(super) rows: i64,
+}
+
+impl Workload {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Features => "features",
+            Self::Raw => "raw",
+            Self::Tiny => "tiny",
+        }
+    }
+
+    pub(super) fn default_batch(self) -> usize {
+        match self {
+            Self::Image => 256,
+            Self::Features => 4096,
+            Self::Raw => 400,
+            Self::Tiny => 1024,
+        }
+    }
+
+    pub(super) fn default_shuffle(self) -> u64 {
+        match self {
+            Self::Image => 1000,
+            Self::Features | Self::Raw => 0,
+            Self::Tiny => 100_000,
+        }
+    }
+
+    /// Samples of the data that is made where no URLs are given.
+    pub(super) fn default_samples(self) -> u64 {
+        match self {
+            Self::Image => 1000,
+            Self::Features => 400_000,
+            Self::Raw => 4 * data::RAW_RECORDS,
+            Self::Tiny => 10_000_000,
+        }
+    }
+
+    /// Columns that are read of shards; `None`: what they hold.
+    pub(super) fn columns(self, input: &Input) -> Option<Vec<Column>> {
+        match self {
+            Self::Image => Some(vec![bytes(input.image.as_str()), int64(input.label.as_str())]),
+            Self::Features if !input.is_made => None,
+            Self::Features => {
+                let floats = (0..data::FLOATS).map(|i| float32(format!("f{i:02}")));
+                let ints = (0..data::INTS).map(|i| int64(format!("i{i:02}")));
+                Some(floats.chain(ints).chain([int64(input.label.as_str())]).collect())
+            }
+            Self::Raw => Some(vec![bytes("record").raw(Dtype::U8, [input.record_bytes])]),
+            Self::Tiny => None,
+        }
+    }
+
+    /// The image operation of `image`.
+    pub(super) fn image(self, u8: bool) -> Image {
+        let image = Image::rgb().random_resized_crop(224, 224).horizontal_flip(0.5);
+        if u8 { image.to_u8() } else { image.normalize(IMAGENET_MEAN, IMAGENET_STD) }
+    }
+
+    /// The whole graph.
+    pub(super) fn dataset(self, input: &Input, u8: bool, batch: usize, shuffle: u64) -> Result<Dataset> {
+        let options = TfRecord::new();
+        let options = if self == Self::Raw { options.records() } else { options };
+        let mut dataset = match self {
+            Self::Tiny => Dataset::from_columns([("x", Arc::new(Int64Array::from_iter_values(0..input.rows)) as _)])?,
+            _ => Dataset::open_with(input.urls.clone(), options)?,
+        };
+        if let Some(columns) = self.columns(input) {
+            dataset = dataset.columns(columns);
+        }
+        if shuffle > 0 {
+            dataset = dataset.shuffle(Shuffle::buffer(shuffle));
+        }
+        if self == Self::Image {
+            dataset = dataset.image(input.image.as_str(), self.image(u8));
+        }
+        Ok(dataset.batch(batch))
+    }
+
+    /// A number that every sample of the batch adds to: equal sums mean equal data, whatever its order.
+    pub(super) fn sum(self, batch: &Batch, input: &Input) -> Result<u64> {
+        let ints = |name: &str| -> Result<u64> {
+            Ok(batch.values::<i64>(name)?.iter().fold(0, |sum, &value| sum.wrapping_add(value as u64)))
+        };
+        match self {
+            Self::Image | Self::Features if batch.names().any(|name| name == input.label) => ints(&input.label),
+            Self::Image | Self::Features => Ok(0),
+            Self::Raw => {
+                let records = batch.values::<u8>("record")?;
+                let records = records.chunks_exact(input.record_bytes);
+                Ok(records.fold(0, |sum, record| sum.wrapping_add(xxhash_rust::xxh3::xxh3_64(record))))
+            }
+            Self::Tiny => ints("x"),
+        }
+    }
+}
