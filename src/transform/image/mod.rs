@@ -10,6 +10,8 @@
 //! 5. turning, scaling and laying it out in the sample's slot, in one pass (`normalize`).
 
 mod decode;
+#[cfg(feature = "cli")]
+pub(crate) mod encode;
 mod exif;
 #[cfg(feature = "jpeg")]
 mod jpeg;
