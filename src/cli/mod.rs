@@ -3,6 +3,7 @@
 //! Results go to standard output, as text or, with `--json`, as JSON whose keys are a contract; progress and errors go to standard
 //! error. Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it could not be read.
 
+mod convert;
 mod shards;
 mod terminal;
 
@@ -35,6 +36,8 @@ const EXIT_CODES: &str = "Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it c
 
 #[derive(Subcommand)]
 enum Command {
+    /// Make TFRecord shards of a folder of images, or of shards of another size or compression.
+    Convert(Box<convert::ConvertArgs>),
     /// Print a script that completes arguments in a shell.
     #[command(after_help = "Example: forebay completions bash > ~/.local/share/bash-completion/completions/forebay")]
     Completions {
@@ -104,6 +107,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, terminal: &Terminal) -> Result<Verdict, Failure> {
     match command {
+        Command::Convert(args) => convert::run(&args, terminal),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "forebay", &mut script);

@@ -213,8 +213,8 @@ async fn infer_columns(store: &Store, objects: &[Object], options: &TfRecord) ->
 
 /// Keeps indexes in a folder, under a name made from the shard's URL.
 #[derive(Clone, Debug)]
-struct Keeper {
-    dir: Option<PathBuf>,
+pub(crate) struct Keeper {
+    pub(crate) dir: Option<PathBuf>,
 }
 
 impl Keeper {
@@ -247,7 +247,7 @@ fn fingerprint(object: &Object) -> Fingerprint {
 }
 
 /// The index of one shard: stored, hopped or read, as told; `None` where it would take reading the shard.
-async fn find_index(
+pub(crate) async fn find_index(
     store: Store,
     keeper: Keeper,
     object: Object,
@@ -523,7 +523,7 @@ impl ArrivingPass for Pass {
 }
 
 /// One shard from front to back: pieces in, blocks of records out.
-struct ShardReader {
+pub(crate) struct ShardReader {
     fingerprint: Fingerprint,
     size: u64,
     /// Known with the first piece, if not stated.
@@ -540,7 +540,7 @@ struct ShardReader {
 }
 
 impl ShardReader {
-    fn new(object: &Object, compression: Option<Compression>, check: Check) -> Self {
+    pub(crate) fn new(object: &Object, compression: Option<Compression>, check: Check) -> Self {
         Self {
             fingerprint: fingerprint(object),
             size: object.size,
@@ -556,7 +556,7 @@ impl ShardReader {
         }
     }
 
-    fn supply(&mut self, piece: Bytes, last: bool) {
+    pub(crate) fn supply(&mut self, piece: Bytes, last: bool) {
         debug_assert!(self.input.is_empty(), "a piece is used up before the next comes");
         self.last = last;
         let compression = *self.compression.get_or_insert_with(|| Compression::detect(&piece));
@@ -564,12 +564,12 @@ impl ShardReader {
         self.input = piece;
     }
 
-    fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.done
     }
 
     /// The next block; `None` when it takes another piece, or is done. The shard's number is left to the caller.
-    fn next_block(&mut self) -> Result<Option<Arrived>> {
+    pub(crate) fn next_block(&mut self) -> Result<Option<Arrived>> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }

@@ -92,8 +92,10 @@ impl JpegEncoder {
     pub(crate) fn encode(&mut self, pixels: Pixels<'_>, quality: u8) -> Result<&[u8]> {
         pixels.check()?;
         #[cfg(not(feature = "jpeg"))]
-        return Err(Error::config(format!("JPEG of quality {quality} is asked for, and forebay was built without `jpeg`"))
-            .advice("build with `--features jpeg`, or encode as PNG"));
+        return Err(Error::config(format!(
+            "JPEG of quality {quality} is asked for, and forebay was built without `jpeg`"
+        ))
+        .advice("build with `--features jpeg`, or encode as PNG"));
         #[cfg(feature = "jpeg")]
         {
             let mut handle = match self.handle.take() {
