@@ -133,7 +133,7 @@ impl Destination {
                 return Err(refused(&format!("its `{MANIFEST}` is none that this version reads"), folder));
             }
             Stored::Nothing => {
-                let names = identity.names().chain([LABELS.to_owned()]);
+                let names = identity.names().chain((!classes.is_empty()).then(|| LABELS.to_owned()));
                 if let Some(name) = names.into_iter().find(|name| is_there(&folder.join(name))) {
                     return Err(refused(&format!("it holds `{name}`, which would be written over"), folder));
                 }

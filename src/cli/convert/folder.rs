@@ -33,6 +33,8 @@ pub(super) struct Tree {
     pub(super) empty: Vec<PathBuf>,
     /// Files that are no images by their names.
     pub(super) ignored: u64,
+    /// How many of them are TFRecord shards by their names.
+    pub(super) shards: u64,
     /// Links that lead out of the folder, to a folder, or nowhere.
     pub(super) links: Vec<PathBuf>,
 }
@@ -69,10 +71,12 @@ pub(super) fn walk(root: &Path, except: &Path) -> Result<Tree> {
                 continue;
             }
             let metadata = std::fs::metadata(entry.path()).map_err(failed)?;
-            match metadata.is_file() && is_image(&entry.path()) {
-                true => tree.images.push(found(path, &metadata)),
-                false => tree.ignored += 1,
+            if metadata.is_file() && is_image(&entry.path()) {
+                tree.images.push(found(path, &metadata));
+                continue;
             }
+            tree.ignored += 1;
+            tree.shards += u64::from(entry.file_name().to_string_lossy().contains(".tfrecord"));
         }
     }
     tree.images.sort_by(|a, b| a.path.as_os_str().cmp(b.path.as_os_str()));

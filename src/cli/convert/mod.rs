@@ -127,6 +127,8 @@ struct Job {
     classes: Vec<String>,
     threads: usize,
     ignored: u64,
+    /// Links that were not followed.
+    links: usize,
 }
 
 /// Converts.
@@ -171,7 +173,7 @@ pub(super) fn run(args: &ConvertArgs, terminal: &Terminal) -> Result<Verdict, Fa
     if terminal.is_json() {
         terminal.print_json(&json!({
             "dest": dest.to_string_lossy(), "from": from, "shards": shards.len(), "written": shards.len() - there,
-            "records": records, "bytes": bytes, "classes": job.classes.len(), "ignored": job.ignored,
+            "records": records, "bytes": bytes, "classes": job.classes.len(), "ignored": job.ignored, "links": job.links,
             "skipped": skipped.len(), "bad": skipped,
         }))?;
         return Ok(Verdict::Good);
@@ -202,6 +204,13 @@ impl ConvertArgs {
                 let tree = folder::walk(&folder, dest)?;
                 match stated {
                     None if tree.images.is_empty() => Ok((From::Tfrecord, None)),
+                    None if tree.shards > 0 => {
+                        let (images, shards) = (tree.images.len(), tree.shards as usize);
+                        let both = format!("{} and {}", plural(images, "image"), plural(shards, "TFRecord shard"));
+                        Err(Error::config(format!("SRC holds {both}"))
+                            .url(self.src.clone())
+                            .advice("state which of them is to be converted: --from images or --from tfrecord"))
+                    }
                     _ => Ok((From::Images, Some(tree))),
                 }
             }
@@ -295,7 +304,15 @@ impl ConvertArgs {
         let images = Images::new(root, images, labels, storing, self.shuffle);
         let sizes = plan::cut(images.sizes(), self.limits());
         let threads = self.scheduler().num_threads();
-        Ok(Job { input: Box::new(images), sizes, hash, classes, threads, ignored: tree.ignored })
+        Ok(Job {
+            input: Box::new(images),
+            sizes,
+            hash,
+            classes,
+            threads,
+            ignored: tree.ignored,
+            links: tree.links.len(),
+        })
     }
 
     fn records(&self, dest: &Path, terminal: &Terminal) -> Result<Job> {
@@ -315,12 +332,27 @@ impl ConvertArgs {
         let bar = terminal.progress("index", objects.len() as u64, Unit::Things);
         let records = Records::open(&found, objects, &bar);
         bar.finish_and_clear();
-        let records = records?;
+        let records = records.map_err(|e| match (e.kind(), e.place().record, e.place().byte_offset) {
+            // Not even its first bytes are those of a shard.
+            (ErrorKind::Corrupt, Some(0), Some(0)) => e.advice(
+                "if it is none, name the shards alone, by a pattern such as 'folder/*.tfrecord'; images are converted from \
+                 their folder",
+            ),
+            _ => e,
+        })?;
         let sizes = plan::cut(records.sizes(), self.limits());
         if sizes.is_empty() {
             return Err(Error::new(ErrorKind::Schema, "the shards hold no record").url(self.src.clone()));
         }
-        Ok(Job { input: Box::new(records), sizes, hash, classes: Vec::new(), threads: found.threads, ignored: 0 })
+        Ok(Job {
+            input: Box::new(records),
+            sizes,
+            hash,
+            classes: Vec::new(),
+            threads: found.threads,
+            ignored: 0,
+            links: links.len(),
+        })
     }
 
     fn scheduler(&self) -> crate::engine::Scheduler {

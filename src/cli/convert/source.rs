@@ -18,11 +18,10 @@ pub(super) enum From {
 
 /// The path of a local file or folder; nothing for URLs of stores.
 pub(super) fn local_path(text: &str) -> Option<PathBuf> {
-    match text.split_once("://") {
-        None => Some(PathBuf::from(text)),
-        Some(("file", _)) => url::Url::parse(text).ok()?.to_file_path().ok(),
-        Some(_) => None,
+    if text.starts_with("file:") {
+        return url::Url::parse(text).ok()?.to_file_path().ok();
     }
+    (!text.contains("://")).then(|| PathBuf::from(text))
 }
 
 /// A path without links on the way, also of what does not exist yet.
@@ -118,6 +117,7 @@ mod tests {
     #[test]
     fn urls_of_files_are_paths_and_others_are_none() {
         assert_eq!(local_path("file:///a%20b"), Some(PathBuf::from("/a b")));
+        assert_eq!(local_path("file:/a/*.b"), Some(PathBuf::from("/a/*.b")));
         assert_eq!(local_path("a b"), Some(PathBuf::from("a b")));
         assert_eq!((local_path("gs://b/a"), local_path("memory://b/a")), (None, None));
     }

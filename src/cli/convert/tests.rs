@@ -339,6 +339,21 @@ fn links_out_of_the_folder_of_shards_and_shards_in_dest_are_not_read() {
 }
 
 #[test]
+fn a_folder_of_both_needs_a_word_and_what_is_no_shard_is_named() {
+    let (folder, src, dest) = pictures(&["a"], 1);
+    record_shards(&src, Compression::None, 1, 5);
+    std::fs::rename(src.join("in-0.rec"), src.join("in.tfrecord")).unwrap();
+    let error = convert(&src, &dest, &[]).unwrap_err();
+    assert!(error.kind() == ErrorKind::Config && error.to_string().contains("--from"), "{error}");
+    convert(&src, &dest, &["--from", "images"]).unwrap();
+    let error = convert(&src, &folder.path().join("2"), &["--from", "tfrecord"]).unwrap_err();
+    assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains("a pattern"), "{error}");
+    let pattern = src.join("*.tfrecord");
+    convert(&pattern, &folder.path().join("3"), &[]).unwrap();
+    assert_eq!(payloads(&folder.path().join("3")).len(), 5);
+}
+
+#[test]
 fn options_that_do_nothing_are_refused() {
     let (folder, src, dest) = pictures(&["a"], 1);
     let shards = folder.path().join("records");
