@@ -44,10 +44,14 @@ fn root(src: &Path) -> (PathBuf, bool) {
         |part: &std::path::Component<'_>| part.as_os_str().to_string_lossy().contains(['*', '?', '[', '{']);
     let literal: PathBuf = src.components().take_while(|part| !is_pattern(part)).collect();
     if literal.components().count() < src.components().count() || src.is_dir() {
-        let root = if literal.as_os_str().is_empty() { PathBuf::from(".") } else { literal };
-        return (root, true);
+        return (or_here(&literal), true);
     }
-    (src.parent().map(Path::to_owned).unwrap_or_default(), false)
+    (src.parent().map_or(PathBuf::from("/"), or_here), false)
+}
+
+/// The path; where it is empty, the current folder.
+fn or_here(path: &Path) -> PathBuf {
+    if path.as_os_str().is_empty() { PathBuf::from(".") } else { path.to_owned() }
 }
 
 /// Refuses to convert a folder into itself, or into a folder around it: what is read must not change meanwhile.
@@ -112,6 +116,13 @@ mod tests {
             assert!(!apart(src, dest), "{src} {dest}");
         }
         assert!(keep_apart("gs://bucket/a", Path::new("/")).is_ok());
+        for src in ["here", "*.here", "./here"] {
+            let dest = real(Path::new("there")).unwrap();
+            assert!(
+                keep_apart(src, &dest).is_ok() && keep_apart(src, &real(Path::new(".")).unwrap()).is_err(),
+                "{src}"
+            );
+        }
     }
 
     #[test]
