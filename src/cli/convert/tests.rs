@@ -188,6 +188,33 @@ fn shards_that_are_missing_are_made_again_and_others_not_touched() {
 }
 
 #[test]
+fn a_shard_counts_as_done_when_the_journal_has_its_whole_line() {
+    let (_folder, src, dest) = pictures(&["a"], 3);
+    let options = ["--shard-records", "1"];
+    convert(&src, &dest, &options).unwrap();
+    let before = shards(&dest);
+    // As it is after an interruption within the second line: all shards have their names.
+    let path = dest.join("_forebay-convert.json");
+    let mut manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let lines = [0, 1].map(|shard| manifest["shards"][shard].to_string());
+    manifest["complete"] = false.into();
+    manifest["shards"] = json!([]);
+    std::fs::write(&path, manifest.to_string()).unwrap();
+    std::fs::write(dest.join(".forebay-convert.journal"), format!("{}\n{}", lines[0], &lines[1][..20])).unwrap();
+    let stamp = |shard: usize| {
+        use std::os::unix::fs::MetadataExt as _;
+        std::fs::metadata(dest.join(&before[shard].0)).unwrap().ino()
+    };
+    // Held open, so that no new file gets the number of an old one.
+    let _held: Vec<_> = before.iter().map(|(name, _)| std::fs::File::open(dest.join(name)).unwrap()).collect();
+    let stamps = [0, 1, 2].map(stamp);
+    convert(&src, &dest, &options).unwrap();
+    assert!(shards(&dest) == before);
+    let kept: Vec<bool> = (0..3).map(|shard| stamp(shard) == stamps[shard]).collect();
+    assert_eq!(kept, [true, false, false]);
+}
+
+#[test]
 fn what_is_no_part_of_the_same_conversion_is_refused_and_force_starts_over() {
     let (folder, src, dest) = pictures(&["a"], 4);
     std::fs::create_dir(&dest).unwrap();
