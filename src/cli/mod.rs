@@ -4,6 +4,7 @@
 //! error. Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it could not be read.
 
 mod bench;
+mod convert;
 mod shards;
 mod terminal;
 
@@ -39,6 +40,8 @@ enum Command {
     /// Measure a whole loader, beside what the machine can do at all.
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
+    /// Make TFRecord shards of a folder of images, or of shards of another size or compression.
+    Convert(Box<convert::ConvertArgs>),
     /// Print a script that completes arguments in a shell.
     #[command(after_help = "Example: forebay completions bash > ~/.local/share/bash-completion/completions/forebay")]
     Completions {
@@ -109,6 +112,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command, terminal: &Terminal) -> Result<Verdict, Failure> {
     match command {
         Command::Bench(args) => bench::run(&args, terminal),
+        Command::Convert(args) => convert::run(&args, terminal),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "forebay", &mut script);

@@ -33,6 +33,9 @@ const PIECE_BYTES: u64 = 4 << 20;
 /// The first piece of a shard whose first records are wanted.
 const FIRST_PIECE_BYTES: u64 = 1 << 20;
 
+/// Bytes of a record that commands hold in memory, at most.
+const LARGEST_RECORD: usize = 512 << 20;
+
 /// Records that the schema is inferred from.
 const INFER_RECORDS: usize = 256;
 
@@ -94,7 +97,7 @@ pub(crate) async fn open(store: Store, patterns: Vec<String>, options: TfRecord,
     let objects = store.list(&patterns).await.map_err(|e| e.stage("list"))?;
     let keeper = Keeper { dir: wanted.index_dir.clone() };
     let found: Vec<Found> = stream::iter(objects.iter().cloned())
-        .map(|object| find_index(store.clone(), keeper.clone(), object, options.clone(), wanted.clone()))
+        .map(|object| find_index(store.clone(), keeper.clone(), object, options.clone(), wanted.index, wanted.max_bytes))
         .buffered(INDEXING)
         .try_collect()
         .await?;
@@ -290,8 +293,8 @@ fn infer_from(data: &[u8], mut payloads: Vec<Range<usize>>, leave_out: bool) -> 
 
 /// Keeps indexes in a folder, under a name made from the shard's URL.
 #[derive(Clone, Debug)]
-struct Keeper {
-    dir: Option<PathBuf>,
+pub(crate) struct Keeper {
+    pub(crate) dir: Option<PathBuf>,
 }
 
 impl Keeper {
@@ -323,8 +326,31 @@ fn fingerprint(object: &Object) -> Fingerprint {
     Fingerprint { size: object.size, etag: object.etag.as_deref().map(str::to_owned), modified: object.modified }
 }
 
+/// The index of a shard, as [`find_index`], for commands: without a budget, and with nothing to deliver before damage. `None` where it would
+/// take reading the shard.
+pub(crate) async fn index_of(
+    store: Store,
+    keeper: Keeper,
+    object: Object,
+    options: TfRecord,
+    policy: Index,
+) -> Result<Option<ShardIndex>> {
+    match find_index(store, keeper, object, options, policy, LARGEST_RECORD).await? {
+        Found::Whole(index) => Ok(Some(index)),
+        Found::Damaged(_, error) if policy == Index::Build => Err(error),
+        Found::Damaged(..) | Found::Nothing => Ok(None),
+    }
+}
+
 /// The index of one shard: stored, hopped or read, as told.
-async fn find_index(store: Store, keeper: Keeper, object: Object, options: TfRecord, wanted: Wanted) -> Result<Found> {
+async fn find_index(
+    store: Store,
+    keeper: Keeper,
+    object: Object,
+    options: TfRecord,
+    policy: Index,
+    max_bytes: usize,
+) -> Result<Found> {
     let local = store.local_path(&object);
     let (known, found, stated) = (object.clone(), keeper.clone(), options.compression);
     let hopped = on_disk_thread(move || {
@@ -341,8 +367,8 @@ async fn find_index(store: Store, keeper: Keeper, object: Object, options: TfRec
     });
     let place = |error: Error| error.url(object.url.clone()).stage("index");
     let mut found = hopped.await.map_err(place)?;
-    if wanted.index == Index::Build && matches!(found, Found::Nothing) {
-        found = read_through(&store, &object, stated, wanted.max_bytes).await.map_err(place)?;
+    if policy == Index::Build && matches!(found, Found::Nothing) {
+        found = read_through(&store, &object, stated, max_bytes).await.map_err(place)?;
         if let Found::Whole(index) = &found {
             keeper.save(&object, index);
         }
@@ -660,7 +686,7 @@ impl ArrivingPass for Pass {
 }
 
 /// One shard from front to back: pieces in, blocks of records out.
-struct ShardReader {
+pub(crate) struct ShardReader {
     fingerprint: Fingerprint,
     size: u64,
     /// Known with the first piece, if not stated.
@@ -677,7 +703,7 @@ struct ShardReader {
 }
 
 impl ShardReader {
-    fn new(object: &Object, compression: Option<Compression>, check: Check) -> Self {
+    pub(crate) fn new(object: &Object, compression: Option<Compression>, check: Check) -> Self {
         Self {
             fingerprint: fingerprint(object),
             size: object.size,
@@ -693,7 +719,7 @@ impl ShardReader {
         }
     }
 
-    fn supply(&mut self, piece: Bytes, last: bool) {
+    pub(crate) fn supply(&mut self, piece: Bytes, last: bool) {
         debug_assert!(self.input.is_empty(), "a piece is used up before the next comes");
         self.last = last;
         let compression = *self.compression.get_or_insert_with(|| Compression::detect(&piece));
@@ -701,8 +727,17 @@ impl ShardReader {
         self.input = piece;
     }
 
-    fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.done
+    }
+
+    /// The next block as [`next_block`](Self::next_block) gives it, for commands, which have no budget; `None` where another piece is wanted.
+    pub(crate) fn next_arrived(&mut self) -> Result<Option<Arrived>> {
+        match self.next_block(LARGEST_RECORD)? {
+            Next::Block(block) => Ok(Some(block)),
+            Next::Piece => Ok(None),
+            Next::Room(bytes) => Err(too_large(bytes, self)),
+        }
     }
 
     /// The next block, whose shard's number is left to the caller; a piece is wanted once more behind the last, when it is done.

@@ -203,7 +203,7 @@ mod tests {
         let channels = if is_gray { 1 } else { 3 };
         let value = |x: u32, y: u32, c: u32| (x * 100 / width + y * 100 / height + c * 20) as u8;
         let at = |i: u32| (i / channels % width, i / channels / width, i % channels);
-        (0..width * height * channels).map(|i| at(i)).map(|(x, y, c)| value(x, y, c)).collect()
+        (0..width * height * channels).map(at).map(|(x, y, c)| value(x, y, c)).collect()
     }
 
     fn decode(encoded: &[u8], width: u32, height: u32, is_gray: bool) -> Vec<u8> {

@@ -1,0 +1,160 @@
+//! Writing the shards: threads that take one after another, each from its inputs to a whole file.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::ProgressBar;
+
+use super::destination::{Destination, Done, Skipped};
+use super::part::Part;
+use super::plan::Cut;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::tfrecord::{Compression, Writer};
+
+/// What is converted: inputs that are numbered from 0, in the order in which they go into shards.
+pub(super) trait Input: Sync {
+    /// What one thread needs for it; called once for each.
+    fn worker(&self) -> Box<dyn Worker + '_>;
+}
+
+/// Turns inputs into records, on one thread, one shard after another.
+pub(super) trait Worker {
+    /// Writes the records of these inputs into the shard, in their order.
+    fn fill(&mut self, inputs: Range<u64>, shard: &mut Shard<'_>) -> Result<(), Halt>;
+}
+
+/// Why a shard was not completed.
+pub(super) enum Halt {
+    Failed(Error),
+    /// Another one failed.
+    Stopped,
+}
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// How shards are written.
+pub(super) struct Settings {
+    pub(super) compression: Compression,
+    pub(super) threads: usize,
+    /// Inputs that may be left out, over all shards.
+    pub(super) max_skipped: u64,
+}
+
+/// A shard that is being written.
+pub(super) struct Shard<'a> {
+    writer: Writer<Part>,
+    skipped: Vec<Skipped>,
+    run: &'a Run<'a>,
+}
+
+struct Run<'a> {
+    settings: &'a Settings,
+    bar: &'a ProgressBar,
+    skipped: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Shard<'_> {
+    /// Adds a record.
+    pub(super) fn write(&mut self, payload: &[u8]) -> Result<()> {
+        self.writer.write(payload)
+    }
+
+    /// Says that so many stored bytes are done with.
+    pub(super) fn advance(&mut self, bytes: u64) -> Result<(), Halt> {
+        self.run.bar.inc(bytes);
+        if self.run.stop.load(Ordering::Relaxed) { Err(Halt::Stopped) } else { Ok(()) }
+    }
+
+    /// Leaves an input out if it is bad and as many may be, or gives the error back.
+    pub(super) fn skip(&mut self, error: Error) -> Result<()> {
+        if !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Schema | ErrorKind::Panicked) {
+            return Err(error);
+        }
+        let most = self.run.settings.max_skipped;
+        let number = self.run.skipped.fetch_add(1, Ordering::Relaxed) + 1;
+        if number > most {
+            return Err(error.advice("mend or remove it, or leave out up to N of such inputs with --skip-bad N"));
+        }
+        self.skipped.push(Skipped {
+            url: error.place().url.as_deref().unwrap_or_default().to_owned(),
+            record: error.place().record,
+            message: error.to_string(),
+        });
+        Ok(())
+    }
+}
+
+/// Writes the shards that are not done yet. Each is a function of its inputs alone, so threads change no byte.
+///
+/// # Memory
+/// For each thread what its worker holds (one image, or a piece of a shard) and 64 KiB to write through.
+///
+/// # Errors
+/// The one of the first shard that failed; the others are given up. Those that are done stay.
+pub(super) fn run(
+    input: &dyn Input,
+    shards: &[(String, Cut)],
+    destination: &Destination,
+    settings: &Settings,
+    bar: &ProgressBar,
+) -> Result<()> {
+    let done = destination.done();
+    let skipped = done.iter().map(|shard| shard.skipped.len() as u64).sum();
+    if skipped > settings.max_skipped {
+        return Err(Error::config(format!(
+            "shards that are done leave {skipped} inputs out, and {} may be",
+            settings.max_skipped
+        ))
+        .advice(format!("continue with --skip-bad {skipped} or more, or start over with --force")));
+    }
+    let done: std::collections::HashSet<&str> = done.iter().map(|shard| &*shard.name).collect();
+    let open: Vec<_> = shards.iter().filter(|(name, _)| !done.contains(&**name)).collect();
+    bar.set_length(open.iter().map(|(_, cut)| cut.bytes).sum());
+    let run = Run { settings, bar, skipped: AtomicU64::new(skipped), stop: AtomicBool::new(false) };
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
+    std::thread::scope(|scope| {
+        for _ in 0..settings.threads.min(open.len()) {
+            scope.spawn(|| {
+                let mut worker = input.worker();
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some((name, cut)) = open.get(number) else { return };
+                    match write(&mut *worker, name, cut, destination, &run) {
+                        Ok(()) => {}
+                        Err(Halt::Stopped) => return,
+                        Err(Halt::Failed(error)) => {
+                            run.stop.store(true, Ordering::Relaxed);
+                            let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                            if failed.as_ref().is_none_or(|(other, _)| number < *other) {
+                                *failed = Some((number, error));
+                            }
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some((_, error)) => Err(error),
+        None => destination.complete(),
+    }
+}
+
+/// Writes one shard.
+fn write(worker: &mut dyn Worker, name: &str, cut: &Cut, destination: &Destination, run: &Run<'_>) -> Result<(), Halt> {
+    let writer = Writer::new(destination.part(name)?, run.settings.compression);
+    let mut shard = Shard { writer, skipped: Vec::new(), run };
+    shard.advance(0)?;
+    worker.fill(cut.inputs.clone(), &mut shard)?;
+    let records = shard.writer.records();
+    let bytes = shard.writer.finish()?.finish()?;
+    let done = Done { name: name.to_owned(), records, bytes, skipped: shard.skipped };
+    Ok(destination.note(done)?)
+}

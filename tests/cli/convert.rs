@@ -1,0 +1,139 @@
+//! `forebay convert`: interrupted, refused, and what scripts read of it.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+fn convert(src: &Path, dest: &Path, options: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+    command.arg("convert").args([src, dest]).args(options);
+    command
+}
+
+fn run(src: &Path, dest: &Path, options: &[&str]) -> (i32, Output) {
+    let output = convert(src, dest, options).output().expect("it starts");
+    (output.status.code().expect("it ends by itself"), output)
+}
+
+/// Copies of a picture in two folders.
+fn pictures(folder: &Path, picture: &str, copies: usize) -> PathBuf {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/images").join(picture);
+    let src = folder.join("src");
+    for class in ["cat", "dog"] {
+        std::fs::create_dir_all(src.join(class)).expect("a folder");
+        for number in 0..copies / 2 {
+            std::fs::copy(&golden, src.join(class).join(format!("{number:04}-{picture}"))).expect("a copy");
+        }
+    }
+    src
+}
+
+/// Files of a folder with their content, by name; those that listings pass over left out.
+fn shards(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let files = entries.filter_map(|entry| {
+        let entry = entry.expect("an entry");
+        let name = entry.file_name().into_string().expect("ASCII");
+        // A hidden part may be renamed while this looks; a shard stays.
+        (!name.starts_with(['.', '_'])).then(|| (name, std::fs::read(entry.path()).expect("a file")))
+    });
+    let mut files: Vec<_> = files.collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn an_interrupted_run_leaves_whole_shards_and_the_next_one_makes_the_rest() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let src = pictures(folder.path(), "large.jpg", 600);
+    let options = ["--encode", "png", "--shard-records", "20", "--threads", "2", "--shuffle", "1"];
+    let (whole, dest) = (folder.path().join("whole"), folder.path().join("dest"));
+    let (code, output) = run(&src, &whole, &options);
+    assert_eq!(code, 0, "{output:?}");
+    let expected = shards(&whole);
+    assert_eq!(expected.len(), 30);
+
+    for interruption in 0..3 {
+        let before = shards(&dest).len();
+        let mut child = convert(&src, &dest, &options).stderr(Stdio::null()).spawn().expect("it starts");
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while shards(&dest).len() <= before {
+            assert!(Instant::now() < deadline, "no shard appears");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+        assert!(interrupt.expect("there is kill").success());
+        let status = child.wait().expect("it ends");
+        assert_eq!(status.signal(), Some(2), "interruption {interruption}: it was done before it was interrupted");
+        let there = shards(&dest);
+        assert!(there.len() > before && there.len() < expected.len());
+        assert!(there.iter().all(|shard| expected.contains(shard)), "a shard that is not whole");
+    }
+    let before = shards(&dest).len();
+    let (code, output) = run(&src, &dest, &[&options[..], &["--json"]].concat());
+    assert_eq!(code, 0, "{output:?}");
+    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    // A shard whose line in the journal was not written is made again.
+    assert!(json["written"].as_u64().expect("a number") <= 30 - before as u64 + 2, "{json}");
+    assert!(shards(&dest) == expected);
+    let hidden = std::fs::read_dir(&dest).expect("the folder").map(|entry| entry.expect("an entry").file_name());
+    assert_eq!(hidden.filter(|name| name.to_string_lossy().starts_with('.')).count(), 0);
+}
+
+#[test]
+fn results_are_one_json_object_and_codes_say_how_it_ended() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let src = pictures(folder.path(), "rgb8.png", 6);
+    let (dest, again) = (folder.path().join("dest"), folder.path().join("again"));
+    let (code, output) = run(&src, &dest, &["--json", "--shard-records", "4"]);
+    assert_eq!((code, output.stderr.len()), (0, 0), "{output:?}");
+    let json: Value = serde_json::from_slice(&output.stdout).expect("one object and nothing else");
+    for (key, value) in [("shards", 2), ("records", 6), ("skipped", 0), ("written", 2), ("classes", 2), ("ignored", 0)]
+    {
+        assert_eq!(json[key], value, "{key}");
+    }
+    let bytes: usize = shards(&dest).iter().map(|(_, content)| content.len()).sum();
+    assert_eq!(json["bytes"], bytes);
+    assert_eq!(json["dest"], dest.canonicalize().expect("it is there").to_str().expect("ASCII"));
+
+    // Usage: it is all there; no such option; options that exclude each other.
+    for (dest, options) in
+        [(&dest, &["--shard-records", "4"][..]), (&again, &["--shard-bytes", "64M"]), (&again, &["--quality", "5"])]
+    {
+        let (code, output) = run(&src, dest, options);
+        assert_eq!((code, output.stdout.len()), (2, 0), "{options:?}: {output:?}");
+        assert!(!output.stderr.is_empty() && !again.exists());
+    }
+    // Not to be read.
+    let (code, output) = run(&folder.path().join("none"), &again, &["--json"]);
+    let error: Value = serde_json::from_slice(&output.stderr).expect("JSON");
+    assert_eq!((code, &error["error"]["kind"]), (3, &Value::from("NotFound")));
+    // Bad data, and left out.
+    std::fs::write(src.join("dog/bad.jpg"), "no image").expect("a file");
+    let (code, output) = run(&src, &again, &["--quiet"]);
+    let text = String::from_utf8(output.stderr).expect("text");
+    assert!(code == 1 && text.contains("dog/bad.jpg") && text.contains("--skip-bad"), "{text}");
+    let (code, output) = run(&src, &again, &["--json", "--skip-bad", "1"]);
+    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((code, &json["skipped"], json["bad"].as_array().map(Vec::len)), (0, &Value::from(1), Some(1)), "{json}");
+    assert!(json["bad"][0]["url"].as_str().is_some_and(|url| url.ends_with("dog/bad.jpg")), "{json}");
+}
+
+#[test]
+fn what_is_in_the_way_stays_unless_forced() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let src = pictures(folder.path(), "rgb8.png", 2);
+    let dest = folder.path().join("dest");
+    std::fs::create_dir(&dest).expect("a folder");
+    let name = dest.join("data-00000-of-00001.tfrecord");
+    std::fs::write(&name, "not ours").expect("a file");
+    let (code, output) = run(&src, &dest, &[]);
+    let text = String::from_utf8(output.stderr).expect("text");
+    assert!(code == 2 && text.contains("data-00000-of-00001.tfrecord") && text.contains("--force"), "{text}");
+    assert_eq!(std::fs::read(&name).expect("it is there"), b"not ours");
+    assert_eq!(run(&src, &dest, &["--force"]).0, 0);
+    assert_ne!(std::fs::read(&name).expect("it is there"), b"not ours");
+}
