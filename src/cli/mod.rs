@@ -3,8 +3,15 @@
 //! Results go to standard output, as text or, with `--json`, as JSON whose keys are a contract; progress and errors go to standard
 //! error. Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it could not be read.
 
+mod count;
+mod inspect;
+mod look;
+mod scan;
 mod shards;
 mod terminal;
+mod text;
+mod verify;
+mod walk;
 
 use std::io;
 use std::process::ExitCode;
@@ -35,6 +42,12 @@ const EXIT_CODES: &str = "Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it c
 
 #[derive(Subcommand)]
 enum Command {
+    /// Say what shards hold: format, records, bytes, columns.
+    #[command(after_help = inspect::EXAMPLES)]
+    Inspect(inspect::InspectArgs),
+    /// Verify every checksum and every record, and images where asked to.
+    #[command(after_help = verify::EXAMPLES)]
+    Verify(verify::VerifyArgs),
     /// Print a script that completes arguments in a shell.
     #[command(after_help = "Example: forebay completions bash > ~/.local/share/bash-completion/completions/forebay")]
     Completions {
@@ -104,6 +117,8 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, terminal: &Terminal) -> Result<Verdict, Failure> {
     match command {
+        Command::Inspect(args) => inspect::run(&args, terminal),
+        Command::Verify(args) => verify::run(&args, terminal),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "forebay", &mut script);
