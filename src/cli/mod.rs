@@ -4,12 +4,17 @@
 //! error. Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it could not be read.
 
 mod count;
+mod explain;
+mod head;
+mod index;
 mod inspect;
 mod look;
+mod save;
 mod scan;
 mod shards;
 mod terminal;
 mod text;
+mod value;
 mod verify;
 mod walk;
 
@@ -45,9 +50,18 @@ enum Command {
     /// Say what shards hold: format, records, bytes, columns.
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(inspect::InspectArgs),
+    /// Show some records as they are.
+    #[command(after_help = head::EXAMPLES)]
+    Head(head::HeadArgs),
     /// Verify every checksum and every record, and images where asked to.
     #[command(after_help = verify::EXAMPLES)]
     Verify(verify::VerifyArgs),
+    /// Write the indexes of shards, or check them.
+    #[command(after_help = index::EXAMPLES)]
+    Index(index::IndexingArgs),
+    /// Print the graph of a data set without reading any of it.
+    #[command(after_help = explain::EXAMPLES)]
+    Explain(explain::ExplainArgs),
     /// Print a script that completes arguments in a shell.
     #[command(after_help = "Example: forebay completions bash > ~/.local/share/bash-completion/completions/forebay")]
     Completions {
@@ -118,7 +132,10 @@ pub fn main() -> ExitCode {
 fn run(command: Command, terminal: &Terminal) -> Result<Verdict, Failure> {
     match command {
         Command::Inspect(args) => inspect::run(&args, terminal),
+        Command::Head(args) => head::run(&args, terminal),
         Command::Verify(args) => verify::run(&args, terminal),
+        Command::Index(args) => index::run(&args, terminal),
+        Command::Explain(args) => explain::run(&args, terminal),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "forebay", &mut script);
