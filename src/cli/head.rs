@@ -86,6 +86,9 @@ pub(super) fn run(args: &HeadArgs, terminal: &Terminal) -> Result<Verdict, Failu
         let message = format!("no record shown has it; these exist: {names}");
         return Err(Error::config(message).column(column.as_str()).into());
     }
+    if !shown && args.num > 0 && head.verdict == Verdict::Good {
+        terminal.note(if args.skip > 0 { "there are no records behind those skipped" } else { "there are no records" });
+    }
     Ok(head.verdict)
 }
 
@@ -178,7 +181,12 @@ impl Head<'_> {
                 Ok(columns) => columns,
                 Err(error) => {
                     let error = error.url(place.url).record(place.record).byte_offset(place.offset);
-                    self.bad(&error.advice("show its bytes with --records"));
+                    let error = error.advice("show its bytes with --records");
+                    if self.left == self.args.num {
+                        // None of them are messages, by the look of it.
+                        return Err(error.into());
+                    }
+                    self.bad(&error);
                     return Ok(());
                 }
             }

@@ -127,8 +127,10 @@ fn print(report: &Report, args: &IndexingArgs, terminal: &Terminal) -> Result<()
         0 => String::new(),
         bad => format!(", {}", terminal.mark(Mark::Bad, format_args!("{bad} damaged"))),
     };
+    let mark = if report.valid == report.shards { Mark::Good } else { Mark::Plain };
+    let valid = terminal.mark(mark, format_args!("{} valid", count(report.valid as u64)));
     let (shards, records) = (count(report.shards as u64), count(report.records));
-    writeln!(out, "{shards} shards, {records} records: {} valid, {stale}{bad}, in {}", report.valid, report.dir)?;
+    writeln!(out, "{shards} shards, {records} records: {valid}, {stale}{bad}, in {}", report.dir)?;
     out.flush()?;
     Ok(())
 }

@@ -18,8 +18,10 @@ const DTYPES: [Dtype; 3] = [Dtype::Bytes, Dtype::F32, Dtype::I64];
 pub(super) struct Look {
     /// Records looked at.
     pub(super) records: u64,
-    /// How many of them are `tf.Example`s or `tf.SequenceExample`s.
+    /// How many of them are `tf.Example`s or `tf.SequenceExample`s with features.
     pub(super) messages: u64,
+    /// How many have no bytes at all: messages without features, or anything else.
+    empty: u64,
     sequences: u64,
     context: BTreeMap<String, Seen>,
     lists: BTreeMap<String, Seen>,
@@ -217,7 +219,7 @@ impl Look {
         self.payloads.len.add(1);
         self.payloads.string(payload);
         let SequenceExample { context, feature_lists } = either(payload)?;
-        self.messages += 1;
+        *(if payload.is_empty() { &mut self.empty } else { &mut self.messages }) += 1;
         self.sequences += u64::from(feature_lists.is_some());
         for (name, feature) in context.into_iter().flat_map(|features| features.feature) {
             let seen = self.context.entry(name).or_default();
@@ -243,6 +245,7 @@ impl Look {
     pub(super) fn merge(&mut self, other: Look) {
         self.records += other.records;
         self.messages += other.messages;
+        self.empty += other.empty;
         self.sequences += other.sequences;
         self.payloads.merge(other.payloads);
         for (mine, others) in [(&mut self.context, other.context), (&mut self.lists, other.lists)] {
@@ -250,6 +253,11 @@ impl Look {
                 mine.entry(name).or_default().merge(seen);
             }
         }
+    }
+
+    /// How many records are something else.
+    pub(super) fn strangers(&self) -> u64 {
+        self.records - self.messages - self.empty
     }
 
     /// What the records are; `None` where they are no messages.
@@ -266,8 +274,9 @@ impl Look {
         if self.kind().is_none() {
             return self.payloads.report(RECORD, false, self.records).into_iter().collect();
         }
-        let context = self.context.iter().filter_map(|(name, seen)| seen.report(name, false, self.messages));
-        let lists = self.lists.iter().filter_map(|(name, seen)| seen.report(name, true, self.messages));
+        let records = self.messages + self.empty;
+        let context = self.context.iter().filter_map(|(name, seen)| seen.report(name, false, records));
+        let lists = self.lists.iter().filter_map(|(name, seen)| seen.report(name, true, records));
         let mut columns: Vec<_> = context.chain(lists).collect();
         columns.sort_by(|a, b| a.name.cmp(&b.name));
         columns
@@ -366,7 +375,8 @@ mod tests {
         let mut look = Look::default();
         assert!(look.add(b"\xff no message").is_err());
         assert!(look.add(b"BMW").is_err());
-        assert_eq!(look.kind(), None);
+        assert!(look.add(b"").is_ok());
+        assert_eq!((look.kind(), look.strangers()), (None, 2));
         let columns = look.columns();
         assert_eq!((columns.len(), &*columns[0].name, columns[0].max_bytes), (1, "record", Some(12)));
         assert_eq!(columns[0].holds, None);

@@ -173,7 +173,7 @@ impl Parse {
         if look.records == 0 {
             return Ok(None);
         }
-        if look.messages == 0 {
+        if look.messages == 0 && look.strangers() > 0 {
             return Err(Error::new(ErrorKind::Schema, "the records are no tf.Examples")
                 .url(shards.objects[0].url.clone())
                 .advice("verify framing and checksums alone with --records"));
@@ -327,9 +327,10 @@ impl Checker<'_> {
 
 /// What is wrong, in words that stand behind a record's place.
 fn reason(error: &Error) -> String {
+    let reason = error.reason();
     match &error.place().column {
-        Some(column) => format!("column {column}: {}", error.reason()),
-        None => error.reason(),
+        Some(column) if !reason.starts_with("no column") => format!("column {column}: {reason}"),
+        _ => reason,
     }
 }
 

@@ -1,0 +1,9 @@
+//! The command as processes see it: what it prints, where, and how it ends. A file a subcommand.
+
+mod explain;
+mod head;
+mod index;
+mod inspect;
+mod support;
+mod terminal;
+mod verify;
