@@ -37,10 +37,9 @@ impl Saver {
         extension: &str,
         bytes: &[u8],
     ) -> Result<String> {
-        let shard = url.rsplit('/').next().unwrap_or(url);
-        let shard = shard.split('.').next().filter(|stem| !stem.is_empty()).unwrap_or(shard);
+        let shard = stem(url);
         let value = value.map(|value| format!("-{value}")).unwrap_or_default();
-        let stem = format!("{}-{record}-{}{value}", plain(shard), plain(column));
+        let stem = format!("{}-{record}-{}{value}", plain(&shard), plain(column));
         // Names that differ only in what is not plain, or in their folders, are told apart by a number.
         let names =
             (1..).map(|n| if n == 1 { format!("{stem}.{extension}") } else { format!("{stem}~{n}.{extension}") });
@@ -56,6 +55,14 @@ impl Saver {
         self.given.insert(name);
         Ok(path.display().to_string())
     }
+}
+
+/// A shard's name without what all shards have in common: `train.tfrecord-00000-of-00010` is `train-00000-of-00010`.
+fn stem(url: &str) -> String {
+    let name = url.rsplit('/').next().unwrap_or(url);
+    let compressed = [".gz", ".gzip", ".zlib", ".zz"].iter().find_map(|end| name.strip_suffix(end));
+    let name = compressed.unwrap_or(name).replacen(".tfrecords", "", 1).replacen(".tfrecord", "", 1);
+    if name.is_empty() { "shard".to_owned() } else { name }
 }
 
 fn refused(path: &Path, error: std::io::Error) -> Error {
@@ -91,9 +98,16 @@ mod tests {
         };
         assert_eq!(name("image/encoded", None), "train-00-7-image_encoded.bin");
         assert_eq!(name("image_encoded", None), "train-00-7-image_encoded~2.bin");
-        assert_eq!(name("../../etc", Some(2)), "train-00-7-__.._etc-2.bin".replace("__..", "___"));
+        assert_eq!(name("../../etc", Some(2)), "train-00-7-___etc-2.bin");
         assert_eq!(name("", None), "train-00-7-.bin");
         assert!(name(&"é".repeat(1000), None).len() < 120);
+    }
+
+    #[test]
+    fn stems_keep_what_tells_shards_apart() {
+        assert_eq!(stem("gs://b/d/ds-train.tfrecord-00003-of-00010"), "ds-train-00003-of-00010");
+        assert_eq!(stem("a/part.7.tfrecord.gz"), "part.7");
+        assert_eq!((stem("a/.tfrecord"), stem("a.tfrecords")), ("shard".into(), "a".into()));
     }
 
     #[test]

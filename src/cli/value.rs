@@ -238,7 +238,7 @@ mod tests {
         let gif = b"GIF89a\x03\0\x02\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x03\0\x02\0\0\x02\x03\x84\x8f\x05\0;";
         let gif = Shown::bytes(gif);
         assert_eq!((&gif.to_json()["holds"], &gif.to_json()["width"]), (&json!("gif"), &json!(3)));
-        assert!(gif.to_string().starts_with("gif 3x2, 35 bytes"), "{gif}");
+        assert!(gif.to_string().starts_with("gif 3x2, 36 bytes, sha256 44b1bd68…"), "{gif}");
     }
 
     #[test]
