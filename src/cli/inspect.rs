@@ -82,12 +82,10 @@ pub(super) fn run(args: &InspectArgs, terminal: &Terminal) -> Result<Verdict, Fa
     } else {
         print(&report, terminal)?;
     }
-    let mut shown = std::collections::BTreeSet::new();
-    for error in &errors {
-        if shown.insert(error.to_string()) {
-            terminal.error(error);
-        }
-    }
+    // Threads found them in any order, and what counting met was met again.
+    errors.sort_by_key(|error| (error.place().url.clone(), error.place().record));
+    errors.dedup_by_key(|error| error.to_string());
+    errors.iter().for_each(|error| terminal.error(error));
     Ok(if errors.is_empty() { Verdict::Good } else { Verdict::Bad })
 }
 

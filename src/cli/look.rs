@@ -292,18 +292,18 @@ impl Look {
     }
 
     /// A parser that finds fault only with damage and with other kinds of value than most records have, and whether feature lists
-    /// are beyond it (their steps differ in length).
+    /// are beyond it (their steps differ in length, or a feature of the context has their name).
     pub(super) fn lenient_parser(&self) -> Result<(Parser, bool)> {
         let mut columns = Vec::new();
         for (name, seen) in &self.context {
             columns.extend(seen.dtype().map(|dtype| Column::new(name.as_str(), dtype, Shape::Scalar).ragged()));
         }
         let mut beyond = false;
-        for (name, seen) in self.lists.iter().filter(|(name, _)| !self.context.contains_key(*name)) {
+        for (name, seen) in &self.lists {
             let Some(dtype) = seen.dtype() else { continue };
             let column = Column::new(name.as_str(), dtype, Shape::Scalar);
             match seen.step_len.0 {
-                Some((least, most)) if least == most && least > 0 => {
+                Some((least, most)) if least == most && least > 0 && !self.context.contains_key(name) => {
                     columns.push(column.fixed([least as usize]).in_sequence());
                 }
                 _ => beyond = true,

@@ -1,7 +1,7 @@
 //! `forebay verify`.
 
 use forebay::Compression;
-use forebay::format::example::Example;
+use forebay::format::example::{Example, Feature, SequenceExample};
 use serde_json::json;
 
 use crate::support::{Folder, golden, ids, offsets, picture, record, shard};
@@ -107,6 +107,26 @@ fn other_kinds_of_value_than_before_are_bad() {
     let reasons: Vec<_> = found["bad"].as_array().unwrap().iter().map(|bad| bad["reason"].as_str().unwrap()).collect();
     assert!(reasons[0].contains("column id: wanted int64 values, found float values"), "{reasons:?}");
     assert!(reasons[1].contains("no tf.Example"), "{reasons:?}");
+}
+
+#[test]
+fn feature_lists_of_any_shape_are_good() {
+    let folder = Folder::new();
+    let steps = |n: i64| (0..n).map(|step| Feature::int64(0..step));
+    let ragged = |n| SequenceExample::new().with_steps("ragged", steps(n)).with_context("id", Feature::int64([n]));
+    let twice = |n| ragged(n).with_steps("id", [Feature::float32([0.5])]);
+    for payloads in
+        [(0..5).map(|n| ragged(n).encode()).collect::<Vec<_>>(), (0..5).map(|n| twice(n).encode()).collect()]
+    {
+        let mut bytes = payloads.clone();
+        let url = folder.put("a", &shard(payloads, Compression::None));
+        assert_eq!(folder.run_to(0, ["verify", &url, "--json"]).json()["records"], 5);
+        // The last list says that it is longer than it is.
+        let end = bytes[4].len() - 1;
+        bytes[4].truncate(end);
+        let url = folder.put("a", &shard(bytes, Compression::None));
+        assert_eq!(folder.run_to(1, ["verify", &url, "--json"]).json()["bad"][0]["record"], 4);
+    }
 }
 
 #[test]
