@@ -198,3 +198,118 @@ impl Drop for Turn<'_, '_> {
         self.queue.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::engine::Scheduler;
+    use crate::engine::io::Io;
+    use crate::format::tfrecord::Writer;
+    use crate::store::Store;
+
+    /// Records seen of each shard, and how it ended.
+    #[derive(Default)]
+    struct Seen {
+        records: BTreeMap<usize, Vec<u64>>,
+        ends: BTreeMap<usize, (u64, &'static str)>,
+    }
+
+    impl Visitor for Seen {
+        fn block(&mut self, block: Arrived) {
+            let records = block.first_record..block.first_record + block.framed.payloads.len() as u64;
+            self.records.entry(block.shard).or_default().extend(records);
+        }
+
+        fn end(&mut self, end: End) {
+            let how = match end.outcome {
+                Outcome::Whole(index) if index.len() as u64 == end.records => "whole",
+                Outcome::Whole(_) => "another index",
+                Outcome::Enough => "enough",
+                Outcome::Damaged(_) => "damaged",
+                Outcome::Unread(_) => "unread",
+            };
+            assert!(self.ends.insert(end.shard, (end.records, how)).is_none(), "a shard ends once");
+        }
+    }
+
+    /// Shards in memory of so many records of 50,000 bytes each.
+    fn shards(name: &str, records: &[usize], threads: usize) -> Shards {
+        let store = Store::new();
+        let io = Arc::new(Io::new(Scheduler::threads(threads)).unwrap());
+        for (shard, &records) in records.iter().enumerate() {
+            let compression = if shard % 2 == 0 { Compression::None } else { Compression::Gzip };
+            let mut writer = Writer::new(Vec::new(), compression);
+            (0..records).for_each(|record| writer.write(&vec![record as u8; 50_000]).unwrap());
+            let url = format!("memory://{name}/{shard:03}");
+            Store::memory_put(&url, Bytes::from(writer.finish().unwrap())).unwrap();
+        }
+        let (listing, pattern) = (store.clone(), format!("memory://{name}/*"));
+        let objects = io.wait(async move { listing.list(&[pattern]).await }).unwrap();
+        Shards { store, objects, io, threads }
+    }
+
+    fn scan(shards: &Shards, first: Option<&[u64]>) -> Seen {
+        let bar = ProgressBar::hidden();
+        let mut whole = Seen::default();
+        for seen in (Scan { shards, check: Check::Full, first, bar: &bar }).run(Seen::default) {
+            seen.records
+                .into_iter()
+                .for_each(|(shard, records)| whole.records.entry(shard).or_default().extend(records));
+            seen.ends.into_iter().for_each(|(shard, end)| assert!(whole.ends.insert(shard, end).is_none()));
+        }
+        whole.records.values_mut().for_each(|records| records.sort_unstable());
+        whole
+    }
+
+    #[test]
+    fn every_record_is_seen_once_whatever_the_threads() {
+        let records = [250, 3, 0, 120, 1, 90, 7, 5];
+        for threads in [1, 3, 8] {
+            let seen = scan(&shards(&format!("scan-{threads}"), &records, threads), None);
+            for (shard, &records) in records.iter().enumerate() {
+                let of_shard = seen.records.get(&shard).cloned().unwrap_or_default();
+                assert_eq!(of_shard, (0..records as u64).collect::<Vec<_>>(), "{threads} threads, shard {shard}");
+                assert_eq!(seen.ends[&shard], (records as u64, "whole"));
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_records_wanted_are_seen_and_shards_without_any_stay_closed() {
+        let shards = shards("scan-first", &[250, 3, 10], 2);
+        let before = shards.store.transfers().bytes;
+        let seen = scan(&shards, Some(&[2, 5, 0]));
+        assert_eq!(seen.records, BTreeMap::from([(0, vec![0, 1]), (1, vec![0, 1, 2])]));
+        assert_eq!((seen.ends[&0].1, seen.ends[&1].1, seen.ends.len()), ("enough", "whole", 2));
+        assert!(shards.store.transfers().bytes - before < 4 * FIRST_PIECE_BYTES);
+    }
+
+    #[test]
+    fn a_shard_that_cannot_be_read_leaves_the_others_alone() {
+        let shards = shards("scan-unread", &[5, 5, 5], 2);
+        Store::memory_put("memory://scan-unread/001", Bytes::from_static(b"another one")).unwrap();
+        let seen = scan(&shards, None);
+        assert_eq!((seen.ends[&0], seen.ends[&1], seen.ends[&2]), ((5, "whole"), (0, "unread"), (5, "whole")));
+    }
+
+    #[test]
+    fn a_panic_in_a_thread_ends_the_pass() {
+        struct Panics;
+        impl Visitor for Panics {
+            fn block(&mut self, _: Arrived) {
+                panic!("a visitor's");
+            }
+            fn end(&mut self, _: End) {}
+        }
+        let shards = shards("scan-panic", &[5, 5, 5, 5], 3);
+        let bar = ProgressBar::hidden();
+        let scan = Scan { shards: &shards, check: Check::Full, first: None, bar: &bar };
+        let run = std::panic::AssertUnwindSafe(|| scan.run(|| Panics).len());
+        assert!(std::panic::catch_unwind(run).is_err());
+    }
+}
