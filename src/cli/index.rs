@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
+use futures::future::join_all;
 use serde::Serialize;
 
 use super::count::IndexArgs;
@@ -153,6 +154,9 @@ impl State {
     }
 }
 
+/// Files that are hopped through at the same time: a disk or a network file system answers several at once.
+const HOPS: usize = 16;
+
 struct Indexing {
     states: Vec<State>,
     /// The first shard that cannot be read, or index that cannot be written.
@@ -165,24 +169,25 @@ impl Indexing {
         let wanted = |state: &State| args.deep || matches!(state, State::Stale(_));
         let mut missing: Vec<u64> = self.states.iter().map(|state| if wanted(state) { u64::MAX } else { 0 }).collect();
         // Headers of plain files are hopped over, which reads next to nothing.
-        let bar =
-            terminal.progress("hopping", missing.iter().filter(|&&wanted| wanted > 0).count() as u64, Unit::Things);
-        for shard in (0..missing.len()).filter(|&shard| missing[shard] > 0).collect::<Vec<_>>() {
+        let open: Vec<usize> = (0..missing.len()).filter(|&shard| missing[shard] > 0).collect();
+        let bar = terminal.progress("hopping", open.len() as u64, Unit::Things);
+        for some in open.chunks(HOPS) {
             // A keeper without a folder, so that neither the stored index is taken nor the new one stored.
-            let (store, object) = (shards.store.clone(), shards.objects[shard].clone());
-            let hopped = find_index(store, Keeper::new(None), object, TfRecord::new(), Index::Auto);
-            match shards.io.wait(hopped) {
-                Ok(Some(index)) => {
-                    missing[shard] = 0;
-                    self.settle(shards, keeper, args, shard, &index);
+            let find = |shard: usize| {
+                let (store, object) = (shards.store.clone(), shards.objects[shard].clone());
+                find_index(store, Keeper::new(None), object, TfRecord::new(), Index::Auto)
+            };
+            let hops = join_all(some.iter().map(|&shard| find(shard)));
+            let hopped = shards.io.wait(async move { Ok(hops.await) })?;
+            for (&shard, hopped) in some.iter().zip(hopped) {
+                match hopped {
+                    Ok(Some(index)) => self.settle(shards, keeper, args, shard, &index),
+                    Ok(None) => continue,
+                    Err(error) => _ = self.failed.get_or_insert(error),
                 }
-                Ok(None) => {}
-                Err(error) => {
-                    missing[shard] = 0;
-                    self.failed.get_or_insert(error);
-                }
+                missing[shard] = 0;
             }
-            bar.inc(1);
+            bar.inc(some.len() as u64);
         }
         bar.finish_and_clear();
         if missing.iter().all(|&wanted| wanted == 0) {
