@@ -20,6 +20,9 @@ Examples:
 
 Nothing is read: shards need not exist.";
 
+const COLUMNS: &str =
+    "Columns with their dtype and, in brackets, their shape: [4], [2x3], or [*] for any number of values";
+
 /// Arguments of `forebay explain`.
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct ExplainArgs {
@@ -29,8 +32,8 @@ pub(super) struct ExplainArgs {
     /// Payloads as they are, instead of tf.Examples.
     #[arg(long, conflicts_with_all = ["columns", "image"])]
     records: bool,
-    /// Columns with their dtype and, in brackets, their shape: [4], [2x3], or [*] for any number of values.
-    #[arg(long, value_name = "NAME:DTYPE,…", value_delimiter = ',', value_parser = column)]
+    /// Columns with their dtype and shape.
+    #[arg(long, value_name = "NAME:DTYPE,…", value_delimiter = ',', value_parser = column, help = COLUMNS)]
     columns: Vec<Column>,
     /// A column of encoded images to decode.
     #[arg(long, value_name = "COLUMN")]
