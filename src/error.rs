@@ -173,6 +173,18 @@ impl Error {
         &self.0.message
     }
 
+    /// What happened and what led to it, without place and advice.
+    pub(crate) fn reason(&self) -> String {
+        let mut reason = self.0.message.to_string();
+        let mut source = self.0.source.as_ref().map(|e| &**e as &dyn std::error::Error);
+        while let Some(error) = source {
+            reason.push_str(": ");
+            reason.push_str(&error.to_string());
+            source = error.source();
+        }
+        reason
+    }
+
     /// Whether the same request may succeed when sent again. This alone decides retries.
     pub fn is_transient(&self) -> bool {
         self.0.kind == ErrorKind::Transfer
@@ -205,12 +217,7 @@ impl fmt::Display for Error {
         if !place.is_empty() {
             write!(f, "{place}: ")?;
         }
-        f.write_str(&self.0.message)?;
-        let mut source = self.0.source.as_ref().map(|e| &**e as &dyn std::error::Error);
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
+        f.write_str(&self.reason())?;
         if let Some(advice) = &self.0.advice {
             write!(f, "; {advice}")?;
         }
@@ -239,6 +246,7 @@ mod tests {
             .stage("read")
             .advice("try later");
         assert_eq!(error.to_string(), "gs://b/a, record 3 (read): request failed: reset; try later");
+        assert_eq!(error.reason(), "request failed: reset");
         assert!(error.is_transient());
     }
 

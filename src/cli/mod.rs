@@ -5,8 +5,20 @@
 
 mod bench;
 mod convert;
+mod count;
+mod explain;
+mod head;
+mod index;
+mod inspect;
+mod look;
+mod save;
+mod scan;
 mod shards;
 mod terminal;
+mod text;
+mod value;
+mod verify;
+mod walk;
 
 use std::io;
 use std::process::ExitCode;
@@ -37,6 +49,21 @@ const EXIT_CODES: &str = "Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it c
 
 #[derive(Subcommand)]
 enum Command {
+    /// Say what shards hold: format, records, bytes, columns.
+    #[command(after_help = inspect::EXAMPLES)]
+    Inspect(inspect::InspectArgs),
+    /// Show some records as they are.
+    #[command(after_help = head::EXAMPLES)]
+    Head(head::HeadArgs),
+    /// Verify every checksum and every record, and images where asked to.
+    #[command(after_help = verify::EXAMPLES)]
+    Verify(verify::VerifyArgs),
+    /// Write the indexes of shards, or check them.
+    #[command(after_help = index::EXAMPLES)]
+    Index(index::IndexingArgs),
+    /// Print the graph of a data set without reading any of it.
+    #[command(after_help = explain::EXAMPLES)]
+    Explain(explain::ExplainArgs),
     /// Measure a whole loader, beside what the machine can do at all.
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
@@ -111,6 +138,11 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, terminal: &Terminal) -> Result<Verdict, Failure> {
     match command {
+        Command::Inspect(args) => inspect::run(&args, terminal),
+        Command::Head(args) => head::run(&args, terminal),
+        Command::Verify(args) => verify::run(&args, terminal),
+        Command::Index(args) => index::run(&args, terminal),
+        Command::Explain(args) => explain::run(&args, terminal),
         Command::Bench(args) => bench::run(&args, terminal),
         Command::Convert(args) => convert::run(&args, terminal),
         Command::Completions { shell } => {

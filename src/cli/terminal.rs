@@ -123,18 +123,19 @@ impl Terminal {
                 "kind": format!("{:?}", error.kind()), "message": error.to_string(), "url": place.url.as_deref(),
                 "record": place.record, "offset": place.byte_offset, "column": place.column.as_deref(),
             }});
-            eprintln!("{object}");
+            // Where nobody reads errors, the exit code is left to say so.
+            _ = writeln!(io::stderr(), "{object}");
             return;
         }
         let label = if self.error_color { paint(Mark::Bad, "error:") } else { "error:".into() };
-        eprintln!("{label} {error}");
+        _ = writeln!(io::stderr(), "{label} {error}");
     }
 
     /// Prints a remark to standard error.
     pub(super) fn note(&self, text: impl std::fmt::Display) {
         if !self.json {
             let label = if self.error_color { paint(Mark::Bold, "note:") } else { "note:".into() };
-            eprintln!("{label} {text}");
+            _ = writeln!(io::stderr(), "{label} {text}");
         }
     }
 }

@@ -211,7 +211,8 @@ impl LoaderBuilder {
     }
 }
 
-fn default_index_dir() -> Option<PathBuf> {
+/// Where indexes are kept unless the caller says otherwise.
+pub(crate) fn default_index_dir() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("FOREBAY_INDEX_DIR")
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("forebay/index")))

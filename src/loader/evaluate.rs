@@ -62,10 +62,6 @@ pub(crate) struct Evaluated {
 }
 
 impl Evaluated {
-    fn good(rows: Rows) -> Self {
-        Self { rows, origin: None, skipped: Vec::new(), error: None }
-    }
-
     /// No rows, because of `error`.
     pub(crate) fn failed(error: Error) -> Self {
         let rows = Rows { rows: RecordBatch::new_empty(Arc::new(Schema::empty())), samples: Vec::new() };

@@ -17,6 +17,8 @@ mod world;
 use std::sync::{Arc, Mutex, Weak};
 
 pub use builder::LoaderBuilder;
+#[cfg(feature = "cli")]
+pub(crate) use builder::default_index_dir;
 pub use epoch::Epoch;
 pub use skip::Skip;
 pub use world::World;

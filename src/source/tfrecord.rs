@@ -28,7 +28,7 @@ use crate::store::{Object, Store};
 const BLOCK_BYTES: u64 = 4 << 20;
 
 /// Pieces that a source without index is read in.
-const PIECE_BYTES: u64 = 4 << 20;
+pub(crate) const PIECE_BYTES: u64 = 4 << 20;
 
 /// The first piece of a shard whose first records are wanted.
 const FIRST_PIECE_BYTES: u64 = 1 << 20;
@@ -95,9 +95,11 @@ pub(crate) enum Opened {
 /// Lists the shards, finds or builds their indexes, and settles the columns.
 pub(crate) async fn open(store: Store, patterns: Vec<String>, options: TfRecord, wanted: Wanted) -> Result<Opened> {
     let objects = store.list(&patterns).await.map_err(|e| e.stage("list"))?;
-    let keeper = Keeper { dir: wanted.index_dir.clone() };
+    let keeper = Keeper::new(wanted.index_dir.clone());
     let found: Vec<Found> = stream::iter(objects.iter().cloned())
-        .map(|object| find_index(store.clone(), keeper.clone(), object, options.clone(), wanted.index, wanted.max_bytes))
+        .map(|object| {
+            find_index(store.clone(), keeper.clone(), object, options.clone(), wanted.index, wanted.max_bytes)
+        })
         .buffered(INDEXING)
         .try_collect()
         .await?;
@@ -294,31 +296,68 @@ fn infer_from(data: &[u8], mut payloads: Vec<Range<usize>>, leave_out: bool) -> 
 /// Keeps indexes in a folder, under a name made from the shard's URL.
 #[derive(Clone, Debug)]
 pub(crate) struct Keeper {
-    pub(crate) dir: Option<PathBuf>,
+    dir: Option<PathBuf>,
+}
+
+/// What a [`Keeper`] has of a shard.
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "why an index is stale is for the command"))]
+pub(crate) enum Kept {
+    Nothing,
+    /// Damaged, or of another version of the shard: why it does not count.
+    Stale(String),
+    Index(ShardIndex),
 }
 
 impl Keeper {
+    /// A keeper in this folder; without one it keeps nothing.
+    pub(crate) fn new(dir: Option<PathBuf>) -> Self {
+        Self { dir }
+    }
+
     fn path(&self, url: &str) -> Option<PathBuf> {
         Some(self.dir.as_ref()?.join(format!("{:016x}.index", xxhash_rust::xxh3::xxh3_64(url.as_bytes()))))
     }
 
-    /// A stored index of this very object. One that is damaged or of another version of it counts as none: it is a cache.
-    fn load(&self, object: &Object) -> Option<ShardIndex> {
-        let stored = std::fs::read(self.path(&object.url)?).ok()?;
-        ShardIndex::from_bytes(&stored).ok().filter(|index| index.matches(&fingerprint(object)).is_ok())
+    /// What is stored of this object.
+    pub(crate) fn look(&self, object: &Object) -> Kept {
+        let Some(stored) = self.path(&object.url).and_then(|path| std::fs::read(path).ok()) else {
+            return Kept::Nothing;
+        };
+        match ShardIndex::from_bytes(&stored) {
+            Ok(index) => match index.matches(&fingerprint(object)) {
+                Ok(()) => Kept::Index(index),
+                Err(difference) => Kept::Stale(format!("the shard has changed: its {difference}")),
+            },
+            Err(error) => Kept::Stale(error.reason()),
+        }
     }
 
-    /// Stores an index, whole or not at all. Where that fails the next run builds it again.
-    fn save(&self, object: &Object, index: &ShardIndex) {
-        let Some((path, bytes)) = self.path(&object.url).zip(index.to_bytes().ok()) else { return };
-        let Some(dir) = path.parent() else { return };
+    /// A stored index of this very object. One that is damaged or of another version of it counts as none: it is a cache.
+    fn load(&self, object: &Object) -> Option<ShardIndex> {
+        if let Kept::Index(index) = self.look(object) { Some(index) } else { None }
+    }
+
+    /// Stores an index where it can; where not, the next run builds it again.
+    pub(crate) fn save(&self, object: &Object, index: &ShardIndex) {
+        _ = self.try_save(object, index);
+    }
+
+    /// Stores an index, whole or not at all.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Access`] if the folder cannot be written to.
+    pub(crate) fn try_save(&self, object: &Object, index: &ShardIndex) -> Result<()> {
+        let Some(path) = self.path(&object.url) else { return Ok(()) };
+        let Some(dir) = path.parent() else { return Ok(()) };
+        let bytes = index.to_bytes()?;
         let part = path.with_extension(format!("part-{}-{:?}", std::process::id(), std::thread::current().id()));
         let stored = std::fs::create_dir_all(dir)
             .and_then(|()| std::fs::write(&part, bytes))
-            .and_then(|()| std::fs::rename(&part, path));
-        if stored.is_err() {
+            .and_then(|()| std::fs::rename(&part, &path));
+        stored.map_err(|error| {
             _ = std::fs::remove_file(part);
-        }
+            Error::new(ErrorKind::Access, format!("the index cannot be written to {}", path.display())).because(error)
+        })
     }
 }
 
@@ -719,6 +758,26 @@ impl ShardReader {
         }
     }
 
+    /// Starts in the middle of a plain shard: the first piece begins with the header of `record`. Such a reader has no index.
+    #[cfg(feature = "cli")]
+    pub(crate) fn starting_at(mut self, record: u64, offset: u64) -> Self {
+        self.compression = Some(Compression::None);
+        self.framer = self.framer.starting_at(record, offset);
+        self
+    }
+
+    /// The next record, and where its header starts in the decompressed shard.
+    #[cfg(feature = "cli")]
+    pub(crate) fn position(&self) -> (u64, u64) {
+        (self.framer.record(), self.framer.offset())
+    }
+
+    /// How the shard is compressed, once the first piece is there.
+    #[cfg(feature = "cli")]
+    pub(crate) fn compression(&self) -> Option<Compression> {
+        self.compression
+    }
+
     pub(crate) fn supply(&mut self, piece: Bytes, last: bool) {
         debug_assert!(self.input.is_empty(), "a piece is used up before the next comes");
         self.last = last;
@@ -804,6 +863,19 @@ impl ShardReader {
         let rest = if self.failed.is_some() { Vec::new() } else { self.rest.split_off(consumed) };
         let buffer = Buffer::from_vec(std::mem::replace(&mut self.rest, rest));
         Ok(Next::Block(Arrived { buffer, framed, shard: 0, first_record, offset }))
+    }
+
+    /// The index of a shard that was read to its end.
+    ///
+    /// # Errors
+    /// The damage that reading met.
+    #[cfg(feature = "cli")]
+    pub(crate) fn index(self) -> Result<ShardIndex> {
+        match self.found()? {
+            Found::Whole(index) => Ok(index),
+            Found::Damaged(_, error) => Err(error),
+            Found::Nothing => unreachable!("something is known of a shard that was read"),
+        }
     }
 
     /// The records that were found.

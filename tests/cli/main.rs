@@ -1,3 +1,10 @@
-//! The command `forebay`, run as a process: what it prints, how it ends, what it leaves behind.
+//! The command as processes see it: what it prints, where, and how it ends. A file a subcommand.
 
 mod convert;
+mod explain;
+mod head;
+mod index;
+mod inspect;
+mod support;
+mod terminal;
+mod verify;

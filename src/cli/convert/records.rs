@@ -48,7 +48,7 @@ impl Records {
         let listed = objects.clone();
         let indexes: Vec<ShardIndex> = found.io.wait(async move {
             let found = futures::stream::iter(listed).map(|object| {
-                let keeper = Keeper { dir: None };
+                let keeper = Keeper::new(None);
                 let index = index_of(store.clone(), keeper, object, TfRecord::new(), Index::Build);
                 let bar = counting.clone();
                 async move {

@@ -70,6 +70,22 @@ impl Seen {
     }
 }
 
+/// Reads a record of either kind: the context of a sequence is where the features of an example are.
+///
+/// # Errors
+/// [`ErrorKind::Schema`] if it is neither.
+pub(crate) fn either(payload: &[u8]) -> Result<SequenceExample> {
+    let record = SequenceExample::from_bytes(payload).or_else(|_| {
+        let example = Example::from_bytes(payload)?;
+        Ok(SequenceExample { context: example.features, feature_lists: None })
+    })?;
+    if record.context.is_none() && record.feature_lists.is_none() && !payload.is_empty() {
+        return Err(Error::new(ErrorKind::Schema, "the record is another message than a tf.Example")
+            .advice("read the records as bytes and decode them in a map"));
+    }
+    Ok(record)
+}
+
 /// The kind and the columns of records, from the first few of them (64 to 256 tell enough).
 ///
 /// A column is `bytes`, `f32` or `i64`; a scalar where every record has one value, fixed where every record has the same
@@ -100,16 +116,7 @@ pub fn infer<'a>(payloads: impl IntoIterator<Item = &'a [u8]>) -> Result<(Kind, 
     let (mut num_records, mut kind) = (0, Kind::Example);
     for payload in payloads {
         let at = |error: Error| error.record(num_records as u64);
-        // The context of a sequence is where the features of an example are.
-        let record = SequenceExample::from_bytes(payload).or_else(|_| {
-            let example = Example::from_bytes(payload)?;
-            Ok(SequenceExample { context: example.features, feature_lists: None })
-        });
-        let record = record.map_err(at)?;
-        if record.context.is_none() && record.feature_lists.is_none() && !payload.is_empty() {
-            return Err(at(Error::new(ErrorKind::Schema, "the record is another message than a tf.Example")
-                .advice("read the records as bytes and decode them in a map")));
-        }
+        let record = either(payload).map_err(at)?;
         for (name, feature) in record.context.into_iter().flat_map(|features| features.feature) {
             let seen = context.entry(name.clone()).or_default();
             seen.records += usize::from(seen.add(&name, &feature).map_err(at)?);

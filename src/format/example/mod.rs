@@ -11,6 +11,8 @@ mod proto;
 mod scan;
 mod wire;
 
+#[cfg(feature = "cli")]
+pub(crate) use infer::either;
 pub use infer::infer;
 pub use parse::{Kind, Parsed, Parser};
 pub use proto::{

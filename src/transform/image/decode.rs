@@ -48,7 +48,7 @@ impl ImageFormat {
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if they are none of the formats.
-    pub(super) fn of(encoded: &[u8]) -> Result<Self> {
+    pub(crate) fn of(encoded: &[u8]) -> Result<Self> {
         Ok(match encoded {
             [0xff, 0xd8, 0xff, ..] => Self::Jpeg,
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Self::Png,

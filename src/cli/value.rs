@@ -1,0 +1,252 @@
+//! Values of a record as they are shown: numbers, short text, and what stands for long byte strings.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::look::image_format;
+use super::text::count;
+use crate::format::example::{Feature, FeatureList, Values};
+use crate::transform::image::probe;
+
+/// Text up to this many bytes is shown whole; the rest by size and digest.
+const TEXT_BYTES: usize = 64;
+
+/// So many values of a list are shown as text, unless the caller says otherwise.
+const SHOWN: usize = 16;
+
+/// A value as it is shown.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Shown {
+    /// A feature without a value, or none of that name.
+    Nothing,
+    Int(i64),
+    /// JSON has no infinities and no NaN: there they are strings.
+    Float(f32),
+    Text(String),
+    Blob(Blob),
+    List(Vec<Shown>),
+    /// The first values of a longer list.
+    Cut {
+        len: usize,
+        first: Vec<Shown>,
+    },
+}
+
+/// A long byte string, or one that is no text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Blob {
+    bytes: usize,
+    sha256: String,
+    /// The format of an image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) holds: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    width: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    height: Option<u32>,
+    /// The file it was written to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) file: Option<String>,
+    /// The beginning of what is text, for people.
+    #[serde(skip)]
+    text: Option<String>,
+}
+
+impl Blob {
+    fn new(value: &[u8]) -> Self {
+        let holds = image_format(value);
+        let info = holds.and_then(|_| probe(value).ok());
+        let text = printable(value).map(|text| text.chars().take(TEXT_BYTES / 2).collect());
+        Self {
+            bytes: value.len(),
+            sha256: Sha256::digest(value).iter().map(|byte| format!("{byte:02x}")).collect(),
+            holds,
+            width: info.map(|info| info.width),
+            height: info.map(|info| info.height),
+            file: None,
+            text,
+        }
+    }
+
+    /// What a file of it is called behind the dot.
+    pub(super) fn extension(&self) -> &'static str {
+        match self.holds {
+            Some("jpeg") => "jpg",
+            Some(format) => format,
+            None if self.text.is_some() => "txt",
+            None => "bin",
+        }
+    }
+}
+
+/// Bytes that are text without control characters, but for line ends and tabs.
+fn printable(value: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(value).ok()?;
+    (!text.contains(|c: char| c.is_control() && !"\n\r\t".contains(c))).then_some(text)
+}
+
+impl Shown {
+    /// A byte string.
+    pub(super) fn bytes(value: &[u8]) -> Self {
+        match printable(value).filter(|_| value.len() <= TEXT_BYTES) {
+            Some(text) => Shown::Text(text.to_owned()),
+            None => Shown::Blob(Blob::new(value)),
+        }
+    }
+
+    /// A feature: one value by itself, several as a list.
+    pub(super) fn feature(feature: &Feature) -> Self {
+        match Self::list(feature) {
+            Some(mut list) if list.len() == 1 => list.remove(0),
+            Some(list) => Shown::List(list),
+            None => Shown::Nothing,
+        }
+    }
+
+    /// A feature list: a list of lists.
+    pub(super) fn steps(list: &FeatureList) -> Self {
+        let steps = list.feature.iter().map(|step| Shown::List(Self::list(step).unwrap_or_default()));
+        Shown::List(steps.collect())
+    }
+
+    fn list(feature: &Feature) -> Option<Vec<Self>> {
+        Some(match feature.kind.as_ref()? {
+            Values::Bytes(list) => list.value.iter().map(|value| Self::bytes(value)).collect(),
+            Values::Float(list) => list.value.iter().map(|&value| Shown::Float(value)).collect(),
+            Values::Int64(list) => list.value.iter().map(|&value| Shown::Int(value)).collect(),
+        })
+    }
+
+    /// A value of a list, or the one that stands alone.
+    pub(super) fn nth_mut(&mut self, number: usize) -> Option<&mut Self> {
+        match self {
+            Shown::List(values) => values.get_mut(number),
+            alone => Some(alone),
+        }
+    }
+
+    /// Cuts lists of more than `most` values.
+    pub(super) fn cut(self, most: usize) -> Self {
+        let Shown::List(list) = self else { return self };
+        let len = list.len();
+        let first: Vec<_> = list.into_iter().take(most).map(|value| value.cut(most)).collect();
+        if len > most { Shown::Cut { len, first } } else { Shown::List(first) }
+    }
+
+    /// As JSON: all values, but for what was cut.
+    pub(super) fn to_json(&self) -> Value {
+        let list = |values: &[Shown]| Value::Array(values.iter().map(Shown::to_json).collect());
+        match self {
+            Shown::Nothing => Value::Null,
+            Shown::Int(value) => json!(value),
+            // The shortest decimal number that is this float, instead of all digits of it as a double.
+            Shown::Float(value) if value.is_finite() => {
+                json!(value.to_string().parse::<f64>().unwrap_or(f64::from(*value)))
+            }
+            Shown::Float(value) if value.is_nan() => json!("NaN"),
+            Shown::Float(value) => json!(if *value > 0.0 { "Infinity" } else { "-Infinity" }),
+            Shown::Text(text) => json!(text),
+            Shown::Blob(blob) => json!(blob),
+            Shown::List(values) => list(values),
+            Shown::Cut { len, first } => json!({ "len": len, "first": list(first) }),
+        }
+    }
+
+    /// As text on one line.
+    pub(super) fn to_text(&self, most: Option<usize>) -> String {
+        self.clone().cut(most.unwrap_or(SHOWN)).to_string()
+    }
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |f: &mut fmt::Formatter<'_>, values: &[Shown], end: &str| {
+            f.write_str("[")?;
+            for (number, value) in values.iter().enumerate() {
+                write!(f, "{}{value}", if number == 0 { "" } else { ", " })?;
+            }
+            f.write_str(end)
+        };
+        match self {
+            Shown::Nothing => f.write_str("-"),
+            Shown::Int(value) => write!(f, "{value}"),
+            Shown::Float(value) => write!(f, "{value}"),
+            Shown::Text(text) => write!(f, "{text:?}"),
+            Shown::Blob(blob) => write!(f, "{blob}"),
+            Shown::List(values) => list(f, values, "]"),
+            Shown::Cut { len, first } => {
+                list(f, first, if first.is_empty() { "…] " } else { ", …] " })?;
+                write!(f, "{} values", count(*len as u64))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(format) = self.holds {
+            write!(f, "{format} ")?;
+        }
+        if let (Some(width), Some(height)) = (self.width, self.height) {
+            write!(f, "{width}x{height}, ")?;
+        }
+        write!(f, "{} bytes, sha256 {}…", count(self.bytes as u64), &self.sha256[..8])?;
+        if let Some(text) = &self.text {
+            write!(f, ", {text:?}…")?;
+        }
+        match &self.file {
+            Some(file) => write!(f, " -> {file}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_values_stand_alone_and_others_in_lists() {
+        let json = |feature: Feature| Shown::feature(&feature).to_json();
+        assert_eq!(json(Feature::int64([3])), json!(3));
+        assert_eq!(json(Feature::int64([3, -4])), json!([3, -4]));
+        assert_eq!(json(Feature::float32([])), json!([]));
+        assert_eq!(json(Feature::default()), json!(null));
+        assert_eq!(json(Feature::bytes(["a", ""])), json!(["a", ""]));
+        let steps = FeatureList { feature: vec![Feature::int64([1]), Feature::default()] };
+        assert_eq!(Shown::steps(&steps).to_json(), json!([[1], []]));
+    }
+
+    #[test]
+    fn floats_are_as_short_as_they_can_be_and_never_invalid() {
+        let json = |value| Shown::Float(value).to_json().to_string();
+        assert_eq!([0.1, 1e-10, -2.0].map(json), ["0.1", "1e-10", "-2.0"]);
+        assert_eq!([f32::NAN, f32::INFINITY, -f32::INFINITY].map(json), ["\"NaN\"", "\"Infinity\"", "\"-Infinity\""]);
+    }
+
+    #[test]
+    fn long_and_binary_strings_are_sizes_and_digests() {
+        assert_eq!(Shown::bytes(&[b'x'; 64]).to_json(), json!("x".repeat(64)));
+        let long = Shown::bytes(&[b'x'; 65]);
+        assert_eq!(long.to_json()["bytes"], 65);
+        assert!(long.to_string().contains("\"xxxx"), "{long}");
+        let binary = Shown::bytes(&[0, 1, 2]).to_json();
+        assert_eq!(binary["sha256"], "ae4b3280e56e2faf83f414a6e3dabe9d5fbe18976544c05fed121accb85b53fc");
+        let gif = b"GIF89a\x03\0\x02\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x03\0\x02\0\0\x02\x03\x84\x8f\x05\0;";
+        let gif = Shown::bytes(gif);
+        assert_eq!((&gif.to_json()["holds"], &gif.to_json()["width"]), (&json!("gif"), &json!(3)));
+        assert!(gif.to_string().starts_with("gif 3x2, 36 bytes, sha256 44b1bd68…"), "{gif}");
+    }
+
+    #[test]
+    fn cut_lists_say_how_long_they_were() {
+        let list = Shown::List((0..20).map(Shown::Int).collect());
+        assert_eq!(list.clone().cut(2).to_json(), json!({"len": 20, "first": [0, 1]}));
+        assert_eq!(list.to_text(Some(2)), "[0, 1, …] 20 values");
+        assert!(list.to_text(None).ends_with("15, …] 20 values"));
+        assert_eq!(list.to_json().as_array().map(Vec::len), Some(20));
+    }
+}

@@ -1,0 +1,351 @@
+//! `forebay verify`: every checksum, every record, and every image where that is asked for.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use serde::Serialize;
+
+use super::look::Look;
+use super::scan::{End, Outcome, Scan, Visitor};
+use super::shards::{ShardArgs, Shards};
+use super::terminal::{Mark, Terminal, Unit};
+use super::text::{count, size};
+use super::walk::{Step, Walk};
+use super::{Failure, Verdict};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::example::{Parser, either};
+use crate::format::tfrecord::{Check, HEADER_BYTES};
+use crate::random::Key;
+use crate::schema::Dtype;
+use crate::source::Arrived;
+use crate::transform::image::{Image, Scratch};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  forebay verify 'data/train-*.tfrecord'
+  forebay verify gs://bucket/train/ --decode image/encoded
+  forebay verify data.tfrecord.gz --records --json | jq '.bad[].record'
+
+Exit codes: 0 every record is good, 1 some are bad, 2 usage, 3 a shard could not be read.";
+
+/// Arguments of `forebay verify`.
+#[derive(clap::Args, Clone, Debug)]
+pub(super) struct VerifyArgs {
+    #[command(flatten)]
+    shards: ShardArgs,
+    /// The format of the shards.
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    format: Format,
+    /// Records are no tf.Examples: verify framing and checksums only.
+    #[arg(long)]
+    records: bool,
+    /// Decode every image of this column; may be given several times.
+    #[arg(long, value_name = "COLUMN", conflicts_with = "records")]
+    decode: Vec<String>,
+    /// List at most so many bad records; all are counted.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    max_bad: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Format {
+    #[default]
+    Tfrecord,
+}
+
+/// The JSON: a contract.
+#[derive(Serialize)]
+struct Report {
+    /// Good records.
+    records: u64,
+    bad: Vec<BadRecord>,
+    /// How many bad records there are, those left out of `bad` included.
+    num_bad: u64,
+    /// Whether bad records were left out of `bad`.
+    truncated: bool,
+    /// Shards that could not be read, or not to their end.
+    unread: Vec<Unread>,
+    shards: usize,
+    /// Stored bytes.
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct BadRecord {
+    url: String,
+    record: u64,
+    /// Where the record's header starts in the decompressed shard.
+    offset: u64,
+    reason: String,
+}
+
+#[derive(Serialize)]
+struct Unread {
+    url: String,
+    reason: String,
+}
+
+pub(super) fn run(args: &VerifyArgs, terminal: &Terminal) -> Result<Verdict, Failure> {
+    let Format::Tfrecord = args.format;
+    let shards = args.shards.find()?;
+    let parse = if args.records { None } else { Parse::settle(&shards, &args.decode)? };
+    let bytes = shards.objects.iter().map(|object| object.size).sum();
+    let bar = terminal.progress("verifying", bytes, Unit::Bytes);
+    let findings = Findings { max_bad: args.max_bad, ..Findings::default() };
+    let make = || Checker { parse: parse.as_ref(), findings: &findings, good: 0, scratch: Scratch::default() };
+    let checkers = Scan { shards: &shards, check: Check::Full, first: None, bar: &bar }.run(make);
+    let records = checkers.iter().map(|checker| checker.good).sum();
+    bar.finish_and_clear();
+
+    let found = findings.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let url = |shard: usize| shards.objects[shard].url.to_string();
+    let bad = |((shard, record), (offset, reason))| BadRecord { url: url(shard), record, offset, reason };
+    let unread = found.unread.iter().map(|(&shard, error)| Unread { url: url(shard), reason: error.reason() });
+    let report = Report {
+        records,
+        num_bad: found.num_bad,
+        truncated: found.num_bad > found.bad.len() as u64,
+        unread: unread.collect(),
+        bad: found.bad.into_iter().map(bad).collect(),
+        shards: shards.objects.len(),
+        bytes,
+    };
+    if terminal.is_json() {
+        terminal.print_json(&report)?;
+    } else {
+        print(&report, terminal)?;
+    }
+    match found.unread.into_values().next() {
+        Some(error) => Err(Failure::Error(error)),
+        None if report.num_bad > 0 => Ok(Verdict::Bad),
+        None => Ok(Verdict::Good),
+    }
+}
+
+/// A line a bad record, and a summary.
+fn print(report: &Report, terminal: &Terminal) -> Result<(), Failure> {
+    let mut out = terminal.out();
+    for BadRecord { url, record, offset, reason } in &report.bad {
+        let place = terminal.mark(Mark::Bold, format_args!("{url}, record {record}, byte {offset}"));
+        writeln!(out, "{place}: {reason}")?;
+    }
+    let left_out = report.num_bad - report.bad.len() as u64;
+    if left_out > 0 {
+        writeln!(out, "{} more are not listed: raise --max-bad to see them", count(left_out))?;
+    }
+    let bad = match report.num_bad {
+        0 => terminal.mark(Mark::Good, "none bad"),
+        bad => terminal.mark(Mark::Bad, format_args!("{} bad", count(bad))),
+    };
+    let shards =
+        if report.shards == 1 { "1 shard".to_owned() } else { format!("{} shards", count(report.shards as u64)) };
+    let unread = match report.unread.len() {
+        0 => String::new(),
+        unread => format!("; {}", terminal.mark(Mark::Bad, format_args!("{unread} could not be read"))),
+    };
+    writeln!(out, "{} records good, {bad}, in {shards} of {}{unread}", count(report.records), size(report.bytes))?;
+    out.flush()?;
+    Ok(())
+}
+
+/// How records are taken apart.
+struct Parse {
+    parser: Parser,
+    /// Some feature lists are beyond the parser: records are also read as messages.
+    beyond: bool,
+    /// Columns whose images are decoded.
+    decode: Vec<String>,
+    image: Image,
+}
+
+/// Records that columns are inferred from, as many as the loader takes.
+const FIRST_RECORDS: u64 = 256;
+/// Pieces that they are read in.
+const FIRST_BYTES: u64 = 1 << 20;
+
+impl Parse {
+    /// Looks at the first records; `None` where there are none.
+    fn settle(shards: &Shards, decode: &[String]) -> Result<Option<Self>> {
+        let look = first_look(shards);
+        if look.records == 0 {
+            return Ok(None);
+        }
+        if look.messages == 0 && look.strangers() > 0 {
+            return Err(Error::new(ErrorKind::Schema, "the records are no tf.Examples")
+                .url(shards.objects[0].url.clone())
+                .advice("verify framing and checksums alone with --records"));
+        }
+        let columns = look.columns();
+        for name in decode {
+            let dtype = columns.iter().find(|column| column.name == *name).map(|column| column.dtype.as_str());
+            let message = match dtype {
+                Some(dtype) if dtype == Dtype::Bytes.to_string() => continue,
+                Some(dtype) => format!("holds {dtype} values, no images"),
+                None => {
+                    let names: Vec<_> = columns.iter().map(|column| column.name.as_str()).collect();
+                    format!("is not in the first records; these are: {}", names.join(", "))
+                }
+            };
+            return Err(Error::config(message).column(name.as_str()));
+        }
+        let (parser, beyond) = look.lenient_parser()?;
+        // An antialiased resize of everything needs every pixel, so no part of the image is left undecoded.
+        let image = Image::rgb().resize(SIDE, SIDE).scaled_decoding(false);
+        Ok(Some(Self { parser, beyond, decode: decode.to_vec(), image }))
+    }
+}
+
+/// The side of what decoded images become, which nobody looks at.
+const SIDE: u32 = 8;
+
+/// The first records of the first shard that has good ones. Whatever is wrong is left to the pass over all of them.
+fn first_look(shards: &Shards) -> Look {
+    let mut look = Look::default();
+    for shard in 0..shards.objects.len() {
+        let mut walk = Walk::new(shards, shard, Check::Full, FIRST_BYTES);
+        while let Ok(Some(Step::Block(Arrived { buffer, framed, .. }))) = walk.next(|_| {}) {
+            let bad = |row: usize| framed.bad.iter().any(|(bad, _)| *bad == row);
+            for (_, range) in framed.payloads.iter().enumerate().filter(|(row, _)| !bad(*row)) {
+                if look.records < FIRST_RECORDS {
+                    // What is no message is seen by its absence.
+                    _ = look.add(&buffer[range.clone()]);
+                }
+            }
+            if look.records == FIRST_RECORDS {
+                return look;
+            }
+        }
+        if look.messages > 0 {
+            return look;
+        }
+    }
+    look
+}
+
+/// What all threads found.
+#[derive(Default)]
+struct Findings {
+    max_bad: usize,
+    found: Mutex<Found>,
+}
+
+#[derive(Default)]
+struct Found {
+    /// The first bad records, by shard and record: offset and reason.
+    bad: BTreeMap<(usize, u64), (u64, String)>,
+    num_bad: u64,
+    unread: BTreeMap<usize, Error>,
+}
+
+impl Findings {
+    fn lock(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the first bad records, however they come.
+    fn bad(&self, shard: usize, record: u64, offset: u64, reason: String) {
+        let mut found = self.lock();
+        found.num_bad += 1;
+        found.bad.insert((shard, record), (offset, reason));
+        if found.bad.len() > self.max_bad {
+            found.bad.pop_last();
+        }
+    }
+}
+
+/// What one thread does.
+struct Checker<'a> {
+    parse: Option<&'a Parse>,
+    findings: &'a Findings,
+    good: u64,
+    scratch: Scratch,
+}
+
+impl Visitor for Checker<'_> {
+    fn block(&mut self, block: Arrived) {
+        let Arrived { buffer, framed, shard, first_record, offset } = block;
+        let bad = match self.parse {
+            None => framed.bad,
+            Some(parse) => {
+                let parsed = parse.parser.parse_except(&buffer, &framed.payloads, framed.bad);
+                let mut bad: BTreeMap<usize, Error> = parsed.bad.into_iter().collect();
+                for (row, range) in framed.payloads.iter().enumerate() {
+                    if bad.contains_key(&row) {
+                        continue;
+                    }
+                    let message = if parse.beyond { either(&buffer[range.clone()]).map(|_| ()) } else { Ok(()) };
+                    if let Err(error) = message.and_then(|()| self.decode(parse, &parsed.rows, row)) {
+                        bad.insert(row, error);
+                    }
+                }
+                bad.into_iter().collect()
+            }
+        };
+        self.good += (framed.payloads.len() - bad.len()) as u64;
+        for (row, error) in bad {
+            let header = offset + framed.payloads[row].start.saturating_sub(HEADER_BYTES) as u64;
+            self.findings.bad(shard, first_record + row as u64, header, reason(&error));
+        }
+    }
+
+    fn end(&mut self, end: End) {
+        match end.outcome {
+            Outcome::Whole(_) | Outcome::Enough => {}
+            Outcome::Damaged(damage) => {
+                let reason = format!("{}; the rest of the shard cannot be found", reason(&damage.error));
+                self.findings.bad(end.shard, damage.record, damage.offset, reason);
+            }
+            Outcome::Unread(error) => _ = self.findings.lock().unread.insert(end.shard, error),
+        }
+    }
+}
+
+impl Checker<'_> {
+    /// Decodes the images of a row.
+    fn decode(&mut self, parse: &Parse, rows: &RecordBatch, row: usize) -> Result<()> {
+        let mut pixels = [0; (3 * SIDE * SIDE) as usize];
+        for name in &parse.decode {
+            let lists = rows.column_by_name(name).and_then(|column| column.as_list_opt::<i32>());
+            let Some(images) = lists.map(|lists| lists.value(row)) else { continue };
+            let Some(images) = images.as_binary_view_opt() else { continue };
+            for (number, encoded) in images.iter().flatten().enumerate() {
+                let decode = || parse.image.decode_into(encoded, Key::new(0), &mut pixels, &mut self.scratch);
+                let decoded = catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
+                    self.scratch = Scratch::default();
+                    Err(Error::new(ErrorKind::Panicked, "the decoder panicked"))
+                });
+                let which = if images.len() > 1 { format!("{name}, value {number}") } else { name.clone() };
+                decoded.map_err(|error| error.column(which))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong, in words that stand behind a record's place.
+fn reason(error: &Error) -> String {
+    let reason = error.reason();
+    match &error.place().column {
+        Some(column) if !reason.starts_with("no column") => format!("column {column}: {reason}"),
+        _ => reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bad_records_are_kept_in_whatever_order_they_come() {
+        let findings = Findings { max_bad: 3, ..Findings::default() };
+        for (shard, record) in [(1, 5), (0, 9), (1, 2), (0, 1), (2, 0)] {
+            findings.bad(shard, record, 0, String::new());
+        }
+        let found = findings.found.into_inner().unwrap();
+        assert_eq!(found.bad.into_keys().collect::<Vec<_>>(), [(0, 1), (0, 9), (1, 2)]);
+        assert_eq!(found.num_bad, 5);
+    }
+}

@@ -1,0 +1,155 @@
+//! One shard from front to back, read as it goes.
+
+use tokio::sync::oneshot;
+
+use super::shards::Shards;
+use crate::engine::io::Cancel;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::tfrecord::{Check, Compression, ShardIndex};
+use crate::source::Arrived;
+use crate::source::tfrecord::ShardReader;
+
+/// Walks through the records of one shard.
+///
+/// # Memory
+/// The piece that is read ahead, the piece that is worked on, and the records of one block: 12 MiB with pieces of 4 MiB, unless a
+/// record is larger.
+pub(super) struct Walk<'a> {
+    shards: &'a Shards,
+    shard: usize,
+    reader: ShardReader,
+    /// Where the next piece starts in the stored shard.
+    at: u64,
+    piece_bytes: u64,
+    ahead: Option<Piece>,
+    reads_ahead: bool,
+    over: bool,
+}
+
+/// A piece that was asked for.
+struct Piece {
+    bytes: u64,
+    last: bool,
+    result: oneshot::Receiver<Result<bytes::Bytes>>,
+    /// Ends the read when the walk is given up.
+    _cancel: Cancel,
+}
+
+/// What a walk comes to.
+pub(super) enum Step {
+    Block(Arrived),
+    /// Records can no longer be told apart; nothing follows.
+    Damage(Damage),
+}
+
+/// Where a shard is broken.
+pub(super) struct Damage {
+    /// The record that cannot be found.
+    pub(super) record: u64,
+    /// Where its header would start in the decompressed shard.
+    pub(super) offset: u64,
+    pub(super) error: Error,
+}
+
+impl<'a> Walk<'a> {
+    /// A walk from the first record.
+    pub(super) fn new(shards: &'a Shards, shard: usize, check: Check, piece_bytes: u64) -> Self {
+        let reader = ShardReader::new(&shards.objects[shard], None, check);
+        Self { shards, shard, reader, at: 0, piece_bytes, ahead: None, reads_ahead: false, over: false }
+    }
+
+    /// Starts at a record of a plain shard, by its place.
+    pub(super) fn starting_at(mut self, record: u64, offset: u64) -> Self {
+        self.reader = self.reader.starting_at(record, offset);
+        self.at = offset;
+        self
+    }
+
+    /// Asks for the next piece before it is needed, from now on.
+    pub(super) fn reading_ahead(mut self) -> Self {
+        self.reads_ahead = true;
+        self.ask();
+        self
+    }
+
+    /// The shard's number.
+    pub(super) fn shard(&self) -> usize {
+        self.shard
+    }
+
+    /// Stored bytes that have not been asked for.
+    pub(super) fn unread(&self) -> u64 {
+        self.shards.objects[self.shard].size - self.at
+    }
+
+    /// Records so far.
+    pub(super) fn records(&self) -> u64 {
+        self.reader.position().0
+    }
+
+    /// Decompressed bytes of the records so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.reader.position().1
+    }
+
+    /// How the shard is compressed; an empty one is not.
+    pub(super) fn compression(&self) -> Compression {
+        self.reader.compression().unwrap_or_default()
+    }
+
+    /// The index of a shard whose every record was walked through from the first on.
+    pub(super) fn index(self) -> Result<ShardIndex> {
+        self.reader.index()
+    }
+
+    /// The next block; `None` behind the last, and behind damage. `read` is told how many stored bytes arrived.
+    ///
+    /// # Errors
+    /// The shard cannot be read.
+    pub(super) fn next(&mut self, read: impl Fn(u64)) -> Result<Option<Step>> {
+        while !self.over {
+            match self.reader.next_arrived() {
+                Ok(Some(block)) => return Ok(Some(Step::Block(Arrived { shard: self.shard, ..block }))),
+                Err(error) => {
+                    self.over = true;
+                    let (record, offset) = self.reader.position();
+                    return Ok(Some(Step::Damage(Damage { record, offset, error: self.placed(error) })));
+                }
+                Ok(None) if self.reader.is_done() => break,
+                Ok(None) => {}
+            }
+            self.ask();
+            let Some(piece) = self.ahead.take() else { break };
+            let arrived = self.shards.io.wait(async move {
+                piece.result.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Panicked, "reading panicked")))
+            })?;
+            read(piece.bytes);
+            self.reader.supply(arrived, piece.last);
+            if self.reads_ahead {
+                self.ask();
+            }
+        }
+        self.over = true;
+        Ok(None)
+    }
+
+    /// An error with the shard's URL.
+    fn placed(&self, error: Error) -> Error {
+        error.url(self.shards.objects[self.shard].url.clone())
+    }
+
+    /// Asks for the next piece, unless that is done or there is none.
+    fn ask(&mut self) {
+        let object = &self.shards.objects[self.shard];
+        if self.ahead.is_some() || self.at >= object.size {
+            return;
+        }
+        let range = self.at..object.size.min(self.at + self.piece_bytes);
+        let (bytes, last) = (range.end - range.start, range.end == object.size);
+        self.at = range.end;
+        let (done, result) = oneshot::channel();
+        let (store, object) = (self.shards.store.clone(), object.clone());
+        let cancel = self.shards.io.spawn(async move { _ = done.send(store.read(&object, range).await) });
+        self.ahead = Some(Piece { bytes, last, result, _cancel: cancel });
+    }
+}

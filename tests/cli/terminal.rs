@@ -1,0 +1,102 @@
+//! What all subcommands share: help, colours, signals.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use forebay::Compression;
+
+use crate::support::{Folder, golden, ids, record, shard};
+
+const COMMANDS: [&str; 5] = ["inspect", "head", "verify", "index", "explain"];
+
+#[test]
+fn every_subcommand_has_help_with_examples() {
+    let folder = Folder::new();
+    let main = folder.run_to(0, ["--help"]).out;
+    for command in COMMANDS {
+        assert!(main.contains(&format!("\n  {command} ")), "{main}");
+        let help = folder.run_to(0, [command, "--help"]).out;
+        assert!(help.contains(&format!("forebay {command} ")) && help.contains("Examples:"), "{help}");
+    }
+    folder.run_to(2, [] as [&str; 0]);
+    folder.run_to(2, ["inspekt", "a"]);
+    folder.run_to(2, ["inspect", "a", "--nonsense"]);
+}
+
+#[test]
+fn completions_know_the_subcommands() {
+    let folder = Folder::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = folder.run_to(0, ["completions", shell]).out;
+        assert!(COMMANDS.iter().all(|command| script.contains(command)), "{shell}");
+    }
+}
+
+#[test]
+fn colours_are_there_when_wanted_and_never_in_json() {
+    let folder = Folder::new();
+    let url = golden("examples.tfrecord");
+    for command in &COMMANDS[..4] {
+        let plain = folder.run_to(0, [command, &url[..], "--color", "never"]).out;
+        assert!(!plain.contains('\x1b'), "{plain}");
+        assert_eq!(folder.run_to(0, [command, &url[..]]).out, plain, "no terminal, no colours");
+        let colored = folder.run_to(0, [command, &url[..], "--color", "always"]).out;
+        assert!(colored.contains("\x1b["), "{colored}");
+        let json = folder.run_to(0, [command, &url[..], "--color", "always", "--json"]).out;
+        assert!(!json.contains('\x1b'), "{json}");
+    }
+    let absent = folder.url("absent");
+    assert!(folder.run_to(3, ["verify", &absent, "--color", "always"]).err.contains("\x1b[1;31merror:"));
+    assert!(!folder.run_to(3, ["verify", &absent, "--color", "never"]).err.contains('\x1b'));
+}
+
+#[test]
+fn output_that_nobody_reads_ends_quietly() {
+    let folder = Folder::new();
+    let url = folder.put("a", &shard(ids(0..10), Compression::None));
+    for command in COMMANDS {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let ended = folder.command([command, &url[..]]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(0), &b""[..]), "{command}");
+    }
+}
+
+/// Bytes that a process has read so far, as the kernel counts them.
+fn bytes_read(pid: u32) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    let line = io.lines().find_map(|line| line.strip_prefix("rchar: "));
+    line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn an_interrupt_ends_a_long_verify_at_once() {
+    let folder = Folder::new();
+    // A gigabyte once decompressed takes a second or more to verify, and next to nothing on disk.
+    let block = shard((0..16).map(|id| record(id, 1 << 20)), Compression::Gzip);
+    folder.put("00.tfrecord", &block);
+    let urls: Vec<_> = (0..64)
+        .map(|n| {
+            let path = folder.path(&format!("{n:02}.tfrecord"));
+            if n > 0 {
+                std::fs::hard_link(folder.path("00.tfrecord"), &path).unwrap();
+            }
+            path.display().to_string()
+        })
+        .collect();
+    let args = ["verify".to_owned(), "--threads".into(), "1".into()].into_iter().chain(urls);
+    let mut child = folder.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // It has begun when it has read more than its own libraries: some shards.
+    while bytes_read(child.id()) < 4 * block.len() as u64 && child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "it did not begin");
+        std::thread::yield_now();
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let ended = child.wait_with_output().unwrap();
+    assert!(Instant::now() < deadline, "it did not end");
+    assert_eq!(ended.status.signal(), Some(2), "{}", String::from_utf8_lossy(&ended.stdout));
+    assert!(ended.stdout.is_empty());
+}
