@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde_json::json;
 
+use super::bench::Workload;
 use super::terminal::Terminal;
 use super::{Failure, Verdict};
 use crate::dataset::{Dataset, TfRecord};
@@ -16,6 +17,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   forebay explain 'gs://bucket/train-*.tfrecord' --columns image:bytes,label:i64 --image image --crop 224 --flip \\
       --shuffle 10000 --batch 256
+  forebay explain --bench image
   forebay explain data/ --columns 'tokens:i64[*],box:f32[4]' --shuffle global --batch 32 --dot | dot -Tsvg > graph.svg
 
 Nothing is read: shards need not exist.";
@@ -27,8 +29,11 @@ const COLUMNS: &str =
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct ExplainArgs {
     /// Shards, as `Dataset::open` takes them.
-    #[arg(required = true, value_name = "URL")]
+    #[arg(required_unless_present = "bench", value_name = "URL")]
     urls: Vec<String>,
+    /// What `forebay bench` runs, instead of what flags say.
+    #[arg(long, value_name = "WORKLOAD", conflicts_with_all = ["urls", "records", "columns", "image", "shuffle", "batch"])]
+    bench: Option<Workload>,
     /// Payloads as they are, instead of tf.Examples.
     #[arg(long, conflicts_with_all = ["columns", "image"])]
     records: bool,
@@ -106,7 +111,7 @@ fn column(text: &str) -> Result<Column, String> {
 }
 
 pub(super) fn run(args: &ExplainArgs, terminal: &Terminal) -> Result<Verdict, Failure> {
-    let dataset = dataset(args)?;
+    let dataset = args.bench.map_or_else(|| dataset(args), |workload| workload.default_dataset())?;
     let mut out = terminal.out();
     if terminal.is_json() {
         let stages: Vec<_> = dataset.explain().lines().map(stage).map(str::to_owned).collect();

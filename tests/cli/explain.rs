@@ -75,3 +75,12 @@ fn flags_that_do_not_go_are_usage() {
         assert!(ended.out.is_empty() && !ended.err.is_empty(), "{args:?}");
     }
 }
+
+#[test]
+fn the_graph_of_a_bench_is_printed_without_its_data() {
+    let folder = Folder::new();
+    let image = folder.run_to(0, ["explain", "--bench", "image"]).out;
+    assert!(image.contains("random_resized_crop 224x224") && image.contains("shuffle buffer of 1000"), "{image}");
+    assert!(folder.run_to(0, ["explain", "--bench", "tiny", "--dot"]).out.starts_with("digraph"));
+    folder.run_to(2, ["explain", "--bench", "image", "--batch", "3"]);
+}

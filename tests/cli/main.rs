@@ -1,5 +1,6 @@
 //! The command as processes see it: what it prints, where, and how it ends. A file a subcommand.
 
+mod bench;
 mod convert;
 mod explain;
 mod head;

@@ -77,6 +77,8 @@ impl Folder {
     pub(crate) fn command<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
         command.args(args).env("FOREBAY_INDEX_DIR", self.index_dir()).env_remove("NO_COLOR");
+        // Where bench keeps its data: the current folder has no `target`.
+        command.current_dir(self.root.path()).env("XDG_CACHE_HOME", self.path("cache"));
         command
     }
 

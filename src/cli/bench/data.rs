@@ -66,7 +66,7 @@ pub(super) fn made(
     threads: usize,
     terminal: &Terminal,
 ) -> Result<Made> {
-    let manifest = folder.join("bench.json");
+    let manifest = folder.join("_bench.json");
     let known = std::fs::read(&manifest).ok().and_then(|text| serde_json::from_slice::<Made>(&text).ok());
     if let Some(known) = known.filter(|known| known.version == VERSION && known.samples == samples) {
         return Ok(known);

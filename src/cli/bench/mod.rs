@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use limit::Limit;
 use serde::Serialize;
-use workload::{Input, Workload};
+use workload::Input;
+pub(super) use workload::Workload;
 
 use super::shards::ShardArgs;
 use super::terminal::{Mark, Terminal};

@@ -14,7 +14,7 @@ use crate::transform::image::{IMAGENET_MEAN, IMAGENET_STD, Image};
 
 /// What users load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Workload {
+pub(in crate::cli) enum Workload {
     /// JPEG photographs: random resized crop to 224 x 224, flip, normalise to f32 (NCHW).
     Image,
     /// tf.Examples of 13 float and 26 int64 scalars and a label.
@@ -94,6 +94,21 @@ impl Workload {
     pub(super) fn image(self, u8: bool) -> Image {
         let image = Image::rgb().random_resized_crop(224, 224).horizontal_flip(0.5);
         if u8 { image.to_u8() } else { image.normalize(IMAGENET_MEAN, IMAGENET_STD) }
+    }
+
+    /// The graph that runs where nothing is said, over the data made here.
+    pub(in crate::cli) fn default_dataset(self) -> Result<Dataset> {
+        let folder = data::folder(self, self.default_samples());
+        let label = if self == Self::Image { "image/class/label" } else { "label" };
+        let input = Input {
+            urls: vec![folder.join("*.tfrecord").display().to_string()],
+            is_made: true,
+            image: "image/encoded".into(),
+            label: label.into(),
+            record_bytes: data::RAW_BYTES,
+            rows: 1,
+        };
+        self.dataset(&input, false, self.default_batch(), self.default_shuffle())
     }
 
     /// The whole graph.
