@@ -84,6 +84,11 @@ fn set_up(root: &Path, steps: &mut Steps, needs_wheels: bool) -> Result<PathBuf,
     Ok(libraries)
 }
 
+/// A subcommand for another workspace of the repository, which libtorch has no part in.
+pub(crate) fn cargo(root: &Path, subcommand: &str) -> Command {
+    Cargo { root, libraries: Path::new(""), mode: Mode::Developer }.bare(subcommand)
+}
+
 /// How cargo is called.
 #[derive(Clone, Copy)]
 struct Cargo<'a> {

@@ -5,6 +5,7 @@
 
 mod checks;
 mod emulators;
+mod fuzz;
 mod libtorch;
 mod packages;
 mod shell;
@@ -25,6 +26,8 @@ Set-up and checks of the forebay repository.
     cargo xtask ci            the same for a clean machine: nothing incremental, Cargo.lock as it is
     cargo xtask libtorch      assemble target/libtorch (2.11.0, CPU) from three wheels of PyPI
     cargo xtask emulators     install the object-store emulators that the tests use
+    cargo xtask fuzz [TARGET] [--seconds N]
+                              fuzz one parser or each, 60 seconds unless told; --check runs the stored inputs only
     cargo xtask help          this text
 
 A libtorch of yours is taken instead: set LIBTORCH to its folder, or LIBTORCH_USE_PYTORCH=1 for the PyTorch of
@@ -39,6 +42,7 @@ enum Task {
     Ci,
     Libtorch,
     Emulators,
+    Fuzz(fuzz::Plan),
     Help,
 }
 
@@ -80,6 +84,11 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Task, String> {
         "ci" => Task::Ci,
         "libtorch" => Task::Libtorch,
         "emulators" => Task::Emulators,
+        "fuzz" => {
+            let rest: Vec<String> = arguments.collect();
+            let help = rest.iter().any(|word| word == "--help" || word == "-h");
+            return if help { Ok(Task::Help) } else { fuzz::parse(rest.into_iter()).map(Task::Fuzz) };
+        }
         "help" | "--help" | "-h" => Task::Help,
         other => return Err(format!("there is no `cargo xtask {other}`")),
     };
@@ -105,6 +114,7 @@ fn run(task: Task, root: &Path, steps: &mut Steps) -> Result<(), Failure> {
             steps.run("system packages", || packages::provide(&packages::FOR_WHEELS))?;
             steps.run("emulators", || emulators::provide(root))
         }
+        Task::Fuzz(plan) => fuzz::run(root, steps, &plan),
         Task::Help => Ok(()),
     }
 }
@@ -145,6 +155,7 @@ mod tests {
     #[test]
     fn unknown_words_are_refused_by_name() {
         assert!(parsed("tset").unwrap_err().contains("tset"));
+        assert!(parsed("fuzz everything").unwrap_err().contains("everything"));
         assert!(parsed("test --fast").unwrap_err().contains("--fast"));
     }
 }

@@ -13,6 +13,7 @@ use crate::schema::{Column, Dtype, Shape};
 struct Seen {
     /// The kind, by its field number; 0 while every value was missing.
     kind: u32,
+    /// Records that hold it, in every step.
     records: usize,
     /// The fewest and the most values a record, or a step.
     counts: Option<(usize, usize)>,
@@ -89,8 +90,8 @@ pub(crate) fn either(payload: &[u8]) -> Result<SequenceExample> {
 /// The kind and the columns of records, from the first few of them (64 to 256 tell enough).
 ///
 /// A column is `bytes`, `f32` or `i64`; a scalar where every record has one value, fixed where every record has the same
-/// number, else ragged; optional where a record lacks it. Columns come sorted by name. One without a value in any record is
-/// left out.
+/// number, else ragged; optional where a record, or a step, lacks it. Columns come sorted by name. One without a value in any
+/// record is left out.
 ///
 /// # Errors
 /// [`ErrorKind::Schema`] if there are no records, if a record is no `tf.Example` or `tf.SequenceExample` (its number is the
@@ -127,10 +128,11 @@ pub fn infer<'a>(payloads: impl IntoIterator<Item = &'a [u8]>) -> Result<(Kind, 
         for (name, list) in record.feature_lists.into_iter().flat_map(|lists| lists.feature_list) {
             let seen = lists.entry(name.clone()).or_default();
             seen.sequence = true;
-            seen.records += 1;
+            let mut complete = true;
             for step in &list.feature {
-                seen.add(&name, step).map_err(at)?;
+                complete &= seen.add(&name, step).map_err(at)?;
             }
+            seen.records += usize::from(complete);
         }
         num_records += 1;
     }
@@ -192,6 +194,17 @@ mod tests {
             let error = infer_all(&records).unwrap_err();
             assert!(error.to_string().contains(words) && error.kind() == ErrorKind::Schema, "{error}");
         }
+    }
+
+    #[test]
+    fn a_step_without_a_value_makes_a_feature_list_optional() {
+        let steps = [Feature::int64([1]), Feature::default()];
+        let record = SequenceExample::new().with_steps("s", steps).encode();
+        let (kind, columns) = infer_all(std::slice::from_ref(&record)).unwrap();
+        assert_eq!(columns, [int64("s").in_sequence().optional()]);
+        let parser = super::super::Parser::new(&columns, kind).unwrap();
+        let whole = 0..record.len();
+        assert!(parser.parse(&record.into(), &[whole]).bad.is_empty());
     }
 
     #[test]

@@ -210,6 +210,8 @@ impl<D: ::image::ImageDecoder> Opened<D> {
         let converted = u64::from(window.width) * u64::from(window.height) * channels as u64;
         limits.check_bytes(bytes.saturating_add(converted))?;
         let raw = resize_buffer(raw, bytes as usize);
+        // Decoders leave pixels as they were: GIF's those whose colour is not in the palette. They would be another image's.
+        raw.fill(0);
         self.decoder.read_image(raw).map_err(|e| failed(self.format, e))?;
         let out = resize_buffer(out, converted as usize);
         let row_bytes = self.size.0 as usize * usize::from(color.bytes_per_pixel());

@@ -26,14 +26,13 @@ mod window;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use fast_image_resize::Resizer;
-
 use crate::error::{Error, Result};
 use crate::random::Key;
 use crate::schema::Dtype;
 
 use exif::Turn;
 use normalize::{Source, Tables};
+use resize::Resampler;
 use window::{Rect, Stage};
 
 pub use decode::{ImageFormat, ImageInfo, probe};
@@ -493,20 +492,21 @@ impl Image {
         let (turn, held) = self.decode(encoded, key, scratch)?;
 
         let method = resize::Method { interpolation: self.interpolation, antialias: self.antialias };
-        let Scratch { stages, decoded, resized, resizer, tables, .. } = scratch;
+        let Scratch { stages, decoded, resized, resampler, tables, .. } = scratch;
         let mut held = held;
         let last = stages.len() - 1;
         for (number, stage) in stages.iter().enumerate() {
             let seen =
                 if number == 0 { stage.needed(self.interpolation.support(), self.antialias) } else { stage.bounds };
             let bytes = stage.size.0 as usize * stage.size.1 as usize * channels;
-            self.limits.check_bytes(bytes as u64)?;
+            let between = seen.width as usize * stage.size.1 as usize * channels;
+            self.limits.check_bytes(bytes.max(between) as u64)?;
             let from = &decoded[..held.width as usize * held.height as usize * channels];
             if number == last && direct && turn == Turn::default() {
-                return resize::resize(resizer, method, from, held, seen, stage.area, channels, out, stage.size);
+                return resize::resize(resampler, method, from, held, seen, stage.area, channels, out, stage.size);
             }
             let to = limits::resize_buffer(resized, bytes);
-            resize::resize(resizer, method, from, held, seen, stage.area, channels, to, stage.size)?;
+            resize::resize(resampler, method, from, held, seen, stage.area, channels, to, stage.size)?;
             std::mem::swap(decoded, resized);
             held = Rect::whole(stage.size);
         }
@@ -632,7 +632,7 @@ pub struct Scratch {
     raw: Vec<u8>,
     decoded: Vec<u8>,
     resized: Vec<u8>,
-    resizer: Resizer,
+    resampler: Resampler,
     tables: Option<(Option<Normalize>, Box<Tables>)>,
     #[cfg(feature = "jpeg")]
     jpeg: jpeg::JpegDecoder,
@@ -647,7 +647,7 @@ impl Scratch {
         let buffers = self.raw.capacity() + self.decoded.capacity() + self.resized.capacity();
         #[cfg(feature = "jpeg")]
         let buffers = buffers + self.jpeg.bytes();
-        buffers + self.resizer.size_of_internal_buffers()
+        buffers + self.resampler.bytes()
     }
 
     fn trim(&mut self) {
@@ -656,9 +656,7 @@ impl Scratch {
                 *buffer = Vec::new();
             }
         }
-        if self.resizer.size_of_internal_buffers() > Self::KEEP_BYTES {
-            self.resizer.reset_internal_buffers();
-        }
+        self.resampler.trim(Self::KEEP_BYTES);
         #[cfg(feature = "jpeg")]
         self.jpeg.trim(Self::KEEP_BYTES);
     }

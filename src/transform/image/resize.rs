@@ -7,6 +7,7 @@ use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resize
 use crate::error::{Error, Result};
 
 use super::Interpolation;
+use super::limits::resize_buffer;
 use super::window::{Area, Rect};
 
 impl Interpolation {
@@ -37,13 +38,38 @@ pub(super) struct Method {
     pub(super) antialias: bool,
 }
 
+/// A resizer and the picture between its two passes, reused from image to image. One per thread.
+#[derive(Default)]
+pub(super) struct Resampler {
+    resizer: Resizer,
+    between: Vec<u8>,
+}
+
+impl Resampler {
+    /// Bytes of the buffers held.
+    pub(super) fn bytes(&self) -> usize {
+        self.resizer.size_of_internal_buffers() + self.between.capacity()
+    }
+
+    /// Gives up buffers above `keep` bytes.
+    pub(super) fn trim(&mut self, keep: usize) {
+        if self.bytes() > keep {
+            self.resizer.reset_internal_buffers();
+            self.between = Vec::new();
+        }
+    }
+}
+
 /// Resamples `area` of the picture in `source` to `size` pixels in `out`.
 ///
 /// `source` holds pixels of 1 or 3 `channels`, those of `held`; only those inside `seen` count. All three windows are in the
 /// picture's coordinates, and `held` contains `seen`.
+///
+/// # Memory
+/// Between its passes `seen.width` x `size.1` pixels.
 #[expect(clippy::too_many_arguments, reason = "three windows, two buffers and how to get from one to the other")]
 pub(super) fn resize(
-    resizer: &mut Resizer,
+    resampler: &mut Resampler,
     method: Method,
     source: &[u8],
     held: Rect,
@@ -61,10 +87,10 @@ pub(super) fn resize(
     // The area may stick out of what is seen by a rounding error, which the resizer would refuse.
     let (x, width) = inside(area.x - f64::from(seen.x), area.width, seen.width);
     let (y, height) = inside(area.y - f64::from(seen.y), area.height, seen.height);
-    let options = ResizeOptions::new().resize_alg(algorithm).crop(x, y, width, height).use_alpha(false);
+    let area = Area { x, y, width, height };
     match channels {
-        1 => resize_pixels::<U8>(resizer, &options, source, held, seen, out, size),
-        3 => resize_pixels::<U8x3>(resizer, &options, source, held, seen, out, size),
+        1 => resize_pixels::<U8>(resampler, algorithm, source, held, seen, area, out, size),
+        3 => resize_pixels::<U8x3>(resampler, algorithm, source, held, seen, area, out, size),
         other => unreachable!("no pixels of {other} channels"),
     }
 }
@@ -75,12 +101,20 @@ fn inside(start: f64, length: f64, extent: u32) -> (f64, f64) {
     (start, length.min(extent - start))
 }
 
+/// `area` is within `seen`, counted from its corner.
+///
+/// The two directions are two calls. In one call `fast_image_resize` (6.1) keeps only the columns from the first that the first
+/// output pixel needs to the last that the last one needs. A cubic or Lanczos filter that falls onto whole pixels needs one there,
+/// its neighbours more, so that they read outside of these columns: other pixels, or memory that is not the picture's. The pixels
+/// are otherwise the same.
+#[expect(clippy::too_many_arguments, reason = "as `resize`")]
 fn resize_pixels<P: PixelTrait>(
-    resizer: &mut Resizer,
-    options: &ResizeOptions,
+    resampler: &mut Resampler,
+    algorithm: ResizeAlg,
     source: &[u8],
     held: Rect,
     seen: Rect,
+    area: Area,
     out: &mut [u8],
     size: (u32, u32),
 ) -> Result<()> {
@@ -89,5 +123,59 @@ fn resize_pixels<P: PixelTrait>(
     let view = TypedCroppedImage::new(whole, seen.x - held.x, seen.y - held.y, seen.width, seen.height)
         .map_err(|e| failed(&e))?;
     let mut target = TypedImage::<P>::from_buffer(size.0, size.1, out).map_err(|e| failed(&e))?;
-    resizer.resize_typed(&view, &mut target, options).map_err(|e| failed(&e))
+    let of =
+        |x, y, width, height| ResizeOptions::new().resize_alg(algorithm).crop(x, y, width, height).use_alpha(false);
+    let whole_pixels = |start: f64, length: f64, size: u32| start == start.round() && length == f64::from(size);
+    let resizer = &mut resampler.resizer;
+    if algorithm == ResizeAlg::Nearest
+        || whole_pixels(area.x, area.width, size.0)
+        || whole_pixels(area.y, area.height, size.1)
+    {
+        let options = of(area.x, area.y, area.width, area.height);
+        return resizer.resize_typed(&view, &mut target, &options).map_err(|e| failed(&e));
+    }
+    let bytes = seen.width as usize * size.1 as usize * size_of::<P>();
+    let rows = resize_buffer(&mut resampler.between, bytes);
+    let mut between = TypedImage::<P>::from_buffer(seen.width, size.1, rows).map_err(|e| failed(&e))?;
+    let (columns, rows) = (f64::from(seen.width), f64::from(size.1));
+    let vertically = of(0.0, area.y, columns, area.height);
+    resizer.resize_typed(&view, &mut between, &vertically).map_err(|e| failed(&e))?;
+    let horizontally = of(area.x, 0.0, area.width, rows);
+    resizer.resize_typed(&between, &mut target, &horizontally).map_err(|e| failed(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A quarter of a pixel a step, so that every second centre or so falls onto a pixel: `columns` x 5 pixels from `start`.
+    fn columns(method: Method, start: f64, columns: u32) -> Vec<u8> {
+        let held = Rect::whole((12, 6));
+        let source: Vec<u8> = (0..72).map(|i| i % 12 * 20 + i / 12 * 3).collect();
+        let area = Area { x: start, y: 0.3, width: f64::from(columns) / 4.0, height: 4.5 };
+        let mut out = vec![0; columns as usize * 5];
+        resize(&mut Resampler::default(), method, &source, held, held, area, 1, &mut out, (columns, 5)).unwrap();
+        out
+    }
+
+    #[test]
+    fn a_column_does_not_depend_on_where_the_picture_begins_and_ends() {
+        for interpolation in [Interpolation::Bilinear, Interpolation::Bicubic, Interpolation::Lanczos3] {
+            for antialias in [true, false] {
+                let method = Method { interpolation, antialias };
+                let all = columns(method, 2.125, 24);
+                for from in 0..12 {
+                    for num in 1..12 {
+                        let some = columns(method, 2.125 + f64::from(from) / 4.0, num);
+                        for (row, found) in some.chunks_exact(num as usize).enumerate() {
+                            let expected = &all[row * 24 + from as usize..][..num as usize];
+                            // Weights are rounded to the precision that the largest of them allows.
+                            let near = found.iter().zip(expected).all(|(a, b)| a.abs_diff(*b) <= 1);
+                            assert!(near, "{interpolation:?}, {num} columns from {from}: {found:?}, not {expected:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

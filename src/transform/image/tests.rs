@@ -254,6 +254,22 @@ fn declared_bombs_are_refused_before_anything_is_allocated() {
     }
 }
 
+/// A GIF of 2 x 3 pixels whose palette has two colours and whose pixels are all of the fourth.
+const BEYOND_THE_PALETTE: &[u8] =
+    b"GIF89a\x02\0\x03\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x02\0\x03\0\0\x02\x04\xdc\xb8\x71\x2b\0;";
+
+#[test]
+fn pixels_without_a_colour_are_not_those_of_the_image_before() {
+    let image = Image::rgb().resize(3, 2);
+    let mut scratch = Scratch::default();
+    for before in ["rgb8.png", "rgba8.png"] {
+        image.decode_into(&golden(before), Key::new(0), &mut [0; 18], &mut scratch).unwrap();
+        let mut out = [7; 18];
+        image.decode_into(BEYOND_THE_PALETTE, Key::new(0), &mut out, &mut scratch).unwrap();
+        assert_eq!(out, [0; 18]);
+    }
+}
+
 #[test]
 fn every_prefix_of_a_png_is_an_error_or_the_image() {
     let encoded = golden("rgb8.png");

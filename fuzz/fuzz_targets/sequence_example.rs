@@ -1,0 +1,4 @@
+//! Records as `tf.SequenceExample`: columns hold what the records say, and a bad row is bad for a reason; also with inferred columns.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| forebay_fuzz::sequence_example(data));
