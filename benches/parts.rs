@@ -30,9 +30,10 @@ fn shard(payloads: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
 #[divan::bench(args = [64, 600, 114_660])]
 fn framing_and_crc(bencher: Bencher<'_, '_>, record: usize) {
     let shard = shard((0..(4 << 20) / record).map(|i| vec![i as u8; record]));
-    bencher.counter(BytesCount::of_slice(&shard)).with_inputs(Framed::default).bench_local_refs(|framed| {
-        Framer::new(Check::Full).frame(black_box(&shard), Some(0), framed).expect("sound")
-    });
+    bencher
+        .counter(BytesCount::of_slice(&shard))
+        .with_inputs(Framed::default)
+        .bench_local_refs(|framed| Framer::new(Check::Full).frame(black_box(&shard), Some(0), framed).expect("sound"));
 }
 
 /// How fast do tf.Examples of 13 floats, 26 integers and a label become columns? 4,096 rows.

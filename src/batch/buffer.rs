@@ -47,12 +47,31 @@ impl Allocator {
             .ok_or_else(|| {
                 Error::new(ErrorKind::Memory, format!("a batch column of shape {shape:?} has too many bytes"))
             })?;
-        match self {
+        let owner: Box<dyn BatchMemory> = match self {
             #[cfg(any(test, not(feature = "tch")))]
-            Self::Plain => Ok(Buffer { owner: Box::new(PlainMemory::new(bytes)) }),
+            Self::Plain => Box::new(PlainMemory::new(bytes)),
             #[cfg(feature = "tch")]
-            Self::Torch => Ok(Buffer { owner: Box::new(torch::TorchMemory::new(dtype, shape, bytes)?) }),
-        }
+            Self::Torch => Box::new(torch::TorchMemory::new(dtype, shape, bytes)?),
+        };
+        #[cfg(target_os = "linux")]
+        ask_for_huge_pages(&*owner);
+        Ok(Buffer { owner })
+    }
+}
+
+/// Asks Linux to back large memory by pages of 2 MiB, before it is first written.
+///
+/// A batch of 256 images (f32, 224 x 224) is 154 MB of fresh memory: 37,632 page faults of 4 KiB each, which took a fifth of the CPU time of the
+/// whole loader.
+#[cfg(target_os = "linux")]
+fn ask_for_huge_pages(memory: &dyn BatchMemory) {
+    const HUGE: usize = 2 << 20;
+    let start = (memory.pointer() as usize).next_multiple_of(HUGE);
+    let end = (memory.pointer() as usize + memory.len()) / HUGE * HUGE;
+    if start < end {
+        // SAFETY: the range lies within memory that `BatchMemory` promises to be valid; the advice changes neither its content nor who
+        // may use it, and a refusal does no harm.
+        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
     }
 }
 

@@ -354,7 +354,8 @@ impl Dataset {
         self.remainder(Remainder::Drop)
     }
 
-    /// How many finished batches may wait for the loop (2 without it). More even out jitter, and take memory.
+    /// How many finished batches may wait for the loop. Without it 2, and of small ones up to 64 while they take less than 1 MiB. More even
+    /// out jitter, and take memory.
     #[must_use]
     pub fn prefetch(&self, batches: usize) -> Self {
         self.then(|input| Node::Prefetch { input, batches })

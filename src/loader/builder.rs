@@ -237,7 +237,7 @@ fn check_budget(shared: &Shared) -> Result<()> {
         Leaf::Indexed(source) => source.catalog().largest_block(),
         Leaf::Arriving(_) => 2 * crate::source::ARRIVED_BYTES,
     });
-    let (largest, batches) = (largest.max().unwrap_or(0), shared.batch_bytes() * (shared.pipeline.prefetch as u64 + 1));
+    let (largest, batches) = (largest.max().unwrap_or(0), shared.batch_bytes() * shared.pipeline.window);
     let needed = largest + batches;
     if needed > shared.account.total() {
         return Err(Error::new(

@@ -69,7 +69,8 @@ pub(crate) struct Pipeline {
     pub(crate) expands: bool,
     /// Batches of an epoch at most, where they are counted behind an expanding stage.
     pub(crate) limit: Option<u64>,
-    pub(crate) prefetch: usize,
+    /// Batches between the start of their tickets and the loop, at most.
+    pub(crate) window: u64,
     pub(crate) fingerprint: u64,
     pub(crate) notes: Vec<String>,
 }
@@ -94,14 +95,28 @@ impl Pipeline {
 pub(crate) struct BatchSpec<'a> {
     pub(crate) size: u64,
     pub(crate) remainder: Remainder,
-    pub(crate) prefetch: usize,
+    /// Batches that wait for the loop, where somebody said.
+    pub(crate) prefetch: Option<usize>,
     /// From the batch upwards.
     above: Vec<&'a Node>,
     input: &'a Arc<Node>,
 }
 
 /// Batches that wait for the loop when nobody says.
-const DEFAULT_PREFETCH: usize = 2;
+const PREFETCH: u64 = 2;
+
+/// Of small batches more, up to so many bytes and batches: handing one over costs what gathering some hundred rows does, and threads that find no work
+/// fall asleep. 1,024 rows of 8 bytes came through 3 times as fast as with two.
+const SMALL_BYTES: u64 = 1 << 20;
+const MANY: u64 = 64;
+
+/// Batches on their way at a time: those that wait for the loop, and one that is being made.
+fn window(prefetch: Option<usize>, layouts: &[Layout], rows: u64) -> u64 {
+    let sample_bytes =
+        layouts.iter().map(|layout| layout.sample_bytes().map(|bytes| bytes as u64)).sum::<Option<u64>>();
+    let small = sample_bytes.map_or(0, |bytes| SMALL_BYTES / (bytes * rows).max(1));
+    prefetch.map_or_else(|| small.clamp(PREFETCH, MANY), |batches| batches as u64) + 1
+}
 
 impl<'a> BatchSpec<'a> {
     /// Reads it off a validated graph.
@@ -112,7 +127,7 @@ impl<'a> BatchSpec<'a> {
             match &**node {
                 Node::Batch { input, size } => {
                     above.reverse();
-                    let (remainder, prefetch) = (remainder.unwrap_or_default(), prefetch.unwrap_or(DEFAULT_PREFETCH));
+                    let remainder = remainder.unwrap_or_default();
                     return Self { size: *size, remainder, prefetch, above, input };
                 }
                 Node::Remainder { remainder: said, .. } => _ = remainder.get_or_insert(*said),
@@ -339,6 +354,7 @@ pub(crate) fn lower(
         lowering.mistakes.push(error);
     }
     all_of(lowering.mistakes)?;
+    let window = window(spec.prefetch, &layouts, steps.batch / steps.world);
     let mut hash = Xxh3::new();
     hash.update(dataset.explain().as_bytes());
     for (_, leaf, _) in &lowering.leaves {
@@ -357,7 +373,7 @@ pub(crate) fn lower(
         steps,
         expands,
         limit,
-        prefetch: spec.prefetch,
+        window,
         fingerprint: hash.digest(),
         notes: lowering.notes,
     })

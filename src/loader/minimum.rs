@@ -38,5 +38,5 @@ pub(crate) fn smallest_budget(shared: &Shared, epoch: u64, batch_bytes: u64) -> 
         // A ticket planned ahead holds a block that is there, though it could be read again in its time.
         live.retain(|_, until| *until + TICKETS_AHEAD > step);
     }
-    Some(most + batch_bytes * (pipeline.prefetch as u64 + 1))
+    Some(most + batch_bytes * pipeline.window)
 }

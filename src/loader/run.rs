@@ -774,7 +774,7 @@ impl State {
 
     /// Bytes kept free for batches that are still to be laid out.
     fn reserve(&self, run: &Run) -> u64 {
-        let window = run.shared.pipeline.prefetch as u64 + 1;
+        let window = run.shared.pipeline.window;
         let batches = window.saturating_sub(self.undelivered()) + run.ungranted.load(Ordering::Acquire);
         self.batch_bytes.saturating_mul(batches)
     }
@@ -875,7 +875,7 @@ impl State {
 
     /// Starts tickets whose blocks are there, as far as the window of undelivered batches goes.
     fn start_tickets(&mut self, run: &Run) -> bool {
-        let window = run.shared.pipeline.prefetch as u64 + 1;
+        let window = run.shared.pipeline.window;
         let mut any = false;
         while !self.failed && self.started - self.popped + self.undelivered() < window {
             let Some(ticket) = self.tickets.front_mut().filter(|ticket| ticket.missing == 0) else { break };
