@@ -9,6 +9,7 @@ use arrow::compute::{interleave_record_batch, take_record_batch};
 use arrow::datatypes::{Field, Schema};
 
 use super::lower::Stage;
+use super::numbers::NumberMap;
 use super::skip::is_bad_record;
 use crate::batch::collate::{Rows, Sample};
 use crate::dataset::function::{Context, Outputs, Row};
@@ -128,7 +129,7 @@ impl Env<'_> {
     fn gather(&self, picked: &PickedRows) -> Result<Evaluated> {
         let start = Instant::now();
         let mut slots: Vec<(u32, &Block)> = Vec::new();
-        let mut numbers: HashMap<u32, usize> = HashMap::new();
+        let mut numbers: NumberMap<usize> = NumberMap::default();
         let mut at = Vec::with_capacity(picked.row.len());
         let (mut samples, mut origin) = (Vec::with_capacity(picked.row.len()), Vec::new());
         let (mut skipped, mut error) = (Vec::new(), None);

@@ -9,6 +9,7 @@ mod epoch;
 mod evaluate;
 mod lower;
 mod minimum;
+mod numbers;
 mod rebatch;
 mod run;
 mod skip;

@@ -17,6 +17,7 @@ use super::assemble::{Assembled, Assembly, Finished};
 use super::evaluate::{Block, Env, Evaluated};
 use super::lower::{Leaf, Pipeline};
 use super::minimum::smallest_budget;
+use super::numbers::NumberMap;
 use super::rebatch::Rebatch;
 use super::skip::{Log, Skip, Tally};
 use crate::batch::Batch;
@@ -99,6 +100,9 @@ impl Shared {
 
 /// Bytes of blocks asked for ahead of the tickets that can start: what a store far away needs to be kept busy.
 const READ_AHEAD: u64 = 64 << 20;
+
+/// Up to so many batches on their way, room for one more is used at once.
+const FEW_BATCHES: u64 = 16;
 
 /// Tickets planned ahead of those that can start, at most.
 pub(crate) const TICKETS_AHEAD: u64 = 64;
@@ -409,9 +413,13 @@ impl Run {
                     Item::Batch(batch, grant) => {
                         drop(grant);
                         self.shared.counters.delivered(batch.len());
-                        state.advance(self);
-                        // That may have ended the epoch, for lanes that wait as well.
-                        self.changed.notify_all();
+                        // Where many small batches are on their way, the worker that ends its task next plans further ones, beside the loop.
+                        let beside = self.shared.pipeline.window > FEW_BATCHES && state.in_flight > state.fetching;
+                        if !beside || self.shared.scheduler.is_single_threaded() {
+                            state.advance(self);
+                            // That may have ended the epoch, for lanes that wait as well.
+                            self.changed.notify_all();
+                        }
                         Some(Ok(*batch))
                     }
                     Item::Failed(error) => Some(Err(error)),
@@ -1103,7 +1111,8 @@ impl State {
         let number = self.first + self.tickets.len() as u64;
         let arrives = self.order.arrives();
         let epoch = self.epoch;
-        let mut wanted: HashMap<BlockKey, u64> = HashMap::new();
+        // Blocks and their holds, by source.
+        let mut wanted: Vec<NumberMap<u64>> = vec![NumberMap::default(); run.shared.pipeline.leaves.len()];
         for chunk in &chunks {
             chunk.picked.for_each_rows(&mut |rows| {
                 let mut last = None;
@@ -1113,14 +1122,17 @@ impl State {
                         continue;
                     }
                     last = Some((block, hold));
-                    let key = BlockKey { leaf: rows.leaf, block, epoch: if arrives { epoch } else { 0 } };
                     let hold = (self.base + hold).max(number);
-                    wanted.entry(key).and_modify(|until| *until = hold.max(*until)).or_insert(hold);
+                    wanted[rows.leaf].entry(block).and_modify(|until| *until = hold.max(*until)).or_insert(hold);
                 }
             });
         }
         let (mut missing, mut bytes) = (0, 0);
-        let mut keys: Vec<_> = wanted.into_iter().collect();
+        let block_epoch = if arrives { epoch } else { 0 };
+        let keys = wanted.into_iter().enumerate().flat_map(|(leaf, blocks)| {
+            blocks.into_iter().map(move |(block, hold)| (BlockKey { leaf, block, epoch: block_epoch }, hold))
+        });
+        let mut keys: Vec<_> = keys.collect();
         keys.sort_unstable();
         for &(key, hold) in &keys {
             let (entry, new) = self.entry(run, key, hold);

@@ -1,6 +1,6 @@
 //! What there is to read: shards, cut into blocks of known row counts.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The shards of a source in order, each cut into blocks: the unit of reading.
 ///
@@ -26,6 +26,16 @@ pub struct Catalog {
     /// Bytes before each block, and the total at the end.
     bytes: Vec<u64>,
     indivisible: bool,
+    /// Made when a row is first looked for.
+    hints: OnceLock<Hints>,
+}
+
+/// Where to begin looking for a row: the block of every `1 << shift`-th one. About as many as there are blocks, so that
+/// blocks of like sizes are found at once: a search through 1,000 of them took 14 % of the time of loading 8-byte rows.
+#[derive(Clone, Debug)]
+struct Hints {
+    shift: u32,
+    blocks: Vec<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -48,6 +58,7 @@ impl Catalog {
     /// Adds a block of `rows` rows that takes about `bytes` bytes in memory. Blocks without rows are left out.
     pub fn push_block(&mut self, rows: u64, bytes: u64) {
         if rows > 0 {
+            self.hints.take();
             self.starts.push(self.rows() + rows);
             self.bytes.push(self.total_bytes() + bytes);
         }
@@ -123,8 +134,24 @@ impl Catalog {
 
     /// The block and the row within it of a row number below [`rows`](Self::rows).
     pub fn locate(&self, row: u64) -> (usize, u64) {
-        let block = self.starts.partition_point(|&start| start <= row) - 1;
+        let Hints { shift, blocks } = self.hints.get_or_init(|| self.make_hints());
+        let at = (row >> shift) as usize;
+        let (low, high) = (blocks[at] as usize, blocks[at + 1] as usize);
+        let block = low + self.starts[low + 1..=high].partition_point(|&start| start <= row);
         (block, row - self.starts[block])
+    }
+
+    fn make_hints(&self) -> Hints {
+        let shift = (self.rows() / self.blocks().max(1) as u64).max(1).ilog2();
+        let mut block = 0;
+        // One more than there are, so that the last has an end.
+        let blocks = (0..=(self.rows() >> shift) + 1).map(|hint| {
+            while block + 1 < self.blocks() && self.starts[block + 1] <= hint << shift {
+                block += 1;
+            }
+            block as u32
+        });
+        Hints { shift, blocks: blocks.collect() }
     }
 
     /// The row numbers at which blocks start, and the total.
@@ -154,6 +181,19 @@ impl Catalog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_row_is_found_in_blocks_of_any_sizes() {
+        for sizes in [vec![1], vec![5, 5, 5, 3], vec![1000, 1, 1, 1, 1], vec![1, 1, 1, 1, 1000], vec![7, 300, 2, 64, 1]]
+        {
+            let mut catalog = Catalog::new();
+            sizes.iter().for_each(|&rows| catalog.push_block(rows, 1));
+            let places = sizes.iter().enumerate().flat_map(|(block, &rows)| (0..rows).map(move |row| (block, row)));
+            assert!(places.eq((0..catalog.rows()).map(|row| catalog.locate(row))), "{sizes:?}");
+            catalog.push_block(2, 1);
+            assert_eq!(catalog.locate(catalog.rows() - 1), (sizes.len(), 1));
+        }
+    }
 
     #[test]
     fn locates_rows_and_shards() {

@@ -429,6 +429,7 @@ fn pick_rows(leaf: usize, catalog: &Catalog, first_id: u64, positions: Positions
     };
     let mut block = 0;
     for index in positions.index {
+        // Without order the next row is mostly in another block; in order mostly in the same.
         if index < starts[block] || index >= starts[block + 1] {
             block = catalog.locate(index).0;
         }
