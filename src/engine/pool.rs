@@ -4,7 +4,8 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, ThreadId};
 
 use crossbeam_channel::{Receiver, Sender, select_biased, unbounded};
@@ -61,7 +62,11 @@ pub(crate) enum Level {
     Decode,
 }
 
-const LEVELS: usize = 3;
+impl Level {
+    const ALL: [Self; 3] = [Self::Collate, Self::Transform, Self::Decode];
+}
+
+const LEVELS: usize = Level::ALL.len();
 
 type Task = Box<dyn FnOnce(&mut Worker) + Send>;
 
@@ -90,6 +95,8 @@ pub(crate) struct Pool {
     threads: Vec<JoinHandle<()>>,
     /// The caller's own worker, for pools without threads.
     own: Mutex<Worker>,
+    /// Tasks that run, by level.
+    running: Arc<[AtomicUsize; LEVELS]>,
 }
 
 impl Pool {
@@ -98,7 +105,14 @@ impl Pool {
     pub(crate) fn new(scheduler: Scheduler) -> Result<Self> {
         let (queues, waiting): (Vec<_>, Vec<_>) = (0..LEVELS).map(|_| unbounded::<Task>()).unzip();
         let (stop, stopped) = unbounded::<()>();
-        let mut pool = Self { queues, waiting, stop: Some(stop), threads: Vec::new(), own: Mutex::default() };
+        let mut pool = Self {
+            queues,
+            waiting,
+            stop: Some(stop),
+            threads: Vec::new(),
+            own: Mutex::default(),
+            running: Arc::default(),
+        };
         for i in 0..scheduler.threads {
             let (waiting, stopped) = (pool.waiting.clone(), stopped.clone());
             let thread = std::thread::Builder::new()
@@ -111,8 +125,22 @@ impl Pool {
     }
 
     pub(crate) fn submit(&self, level: Level, task: impl FnOnce(&mut Worker) + Send + 'static) {
+        let running = self.running.clone();
         // The receivers live as long as the pool.
-        _ = self.queues[level as usize].send(Box::new(task));
+        _ = self.queues[level as usize].send(Box::new(move |worker| {
+            running[level as usize].fetch_add(1, Ordering::Relaxed);
+            task(worker);
+            running[level as usize].fetch_sub(1, Ordering::Relaxed);
+        }));
+    }
+
+    /// What work of a level waits for: that level itself where a task of it runs, else the level that most workers are busy with.
+    pub(crate) fn busy_instead_of(&self, level: Level) -> Level {
+        let running = |level: &Level| self.running[*level as usize].load(Ordering::Relaxed);
+        if running(&level) > 0 {
+            return level;
+        }
+        Level::ALL.into_iter().filter(|level| running(level) > 0).max_by_key(running).unwrap_or(level)
     }
 
     /// Runs the next task on the calling thread; whether there was one. For pools without threads.

@@ -344,7 +344,7 @@ impl Run {
             return;
         }
         let mut state = self.lock();
-        state.account_time(&self.shared.counters);
+        state.account_time(&self.shared);
         change(&mut state);
         state.advance(self);
         drop(state);
@@ -399,7 +399,7 @@ impl Run {
     /// The next batch of a lane; `None` at the end of `epoch`, and after an error.
     pub(crate) fn next(&self, lane: usize, epoch: u64) -> Option<Result<Batch>> {
         let mut state = self.lock();
-        state.account_time(&self.shared.counters);
+        state.account_time(&self.shared);
         loop {
             state.distribute();
             if let Some(item) = state.lanes[lane].items.pop_front() {
@@ -437,7 +437,7 @@ impl Run {
                 drop(state);
                 let ran = self.shared.pool.run_one();
                 state = self.lock();
-                state.account_time(&self.shared.counters);
+                state.account_time(&self.shared);
                 if ran {
                     continue;
                 }
@@ -458,7 +458,7 @@ impl Run {
                     // Tasks that are about to end still hold their share of the budget.
                     let moment = Duration::from_millis(1);
                     state = self.changed.wait_timeout(state, moment).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
-                    state.account_time(&self.shared.counters);
+                    state.account_time(&self.shared);
                 }
                 continue;
             }
@@ -466,7 +466,7 @@ impl Run {
                 continue;
             }
             state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
-            state.account_time(&self.shared.counters);
+            state.account_time(&self.shared);
         }
     }
 
@@ -618,10 +618,10 @@ impl Run {
 
 impl State {
     /// Charges the time since the last change to what stood still, and to what the loop waits for.
-    fn account_time(&mut self, counters: &Counters) {
-        let time = self.clock.lap();
+    fn account_time(&mut self, shared: &Shared) {
+        let (time, counters) = (self.clock.lap(), &shared.counters);
         if self.waiting {
-            counters.waited(self.waits_for(), time);
+            counters.waited(self.waits_for(&shared.pool), time);
         }
         self.account_stages(counters, time);
     }
@@ -656,8 +656,24 @@ impl State {
         }
     }
 
-    /// What the next batch is waiting for.
-    fn waits_for(&self) -> WaitedFor {
+    /// What the next batch is waiting for: where its next task has no worker, what the workers do instead.
+    fn waits_for(&self, pool: &Pool) -> WaitedFor {
+        let level = match self.next_stage() {
+            WaitedFor::Collate | WaitedFor::Image => Level::Collate,
+            WaitedFor::Transform => Level::Transform,
+            WaitedFor::Decode => Level::Decode,
+            stage => return stage,
+        };
+        match pool.busy_instead_of(level) {
+            Level::Collate if self.decodes_images => WaitedFor::Image,
+            Level::Collate => WaitedFor::Collate,
+            Level::Transform => WaitedFor::Transform,
+            Level::Decode => WaitedFor::Decode,
+        }
+    }
+
+    /// The stage that the next batch stands in.
+    fn next_stage(&self) -> WaitedFor {
         if self.assigned > self.taken {
             return match (self.stalled.is_empty(), self.decodes_images) {
                 (false, _) => WaitedFor::Budget,

@@ -8,5 +8,6 @@ mod gcs;
 mod layers;
 mod loops;
 mod order;
+mod report;
 mod support;
 mod tfrecord;
