@@ -400,8 +400,8 @@ mod tests {
             let bad = fill(layouts, rows, slots, &|_| false, &mut Scratch::default());
             bad.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))?;
         }
-        let all = [0..filling.len];
-        filling.finish(kept.unwrap_or(&all), Allocator::Plain)
+        let all = Range { start: 0, end: filling.len };
+        filling.finish(kept.unwrap_or(std::slice::from_ref(&all)), Allocator::Plain)
     }
 
     fn layout(column: Column, pad: Pad) -> Layout {

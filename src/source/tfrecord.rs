@@ -897,5 +897,5 @@ impl ShardReader {
 
 /// The one record that stands for what cannot be found of a damaged shard.
 fn broken_off(damage: Error) -> Framed {
-    Framed { payloads: vec![0..0], bad: vec![(0, damage)] }
+    Framed { payloads: vec![Range::default()], bad: vec![(0, damage)] }
 }
