@@ -8,7 +8,11 @@
 //! 3. decoding that window (`jpeg`; other formats decode the whole picture);
 //! 4. resampling it (`resize`);
 //! 5. turning, scaling and laying it out in the sample's slot, in one pass (`normalize`).
+//!
+//! On processors with AVX2 the last two are one for colour pictures and the bilinear filter, a row at a time (`bilinear`).
 
+#[cfg(target_arch = "x86_64")]
+mod bilinear;
 mod decode;
 #[cfg(feature = "cli")]
 pub(crate) mod encode;
@@ -20,6 +24,8 @@ mod limits;
 mod markers;
 mod normalize;
 mod resize;
+#[cfg(target_arch = "x86_64")]
+mod weights;
 #[cfg_attr(not(feature = "jpeg"), allow(dead_code, reason = "parts of it serve the JPEG decoder alone"))]
 mod window;
 
@@ -31,7 +37,7 @@ use crate::random::Key;
 use crate::schema::Dtype;
 
 use exif::Turn;
-use normalize::{Source, Tables};
+use normalize::{Slot, Source, Tables};
 use resize::Resampler;
 use window::{Rect, Stage};
 
@@ -487,12 +493,16 @@ impl Image {
     }
 
     fn run(&self, encoded: &[u8], key: Key, out: &mut [u8], scratch: &mut Scratch) -> Result<()> {
-        let direct = self.dtype() == Dtype::U8 && (self.layout == Layout::Nhwc || self.color == Color::Gray);
+        let direct = self.layout == Layout::Nhwc || self.color == Color::Gray;
         let channels = self.channels();
         let (turn, held) = self.decode(encoded, key, scratch)?;
 
         let method = resize::Method { interpolation: self.interpolation, antialias: self.antialias };
         let Scratch { stages, decoded, resized, resampler, tables, .. } = scratch;
+        let mut slot = match self.dtype() {
+            Dtype::U8 => Slot::U8(out),
+            _ => Slot::F32(floats(out)?, self.tables(tables)),
+        };
         let mut held = held;
         let last = stages.len() - 1;
         for (number, stage) in stages.iter().enumerate() {
@@ -502,8 +512,20 @@ impl Image {
             let between = seen.width as usize * stage.size.1 as usize * channels;
             self.limits.check_bytes(bytes.max(between) as u64)?;
             let from = &decoded[..held.width as usize * held.height as usize * channels];
-            if number == last && direct && turn == Turn::default() {
-                return resize::resize(resampler, method, from, held, seen, stage.area, channels, out, stage.size);
+            if number == last {
+                let Stage { area, size, .. } = *stage;
+                let (layout, slot) = (self.layout, &mut slot);
+                if channels == 3
+                    && resize::resize_into_slot(resampler, method, from, held, seen, area, size, turn, layout, slot)
+                {
+                    return Ok(());
+                }
+                if let Slot::U8(out) = slot
+                    && direct
+                    && turn == Turn::default()
+                {
+                    return resize::resize(resampler, method, from, held, seen, area, channels, out, size);
+                }
             }
             let to = limits::resize_buffer(resized, bytes);
             resize::resize(resampler, method, from, held, seen, stage.area, channels, to, stage.size)?;
@@ -513,21 +535,17 @@ impl Image {
         let (width, height) = (held.width as usize, held.height as usize);
         let pixels = &decoded[..width * height * channels];
         let source = Source { pixels, width, height, channels };
-        if self.dtype() == Dtype::U8 {
-            normalize::write_u8(source, turn, self.layout, out);
-            return Ok(());
-        }
-        let out = bytemuck::try_cast_slice_mut(out)
-            .map_err(|e| Error::config(format!("the slot cannot hold f32: {e}")).advice("align it to four bytes"))?;
-        let tables = match tables {
-            Some((of, tables)) if *of == self.normalize => tables,
-            _ => {
-                let made = normalize::tables(self.normalize.as_ref().map(|n| (&n.mean[..], &n.std[..])));
-                &tables.insert((self.normalize.clone(), made)).1
-            }
-        };
-        normalize::write_f32(source, turn, self.layout, tables, out);
+        normalize::write(source, turn, self.layout, slot);
         Ok(())
+    }
+
+    /// The tables for this normalisation, made where those in `kept` are for another.
+    fn tables<'a>(&self, kept: &'a mut Option<(Option<Normalize>, Box<Tables>)>) -> &'a Tables {
+        if kept.as_ref().is_none_or(|(of, _)| *of != self.normalize) {
+            let made = Tables::new(self.normalize.as_ref().map(|n| (&n.mean[..], &n.std[..])));
+            *kept = Some((self.normalize.clone(), made));
+        }
+        &kept.as_ref().expect("they were made above").1
     }
 
     /// Plans the geometry and decodes what its first stage needs into `scratch.decoded`; returns what lies there.
@@ -570,6 +588,11 @@ impl Image {
             Ok((turn, held))
         }
     }
+}
+
+fn floats(out: &mut [u8]) -> Result<&mut [f32]> {
+    bytemuck::try_cast_slice_mut(out)
+        .map_err(|e| Error::config(format!("the slot cannot hold f32: {e}")).advice("align it to four bytes"))
 }
 
 fn first(stages: &[Stage]) -> &Stage {

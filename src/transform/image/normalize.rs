@@ -12,39 +12,111 @@ pub(super) struct Source<'a> {
     pub(super) channels: usize,
 }
 
-/// What a byte becomes: the table of each channel.
+/// What a byte becomes: the values of each channel.
 ///
-/// A table holds torchvision's values exactly; multiplying and adding instead was slower (644 images/s, 659 with tables,
-/// whole random resized crops on one core).
-pub(super) type Tables = [[f32; 256]; 3];
+/// A table holds torchvision's values exactly; multiplying and adding a byte at a time instead was slower (644 images/s, 659 with
+/// tables, whole random resized crops on one core).
+pub(super) struct Tables {
+    values: [[f32; 256]; 3],
+    #[cfg(target_arch = "x86_64")]
+    scales: [Option<Scale>; 3],
+}
 
-/// The values that bytes become: 0 to 1, then less `mean`, over `std`, rounded at each step as torchvision does.
-pub(super) fn tables(normalize: Option<(&[f32], &[f32])>) -> Box<Tables> {
-    let mut tables = Box::new([[0.0; 256]; 3]);
-    for (c, table) in tables.iter_mut().enumerate() {
-        for (byte, value) in table.iter_mut().enumerate() {
-            *value = byte as f32 / 255.0;
-            if let Some((mean, std)) = normalize
-                && let (Some(mean), Some(std)) = (mean.get(c), std.get(c))
+impl Tables {
+    /// The values that bytes become: 0 to 1, then less `mean`, over `std`, rounded at each step as torchvision does.
+    pub(super) fn new(normalize: Option<(&[f32], &[f32])>) -> Box<Self> {
+        let mut tables = Box::new(Self {
+            values: [[0.0; 256]; 3],
+            #[cfg(target_arch = "x86_64")]
+            scales: [None; 3],
+        });
+        for c in 0..3 {
+            let numbers = normalize.and_then(|(mean, std)| Some((*mean.get(c)?, *std.get(c)?)));
+            for (byte, value) in tables.values[c].iter_mut().enumerate() {
+                *value = byte as f32 / 255.0;
+                if let Some((mean, std)) = numbers {
+                    *value = (*value - mean) / std;
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
             {
-                *value = (*value - mean) / std;
+                let (mean, std) = numbers.unwrap_or((0.0, 1.0));
+                tables.scales[c] = Scale::new(mean, std, &tables.values[c]);
+            }
+        }
+        tables
+    }
+
+    /// Writes what `bytes` become in channel `c`, eight at a time where they can be computed.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn look_up_avx2(&self, c: usize, bytes: &[u8], out: &mut [f32]) {
+        match self.scales[c] {
+            Some(scale) => {
+                for (to, &byte) in out.iter_mut().zip(bytes) {
+                    *to = scale.apply(byte);
+                }
+            }
+            None => {
+                for (to, &byte) in out.iter_mut().zip(bytes) {
+                    *to = self.values[c][usize::from(byte)];
+                }
             }
         }
     }
-    tables
 }
 
-/// Writes `source`, turned, to `out` as bytes.
-pub(super) fn write_u8(source: Source<'_>, turn: Turn, layout: Layout, out: &mut [u8]) {
-    write(source, turn, layout, out, |_, byte| byte);
+/// A table's values without its divisions and look-ups, both of which are slower than multiplying vectors.
+///
+/// A number is multiplied by a reciprocal of twice the precision, as a rounded one and the rest: rounded once, that is
+/// nearly always the quotient, rounded. [`Scale::new`] tries all 256 bytes.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+struct Scale {
+    mean: f32,
+    per_std: (f32, f32),
 }
 
-/// Writes `source`, turned, to `out` as the values of `tables`.
-pub(super) fn write_f32(source: Source<'_>, turn: Turn, layout: Layout, tables: &Tables, out: &mut [f32]) {
-    write(source, turn, layout, out, |c, byte| tables[c][usize::from(byte)]);
+#[cfg(target_arch = "x86_64")]
+impl Scale {
+    /// None unless every byte becomes the value in `table`, bit for bit.
+    fn new(mean: f32, std: f32, table: &[f32; 256]) -> Option<Self> {
+        let scale = Self { mean, per_std: Self::reciprocal(std) };
+        (0..=255).zip(table).all(|(byte, value)| scale.apply(byte).to_bits() == value.to_bits()).then_some(scale)
+    }
+
+    const fn reciprocal(of: f32) -> (f32, f32) {
+        let exact = 1.0 / of as f64;
+        (exact as f32, (exact - exact as f32 as f64) as f32)
+    }
+
+    #[inline(always)]
+    fn apply(self, byte: u8) -> f32 {
+        const PER_255: (f32, f32) = Scale::reciprocal(255.0);
+        let times = |value: f32, (rounded, rest): (f32, f32)| value.mul_add(rounded, value * rest);
+        times(times(f32::from(byte), PER_255) - self.mean, self.per_std)
+    }
 }
 
-fn write<T: Copy>(
+/// A sample's place in the batch, and as what pixels are written there.
+pub(super) enum Slot<'a> {
+    /// As they are.
+    U8(&'a mut [u8]),
+    /// As the values of the tables.
+    F32(&'a mut [f32], &'a Tables),
+}
+
+/// Writes `source`, turned, to `slot`.
+pub(super) fn write(source: Source<'_>, turn: Turn, layout: Layout, slot: Slot<'_>) {
+    match slot {
+        Slot::U8(out) => write_values(source, turn, layout, out, |_, byte| byte),
+        Slot::F32(out, tables) => {
+            write_values(source, turn, layout, out, |c, byte| tables.values[c][usize::from(byte)]);
+        }
+    }
+}
+
+fn write_values<T: Copy>(
     source: Source<'_>,
     turn: Turn,
     layout: Layout,
@@ -132,8 +204,8 @@ mod tests {
     fn planes_and_pixels_hold_the_same_values() {
         let pixels = pixels();
         let (mut planes, mut interleaved) = ([0; 18], [0; 18]);
-        write_u8(source(&pixels), Turn::default(), Layout::Nchw, &mut planes);
-        write_u8(source(&pixels), Turn::default(), Layout::Nhwc, &mut interleaved);
+        write(source(&pixels), Turn::default(), Layout::Nchw, Slot::U8(&mut planes));
+        write(source(&pixels), Turn::default(), Layout::Nhwc, Slot::U8(&mut interleaved));
         assert_eq!(planes, [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25]);
         assert_eq!(interleaved[..6], [0, 10, 20, 1, 11, 21]);
     }
@@ -152,7 +224,7 @@ mod tests {
         ];
         for (orientation, expected) in (1..).zip(expected) {
             let mut out = [0; 18];
-            write_u8(source(&pixels()), Turn::from_exif(orientation), Layout::Nchw, &mut out);
+            write(source(&pixels()), Turn::from_exif(orientation), Layout::Nchw, Slot::U8(&mut out));
             assert_eq!(out[..6], expected, "orientation {orientation}");
         }
     }
@@ -162,9 +234,10 @@ mod tests {
         let gray = [0, 51, 255];
         let source = Source { pixels: &gray, width: 3, height: 1, channels: 1 };
         let mut out = [0.0; 3];
-        write_f32(source, Turn::default(), Layout::Nchw, &tables(None), &mut out);
+        write(source, Turn::default(), Layout::Nchw, Slot::F32(&mut out, &Tables::new(None)));
         assert_eq!(out, [0.0, 0.2, 1.0]);
-        write_f32(source, Turn::default(), Layout::Nchw, &tables(Some((&[0.5], &[0.25]))), &mut out);
+        let tables = Tables::new(Some((&[0.5], &[0.25])));
+        write(source, Turn::default(), Layout::Nchw, Slot::F32(&mut out, &tables));
         assert_eq!(out, [-2.0, (51.0 / 255.0 - 0.5) / 0.25, 2.0]);
     }
 }

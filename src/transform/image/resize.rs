@@ -6,9 +6,13 @@ use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resize
 
 use crate::error::{Error, Result};
 
-use super::Interpolation;
+#[cfg(target_arch = "x86_64")]
+use super::bilinear::{Bilinear, Part};
+use super::exif::Turn;
 use super::limits::resize_buffer;
+use super::normalize::Slot;
 use super::window::{Area, Rect};
+use super::{Interpolation, Layout};
 
 impl Interpolation {
     fn filter(self) -> Option<FilterType> {
@@ -43,12 +47,18 @@ pub(super) struct Method {
 pub(super) struct Resampler {
     resizer: Resizer,
     between: Vec<u8>,
+    #[cfg(target_arch = "x86_64")]
+    bilinear: Bilinear,
 }
 
 impl Resampler {
     /// Bytes of the buffers held.
     pub(super) fn bytes(&self) -> usize {
-        self.resizer.size_of_internal_buffers() + self.between.capacity()
+        #[cfg(target_arch = "x86_64")]
+        let weights = self.bilinear.bytes();
+        #[cfg(not(target_arch = "x86_64"))]
+        let weights = 0;
+        self.resizer.size_of_internal_buffers() + self.between.capacity() + weights
     }
 
     /// Gives up buffers above `keep` bytes.
@@ -56,6 +66,10 @@ impl Resampler {
         if self.bytes() > keep {
             self.resizer.reset_internal_buffers();
             self.between = Vec::new();
+            #[cfg(target_arch = "x86_64")]
+            {
+                self.bilinear = Bilinear::default();
+            }
         }
     }
 }
@@ -79,15 +93,34 @@ pub(super) fn resize(
     out: &mut [u8],
     size: (u32, u32),
 ) -> Result<()> {
+    let slot = &mut Slot::U8(out);
+    if channels == 3
+        && resize_into_slot(resampler, method, source, held, seen, area, size, Turn::default(), Layout::Nhwc, slot)
+    {
+        return Ok(());
+    }
+    resize_portably(resampler, method, source, held, seen, area, channels, out, size)
+}
+
+/// As [`resize`], with `fast_image_resize`.
+#[expect(clippy::too_many_arguments, reason = "as `resize`")]
+pub(super) fn resize_portably(
+    resampler: &mut Resampler,
+    method: Method,
+    source: &[u8],
+    held: Rect,
+    seen: Rect,
+    area: Area,
+    channels: usize,
+    out: &mut [u8],
+    size: (u32, u32),
+) -> Result<()> {
     let algorithm = match (method.interpolation.filter(), method.antialias) {
         (None, _) => ResizeAlg::Nearest,
         (Some(filter), true) => ResizeAlg::Convolution(filter),
         (Some(filter), false) => ResizeAlg::Interpolation(filter),
     };
-    // The area may stick out of what is seen by a rounding error, which the resizer would refuse.
-    let (x, width) = inside(area.x - f64::from(seen.x), area.width, seen.width);
-    let (y, height) = inside(area.y - f64::from(seen.y), area.height, seen.height);
-    let area = Area { x, y, width, height };
+    let area = inside(area, seen);
     match channels {
         1 => resize_pixels::<U8>(resampler, algorithm, source, held, seen, area, out, size),
         3 => resize_pixels::<U8x3>(resampler, algorithm, source, held, seen, area, out, size),
@@ -95,10 +128,53 @@ pub(super) fn resize(
     }
 }
 
-fn inside(start: f64, length: f64, extent: u32) -> (f64, f64) {
-    let extent = f64::from(extent);
-    let start = start.clamp(0.0, extent);
-    (start, length.min(extent - start))
+/// As [`resize`] for three channels, then turns the picture and lays it out in `slot`. False, and nothing is written, if
+/// there is no such path for the method, the turn or the processor.
+#[expect(clippy::too_many_arguments, reason = "as `resize`")]
+pub(super) fn resize_into_slot(
+    resampler: &mut Resampler,
+    method: Method,
+    source: &[u8],
+    held: Rect,
+    seen: Rect,
+    area: Area,
+    size: (u32, u32),
+    turn: Turn,
+    layout: Layout,
+    slot: &mut Slot<'_>,
+) -> bool {
+    let area = inside(area, seen);
+    if method.interpolation != Interpolation::Bilinear || one_way(area, size) {
+        return false;
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        let from = Part { pixels: source, held, seen };
+        resampler.bilinear.resize(from, area, method.antialias, size, turn, layout, slot)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (resampler, source, held, turn, layout, slot);
+        false
+    }
+}
+
+/// `area`, counted from the corner of `seen`, without the rounding error by which it may stick out.
+fn inside(area: Area, seen: Rect) -> Area {
+    let clamp = |start: f64, length: f64, extent: u32| {
+        let extent = f64::from(extent);
+        let start = start.clamp(0.0, extent);
+        (start, length.min(extent - start))
+    };
+    let (x, width) = clamp(area.x - f64::from(seen.x), area.width, seen.width);
+    let (y, height) = clamp(area.y - f64::from(seen.y), area.height, seen.height);
+    Area { x, y, width, height }
+}
+
+/// Whether whole columns or whole rows are taken over as they are.
+fn one_way(area: Area, size: (u32, u32)) -> bool {
+    let whole_pixels = |start: f64, length: f64, size: u32| start == start.round() && length == f64::from(size);
+    whole_pixels(area.x, area.width, size.0) || whole_pixels(area.y, area.height, size.1)
 }
 
 /// `area` is within `seen`, counted from its corner.
@@ -125,12 +201,8 @@ fn resize_pixels<P: PixelTrait>(
     let mut target = TypedImage::<P>::from_buffer(size.0, size.1, out).map_err(|e| failed(&e))?;
     let of =
         |x, y, width, height| ResizeOptions::new().resize_alg(algorithm).crop(x, y, width, height).use_alpha(false);
-    let whole_pixels = |start: f64, length: f64, size: u32| start == start.round() && length == f64::from(size);
     let resizer = &mut resampler.resizer;
-    if algorithm == ResizeAlg::Nearest
-        || whole_pixels(area.x, area.width, size.0)
-        || whole_pixels(area.y, area.height, size.1)
-    {
+    if algorithm == ResizeAlg::Nearest || one_way(area, size) {
         let options = of(area.x, area.y, area.width, area.height);
         return resizer.resize_typed(&view, &mut target, &options).map_err(|e| failed(&e));
     }
