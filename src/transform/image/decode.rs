@@ -8,6 +8,7 @@ use ::image::{ColorType, ImageDecoder as _, ImageReader};
 
 use crate::error::{Error, Result};
 
+use super::exif;
 use super::limits::{ImageLimits, resize_buffer};
 use super::markers;
 use super::window::Rect;
@@ -150,6 +151,9 @@ fn open<'a>(
     format: ImageFormat,
     limits: &ImageLimits,
 ) -> Result<impl ::image::ImageDecoder + 'a> {
+    if format == ImageFormat::Tiff {
+        exif::check_directory(encoded)?;
+    }
     let mut reader = ImageReader::with_format(Cursor::new(encoded), known);
     let mut bounds = ::image::Limits::default();
     bounds.max_image_width = Some(limits.max_side);

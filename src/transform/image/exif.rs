@@ -1,4 +1,7 @@
-//! How a picture is to be turned: the Exif orientation tag, and the eight ways of turning a rectangle.
+//! How a picture is to be turned: the Exif orientation tag, and the eight ways of turning a rectangle. TIFF's directories,
+//! which Exif uses, are read here too.
+
+use crate::error::{Error, Result};
 
 use super::window::Rect;
 
@@ -53,30 +56,69 @@ impl Turn {
 pub(super) fn orientation(exif: &[u8]) -> Option<u8> {
     const TAG: u16 = 0x0112;
     const SHORT: u16 = 3;
-    let little = match exif.get(..4)? {
-        b"II*\0" => true,
-        b"MM\0*" => false,
-        _ => return None,
-    };
-    let u16_at = |at: usize| {
-        let bytes = exif.get(at..at.checked_add(2)?)?.try_into().ok()?;
+    let entry = entries(exif).find(|entry| entry.tag == TAG)?;
+    let one_short = entry.kind == SHORT && entry.count == 1;
+    (one_short && (1..=8).contains(&entry.short)).then_some(entry.short as u8)
+}
+
+/// An entry of a TIFF directory: values of a kind, or where they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    tag: u16,
+    kind: u16,
+    count: u32,
+    /// The first of the values, if there is one and it is a SHORT.
+    short: u16,
+}
+
+impl Entry {
+    /// Bytes of all its values.
+    fn bytes(self) -> u64 {
+        let size = match self.kind {
+            3 | 8 => 2,
+            4 | 9 | 11 | 13 => 4,
+            5 | 10 | 12 => 8,
+            _ => 1,
+        };
+        u64::from(self.count) * size
+    }
+}
+
+/// The entries of the first directory behind a TIFF header, as far as the bytes go.
+fn entries(tiff: &[u8]) -> impl Iterator<Item = Entry> {
+    let little = tiff.starts_with(b"II*\0");
+    let known = little || tiff.starts_with(b"MM\0*");
+    let u16_at = move |at: usize| {
+        let bytes = tiff.get(at..at.checked_add(2)?)?.try_into().ok()?;
         Some(if little { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) })
     };
-    let u32_at = |at: usize| {
-        let bytes = exif.get(at..at.checked_add(4)?)?.try_into().ok()?;
+    let u32_at = move |at: usize| {
+        let bytes = tiff.get(at..at.checked_add(4)?)?.try_into().ok()?;
         Some(if little { u32::from_le_bytes(bytes) } else { u32::from_be_bytes(bytes) })
     };
-    let directory = usize::try_from(u32_at(4)?).ok()?;
-    let entries = usize::from(u16_at(directory)?);
-    for entry in 0..entries {
-        let at = directory.checked_add(2 + 12 * entry)?;
-        if u16_at(at)? == TAG {
-            let one_short = u16_at(at + 2)? == SHORT && u32_at(at + 4)? == 1;
-            let value = u16_at(at + 8)?;
-            return (one_short && (1..=8).contains(&value)).then_some(value as u8);
-        }
+    let directory = u32_at(4).and_then(|at| usize::try_from(at).ok()).filter(|_| known);
+    let found = directory.and_then(|at| Some((at.checked_add(2)?, usize::from(u16_at(at)?))));
+    let (first, count) = found.unwrap_or((0, 0));
+    (0..count).map_while(move |number| {
+        let at = first.checked_add(12 * number)?;
+        let (tag, kind) = (u16_at(at)?, u16_at(at.checked_add(2)?)?);
+        Some(Entry { tag, kind, count: u32_at(at.checked_add(4)?)?, short: u16_at(at.checked_add(8)?)? })
+    })
+}
+
+/// Refuses a TIFF file whose first directory declares values that the file has no room for.
+///
+/// The decoder makes room for as many as are declared, up to 256 MiB, before it can be told a limit.
+pub(super) fn check_directory(tiff: &[u8]) -> Result<()> {
+    match entries(tiff).find(|entry| entry.bytes() > tiff.len() as u64) {
+        Some(entry) => Err(Error::corrupt(format!(
+            "TIFF tag {:#06x} declares values of {} bytes; the image has {}",
+            entry.tag,
+            entry.bytes(),
+            tiff.len()
+        ))),
+        None => Ok(()),
     }
-    None
 }
 
 #[cfg(test)]
@@ -107,6 +149,20 @@ mod tests {
         }
         assert_eq!(orientation(&block(true, 0)), None);
         assert_eq!(orientation(&block(true, 9)), None);
+    }
+
+    #[test]
+    fn values_that_the_file_has_no_room_for_are_refused() {
+        for little in [true, false] {
+            let whole = block(little, 6);
+            assert!(check_directory(&whole).is_ok());
+            for (byte, fits) in [(0, true), (1, false), (2, false), (3, false)] {
+                let mut damaged = whole.clone();
+                // The second entry's number of values, which take two bytes each; there are 34 in all.
+                damaged[10 + 12 + 4 + if little { byte } else { 3 - byte }] = 17;
+                assert_eq!(check_directory(&damaged).is_ok(), fits);
+            }
+        }
     }
 
     #[test]
