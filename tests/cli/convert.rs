@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::support::interruptible;
+
 fn convert(src: &Path, dest: &Path, options: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
     command.arg("convert").args([src, dest]).args(options);
@@ -58,7 +60,8 @@ fn an_interrupted_run_leaves_whole_shards_and_the_next_one_makes_the_rest() {
 
     for interruption in 0..3 {
         let before = shards(&dest).len();
-        let mut child = convert(&src, &dest, &options).stderr(Stdio::null()).spawn().expect("it starts");
+        let mut child =
+            interruptible(&convert(&src, &dest, &options)).stderr(Stdio::null()).spawn().expect("it starts");
         let deadline = Instant::now() + Duration::from_secs(120);
         while shards(&dest).len() <= before {
             assert!(Instant::now() < deadline, "no shard appears");

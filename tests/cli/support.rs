@@ -50,6 +50,22 @@ impl From<Output> for Ended {
     }
 }
 
+/// The same command, ended by an interrupt whatever runs the tests: what a shell starts in the background ignores interrupts, and so would this.
+pub(crate) fn interruptible(command: &Command) -> Command {
+    let mut outer = Command::new("env");
+    outer.arg("--default-signal=INT").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        outer.current_dir(folder);
+    }
+    outer
+}
+
 impl Folder {
     pub(crate) fn new() -> Self {
         Self { root: tempfile::tempdir().expect("a folder") }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use forebay::Compression;
 
-use crate::support::{Folder, golden, ids, record, shard};
+use crate::support::{Folder, golden, ids, interruptible, record, shard};
 
 const COMMANDS: [&str; 5] = ["inspect", "head", "verify", "index", "explain"];
 
@@ -86,7 +86,8 @@ fn an_interrupt_ends_a_long_verify_at_once() {
         })
         .collect();
     let args = ["verify".to_owned(), "--threads".into(), "1".into()].into_iter().chain(urls);
-    let mut child = folder.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut command = interruptible(&folder.command(args));
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     // It has begun when it has read more than its own libraries: some shards.
     while bytes_read(child.id()) < 4 * block.len() as u64 && child.try_wait().unwrap().is_none() {
