@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 
 use crate::support::watched;
 
-const BLOCKS: usize = 30;
+const BLOCKS: usize = 20;
 const ROWS: u64 = 10;
 
 /// Numbers in blocks that take their time.
@@ -64,7 +64,8 @@ fn work(time: Duration) {
     }
 }
 
-const TIME: Duration = Duration::from_millis(8);
+/// Long beside what threads wait for a core where many tests run at once.
+const TIME: Duration = Duration::from_millis(60);
 const NONE: Duration = Duration::ZERO;
 
 fn report(dataset: Dataset, step: Duration) -> Report {
