@@ -124,7 +124,6 @@ impl Assembly {
             evaluated = env.apply(&pipeline.stages[stage], evaluated, scratch)?;
         }
         self.error = evaluated.error;
-        self.drawn.skipped.extend(evaluated.skipped.into_iter().map(|skipped| skipped.1));
         self.rows.clear();
         let len = evaluated.rows.len();
         let chunk = run.shared.chunk_rows;
