@@ -1053,7 +1053,7 @@ impl State {
             self.end_epoch(failure);
             return true;
         }
-        let frame = Frame { offset: 0, batch: steps.batch };
+        let frame = Frame::of_epoch(steps.batch);
         let slots = steps.slots(self.step, if arrived.is_none() && self.order.arrives() { ENDLESS } else { rows });
         let mut chunks = Vec::new();
         let (mut at, share) = (slots.start, steps.stream_share());

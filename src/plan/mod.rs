@@ -4,6 +4,9 @@
 //! which row stands at a position. `docs/order.md` states the formulas and what a user may rely on.
 
 mod catalog;
+#[cfg(test)]
+mod compositions;
+pub(crate) mod mix;
 pub(crate) mod order;
 mod permutation;
 pub(crate) mod shuffle;
@@ -11,6 +14,7 @@ mod state;
 pub(crate) mod steps;
 
 pub use catalog::Catalog;
+pub use mix::Exhausted;
 pub(crate) use permutation::Permutation;
 pub use shuffle::Shuffle;
 pub use state::{Cursor, State};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::catalog::Catalog;
+use super::mix::Mixing;
 use super::permutation::Permutation;
 use super::shuffle::ShuffledOrder;
 use crate::random::Key;
@@ -45,23 +46,49 @@ impl Positions {
     }
 }
 
-/// How a node's positions lie in the steps of the epoch, where they do so in ascending order.
+/// How a node's positions lie in the steps of the epoch, where they do so in ascending order: position p is, at the latest, the epoch's
+/// `p · many / few + offset`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Frame {
-    /// What to add to a position of the node to get the epoch's.
-    pub(crate) offset: i64,
+    offset: i64,
+    /// Positions of the epoch for so many of the node's: below a mix others come between.
+    many: u64,
+    few: u64,
     /// The global batch.
-    pub(crate) batch: u64,
+    batch: u64,
 }
 
 impl Frame {
-    /// The step in which a position is delivered.
+    /// The frame of the node whose positions are the epoch's.
+    pub(crate) fn of_epoch(batch: u64) -> Self {
+        Self { offset: 0, many: 1, few: 1, batch }
+    }
+
+    /// The step in which a position is delivered, or a later one.
     pub(crate) fn step_of(self, position: u64) -> u64 {
+        let position = if self.many == self.few {
+            position
+        } else {
+            (u128::from(position) * u128::from(self.many) / u128::from(self.few)).min(u64::MAX.into()) as u64
+        };
         position.saturating_add_signed(self.offset) / self.batch
     }
 
-    fn shifted(self, by: u64) -> Self {
-        Self { offset: self.offset.saturating_add_unsigned(by), ..self }
+    /// That of an input whose position 0 is this node's `by`.
+    pub(crate) fn moved(self, by: i128) -> Self {
+        let (many, few) = (i128::from(self.many), i128::from(self.few));
+        let offset = i128::from(self.offset) + (by * many + few - 1).div_euclid(few);
+        Self { offset: offset.clamp(i64::MIN.into(), i64::MAX.into()) as i64, ..self }
+    }
+
+    /// That of an input whose position p is, at the latest, this node's `p · many / few + last`.
+    pub(crate) fn stretched(self, many: u64, few: u64, last: u64) -> Self {
+        let mut stretch = (u128::from(self.many) * u128::from(many), u128::from(self.few) * u128::from(few));
+        // Mixes in mixes: a digit less in the 10th place is a step more in a thousand million.
+        while stretch.0.max(stretch.1) > u32::MAX.into() {
+            stretch = (stretch.0.div_ceil(2), (stretch.1 / 2).max(1));
+        }
+        Self { many: stretch.0 as u64, few: stretch.1 as u64, ..self.moved(last.into()) }
     }
 }
 
@@ -205,6 +232,10 @@ pub(crate) enum Order {
         input: Box<Order>,
     },
     Concat(Vec<Order>),
+    Mix {
+        mixing: Mixing,
+        inputs: Vec<Order>,
+    },
     Zip(Vec<Order>),
     Enumerate {
         column: usize,
@@ -234,6 +265,7 @@ impl Order {
             Order::Concat(inputs) => {
                 inputs.iter().try_fold(0u64, |sum, input| input.rows().map(|n| sum.saturating_add(n)))?
             }
+            Order::Mix { mixing, .. } => mixing.rows(),
             Order::Zip(inputs) => inputs.iter().map(Order::rows).min().flatten()?,
             Order::Enumerate { input, .. } | Order::Apply { input, .. } => return input.rows(),
         })
@@ -319,6 +351,40 @@ impl Order {
                 input.ahead(positions.start.min(end)..end, pass, frame, out);
             }
             Order::Zip(inputs) => inputs.iter_mut().for_each(|input| input.ahead(positions.clone(), pass, frame, out)),
+            Order::Skip { rows, input } => {
+                let frame = frame.map(|f| f.moved(-i128::from(*rows)));
+                input.ahead(positions.start + *rows..positions.end + *rows, pass, frame, out);
+            }
+            Order::Repeat { times, input } => {
+                let (rows, first) = (input.rows().unwrap_or(ENDLESS).max(1), first_turn(pass, *times));
+                let mut at = positions.start;
+                while at < positions.end {
+                    let (turn, start) = (at / rows, at % rows);
+                    let end = (start + (positions.end - at)).min(rows);
+                    let frame = frame.map(|f| f.moved((turn * rows).into()));
+                    input.ahead(start..end, turn_of(pass, first, turn), frame, out);
+                    at += end - start;
+                }
+            }
+            Order::Concat(inputs) => {
+                let mut start = 0u64;
+                for input in inputs {
+                    let end = start.saturating_add(input.rows().unwrap_or(ENDLESS));
+                    let part = positions.start.max(start)..positions.end.min(end);
+                    if part.start < part.end {
+                        let frame = frame.map(|f| f.moved(start.into()));
+                        input.ahead(part.start - start..part.end - start, pass, frame, out);
+                    }
+                    start = end;
+                }
+            }
+            Order::Mix { mixing, inputs } if positions.start < positions.end && positions.end <= mixing.rows() => {
+                for (part, turn, range) in mixing.ranges(pass & !PADDING, positions) {
+                    let pass = mixing.pass_of(pass & !PADDING, part, turn) | (pass & PADDING);
+                    let frame = frame.map(|f| mixing.frame(f, part, turn, range.start));
+                    inputs[part].ahead(range, pass, frame, out);
+                }
+            }
             _ => {}
         }
     }
@@ -357,7 +423,14 @@ impl Order {
     ) -> Result<Picked, NeedsRows> {
         match self {
             Order::Rows { leaf, catalog, first_id } => {
-                Ok(Picked::Rows(pick_rows(*leaf, catalog, *first_id, positions, pass)))
+                let mut picked = pick_rows(*leaf, catalog, *first_id, positions, pass);
+                if let Some(frame) = frame.filter(|frame| frame.many > frame.few) {
+                    // Below a mix a block's next row may be many steps away.
+                    for (hold, &block) in picked.hold.iter_mut().zip(&picked.block) {
+                        *hold = frame.step_of(catalog.starts()[block as usize + 1] - 1).max(*hold);
+                    }
+                }
+                Ok(Picked::Rows(picked))
             }
             Order::Arrival { leaf, key, buffer, segment } => {
                 pick_arrived(*leaf, *key, *buffer, segment, positions, pass, &arrivals[*leaf]).map(Picked::Rows)
@@ -373,16 +446,16 @@ impl Order {
             Order::Take { input, .. } => input.pick(positions, pass, frame, arrivals),
             Order::Skip { rows, input } => {
                 let skipped = *rows;
-                let frame = frame.map(|f| Frame { offset: f.offset.saturating_sub_unsigned(skipped), ..f });
+                let frame = frame.map(|f| f.moved(-i128::from(skipped)));
                 input.pick(positions.map(|p| p + skipped), pass, frame, arrivals)
             }
             Order::Repeat { times, input } => {
                 let rows = input.rows().unwrap_or(ENDLESS).max(1);
-                let first = (pass & !PADDING).wrapping_mul(times.unwrap_or(1 << 32)) & !PADDING;
+                let first = first_turn(pass, *times);
                 let groups = split(positions, |p| (p / rows, p % rows));
                 gathered(groups, |turn, positions| {
-                    let pass = (first.wrapping_add(turn) & !PADDING) | (pass & PADDING);
-                    input.pick(positions, pass, frame.map(|f| f.shifted(turn * rows)), arrivals)
+                    let frame = frame.map(|f| f.moved((turn * rows).into()));
+                    input.pick(positions, turn_of(pass, first, turn), frame, arrivals)
                 })
             }
             Order::Concat(inputs) => {
@@ -397,8 +470,21 @@ impl Order {
                     (part as u64, p - starts[part])
                 });
                 gathered(groups, |part, positions| {
-                    let frame = frame.map(|f| f.shifted(starts[part as usize]));
+                    let frame = frame.map(|f| f.moved(starts[part as usize].into()));
                     inputs[part as usize].pick(positions, pass, frame, arrivals)
+                })
+            }
+            Order::Mix { mixing, inputs } => {
+                let parts = inputs.len() as u64;
+                let groups = split(positions, |p| {
+                    let place = mixing.place(pass & !PADDING, p);
+                    (place.turn * parts + place.part as u64, place.position)
+                });
+                gathered(groups, |group, positions| {
+                    let (part, turn) = ((group % parts) as usize, group / parts);
+                    let pass = mixing.pass_of(pass & !PADDING, part, turn) & !PADDING | (pass & PADDING);
+                    let frame = frame.map(|f| mixing.frame(f, part, turn, positions.index[0]));
+                    inputs[part].pick(positions, pass, frame, arrivals)
                 })
             }
             Order::Zip(inputs) => {
@@ -415,6 +501,15 @@ impl Order {
             }
         }
     }
+}
+
+/// The pass of a repetition's first turn.
+fn first_turn(pass: u64, times: Option<u64>) -> u64 {
+    (pass & !PADDING).wrapping_mul(times.unwrap_or(1 << 32))
+}
+
+fn turn_of(pass: u64, first: u64, turn: u64) -> u64 {
+    (first.wrapping_add(turn) & !PADDING) | (pass & PADDING)
 }
 
 fn pick_rows(leaf: usize, catalog: &Catalog, first_id: u64, positions: Positions, pass: u64) -> PickedRows {
@@ -478,7 +573,7 @@ struct Groups {
     from: Vec<(u32, u32)>,
 }
 
-fn split(positions: Positions, place: impl Fn(u64) -> (u64, u64)) -> Groups {
+fn split(positions: Positions, mut place: impl FnMut(u64) -> (u64, u64)) -> Groups {
     let mut groups: Vec<(u64, Positions)> = Vec::new();
     let mut from = Vec::with_capacity(positions.len());
     for (index, hold) in positions.index.into_iter().zip(positions.hold) {
@@ -596,7 +691,8 @@ impl Lanes {
         let mut mapped = positions.map(|p| self.row_at(p));
         if let Some(frame) = frame {
             // A lane's block is asked for again one round later at the latest.
-            let round = (self.lanes.len() as u64 * self.run).div_ceil(frame.batch) + 1;
+            let round = self.lanes.len() as u64 * self.run;
+            let round = round.saturating_mul(frame.many).div_ceil(frame.few * frame.batch) + 1;
             mapped.hold.iter_mut().for_each(|hold| *hold += round);
         }
         mapped
@@ -620,7 +716,7 @@ mod tests {
 
     fn ids(order: &mut Order, pass: u64) -> Vec<(u64, u64)> {
         let rows = order.rows().unwrap();
-        let frame = Some(Frame { offset: 0, batch: 4 });
+        let frame = Some(Frame::of_epoch(4));
         let mut out = Vec::new();
         for start in (0..rows).step_by(4) {
             let positions = Positions::new((start..rows.min(start + 4)).collect(), start / 4);
@@ -726,7 +822,7 @@ mod tests {
                 let (mut order, steps) = order(world, rank);
                 for (step, batch) in (0..).zip(&mut global) {
                     let positions = Positions::new(steps.slots(step, 400).collect(), step);
-                    let picked = order.pick(positions, 0, Some(Frame { offset: 0, batch: 24 }), &[]).unwrap();
+                    let picked = order.pick(positions, 0, Some(Frame::of_epoch(24)), &[]).unwrap();
                     batch.extend(flatten(&picked));
                 }
             }

@@ -353,7 +353,7 @@ mod tests {
 
     fn delivered(order: &mut ShuffledOrder, pass: u64, chunk: usize) -> Vec<u64> {
         let all: Vec<u64> = (0..order.rows()).collect();
-        let frame = Frame { offset: 0, batch: order.steps.batch };
+        let frame = Frame::of_epoch(order.steps.batch);
         let mut rows = Vec::new();
         for positions in all.chunks(chunk) {
             let hold = frame.step_of(positions[0]);
@@ -401,7 +401,7 @@ mod tests {
     #[test]
     fn a_block_is_held_until_its_last_row_is_delivered() {
         let mut order = order(3, Shuffle::buffer(48), 2000, 17, 8, None);
-        let frame = Frame { offset: 0, batch: 8 };
+        let frame = Frame::of_epoch(8);
         let mut held: HashMap<u64, u64> = HashMap::new();
         for step in 0..250 {
             let positions = Positions::new((step * 8..step * 8 + 8).collect(), step);

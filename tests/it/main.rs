@@ -7,6 +7,7 @@ mod faults;
 mod gcs;
 mod layers;
 mod loops;
+mod mix;
 mod order;
 mod report;
 mod support;
