@@ -439,7 +439,8 @@ impl Lowering<'_> {
                 let lowered = self.node(input);
                 match lowered.order.shards() {
                     Some(shards) => {
-                        boxed(lowered, &|input| Order::Interleave { lanes: Lanes::new(&shards, *cycle, *run), input })
+                        let lanes = Arc::new(Lanes::new(&shards, *cycle, *run));
+                        boxed(lowered, &|input| Order::Interleave { lanes: lanes.clone(), input })
                     }
                     None => {
                         self.mistake(

@@ -78,7 +78,7 @@ impl Lowering {
             Graph::Source(blocks) => self.source(blocks),
             Graph::Interleave(blocks, cycle, run) => {
                 let input = Box::new(self.source(blocks));
-                let lanes = Lanes::new(&input.shards().unwrap(), *cycle, *run);
+                let lanes = Arc::new(Lanes::new(&input.shards().unwrap(), *cycle, *run));
                 Order::Interleave { lanes, input }
             }
             Graph::Shuffle(buffer, input) => {

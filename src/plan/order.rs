@@ -215,7 +215,7 @@ pub(crate) enum Order {
         input: Box<Order>,
     },
     Interleave {
-        lanes: Lanes,
+        lanes: Arc<Lanes>,
         input: Box<Order>,
     },
     Take {
@@ -272,9 +272,9 @@ impl Order {
     }
 
     /// Row numbers at which blocks start that a shuffle above may permute, the total, and whether they may be cut.
-    pub(crate) fn blocks(&self) -> (Vec<u64>, bool) {
+    pub(crate) fn blocks(&self) -> (Arc<Vec<u64>>, bool) {
         match self {
-            Order::Rows { catalog, .. } => (catalog.starts().to_vec(), !catalog.is_indivisible()),
+            Order::Rows { catalog, .. } => (catalog.starts().clone(), !catalog.is_indivisible()),
             Order::Concat(inputs) => {
                 let (mut starts, mut divisible) = (vec![0], true);
                 for input in inputs {
@@ -283,22 +283,24 @@ impl Order {
                     starts.extend(inner[1..].iter().map(|start| before + start));
                     divisible &= cuttable;
                 }
-                (starts, divisible)
+                (starts.into(), divisible)
             }
             Order::Take { input, .. } if input.rows().is_some() => self.front_of(input),
             Order::Zip(inputs) => self.front_of(&inputs[0]),
             Order::Enumerate { input, .. } | Order::Apply { input, .. } => input.blocks(),
-            _ => (vec![0, self.rows().unwrap_or(0)], true),
+            _ => (vec![0, self.rows().unwrap_or(0)].into(), true),
         }
     }
 
     /// The blocks of an input of which this node takes the first rows.
-    fn front_of(&self, input: &Order) -> (Vec<u64>, bool) {
+    fn front_of(&self, input: &Order) -> (Arc<Vec<u64>>, bool) {
         let rows = self.rows().unwrap_or(0);
-        let (mut starts, divisible) = input.blocks();
-        starts.truncate(starts.partition_point(|&start| start < rows));
-        starts.push(rows);
-        (starts, divisible)
+        let (starts, divisible) = input.blocks();
+        if starts.last() == Some(&rows) {
+            return (starts, divisible);
+        }
+        let before = &starts[..starts.partition_point(|&start| start < rows)];
+        ([before, &[rows]].concat().into(), divisible)
     }
 
     /// Row ranges of the shards, where the order is that of one source.
@@ -761,7 +763,7 @@ mod tests {
     fn zip_ends_with_its_shortest_input() {
         let order = Order::Zip(vec![source(0, 0, &[3, 3]), source(1, 6, &[4])]);
         assert_eq!(order.rows(), Some(4));
-        assert_eq!(order.blocks(), (vec![0, 3, 4], true));
+        assert_eq!(order.blocks(), (vec![0, 3, 4].into(), true));
     }
 
     #[test]

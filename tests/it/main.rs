@@ -9,6 +9,8 @@ mod layers;
 mod loops;
 mod mix;
 mod order;
+mod quality;
 mod report;
+mod scale;
 mod support;
 mod tfrecord;

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "gcs")]
 pub(crate) mod fake_gcs;
+pub(crate) mod quality;
 pub(crate) mod shards;
 pub(crate) mod source;
 
