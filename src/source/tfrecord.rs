@@ -475,15 +475,18 @@ async fn read_through(
 pub(crate) struct Shards {
     common: Arc<Common>,
     catalog: Catalog,
-    blocks: Vec<Block>,
+    /// Where each block starts in its (decompressed) shard; it ends where the next one of the shard starts, or at the shard's end. Below a global shuffle
+    /// each row is a block, so these are as few bytes as may be.
+    offsets: Vec<u64>,
+    /// Compression and end of each shard.
+    layouts: Vec<(Compression, u64)>,
     /// What is wrong with the framing of damaged shards, by shard. Behind the blocks before the damage such a shard has one of a single bad
     /// record and no bytes, which stands for the rest.
     damage: HashMap<u32, Error>,
 }
 
-#[derive(Clone, Copy)]
 struct Block {
-    shard: u32,
+    shard: usize,
     compression: Compression,
     first_record: u64,
     /// Place in the decompressed shard.
@@ -512,7 +515,7 @@ impl Shards {
             Wanted { min_blocks, .. } => (total / (*min_blocks).max(1)).clamp(1, BLOCK_BYTES),
         };
         let row_bytes: u64 = common.parse.columns.iter().map(|column| column.sample_bytes().unwrap_or(16) as u64).sum();
-        let (mut catalog, mut blocks, mut divisible) = (Catalog::new(), Vec::new(), true);
+        let (mut catalog, mut offsets, mut divisible) = (Catalog::new(), Vec::new(), true);
         for (shard, index) in indexes.iter().enumerate() {
             catalog.push_shard(common.objects[shard].url.clone());
             let compression = index.compression();
@@ -521,23 +524,24 @@ impl Shards {
             for run in index.blocks(if compression == Compression::None { target } else { u64::MAX }) {
                 let rows = run.num_records as u64;
                 catalog.push_block(rows, stored + run.bytes + rows * row_bytes);
-                let shard = shard as u32;
-                blocks.push(Block {
-                    shard,
-                    compression,
-                    first_record: run.first_record,
-                    offset: run.offset,
-                    bytes: run.bytes,
-                });
+                offsets.push(run.offset);
             }
             if damage.contains_key(&(shard as u32)) {
                 catalog.push_block(1, row_bytes);
-                let (first_record, offset) = (index.len() as u64, index.bytes());
-                blocks.push(Block { shard: shard as u32, compression, first_record, offset, bytes: 0 });
+                offsets.push(index.bytes());
             }
         }
         let catalog = if divisible { catalog } else { catalog.indivisible() };
-        Self { common, catalog, blocks, damage }
+        let layouts = indexes.iter().map(|index| (index.compression(), index.bytes())).collect();
+        Self { common, catalog, offsets, layouts, damage }
+    }
+
+    fn block(&self, block: usize) -> Block {
+        let shard = self.catalog.shard_of(block);
+        let ((compression, end), offset) = (self.layouts[shard], self.offsets[block]);
+        let next = self.offsets.get(block + 1).filter(|_| self.catalog.shard_of(block + 1) == shard);
+        let bytes = next.unwrap_or(&end) - offset;
+        Block { shard, compression, first_record: self.catalog.record_of(block), offset, bytes }
     }
 }
 
@@ -555,19 +559,19 @@ impl Source for Shards {
     }
 
     fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Bytes>>> {
-        let Block { shard, compression, offset, bytes, .. } = self.blocks[block];
+        let Block { shard, compression, offset, bytes, .. } = self.block(block);
         if bytes == 0 {
             return None;
         }
-        let (store, object) = (self.common.store.clone(), self.common.objects[shard as usize].clone());
+        let (store, object) = (self.common.store.clone(), self.common.objects[shard].clone());
         let range = if compression == Compression::None { offset..offset + bytes } else { 0..object.size };
         Some(Box::pin(async move { store.read(&object, range).await }))
     }
 
     fn decode(&self, block: usize, fetched: Bytes) -> Result<Decoded> {
-        let Block { shard, compression, first_record, offset, bytes } = self.blocks[block];
-        let url = &self.common.objects[shard as usize].url;
-        let damage = self.damage.get(&shard);
+        let Block { shard, compression, first_record, offset, bytes } = self.block(block);
+        let url = &self.common.objects[shard].url;
+        let damage = self.damage.get(&(shard as u32));
         if let Some(damage) = damage.filter(|_| bytes == 0) {
             return self.common.decode(Buffer::from(&[]), broken_off(damage.clone()), url, first_record, offset);
         }
