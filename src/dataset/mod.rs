@@ -301,7 +301,8 @@ impl Dataset {
     /// # Order
     /// The positions of an epoch lie in windows of as many as the weights come to, here 10, each in an order of its own, a function of
     /// (seed, epoch, window). Rows of a part come in its own order: shuffle the parts, each with a buffer of its own, rather than the mix.
-    /// A shuffle of the mix keeps the proportions of the whole epoch only.
+    /// A shuffle of the mix keeps the proportions of the whole epoch only. Functions that the parts have in common, images above all, stand best
+    /// behind the mix: then pixels are decoded into the batch, and not copied from their part.
     ///
     /// # Errors
     /// `build()` refuses weights that are not above 0, parts whose columns differ, and parts whose rows cannot be counted beforehand: shards without an

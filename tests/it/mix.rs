@@ -139,7 +139,7 @@ fn reads(world: usize, weights: [u64; 2], exhausted: Exhausted) -> [f64; 2] {
             (right.shuffle(Shuffle::buffer(480)), weights[1] as u32),
         ];
         let dataset = Dataset::mix(parts, exhausted).batch(96).drop_remainder();
-        let loader = dataset.loader().streams(4).world(World::new(rank, world).unwrap());
+        let loader = dataset.loader().streams(4).world(World::new(rank, world).expect("a rank of it"));
         one_epoch(loader);
         for (reads, counts) in reads.iter_mut().zip([left_counts, right_counts]) {
             let counts = counts.fetches();
