@@ -318,8 +318,8 @@ impl Dataset {
     /// let web = numbers(0..1000)?.shuffle(Shuffle::buffer(256));
     /// let code = numbers(1000..1100)?.shuffle(Shuffle::buffer(64));
     /// let mix = Dataset::mix([(web, 0.7), (code, 0.3)], Exhausted::Stop);
-    /// for batch in mix.batch(20).loader().seed(42).build()? {
-    ///     assert_eq!(batch?.values::<i64>("x")?.iter().filter(|&&x| x < 1000).count(), 14);
+    /// for batch in mix.batch(30).loader().seed(42).build()? {
+    ///     assert_eq!(batch?.values::<i64>("x")?.iter().filter(|&&x| x < 1000).count(), 21);
     /// }
     /// # Ok::<(), forebay::Error>(())
     /// ```
