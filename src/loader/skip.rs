@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use super::run::EvaluatedChunk;
 use crate::error::{Error, ErrorKind};
+use crate::plan::state::Progress;
 use crate::telemetry::Skipped;
 
 /// How many bad records an epoch may leave out before it ends with an error.
@@ -108,8 +109,18 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn new(skip: Skip, expected: Option<u64>, epoch: u64) -> Self {
-        Self { limit: skip.limit, expected, epoch, samples: 0, skipped: 0, last: None }
+    /// Goes on counting where a run begins; `batch`: samples of a rank's batch, where rows are positions.
+    pub(super) fn new(skip: Skip, expected: Option<u64>, start: &Progress, batch: u64) -> Self {
+        let samples = match &start.cursors[..] {
+            [] => start.step * batch,
+            cursors => cursors.iter().map(|cursor| cursor.position).sum(),
+        };
+        Self { limit: skip.limit, expected, epoch: start.epoch, samples, skipped: start.left_out, last: None }
+    }
+
+    /// Samples of this epoch that were left out.
+    pub(super) fn left_out(&self) -> u64 {
+        self.skipped
     }
 
     /// Takes the next batch's; what is to be listed when the loop takes the batch, and an error if more than are allowed have been left out.

@@ -7,11 +7,11 @@ mod catalog;
 pub(crate) mod order;
 mod permutation;
 pub(crate) mod shuffle;
-mod state;
+pub(crate) mod state;
 pub(crate) mod steps;
 
 pub use catalog::Catalog;
 pub(crate) use permutation::Permutation;
 pub use shuffle::Shuffle;
-pub use state::{Cursor, State};
+pub use state::{Cursor, DataMark, Place, State};
 pub use steps::Remainder;
