@@ -43,6 +43,21 @@ pub struct Batch {
     /// Where the run stands behind this batch, and which run it is.
     pub(crate) progress: Progress,
     pub(crate) identity: Arc<Identity>,
+    /// Where its samples were read, for batches that are made again.
+    pub(crate) origins: Vec<Origin>,
+}
+
+/// Where a sample was read.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Origin {
+    /// The sample id, as in [`Batch::samples`].
+    pub sample: u64,
+    /// URL of its shard, or the name of its source.
+    pub url: Arc<str>,
+    /// Record number within the shard.
+    pub record: u64,
+    /// Byte offset of the record in the (decompressed) shard, where the source has such.
+    pub offset: Option<u64>,
 }
 
 /// One column of a batch.

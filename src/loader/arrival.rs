@@ -10,7 +10,7 @@ use crate::engine::io::Cancel;
 use crate::engine::pool::{Level, no_panic};
 use crate::engine::reorder::Reorder;
 use crate::error::{Error, Result};
-use crate::plan::Place;
+use crate::plan::ReadPoint;
 use crate::random::Key;
 use crate::source::{ARRIVED_BYTES, Arrived, Arriving, ArrivingPass, Next};
 
@@ -55,7 +55,7 @@ pub(crate) struct Framed {
 /// What framing came to.
 enum Outcome {
     /// A block of so many rows, the first of which has this sample id, and where to read it from again.
-    Block(u64, u64, Place),
+    Block(u64, u64, ReadPoint),
     /// Another piece is wanted. The room is given back to hold what there is of a large record.
     Piece(Grant),
     /// A record takes so many bytes.
@@ -70,7 +70,7 @@ pub(crate) struct Started {
 }
 
 impl ArrivalDriver {
-    pub(crate) fn new(source: Arc<dyn Arriving>, epoch: u64, seed: u64, place: Option<Place>) -> Self {
+    pub(crate) fn new(source: Arc<dyn Arriving>, epoch: u64, seed: u64, place: Option<ReadPoint>) -> Self {
         let pass = source.begin(Key::new(seed).with("shards").with_number(epoch), place);
         Self {
             source,
@@ -134,7 +134,7 @@ impl ArrivalDriver {
     }
 
     /// Takes the pass back; rows, first sample id and place of the block that it gave.
-    pub(crate) fn block_framed(&mut self, framed: Framed) -> Option<(u64, u64, Place)> {
+    pub(crate) fn block_framed(&mut self, framed: Framed) -> Option<(u64, u64, ReadPoint)> {
         self.pass = Some(framed.pass);
         match framed.result {
             Ok(Outcome::Block(rows, first_id, place)) => {

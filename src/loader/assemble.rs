@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::evaluate::{Env, Evaluated, locate};
+use super::replay::origins;
 use super::run::{Evaluation, Kept, Run};
 use super::skip::{Drawn, is_bad_record};
 use crate::batch::collate::{self, Filling, Rows, Slots};
@@ -268,7 +269,9 @@ impl Work {
             let columns = filling.finish(&kept, run.shared.allocator)?;
             let columns = deliver(columns, device)?;
             let (progress, identity) = (self.progress.clone(), run.shared.pipeline.identity.clone());
-            let batch = Batch { columns, len, step: self.step, samples, progress, identity };
+            let origins =
+                if run.shared.traced { origins(&run.shared.pipeline, &self.kept, &samples) } else { Vec::new() };
+            let batch = Batch { columns, len, step: self.step, samples, progress, identity, origins };
             finished.push(Finished { batch: Some(batch), grant: Some(grant) });
         }
         counters.deliver.busy(start.elapsed());

@@ -216,6 +216,7 @@ impl LoaderBuilder {
             seed,
             skip: self.skip,
             skipped: Log::default(),
+            traced: false,
             pipeline,
         };
         check_budget(&shared)?;
@@ -292,4 +293,10 @@ fn check_budget(shared: &Shared) -> Result<()> {
         .advice(format!("take .budget(Budget::mebibytes({})) or more", needed.div_ceil(1 << 20))));
     }
     Ok(())
+}
+
+impl From<&Dataset> for LoaderBuilder {
+    fn from(dataset: &Dataset) -> Self {
+        dataset.loader()
+    }
 }

@@ -22,6 +22,7 @@ use crate::telemetry::StageCounter;
 use crate::transform::image::Image;
 
 /// A function of the graph, with the key of its randomness.
+#[derive(Clone)]
 pub(crate) struct Stage {
     pub(crate) name: String,
     pub(crate) function: Function,
@@ -56,6 +57,7 @@ impl Leaf {
 }
 
 /// What a graph was lowered to.
+#[derive(Clone)]
 pub(crate) struct Pipeline {
     pub(crate) leaves: Vec<Leaf>,
     pub(crate) order: Order,
@@ -95,7 +97,7 @@ impl Pipeline {
             *at = cursor.position;
         }
         if self.order.arrives() {
-            // One sequence feeds all streams: it begins where the first of them stands.
+            // One sequence feeds all streams: it begins with the step that the first of them stands in.
             let share = self.steps.stream_share();
             let first = planned.iter().min().map_or(0, |at| at / share * share);
             planned.fill(first);

@@ -11,6 +11,7 @@ mod lower;
 mod minimum;
 mod numbers;
 mod rebatch;
+mod replay;
 mod run;
 mod skip;
 mod world;
@@ -21,6 +22,7 @@ pub use builder::LoaderBuilder;
 #[cfg(feature = "cli")]
 pub(crate) use builder::default_index_dir;
 pub use epoch::Epoch;
+pub use replay::Replay;
 pub use skip::Skip;
 pub use world::World;
 
@@ -194,17 +196,21 @@ impl Loader {
 
     /// What was done so far, stage by stage, and what the loop waited for.
     pub fn report(&self) -> Report {
-        let shared = &self.shared;
-        let functions: Vec<_> = shared
-            .pipeline
-            .stages
-            .iter()
-            .filter(|stage| stage.function.is_users())
-            .map(|stage| (stage.name.clone(), stage.counter.clone()))
-            .collect();
-        let budget = (shared.account.peak(), shared.account.total());
-        Report::new(&shared.counters, &functions, budget, shared.skipped.listed(), shared.pipeline.notes.clone())
+        report(&self.shared)
     }
+}
+
+/// What was done by all runs of a loader.
+fn report(shared: &Shared) -> Report {
+    let functions: Vec<_> = shared
+        .pipeline
+        .stages
+        .iter()
+        .filter(|stage| stage.function.is_users())
+        .map(|stage| (stage.name.clone(), stage.counter.clone()))
+        .collect();
+    let budget = (shared.account.peak(), shared.account.total());
+    Report::new(&shared.counters, &functions, budget, shared.skipped.listed(), shared.pipeline.notes.clone())
 }
 
 impl Drop for Loader {

@@ -135,9 +135,11 @@ impl Rebatch {
         self.epoch == epoch && self.limit.is_some_and(|limit| self.step >= limit)
     }
 
-    /// Whether the next batch can be made without more rows of a stream: it need not be read now.
-    pub(crate) fn is_sated(&self, stream: usize, epoch: u64) -> bool {
-        self.epoch == epoch && self.streams[stream].rows >= self.batch() + self.share()
+    /// Whether a stream that is planned up to a position need not be read further now: the next batch can be made without, and enough is under way.
+    pub(crate) fn is_sated(&self, stream: usize, epoch: u64, planned: u64) -> bool {
+        let Stream { rows, end, .. } = self.streams[stream];
+        let under_way = rows as u64 + planned.saturating_sub(end);
+        self.epoch == epoch && rows >= self.share() && under_way >= (self.batch() + self.share()) as u64
     }
 
     /// Rows of this rank's batch, and of a stream's part of it.

@@ -33,7 +33,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, Order, PADDING, Picked, Positions};
 use crate::plan::state::Progress;
 use crate::plan::steps::Steps;
-use crate::plan::{Place, Remainder};
+use crate::plan::{ReadPoint, Remainder};
 use crate::source::Decoded;
 use crate::telemetry::{Clock, Counters, Skipped, WaitedFor};
 use crate::transform::image::Scratch;
@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     /// What is done about bad records, and those that were left out.
     pub(crate) skip: Option<Skip>,
     pub(crate) skipped: Log,
+    /// Whether batches say where their samples were read.
+    pub(crate) traced: bool,
     /// Rows of a chunk: what one task takes.
     pub(crate) chunk_rows: usize,
     /// Tasks of any run that wait or run; what they hold of the budget comes back with them.
@@ -236,6 +238,8 @@ struct Lane {
 pub(crate) struct State {
     order: Order,
     arrivals: Vec<Arrivals>,
+    /// What had arrived in epochs that are planned, and not delivered to their end.
+    arrived: VecDeque<(u64, Vec<Arrivals>)>,
     drivers: HashMap<usize, ArrivalDriver>,
     /// Next step to plan.
     epoch: u64,
@@ -250,7 +254,7 @@ pub(crate) struct State {
     /// Where each of the rank's streams is planned to, where rows are not positions.
     planned: Vec<u64>,
     /// Where the first epoch's pass over shards without an index begins.
-    place: Option<Place>,
+    place: Option<ReadPoint>,
     tickets: VecDeque<Ticket>,
     /// Number of the first of `tickets`.
     first: u64,
@@ -289,11 +293,12 @@ impl Run {
     /// Starts where `start` says; one lane for each device.
     pub(crate) fn start(shared: Arc<Shared>, start: &Progress, devices: Vec<Delivery>, go_on: bool) -> Arc<Self> {
         let pipeline = &shared.pipeline;
-        let first_row = start.place.map_or(0, |place| place.row);
+        let first_row = start.read_from.map_or(0, |place| place.row);
         let step = if pipeline.expands { 0 } else { start.step };
         let state = State {
             order: pipeline.order.clone(),
             arrivals: pipeline.leaves.iter().map(|_| Arrivals::from_row(first_row)).collect(),
+            arrived: VecDeque::new(),
             drivers: HashMap::new(),
             epoch: start.epoch,
             step,
@@ -302,7 +307,7 @@ impl Run {
             cut: None,
             base: 0u64.wrapping_sub(step),
             planned: pipeline.planned_at(&start.cursors),
-            place: start.place,
+            place: start.read_from,
             tickets: VecDeque::new(),
             first: 0,
             started: 0,
@@ -341,7 +346,11 @@ impl Run {
             ungranted: AtomicU64::new(0),
             this: this.clone(),
         });
-        run.update(|_| {});
+        run.update(|state| {
+            if let Some(error) = state.tally.as_ref().and_then(Tally::exceeded_before) {
+                state.fail(error);
+            }
+        });
         run
     }
 
@@ -977,7 +986,7 @@ impl State {
             None => Assembly::of_step(evaluation).into_iter().collect(),
         };
         for mut assembly in assemblies {
-            assembly.progress.place = self.place_behind(&run.shared.pipeline, &assembly.progress);
+            assembly.progress.read_from = self.read_point_behind(&run.shared.pipeline, &assembly.progress);
             assembly.number = self.assigned;
             self.assigned += 1;
             if assembly.error.is_some() {
@@ -993,6 +1002,7 @@ impl State {
             self.cut = Some(epoch);
         }
         if ended {
+            self.arrived.retain(|(delivered, _)| *delivered > epoch);
             let out = end_error.map_or(Out::EndOfEpoch(epoch), Out::Failed);
             self.out.put(self.assigned, out);
             self.assigned += 1;
@@ -1001,12 +1011,14 @@ impl State {
     }
 
     /// Where a pass over shards without an index would have to go on behind a batch.
-    fn place_behind(&self, pipeline: &Pipeline, progress: &Progress) -> Option<Place> {
+    fn read_point_behind(&self, pipeline: &Pipeline, progress: &Progress) -> Option<ReadPoint> {
         let steps = pipeline.steps;
-        let cursors = (steps.first_stream()..).zip(&progress.cursors);
-        let position = cursors.map(|(stream, cursor)| steps.position_of(stream, cursor.position)).min();
-        let row = self.order.first_arrival_for(position.unwrap_or(progress.step * steps.batch))?;
-        self.arrivals.iter().find_map(|arrivals| arrivals.place_of(row))
+        // One sequence feeds all streams: it begins with the step that the first of them stands in.
+        let step = progress.cursors.iter().map(|cursor| cursor.position / steps.stream_share()).min();
+        let row = self.order.first_arrival_for(step.unwrap_or(progress.step) * steps.batch)?;
+        let of_epoch = self.arrived.iter().find(|(epoch, _)| *epoch == progress.epoch);
+        let arrivals = of_epoch.map_or(&self.arrivals, |(_, arrivals)| arrivals);
+        arrivals.iter().find_map(|arrivals| arrivals.place_of(row))
     }
 
     /// An end of epoch takes no room in the window: it goes to the lanes at once where it is next.
@@ -1148,7 +1160,7 @@ impl State {
         let (mut chunks, mut planned) = (Vec::new(), self.planned.clone());
         for (number, at) in planned.iter_mut().enumerate() {
             let stream = steps.first_stream() + number as u64;
-            let sated = self.rebatch.as_ref().is_some_and(|rebatch| rebatch.is_sated(number, self.epoch));
+            let sated = self.rebatch.as_ref().is_some_and(|rebatch| rebatch.is_sated(number, self.epoch, *at));
             if sated && !arrives {
                 continue;
             }
@@ -1189,7 +1201,8 @@ impl State {
         self.planned.fill(0);
         self.place = None;
         self.drivers.clear();
-        self.arrivals.iter_mut().for_each(|arrivals| *arrivals = Arrivals::from_row(0));
+        let none = self.arrivals.iter().map(|_| Arrivals::from_row(0)).collect();
+        self.arrived.push_back((self.epoch - 1, std::mem::replace(&mut self.arrivals, none)));
     }
 
     fn add_ticket(&mut self, run: &Run, chunks: Vec<Chunk>, ahead: Vec<Ahead>) {

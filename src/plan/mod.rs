@@ -13,5 +13,5 @@ pub(crate) mod steps;
 pub use catalog::Catalog;
 pub(crate) use permutation::Permutation;
 pub use shuffle::Shuffle;
-pub use state::{Cursor, DataMark, Place, State};
+pub use state::{Cursor, DataMark, ReadPoint, State};
 pub use steps::Remainder;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::catalog::Catalog;
 use super::permutation::Permutation;
 use super::shuffle::ShuffledOrder;
-use super::state::Place;
+use super::state::ReadPoint;
 use crate::random::Key;
 
 /// Set in a pass number for samples that fill up the last batch, so that they are augmented anew.
@@ -143,7 +143,7 @@ pub(crate) struct Arrivals {
     /// Sample id of each block's first row.
     ids: Vec<u64>,
     /// Where each block can be read from again.
-    places: Vec<Place>,
+    places: Vec<ReadPoint>,
     ended: bool,
 }
 
@@ -154,15 +154,15 @@ impl Arrivals {
     }
 
     /// A block of `rows` rows arrived. `place` is where to read it from again, but for the number of rows before.
-    pub(crate) fn push(&mut self, rows: u64, first_id: u64, place: Place) {
+    pub(crate) fn push(&mut self, rows: u64, first_id: u64, place: ReadPoint) {
         let before = self.rows() - place.row;
         self.starts.push(self.rows() + rows);
         self.ids.push(first_id);
-        self.places.push(Place { row: before, ..place });
+        self.places.push(ReadPoint { row: before, ..place });
     }
 
     /// Where to read from to get the rows from `row` on.
-    pub(crate) fn place_of(&self, row: u64) -> Option<Place> {
+    pub(crate) fn place_of(&self, row: u64) -> Option<ReadPoint> {
         let block = self.starts.partition_point(|&start| start <= row).saturating_sub(1);
         self.places.get(block).or(self.places.last()).copied()
     }
@@ -746,12 +746,12 @@ mod tests {
     fn arrivals_are_shuffled_by_segments_once_they_are_there() {
         let mut order = Order::Arrival { leaf: 0, key: Key::new(1), buffer: 8, segment: None };
         let mut arrivals = vec![Arrivals::from_row(0)];
-        arrivals[0].push(5, 1000, Place::default());
+        arrivals[0].push(5, 1000, ReadPoint::default());
         let ask = |order: &mut Order, range: std::ops::Range<u64>, arrivals: &[Arrivals]| {
             order.pick(Positions::new(range.collect(), 0), 0, None, arrivals).map(|picked| flatten(&picked))
         };
         assert_eq!(ask(&mut order, 0..4, &arrivals), Err(NeedsRows { leaf: 0, rows: 8 }));
-        arrivals[0].push(5, 2000, Place { row: 2, ..Place::default() });
+        arrivals[0].push(5, 2000, ReadPoint { row: 2, ..ReadPoint::default() });
         assert_eq!([0, 4, 5, 99].map(|row| arrivals[0].place_of(row).unwrap().row), [0, 0, 3, 3]);
         let first = ask(&mut order, 0..4, &arrivals).unwrap();
         arrivals[0].end();

@@ -1,10 +1,8 @@
 //! What was delivered, in a few numbers, and what it belongs to.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// Where a training run stands after a batch: what was delivered, never what was prefetched.
 ///
@@ -58,7 +56,7 @@ pub struct State {
     pub cursors: Vec<Cursor>,
     /// Where reading goes on, for shards without an index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub place: Option<Place>,
+    pub read_from: Option<ReadPoint>,
     /// The sources.
     pub data: Vec<DataMark>,
     /// The stages of the graph, each with a digest of what it does.
@@ -93,7 +91,7 @@ impl From<Cursor> for (u64, u64) {
 
 /// Where a pass over shards without an index reads on: rows before it are not needed any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct ReadPoint {
     /// Rows of this epoch before it.
     pub row: u64,
     /// The shard, by its number in sorted order.
@@ -156,7 +154,7 @@ pub(crate) struct Progress {
     pub(crate) step: u64,
     pub(crate) left_out: u64,
     pub(crate) cursors: Vec<Cursor>,
-    pub(crate) place: Option<Place>,
+    pub(crate) read_from: Option<ReadPoint>,
 }
 
 impl Progress {
@@ -171,7 +169,7 @@ const VERSION: u32 = 2;
 
 impl State {
     pub(crate) fn new(identity: &Identity, progress: &Progress) -> Self {
-        let Progress { epoch, step, left_out, cursors, place } = progress.clone();
+        let Progress { epoch, step, left_out, cursors, read_from } = progress.clone();
         Self {
             version: VERSION,
             epoch,
@@ -182,7 +180,7 @@ impl State {
             world: identity.world,
             left_out,
             cursors,
-            place,
+            read_from,
             data: identity.data.clone(),
             graph: identity.graph.clone(),
         }
@@ -268,7 +266,7 @@ impl State {
         };
         // Another number of ranks shares what was left out before as equally as can be said now.
         let left_out = (self.left_out * self.world).div_ceil(identity.world);
-        Ok(Progress { epoch: self.epoch, step: self.step, left_out, cursors, place: self.place })
+        Ok(Progress { epoch: self.epoch, step: self.step, left_out, cursors, read_from: self.read_from })
     }
 
     fn differences(&self, identity: &Identity) -> Vec<String> {
@@ -310,16 +308,4 @@ impl Identity {
         let word: String = word.chars().take(24).collect();
         format!("{word}#{:08x}", xxhash_rust::xxh3::xxh3_64(stage.as_bytes()) as u32)
     }
-}
-
-/// Reads a state that somebody saved.
-///
-/// # Errors
-/// Text that is no state.
-pub(crate) fn parse(text: &str) -> Result<State> {
-    serde_json::from_str(text).map_err(|error| {
-        Error::new(ErrorKind::Config, "not a saved state")
-            .because(Arc::new(error))
-            .advice("give what State serialises to, as JSON")
-    })
 }

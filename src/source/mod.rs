@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 pub(crate) use memory::Memory;
 
 use crate::error::{Error, Result};
-use crate::plan::{Catalog, DataMark, Place};
+use crate::plan::{Catalog, DataMark, ReadPoint};
 use crate::schema::Column;
 
 /// A data set's origin: blocks of rows, fetched and decoded one at a time in whatever order the plan wants.
@@ -140,7 +140,7 @@ pub(crate) trait Arriving: Send + Sync + 'static {
     fn mark(&self) -> DataMark;
 
     /// Begins a pass, or goes on with one from a place; `key` is that of the shards' order, if they are to be shuffled.
-    fn begin(&self, key: crate::random::Key, place: Option<Place>) -> Box<dyn ArrivingPass>;
+    fn begin(&self, key: crate::random::Key, place: Option<ReadPoint>) -> Box<dyn ArrivingPass>;
 
     /// Turns a block's bytes into rows, on a worker thread.
     fn decode(&self, block: Arrived) -> Result<Decoded>;
@@ -189,11 +189,11 @@ pub(crate) struct Arrived {
 
 impl Arrived {
     /// Where to read it from again; `row` counts the shard's rows from there to this block.
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> ReadPoint {
         let shard = self.shard as u64;
         if self.seekable {
-            return Place { row: 0, shard, record: self.first_record, offset: self.offset };
+            return ReadPoint { row: 0, shard, record: self.first_record, offset: self.offset };
         }
-        Place { row: self.first_record, shard, record: 0, offset: 0 }
+        ReadPoint { row: self.first_record, shard, record: 0, offset: 0 }
     }
 }

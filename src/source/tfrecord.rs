@@ -19,7 +19,7 @@ use crate::format::example::{Kind, Parser, infer};
 use crate::format::tfrecord::{
     Check, Compression, Decoder, Fingerprint, Framed, Framer, HEADER_BYTES, IndexBuilder, ShardIndex, frame_block,
 };
-use crate::plan::{Catalog, DataMark, Permutation, Place};
+use crate::plan::{Catalog, DataMark, Permutation, ReadPoint};
 use crate::random::Key;
 use crate::schema::{Column, bytes};
 use crate::store::{Object, Store};
@@ -493,7 +493,7 @@ struct Block {
     shard: u32,
     compression: Compression,
     first_record: u64,
-    /// Place in the decompressed shard.
+    /// ReadPoint in the decompressed shard.
     offset: u64,
     bytes: u64,
 }
@@ -629,7 +629,7 @@ impl Arriving for Unindexed {
         DataMark::new(self.common.objects.len(), None, hash.digest())
     }
 
-    fn begin(&self, key: Key, place: Option<Place>) -> Box<dyn ArrivingPass> {
+    fn begin(&self, key: Key, place: Option<ReadPoint>) -> Box<dyn ArrivingPass> {
         let shards = self.common.objects.len() as u64;
         let permutation = Permutation::new(key, shards);
         let order = (0..shards).map(|i| if self.shuffled { permutation.at(i) } else { i } as usize);
@@ -659,7 +659,7 @@ struct Pass {
     common: Arc<Common>,
     keeper: Keeper,
     /// Where the first shard is entered, if not at its beginning.
-    start: Option<Place>,
+    start: Option<ReadPoint>,
     /// Shards still to be asked for, and the offset in the first of them.
     order: VecDeque<usize>,
     at: u64,
