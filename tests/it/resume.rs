@@ -191,14 +191,12 @@ fn ranks(
         }
         let mut loader = builder.build()?;
         let mut state = None;
-        let mut steps = 0;
-        for batch in loader.epoch(0) {
+        for (step, batch) in loader.epoch(0).enumerate() {
             let batch = batch?;
-            if global.len() == steps {
+            if global.len() == step {
                 global.push(Vec::new());
             }
-            global[steps].extend(ids(&batch));
-            steps += 1;
+            global[step].extend(ids(&batch));
             state = Some(batch.state());
             if batch.step() + 1 == to {
                 break;
@@ -466,7 +464,7 @@ fn a_batch_is_made_again_with_where_its_samples_were_read() -> Result<()> {
 }
 
 fn composition() -> impl Strategy<Value = (Dataset, String)> {
-    let leaf = (1u64..60).prop_map(|rows| numbers(rows));
+    let leaf = (1u64..60).prop_map(numbers);
     let tree = leaf.prop_recursive(4, 12, 2, |inner| {
         prop_oneof![
             (inner.clone(), 2u64..50).prop_map(|(input, buffer)| input.shuffle(Shuffle::buffer(buffer))),
