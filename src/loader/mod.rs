@@ -29,6 +29,8 @@ pub use world::World;
 use crate::device::{Delivery, Device, copier_for};
 use crate::error::{Error, Result};
 use crate::plan::State;
+#[cfg(feature = "cli")]
+use crate::plan::state::Identity;
 use crate::plan::state::Progress;
 use crate::telemetry::Report;
 use run::{Run, Shared};
@@ -132,6 +134,12 @@ impl Loader {
         self.start.step += steps;
         self.supersede();
         Ok(())
+    }
+
+    /// What all its states have in common.
+    #[cfg(feature = "cli")]
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.shared.pipeline.identity
     }
 
     /// Ends what is under way.
