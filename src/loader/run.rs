@@ -32,6 +32,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Remainder;
 use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, Order, PADDING, Picked, Positions};
 use crate::source::Decoded;
+use crate::store::FirstByte;
 use crate::telemetry::{Clock, Counters, Skipped, WaitedFor};
 use crate::transform::image::Scratch;
 
@@ -152,9 +153,16 @@ impl Entry {
 
 enum BlockStage {
     Wanted,
-    Fetching(#[expect(dead_code, reason = "held to be dropped: dropping it ends the fetch")] Option<Cancel>),
+    Fetching(Fetch),
     Decoding,
     Ready(Arc<Block>),
+}
+
+/// A read under way.
+pub(crate) struct Fetch {
+    #[expect(dead_code, reason = "held to be dropped: dropping it ends the read")]
+    cancel: Option<Cancel>,
+    pub(crate) first_byte: FirstByte,
 }
 
 /// One step of the plan.
@@ -217,6 +225,13 @@ enum Item {
     EndOfEpoch(u64),
 }
 
+/// What the next batch stands still for.
+enum Stands {
+    /// Bytes, and since when they come.
+    Reading(Option<Instant>),
+    In(WaitedFor),
+}
+
 /// What one step gives: an item for each lane, or one for all.
 enum Out {
     Batch(Assembled),
@@ -270,8 +285,6 @@ pub(crate) struct State {
     batch_bytes: u64,
     /// Counts bad records, where they are left out.
     tally: Option<Tally>,
-    /// Whether batches are laid out by decoding images.
-    decodes_images: bool,
     failed: bool,
     clock: Clock,
     /// Since when the loop waits.
@@ -315,7 +328,6 @@ impl Run {
                 let rows = pipeline.known_rows().map(|rows| rows / pipeline.steps.world);
                 Tally::new(skip, rows, epoch)
             }),
-            decodes_images: pipeline.layouts.iter().any(|layout| layout.image.is_some()),
             failed: false,
             clock: Clock::new(),
             waiting: false,
@@ -488,21 +500,24 @@ impl Run {
         &self,
         future: impl Future<Output = Result<T>> + Send + 'static,
         then: impl FnOnce(&Run, Result<T>) + Send + 'static,
-    ) -> Option<Cancel> {
+    ) -> Fetch {
         let this = self.this.clone();
+        let first_byte = FirstByte::default();
+        let future = first_byte.of(future);
         if self.shared.scheduler.is_single_threaded() {
             self.submit(Level::Decode, move |run, _| then(run, no_panic(|| run.shared.io.wait(future))));
-            return None;
+            return Fetch { cancel: None, first_byte };
         }
         let unfinished = Unfinished { run: this.clone() };
-        Some(self.shared.io.spawn(async move {
+        let cancel = self.shared.io.spawn(async move {
             let result = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(future)).await;
             let result = result.unwrap_or_else(|_| Err(Error::new(ErrorKind::Panicked, "reading panicked")));
             unfinished.disarm();
             if let Some(run) = this.upgrade() {
                 run.guarded(|run| then(run, result));
             }
-        }))
+        });
+        Fetch { cancel: Some(cancel), first_byte }
     }
 
     /// Does a piece of work that catches what user functions do; a panic that comes this far is a fault of ours, and the loop
@@ -619,11 +634,19 @@ impl Run {
 impl State {
     /// Charges the time since the last change to what stood still, and to what the loop waits for.
     fn account_time(&mut self, shared: &Shared) {
-        let (time, counters) = (self.clock.lap(), &shared.counters);
+        let (from, to) = self.clock.lap();
+        let counters = &shared.counters;
         if self.waiting {
-            counters.waited(self.waits_for(&shared.pool), time);
+            match self.waits_for(&shared.pool) {
+                Stands::Reading(first_byte) => {
+                    let came = first_byte.map_or(to, |came| came.clamp(from, to));
+                    counters.waited(WaitedFor::FirstByte, came - from);
+                    counters.waited(WaitedFor::Bandwidth, to - came);
+                }
+                Stands::In(what) => counters.waited(what, to - from),
+            }
         }
-        self.account_stages(counters, time);
+        self.account_stages(counters, to - from);
     }
 
     fn account_stages(&self, counters: &Counters, time: Duration) {
@@ -657,50 +680,54 @@ impl State {
     }
 
     /// What the next batch is waiting for: where its next task has no worker, what the workers do instead.
-    fn waits_for(&self, pool: &Pool) -> WaitedFor {
-        let level = match self.next_stage() {
-            WaitedFor::Collate | WaitedFor::Image => Level::Collate,
-            WaitedFor::Transform => Level::Transform,
-            WaitedFor::Decode => Level::Decode,
-            stage => return stage,
+    fn waits_for(&self, pool: &Pool) -> Stands {
+        let stands = self.next_stage();
+        let level = match stands {
+            Stands::In(WaitedFor::Assemble) => Level::Collate,
+            Stands::In(WaitedFor::Evaluate) => Level::Transform,
+            Stands::In(WaitedFor::Decode) => Level::Decode,
+            _ => return stands,
         };
-        match pool.busy_instead_of(level) {
-            Level::Collate if self.decodes_images => WaitedFor::Image,
-            Level::Collate => WaitedFor::Collate,
-            Level::Transform => WaitedFor::Transform,
+        Stands::In(match pool.busy_instead_of(level) {
+            Level::Collate => WaitedFor::Assemble,
+            Level::Transform => WaitedFor::Evaluate,
             Level::Decode => WaitedFor::Decode,
-        }
+        })
     }
 
-    /// The stage that the next batch stands in.
-    fn next_stage(&self) -> WaitedFor {
+    /// Where the next batch stands.
+    fn next_stage(&self) -> Stands {
         if self.assigned > self.taken {
-            return match (self.stalled.is_empty(), self.decodes_images) {
-                (false, _) => WaitedFor::Budget,
-                (true, true) => WaitedFor::Image,
-                (true, false) => WaitedFor::Collate,
-            };
+            return Stands::In(if self.stalled.is_empty() { WaitedFor::Assemble } else { WaitedFor::Budget });
         }
         if self.started > self.popped {
-            return WaitedFor::Transform;
+            return Stands::In(WaitedFor::Evaluate);
         }
         let Some(ticket) = self.tickets.front() else {
-            return if self.drivers.values().any(ArrivalDriver::is_decoding) {
-                WaitedFor::Decode
-            } else {
-                WaitedFor::Read
-            };
+            if self.drivers.values().any(ArrivalDriver::is_decoding) {
+                return Stands::In(WaitedFor::Decode);
+            }
+            return Stands::Reading(self.drivers.values().filter_map(ArrivalDriver::first_byte).min());
         };
-        let stages = ticket.blocks.iter().filter_map(|key| self.blocks.get(key)).map(|entry| match entry.stage {
-            BlockStage::Fetching(_) => WaitedFor::Read,
-            BlockStage::Wanted => WaitedFor::Budget,
-            BlockStage::Decoding => WaitedFor::Decode,
-            BlockStage::Ready(_) => WaitedFor::Transform,
-        });
-        let stages: Vec<WaitedFor> = stages.collect();
-        let first =
-            [WaitedFor::Read, WaitedFor::Budget, WaitedFor::Decode].into_iter().find(|stage| stages.contains(stage));
-        first.unwrap_or(WaitedFor::Transform)
+        let (mut reading, mut first_byte) = (false, None::<Instant>);
+        let (mut wanted, mut decoding) = (false, false);
+        for entry in ticket.blocks.iter().filter_map(|key| self.blocks.get(key)) {
+            match &entry.stage {
+                BlockStage::Fetching(fetch) => {
+                    reading = true;
+                    first_byte = first_byte.into_iter().chain(fetch.first_byte.came()).min();
+                }
+                BlockStage::Wanted => wanted = true,
+                BlockStage::Decoding => decoding = true,
+                BlockStage::Ready(_) => {}
+            }
+        }
+        match (reading, wanted, decoding) {
+            (true, ..) => Stands::Reading(first_byte),
+            (_, true, _) => Stands::In(WaitedFor::Budget),
+            (_, _, true) => Stands::In(WaitedFor::Decode),
+            _ => Stands::In(WaitedFor::Evaluate),
+        }
     }
 
     /// Batches that are finished or being finished, and not yet taken by the slowest lane.

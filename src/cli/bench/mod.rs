@@ -5,6 +5,7 @@ mod limit;
 mod process;
 mod workload;
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
@@ -89,6 +90,8 @@ struct Measured {
     wait_share: f64,
     wait_p50_s: f64,
     wait_p99_s: f64,
+    /// Of all epochs, the one that was checked included: what the loop waited for.
+    waited_s: BTreeMap<String, f64>,
     utilisation: f64,
     utilisation_after_first: f64,
     limit_samples_per_s: Option<f64>,
@@ -233,6 +236,7 @@ fn measure(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
         wait_share: waited.as_secs_f64() / wall,
         wait_p50_s: quantile(0.5),
         wait_p99_s: quantile(0.99),
+        waited_s: loader.report().waited.into_iter().map(|(what, time)| (what, time.as_secs_f64())).collect(),
         utilisation: busy / wall,
         utilisation_after_first: busy / (wall - first.as_secs_f64()),
         limit_samples_per_s: None,
