@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::evaluate::{Env, Evaluated, locate};
+use super::evaluate::{Blocks, Env, Evaluated, locate};
 use super::run::{Evaluation, Kept, Run};
 use super::skip::{Drawn, is_bad_record};
 use crate::batch::collate::{self, Filling, Rows, Slots};
@@ -99,7 +99,7 @@ impl Assembly {
         match self.lay_out(run, grant) {
             Ok((filling, tasks)) => filling.fill(run, tasks, scratch),
             Err(error) => {
-                let error = locate(error, kept.iter().flat_map(|kept| kept.values()));
+                let error = locate(error, kept.iter().flat_map(|kept| kept.iter()));
                 run.finished(number, Err(error));
             }
         }
@@ -113,7 +113,7 @@ impl Assembly {
         let env = Env {
             stages: &pipeline.stages,
             enumerated: &pipeline.enumerated,
-            blocks: &Kept::default(),
+            blocks: &Blocks::default(),
             epoch: self.epoch,
             counters: &run.shared.counters,
             leave_out: run.shared.skip.is_some(),
@@ -246,7 +246,7 @@ impl Work {
         }
         counters.collate.add(rows.len() as u64, 0);
         if !bad.is_empty() {
-            let blocks = || self.kept.iter().flat_map(|kept| kept.values());
+            let blocks = || self.kept.iter().flat_map(|kept| kept.iter());
             let bad = bad.into_iter().map(|(row, error)| (at + row, locate(error, blocks())));
             self.bad.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).extend(bad);
         }

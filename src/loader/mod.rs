@@ -9,7 +9,6 @@ mod epoch;
 mod evaluate;
 mod lower;
 mod minimum;
-mod numbers;
 mod rebatch;
 mod run;
 mod skip;

@@ -5,7 +5,7 @@
 //! runs on the pool without the lock. `src/loader/README.md` tells the life of a ticket.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -14,10 +14,9 @@ use bytes::Bytes;
 
 use super::arrival::ArrivalDriver;
 use super::assemble::{Assembled, Assembly, Finished};
-use super::evaluate::{Block, Env, Evaluated};
+use super::evaluate::{Block, Blocks, Env, Evaluated};
 use super::lower::{Leaf, Pipeline};
 use super::minimum::smallest_budget;
-use super::numbers::NumberMap;
 use super::rebatch::Rebatch;
 use super::skip::{Log, Skip, Tally};
 use crate::batch::Batch;
@@ -30,7 +29,7 @@ use crate::engine::pool::{Level, Pool, no_panic};
 use crate::engine::reorder::Reorder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Remainder;
-use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, Order, PADDING, Picked, Positions};
+use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, Order, PADDING, Picked, PickedBlock, Positions};
 use crate::source::Decoded;
 use crate::store::FirstByte;
 use crate::telemetry::{Clock, Counters, Skipped, WaitedFor};
@@ -170,7 +169,8 @@ struct Ticket {
     epoch: u64,
     step: u64,
     chunks: Vec<Chunk>,
-    blocks: BTreeSet<BlockKey>,
+    /// In ascending order.
+    blocks: Vec<BlockKey>,
     missing: usize,
     bytes: u64,
     /// The marker behind the last step of an epoch.
@@ -213,8 +213,8 @@ pub(crate) struct EvaluatedChunk {
     pub(crate) evaluated: Evaluated,
 }
 
-/// Blocks by source and number, kept alive (and accounted for) by the rows that point into them.
-pub(crate) type Kept = Arc<HashMap<(usize, u32), Arc<Block>>>;
+/// Blocks that are kept alive (and accounted for) by the rows that point into them.
+pub(crate) type Kept = Arc<Blocks>;
 
 /// What `next()` may find.
 enum Item {
@@ -937,13 +937,11 @@ impl State {
             self.first += 1;
             self.started += 1;
             any = true;
-            let data: HashMap<(usize, u32), Arc<Block>> = blocks
-                .iter()
-                .filter_map(|key| match &self.blocks.get(key)?.stage {
-                    BlockStage::Ready(block) => Some(((key.leaf, key.block), block.clone())),
-                    _ => None,
-                })
-                .collect();
+            let data = blocks.iter().filter_map(|key| match &self.blocks.get(key)?.stage {
+                BlockStage::Ready(block) => Some(((key.leaf, key.block), block.clone())),
+                _ => None,
+            });
+            let data = Blocks::sorted(data.collect());
             let counts = self.count_rows(&chunks, epoch);
             let evaluation = Evaluation { epoch, step, chunks: Vec::new(), end, kept: Arc::new(data), counts };
             if chunks.is_empty() {
@@ -967,7 +965,8 @@ impl State {
         }
         for chunk in chunks {
             chunk.picked.for_each_rows(&mut |rows| {
-                for &block in &rows.block {
+                for &(at, _) in &rows.rows {
+                    let block = rows.blocks[at].block;
                     *counts.entry(BlockKey { leaf: rows.leaf, block, epoch }).or_insert(0) += 1;
                 }
             });
@@ -1137,7 +1136,7 @@ impl State {
             epoch: self.epoch,
             step: self.step,
             chunks: Vec::new(),
-            blocks: BTreeSet::new(),
+            blocks: Vec::new(),
             missing: 0,
             bytes: 0,
             end: Some(failure),
@@ -1154,29 +1153,25 @@ impl State {
         let number = self.first + self.tickets.len() as u64;
         let arrives = self.order.arrives();
         let epoch = self.epoch;
-        // Blocks and their holds, by source.
-        let mut wanted: Vec<NumberMap<u64>> = vec![NumberMap::default(); run.shared.pipeline.leaves.len()];
+        let block_epoch = if arrives { epoch } else { 0 };
+        // Blocks and their holds, each block once.
+        let mut keys: Vec<(BlockKey, u64)> = Vec::new();
         for chunk in &chunks {
             chunk.picked.for_each_rows(&mut |rows| {
-                let mut last = None;
-                for (&block, &hold) in rows.block.iter().zip(&rows.hold) {
-                    // Neighbours are mostly of one block.
-                    if last == Some((block, hold)) {
-                        continue;
-                    }
-                    last = Some((block, hold));
-                    let hold = (self.base + hold).max(number);
-                    wanted[rows.leaf].entry(block).and_modify(|until| *until = hold.max(*until)).or_insert(hold);
-                }
+                keys.extend(rows.blocks.iter().map(|&PickedBlock { block, hold, .. }| {
+                    (BlockKey { leaf: rows.leaf, block, epoch: block_epoch }, (self.base + hold).max(number))
+                }));
             });
         }
-        let (mut missing, mut bytes) = (0, 0);
-        let block_epoch = if arrives { epoch } else { 0 };
-        let keys = wanted.into_iter().enumerate().flat_map(|(leaf, blocks)| {
-            blocks.into_iter().map(move |(block, hold)| (BlockKey { leaf, block, epoch: block_epoch }, hold))
-        });
-        let mut keys: Vec<_> = keys.collect();
         keys.sort_unstable();
+        // Of equal keys the last has the largest hold.
+        keys.dedup_by(|next, kept| {
+            next.0 == kept.0 && {
+                kept.1 = next.1;
+                true
+            }
+        });
+        let (mut missing, mut bytes) = (0, 0);
         for &(key, hold) in &keys {
             let (entry, new) = self.entry(run, key, hold);
             entry.is_ahead = false;

@@ -113,10 +113,12 @@ struct Segment {
     /// Range of positions in the stream.
     start: u64,
     end: u64,
+    /// How positions lie in steps.
+    frame: Option<Frame>,
     /// Child row of each position, permuted.
     rows: Vec<u64>,
-    /// Position of this node's order up to which each row's block is needed.
-    until: Vec<u64>,
+    /// The last step that needs each row's block.
+    hold: Vec<u64>,
 }
 
 impl ShuffledOrder {
@@ -157,19 +159,14 @@ impl ShuffledOrder {
         while at < positions.len() {
             let first = positions.index[at];
             let (stream, within, run) = self.place(first);
-            let segment = self.segment(pass, stream, within);
+            let segment = self.segment(pass, stream, within, frame);
             // Consecutive positions of one stream are a slice of the segment's table.
             let from = (within - segment.start) as usize;
             let run = (run as usize).min(segment.rows.len() - from).min(positions.len() - at);
             let run = (0..run).take_while(|&i| positions.index[at + i] == first + i as u64).count();
-            let (mut until, mut step) = (u64::MAX, 0);
-            for i in 0..run {
-                if segment.until[from + i] != until {
-                    until = segment.until[from + i];
-                    step = frame.map_or(0, |frame| frame.step_of(until));
-                }
-                out.push(segment.rows[from + i], step.max(positions.hold[at + i]));
-            }
+            out.index.extend_from_slice(&segment.rows[from..from + run]);
+            let holds = segment.hold[from..from + run].iter().zip(&positions.hold[at..at + run]);
+            out.hold.extend(holds.map(|(&own, &above)| own.max(above)));
             at += run;
         }
         out
@@ -288,22 +285,22 @@ impl ShuffledOrder {
     }
 
     /// The segment of a stream that holds a position, drawn up when it is not the one at hand.
-    fn segment(&mut self, pass: u64, stream: u64, within: u64) -> &Segment {
+    fn segment(&mut self, pass: u64, stream: u64, within: u64, frame: Option<Frame>) -> &Segment {
         let known = self.segments.get(&stream);
-        if known.is_none_or(|s| s.pass != pass || within < s.start || within >= s.end) {
-            let segment = self.draw(pass, stream, within);
+        if known.is_none_or(|s| s.pass != pass || s.frame != frame || within < s.start || within >= s.end) {
+            let segment = self.draw(pass, stream, within, frame);
             self.segments.insert(stream, segment);
         }
         &self.segments[&stream]
     }
 
-    fn draw(&self, pass: u64, stream: u64, within: u64) -> Segment {
+    fn draw(&self, pass: u64, stream: u64, within: u64, frame: Option<Frame>) -> Segment {
         let span = self.span(stream);
         let range = self.segment_range(within);
         let (start, end) = (range.start, range.end.min(span.end - span.start));
         let Some(Line::Pieces { pieces, starts, .. }) = &self.line else { unreachable!("laid out by pieces") };
         let mut plain = Vec::with_capacity((end - start) as usize);
-        let mut needed = Vec::with_capacity(plain.capacity());
+        let mut holds = Vec::with_capacity(plain.capacity());
         let mut piece = starts.partition_point(|&s| s <= span.start + start) - 1;
         let mut at = span.start + start;
         while at < span.start + end {
@@ -313,15 +310,15 @@ impl ShuffledOrder {
             // A piece that goes on behind this segment stays until the last segment that it reaches.
             let last = starts[piece + 1].min(span.end) - 1 - span.start;
             let until = if last < end { end } else { self.segment_range(last).end.min(span.end - span.start) } - 1;
-            needed.resize(plain.len(), self.position(stream, until));
+            holds.resize(plain.len(), frame.map_or(0, |frame| frame.step_of(self.position(stream, until))));
             at = stop;
             piece += 1;
         }
         let key = self.key.with_number(pass).with("segment").with_number(stream).with_number(start);
         let permutation = Permutation::new(key, end - start);
-        let order = (0..end - start).map(|i| permutation.at(i) as usize);
-        let (rows, until) = order.map(|i| (plain[i], needed[i])).unzip();
-        Segment { pass, start, end, rows, until }
+        let order = || (0..end - start).map(|i| permutation.at(i) as usize);
+        let (rows, hold) = (order().map(|i| plain[i]).collect(), order().map(|i| holds[i]).collect());
+        Segment { pass, start, end, frame, rows, hold }
     }
 }
 
