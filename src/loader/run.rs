@@ -25,7 +25,7 @@ use crate::device::Delivery;
 use crate::engine::Scheduler;
 use crate::engine::budget::{Account, Grant};
 use crate::engine::io::{Cancel, Io};
-use crate::engine::pool::{Level, Pool, no_panic};
+use crate::engine::pool::{Level, Pool, Prepared, no_panic};
 use crate::engine::reorder::Reorder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Remainder;
@@ -278,6 +278,9 @@ pub(crate) struct State {
     lanes: Vec<Lane>,
     /// Assemblies that wait for memory.
     stalled: VecDeque<Assembly>,
+    /// Tasks to be submitted, and blocks to be freed, once the lock is let go.
+    todo: Vec<Prepared>,
+    done_with: Vec<Entry>,
     in_flight: usize,
     fetching: usize,
     decoding: usize,
@@ -320,6 +323,8 @@ impl Run {
             taken: 0,
             lanes: devices.iter().map(|_| Lane { items: VecDeque::new(), open: true }).collect(),
             stalled: VecDeque::new(),
+            todo: Vec::new(),
+            done_with: Vec::new(),
             in_flight: 0,
             fetching: 0,
             decoding: 0,
@@ -359,8 +364,18 @@ impl Run {
         state.account_time(&self.shared);
         change(&mut state);
         state.advance(self);
+        self.unlock(state);
+    }
+
+    /// Lets go of the lock, and does what need not be done under it: wake the loop, hand tasks to the pool (which may wake workers), free
+    /// blocks.
+    fn unlock(&self, mut state: MutexGuard<'_, State>) {
+        let (todo, done_with) = (std::mem::take(&mut state.todo), std::mem::take(&mut state.done_with));
+        self.shared.counters.plan.busy(state.clock.since());
         drop(state);
         self.changed.notify_all();
+        todo.into_iter().for_each(|task| self.shared.pool.submit(task));
+        drop(done_with);
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -429,8 +444,8 @@ impl Run {
                         let beside = self.shared.pipeline.window > FEW_BATCHES && state.in_flight > state.fetching;
                         if !beside || self.shared.scheduler.is_single_threaded() {
                             state.advance(self);
-                            // That may have ended the epoch, for lanes that wait as well.
-                            self.changed.notify_all();
+                            // That may have ended the epoch, for lanes that wait as well: they are woken.
+                            self.unlock(state);
                         }
                         Some(Ok(*batch))
                     }
@@ -446,7 +461,7 @@ impl Run {
             }
             state.waiting = true;
             if self.shared.scheduler.is_single_threaded() {
-                drop(state);
+                self.unlock(state);
                 let ran = self.shared.pool.run_one();
                 state = self.lock();
                 state.account_time(&self.shared);
@@ -456,6 +471,12 @@ impl Run {
             }
             // Bytes may have come back since the last change; then there is something to do after all.
             state.advance(self);
+            if !state.todo.is_empty() {
+                self.unlock(state);
+                state = self.lock();
+                state.account_time(&self.shared);
+                continue;
+            }
             if let Some(error) = state.is_stuck(self) {
                 let alive = self.shared.alive.load(Ordering::Acquire);
                 if alive == 0 {
@@ -477,6 +498,7 @@ impl Run {
             if state.out.is_ready() || !state.lanes[lane].items.is_empty() {
                 continue;
             }
+            self.shared.counters.plan.busy(state.clock.since());
             state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
             state.account_time(&self.shared);
         }
@@ -484,15 +506,20 @@ impl Run {
 
     /// Hands a task to the pool; it is counted until `f` has called [`update`](Self::update) with its result.
     pub(crate) fn submit(&self, level: Level, f: impl FnOnce(&Run, &mut Scratch) + Send + 'static) {
+        self.shared.pool.submit(self.prepare(level, f));
+    }
+
+    /// A task that is handed to the pool later.
+    fn prepare(&self, level: Level, f: impl FnOnce(&Run, &mut Scratch) + Send + 'static) -> Prepared {
         let this = self.this.clone();
         let alive = Alive::new(&self.shared.alive);
-        self.shared.pool.submit(level, move |worker| {
+        self.shared.pool.prepare(level, move |worker| {
             // Dropped behind everything that the task holds.
             let _alive = alive;
             if let Some(run) = this.upgrade().filter(|run| !run.is_cancelled()) {
                 run.guarded(|run| f(run, worker.scratch::<Scratch>()));
             }
-        });
+        })
     }
 
     /// Runs a future on the I/O runtime (or, single-threaded, as a task of the pool), then `then` with its result.
@@ -847,7 +874,7 @@ impl State {
                 break;
             }
             self.in_flight += 1;
-            run.submit(Level::Collate, move |run, scratch| assembly.begin(run, scratch));
+            self.todo.push(run.prepare(Level::Collate, move |run, scratch| assembly.begin(run, scratch)));
         }
         loop {
             self.drive_arrivals(run);
@@ -910,7 +937,7 @@ impl State {
                 self.decoding += 1;
                 entry.stage = BlockStage::Decoding;
                 let source = source.clone();
-                run.submit(Level::Decode, move |run, _| {
+                self.todo.push(run.prepare(Level::Decode, move |run, _| {
                     let decoded = run.decode(|| source.decode(key.block as usize, Bytes::new()));
                     run.decoded(
                         key,
@@ -918,7 +945,7 @@ impl State {
                         grant,
                         decoded.map_err(|e| e.stage("decode").url(source.name()).block(u64::from(key.block))),
                     );
-                });
+                }));
             }
         }
         true
@@ -952,7 +979,7 @@ impl State {
                 continue;
             }
             self.in_flight += 1;
-            evaluate(run, number, evaluation, chunks);
+            self.todo.extend(evaluate(run, number, evaluation, chunks));
         }
         any
     }
@@ -999,7 +1026,7 @@ impl State {
             }
             self.in_flight += 1;
             run.ungranted.fetch_add(1, Ordering::AcqRel);
-            run.submit(Level::Collate, move |run, scratch| assembly.begin(run, scratch));
+            self.todo.push(run.prepare(Level::Collate, move |run, scratch| assembly.begin(run, scratch)));
         }
         if self.rebatch.as_ref().is_some_and(|rebatch| rebatch.is_full(epoch)) {
             self.cut = Some(epoch);
@@ -1041,7 +1068,7 @@ impl State {
             self.releases.pop();
             match self.blocks.get(&key) {
                 Some(entry) if entry.hold > number => self.releases.push(Reverse((entry.hold, key))),
-                Some(entry) if entry.is_settled() => _ = self.blocks.remove(&key),
+                Some(entry) if entry.is_settled() => self.done_with.extend(self.blocks.remove(&key)),
                 // Under way: it goes when it comes.
                 _ => {}
             }
@@ -1196,6 +1223,7 @@ impl State {
                 self.ahead.push_back(key);
             }
         }
+        run.shared.counters.plan.add(chunks.iter().map(|chunk| chunk.picked.positions()).sum(), 0);
         let blocks = keys.into_iter().map(|(key, _)| key).collect();
         self.tickets.push_back(Ticket { epoch, step: self.step, chunks, blocks, missing, bytes, end: None });
     }
@@ -1267,8 +1295,8 @@ impl State {
     }
 }
 
-/// Evaluates the chunks of a ticket on the pool; the last one hands the ticket on.
-fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) {
+/// Tasks that evaluate the chunks of a ticket; the last one hands the ticket on.
+fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) -> impl Iterator<Item = Prepared> {
     struct Work {
         evaluation: Mutex<Evaluation>,
         results: Vec<OnceLock<EvaluatedChunk>>,
@@ -1283,9 +1311,9 @@ fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) 
         epoch: evaluation.epoch,
         evaluation: Mutex::new(evaluation),
     });
-    for (i, Chunk { picked, stream, position }) in chunks.into_iter().enumerate() {
+    chunks.into_iter().enumerate().map(move |(i, Chunk { picked, stream, position })| {
         let work = work.clone();
-        run.submit(Level::Transform, move |run, scratch| {
+        run.prepare(Level::Transform, move |run, scratch| {
             let pipeline = &run.shared.pipeline;
             let env = Env {
                 stages: &pipeline.stages,
@@ -1309,6 +1337,6 @@ fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) 
                 state.in_flight -= 1;
                 state.evaluated.put(number, evaluation);
             });
-        });
-    }
+        })
+    })
 }

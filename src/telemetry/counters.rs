@@ -74,6 +74,8 @@ impl WaitedFor {
 /// All counters of a loader.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    /// Decisions: the time for which the lock of a run was held.
+    pub(crate) plan: StageCounter,
     pub(crate) read: StageCounter,
     pub(crate) decode: StageCounter,
     pub(crate) transform: StageCounter,
@@ -134,6 +136,11 @@ pub(crate) struct Clock(Instant);
 impl Clock {
     pub(crate) fn new() -> Self {
         Self(Instant::now())
+    }
+
+    /// Time since the last lap ended.
+    pub(crate) fn since(&self) -> Duration {
+        self.0.elapsed()
     }
 
     /// When the last lap ended, and now.

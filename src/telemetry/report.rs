@@ -70,7 +70,8 @@ impl Skipped {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct StageReport {
-    /// `read`, `decode`, `transform`, the name of a function, `image`, `collate`, `deliver`.
+    /// `plan` (decisions, which are taken one at a time), `read`, `decode`, `transform`, the name of a function, `image`, `collate`,
+    /// `deliver`.
     pub name: String,
     /// Rows that went through.
     pub rows: u64,
@@ -93,6 +94,7 @@ impl Report {
         notes: Vec<String>,
     ) -> Self {
         let mut stages = vec![
+            StageReport::new("plan", [&counters.plan]),
             StageReport::new("read", [&counters.read]),
             StageReport::new("decode", [&counters.decode]),
             StageReport::new("transform", [&counters.transform]),

@@ -3,7 +3,7 @@
 use crate::support::Folder;
 
 /// Keys that scripts may rely on.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 17] = [
     "workload",
     "samples_per_s",
     "stored_bytes_per_s",
@@ -15,6 +15,7 @@ const KEYS: [&str; 16] = [
     "wait_p50_s",
     "wait_p99_s",
     "waited_s",
+    "plan_s",
     "utilisation",
     "limit_samples_per_s",
     "of_limit",

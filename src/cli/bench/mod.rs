@@ -92,6 +92,8 @@ struct Measured {
     wait_p99_s: f64,
     /// Of all epochs, the one that was checked included: what the loop waited for.
     waited_s: BTreeMap<String, f64>,
+    /// Time for which the one lock of the run was held.
+    plan_s: f64,
     utilisation: f64,
     utilisation_after_first: f64,
     limit_samples_per_s: Option<f64>,
@@ -199,7 +201,8 @@ fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input
 /// Takes whole epochs behind the first.
 fn measure(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
     let stored = |loader: &Loader| loader.report().stage("read").map_or(0, |stage| stage.bytes);
-    let (stored_before, cpu_before) = (stored(loader), process::cpu_time());
+    let planned = |loader: &Loader| loader.report().stage("plan").map_or(Duration::ZERO, |stage| stage.busy);
+    let (stored_before, cpu_before, plan_before) = (stored(loader), process::cpu_time(), planned(loader));
     let (mut waits, mut samples, mut stepped) = (Vec::new(), 0u64, Duration::ZERO);
     let start = Instant::now();
     for epoch in 1..=args.epochs {
@@ -237,6 +240,7 @@ fn measure(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
         wait_p50_s: quantile(0.5),
         wait_p99_s: quantile(0.99),
         waited_s: loader.report().waited.into_iter().map(|(what, time)| (what, time.as_secs_f64())).collect(),
+        plan_s: (planned(loader) - plan_before).as_secs_f64(),
         utilisation: busy / wall,
         utilisation_after_first: busy / (wall - first.as_secs_f64()),
         limit_samples_per_s: None,
@@ -286,6 +290,11 @@ fn print(measured: &Measured, terminal: &Terminal) -> Result<(), Failure> {
     line(
         "waited",
         format!("{:.1} % of the time; median {:.6} s, p99 {:.6} s", m.wait_share * 100.0, m.wait_p50_s, m.wait_p99_s),
+    )?;
+    let per_batch = m.plan_s / m.batches.max(1) as f64 * 1e6;
+    line(
+        "planned",
+        format!("{:.1} % of the time, {per_batch:.1} us a batch, under the run's lock", m.plan_s / m.wall_s * 100.0),
     )?;
     line("utilisation", format!("{:.4}, without the first step {:.4}", m.utilisation, m.utilisation_after_first))?;
     if let Some(bytes) = m.peak_rss_bytes {
