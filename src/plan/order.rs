@@ -411,10 +411,25 @@ impl Order {
             Order::Arrival { leaf, key, buffer, segment } => {
                 pick_arrived(*leaf, *key, *buffer, segment, positions, pass, &arrivals[*leaf]).map(Picked::Rows)
             }
-            Order::Shuffle { order, input } => {
-                let mapped = order.map(&positions, pass & !PADDING, frame);
-                input.pick(mapped, pass, None, arrivals)
-            }
+            Order::Shuffle { order, input } => match &mut **input {
+                // The block is that of the piece: there is nothing to look for.
+                Order::Rows { leaf, catalog, first_id } => {
+                    let (mut picker, starts) = (Picker::new(*leaf, pass, positions.len()), catalog.starts());
+                    let place = |row| {
+                        let block = catalog.locate(row).0;
+                        (block as u32, starts[block])
+                    };
+                    order.map(&positions, pass & !PADDING, frame, place, |(block, start), row, hold| {
+                        picker.push(block, *first_id + start, row - start, hold);
+                    });
+                    Ok(Picked::Rows(picker.picked))
+                }
+                input => {
+                    let mut mapped = Positions::with_capacity(positions.len());
+                    order.map(&positions, pass & !PADDING, frame, |_| (0, 0), |_, row, hold| mapped.push(row, hold));
+                    input.pick(mapped, pass, None, arrivals)
+                }
+            },
             Order::Interleave { lanes, input } => {
                 let mapped = lanes.map(positions, frame);
                 input.pick(mapped, pass, None, arrivals)
