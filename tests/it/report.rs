@@ -216,7 +216,7 @@ fn pictures(rows: usize) -> Dataset {
 #[test]
 fn slow_images_are_what_the_loop_waited_for() {
     // Decoded into the batch, and, where a function wants to see the pixels, before that.
-    let image = || pictures(40).image("picture", Image::rgb().resize(64, 64));
+    let image = || pictures(20).image("picture", Image::rgb().resize(64, 64));
     for dataset in [image(), image().map("look", [], |_, _, _| Ok(()))] {
         let report = report(dataset, NONE);
         let busy = report.stage("image").expect("there are images").busy;

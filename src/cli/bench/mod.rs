@@ -87,6 +87,8 @@ struct Measured {
     samples_per_cpu_s: f64,
     first_batch_s: f64,
     peak_rss_bytes: Option<u64>,
+    /// What was resident at the end of each epoch.
+    rss_bytes: Vec<u64>,
     wait_share: f64,
     wait_p50_s: f64,
     wait_p99_s: f64,
@@ -204,6 +206,7 @@ fn measure(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
     let planned = |loader: &Loader| loader.report().stage("plan").map_or(Duration::ZERO, |stage| stage.busy);
     let (stored_before, cpu_before, plan_before) = (stored(loader), process::cpu_time(), planned(loader));
     let (mut waits, mut samples, mut stepped) = (Vec::new(), 0u64, Duration::ZERO);
+    let mut resident = Vec::new();
     let start = Instant::now();
     for epoch in 1..=args.epochs {
         let mut batches = loader.epoch(epoch);
@@ -217,6 +220,7 @@ fn measure(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
                 stepped += step;
             }
         }
+        resident.extend(process::resident_bytes());
     }
     let (wall, cpu) = (start.elapsed().as_secs_f64(), (process::cpu_time() - cpu_before).as_secs_f64());
     let stored_bytes = stored(loader) - stored_before;
@@ -236,6 +240,7 @@ fn measure(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
         samples_per_cpu_s: samples as f64 / cpu.max(0.01),
         first_batch_s: 0.0,
         peak_rss_bytes: process::peak_resident_bytes(),
+        rss_bytes: resident,
         wait_share: waited.as_secs_f64() / wall,
         wait_p50_s: quantile(0.5),
         wait_p99_s: quantile(0.99),
