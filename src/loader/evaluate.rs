@@ -62,7 +62,11 @@ impl Blocks {
         &self.0[at.expect("a ticket starts when its blocks are there")].1
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Block>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &((usize, u32), Arc<Block>)> {
+        self.0.iter()
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &Arc<Block>> {
         self.0.iter().map(|(_, block)| block)
     }
 }
@@ -273,7 +277,7 @@ impl Env<'_> {
         let len = input.rows.len();
         let blame = |row: usize, error: Error| {
             let error = if error.kind() == ErrorKind::Config { error } else { error.stage(stage.name.clone()) };
-            locate(error.sample(input.rows.samples[row].id), self.blocks.iter())
+            locate(error.sample(input.rows.samples[row].id), self.blocks.values())
         };
         match &stage.function {
             Function::Select { columns } => {

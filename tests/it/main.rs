@@ -9,5 +9,6 @@ mod layers;
 mod loops;
 mod order;
 mod report;
+mod resume;
 mod support;
 mod tfrecord;
