@@ -4,6 +4,7 @@
 //! which row stands at a position. `docs/order.md` states the formulas and what a user may rely on.
 
 mod catalog;
+mod numbers;
 pub(crate) mod order;
 mod permutation;
 pub(crate) mod shuffle;
