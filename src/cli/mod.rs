@@ -11,6 +11,7 @@ mod head;
 mod index;
 mod inspect;
 mod look;
+mod replay;
 mod save;
 mod scan;
 mod shards;
@@ -67,6 +68,9 @@ enum Command {
     /// Measure a whole loader, beside what the machine can do at all.
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
+    /// Say which samples a step of a run held, and where they lie.
+    #[command(after_help = replay::EXAMPLES)]
+    Replay(replay::ReplayArgs),
     /// Make TFRecord shards of a folder of images, or of shards of another size or compression.
     Convert(Box<convert::ConvertArgs>),
     /// Print a script that completes arguments in a shell.
@@ -144,6 +148,7 @@ fn run(command: Command, terminal: &Terminal) -> Result<Verdict, Failure> {
         Command::Index(args) => index::run(&args, terminal),
         Command::Explain(args) => explain::run(&args, terminal),
         Command::Bench(args) => bench::run(&args, terminal),
+        Command::Replay(args) => replay::run(&args, terminal),
         Command::Convert(args) => convert::run(&args, terminal),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,15 +1,17 @@
 //! Reads a source without index: pieces ahead in parallel, framed in order, a block at a time.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::run::{BlockKey, Run};
+use super::run::{BlockKey, Fetch, Run};
 use crate::engine::budget::{Account, Grant};
-use crate::engine::io::Cancel;
 use crate::engine::pool::{Level, no_panic};
 use crate::engine::reorder::Reorder;
 use crate::error::{Error, Result};
+use crate::plan::ReadPoint;
 use crate::random::Key;
 use crate::source::{ARRIVED_BYTES, Arrived, Arriving, ArrivingPass, Next};
 
@@ -31,7 +33,8 @@ pub(crate) struct ArrivalDriver {
     asked: u64,
     supplied: u64,
     all_asked: bool,
-    reads: Vec<Cancel>,
+    /// Reads of pieces that were not supplied yet.
+    reads: VecDeque<Fetch>,
     /// Rows that planning waits for.
     wanted: u64,
     needs_piece: bool,
@@ -53,8 +56,8 @@ pub(crate) struct Framed {
 
 /// What framing came to.
 enum Outcome {
-    /// A block of so many rows, the first of which has this sample id.
-    Block(u64, u64),
+    /// A block of so many rows, the first of which has this sample id, and where to read it from again.
+    Block(u64, u64, ReadPoint),
     /// Another piece is wanted. The room is given back to hold what there is of a large record.
     Piece(Grant),
     /// A record takes so many bytes.
@@ -69,8 +72,8 @@ pub(crate) struct Started {
 }
 
 impl ArrivalDriver {
-    pub(crate) fn new(source: Arc<dyn Arriving>, epoch: u64, seed: u64) -> Self {
-        let pass = source.begin(Key::new(seed).with("shards").with_number(epoch));
+    pub(crate) fn new(source: Arc<dyn Arriving>, epoch: u64, seed: u64, place: Option<ReadPoint>) -> Self {
+        let pass = source.begin(Key::new(seed).with("shards").with_number(epoch), place);
         Self {
             source,
             epoch,
@@ -80,7 +83,7 @@ impl ArrivalDriver {
             asked: 0,
             supplied: 0,
             all_asked: false,
-            reads: Vec::new(),
+            reads: VecDeque::new(),
             wanted: 0,
             needs_piece: true,
             waits_for_room: false,
@@ -113,6 +116,11 @@ impl ArrivalDriver {
         self.pass.is_none()
     }
 
+    /// When the first byte of the piece that is needed next came.
+    pub(crate) fn first_byte(&self) -> Option<Instant> {
+        self.reads.front()?.first_byte.came()
+    }
+
     /// Bytes that it waits for, when the budget has no room.
     pub(crate) fn wanted_bytes(&self) -> Option<u64> {
         match &self.next {
@@ -132,14 +140,14 @@ impl ArrivalDriver {
         self.pieces.put(number, piece);
     }
 
-    /// Takes the pass back; rows and first sample id of the block that it gave.
-    pub(crate) fn block_framed(&mut self, framed: Framed) -> Option<(u64, u64)> {
+    /// Takes the pass back; rows, first sample id and place of the block that it gave.
+    pub(crate) fn block_framed(&mut self, framed: Framed) -> Option<(u64, u64, ReadPoint)> {
         self.pass = Some(framed.pass);
         match framed.result {
-            Ok(Outcome::Block(rows, first_id)) => {
+            Ok(Outcome::Block(rows, first_id, place)) => {
                 self.blocks += 1;
                 self.room_bytes = ROOM_BYTES;
-                return Some((rows, first_id));
+                return Some((rows, first_id, place));
             }
             Ok(Outcome::Piece(_)) if self.all_asked && self.supplied == self.asked => self.ended = true,
             Ok(Outcome::Piece(room)) => {
@@ -183,7 +191,7 @@ impl ArrivalDriver {
             self.asked += 1;
             started.tasks += 1;
             started.reads += 1;
-            self.reads.extend(run.fetch(read, move |run, piece| {
+            self.reads.push_back(run.fetch(read, move |run, piece| {
                 if let Ok(piece) = &piece {
                     run.shared.counters.read.add(0, piece.len() as u64);
                 }
@@ -222,6 +230,9 @@ impl ArrivalDriver {
         };
         self.waits_for_room = false;
         self.needs_piece = false;
+        if supplied.is_some() {
+            self.reads.pop_front();
+        }
         let (Some(mut pass), source, epoch) = (self.pass.take(), self.source.clone(), self.epoch) else {
             return started;
         };
@@ -242,7 +253,7 @@ impl ArrivalDriver {
                 }
             };
             let first_id = sample_id(&arrived);
-            let result = Ok(Outcome::Block(arrived.framed.payloads.len() as u64, first_id));
+            let result = Ok(Outcome::Block(arrived.framed.payloads.len() as u64, first_id, arrived.place()));
             let framed = Framed { epoch, pass, result };
             let mut key: Option<BlockKey> = None;
             run.update(|state| key = state.block_framed(leaf, framed));

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::evaluate::{Env, Evaluated, locate};
+use super::evaluate::{Blocks, Env, Evaluated, locate};
+use super::replay::origins;
 use super::run::{Evaluation, Kept, Run};
 use super::skip::{Drawn, is_bad_record};
 use crate::batch::collate::{self, Filling, Rows, Slots};
@@ -13,20 +14,20 @@ use crate::batch::{Batch, BatchColumn};
 use crate::engine::budget::Grant;
 use crate::engine::pool::{Level, no_panic};
 use crate::error::{Error, Result};
-use crate::plan::{Cursor, State};
+use crate::plan::state::Progress;
 use crate::transform::image::Scratch;
 
 /// The rows of one batch, in order.
 pub(crate) struct Assembly {
     /// Its place in the order of what is delivered.
     pub(crate) number: u64,
-    pub(crate) epoch: u64,
     pub(crate) step: u64,
+    /// Where the run stands behind it.
+    pub(crate) progress: Progress,
     pub(crate) rows: Vec<Rows>,
     /// What comes behind these rows in place of more.
     pub(crate) error: Option<Error>,
     pub(crate) drawn: Drawn,
-    pub(crate) cursors: Vec<Cursor>,
     /// Blocks that the rows point into.
     pub(crate) kept: Vec<Kept>,
     /// Bytes of the batch, once they are known.
@@ -63,17 +64,8 @@ impl Assembly {
             }
         }
         let some = !rows.is_empty() || error.is_some() || !drawn.skipped.is_empty();
-        some.then(|| Self {
-            number: 0,
-            epoch,
-            step,
-            rows,
-            error,
-            drawn,
-            cursors: Vec::new(),
-            kept: vec![kept],
-            bytes: 0,
-        })
+        let progress = Progress { epoch, step: step + 1, ..Progress::default() };
+        some.then(|| Self { number: 0, step, progress, rows, error, drawn, kept: vec![kept], bytes: 0 })
     }
 
     /// Applies the functions of whole batches, allocates, and starts filling. Runs on the pool.
@@ -113,8 +105,8 @@ impl Assembly {
         let env = Env {
             stages: &pipeline.stages,
             enumerated: &pipeline.enumerated,
-            blocks: &Kept::default(),
-            epoch: self.epoch,
+            blocks: &Blocks::default(),
+            epoch: self.progress.epoch,
             counters: &run.shared.counters,
             leave_out: run.shared.skip.is_some(),
         };
@@ -158,26 +150,16 @@ impl Assembly {
             }
             parts.push(Some(Part { filling, samples, start, grant: share }));
         }
-        let state = State {
-            version: 1,
-            fingerprint: shared.pipeline.fingerprint,
-            seed: shared.seed,
-            streams: shared.pipeline.steps.streams,
-            epoch: self.epoch,
-            step: self.step + 1,
-            cursors: self.cursors,
-        };
         let work = Work {
             number: self.number,
-            epoch: self.epoch,
             step: self.step,
+            progress: self.progress,
             left: AtomicUsize::new(tasks.len()),
             parts: Mutex::new(Some(parts)),
             bad: Mutex::default(),
             error: self.error,
             drawn: Mutex::new(self.drawn),
             total,
-            state,
             kept: self.kept,
         };
         Ok((Arc::new(work), tasks))
@@ -187,8 +169,8 @@ impl Assembly {
 /// A batch while its slots are filled.
 struct Work {
     number: u64,
-    epoch: u64,
     step: u64,
+    progress: Progress,
     left: AtomicUsize,
     parts: Mutex<Option<Vec<Option<Part>>>>,
     /// Rows that could not be written, counted over all lanes.
@@ -197,7 +179,6 @@ struct Work {
     error: Option<Error>,
     drawn: Mutex<Drawn>,
     total: usize,
-    state: State,
     /// Blocks that the rows point into.
     kept: Vec<Kept>,
 }
@@ -287,7 +268,10 @@ impl Work {
             }
             let columns = filling.finish(&kept, run.shared.allocator)?;
             let columns = deliver(columns, device)?;
-            let batch = Batch { columns, len, epoch: self.epoch, step: self.step, samples, state: self.state.clone() };
+            let (progress, identity) = (self.progress.clone(), run.shared.pipeline.identity.clone());
+            let origins =
+                if run.shared.traced { origins(&run.shared.pipeline, &self.kept, &samples) } else { Vec::new() };
+            let batch = Batch { columns, len, step: self.step, samples, progress, identity, origins };
             finished.push(Finished { batch: Some(batch), grant: Some(grant) });
         }
         counters.deliver.busy(start.elapsed());

@@ -5,7 +5,8 @@
 //! runs on the pool without the lock. `src/loader/README.md` tells the life of a ticket.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -14,10 +15,9 @@ use bytes::Bytes;
 
 use super::arrival::ArrivalDriver;
 use super::assemble::{Assembled, Assembly, Finished};
-use super::evaluate::{Block, Env, Evaluated};
+use super::evaluate::{Block, Blocks, Env, Evaluated};
 use super::lower::{Leaf, Pipeline};
 use super::minimum::smallest_budget;
-use super::numbers::NumberMap;
 use super::rebatch::Rebatch;
 use super::skip::{Log, Skip, Tally};
 use crate::batch::Batch;
@@ -26,12 +26,15 @@ use crate::device::Delivery;
 use crate::engine::Scheduler;
 use crate::engine::budget::{Account, Grant};
 use crate::engine::io::{Cancel, Io};
-use crate::engine::pool::{Level, Pool, no_panic};
+use crate::engine::pool::{Level, Pool, Prepared, no_panic};
 use crate::engine::reorder::Reorder;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::Remainder;
-use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, Order, PADDING, Picked, Positions};
+use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, Order, PADDING, Picked, PickedBlock, Positions};
+use crate::plan::state::Progress;
+use crate::plan::steps::Steps;
+use crate::plan::{ReadPoint, Remainder};
 use crate::source::Decoded;
+use crate::store::FirstByte;
 use crate::telemetry::{Clock, Counters, Skipped, WaitedFor};
 use crate::transform::image::Scratch;
 
@@ -48,6 +51,8 @@ pub(crate) struct Shared {
     /// What is done about bad records, and those that were left out.
     pub(crate) skip: Option<Skip>,
     pub(crate) skipped: Log,
+    /// Whether batches say where their samples were read.
+    pub(crate) traced: bool,
     /// Rows of a chunk: what one task takes.
     pub(crate) chunk_rows: usize,
     /// Tasks of any run that wait or run; what they hold of the budget comes back with them.
@@ -152,9 +157,16 @@ impl Entry {
 
 enum BlockStage {
     Wanted,
-    Fetching(#[expect(dead_code, reason = "held to be dropped: dropping it ends the fetch")] Option<Cancel>),
+    Fetching(Fetch),
     Decoding,
     Ready(Arc<Block>),
+}
+
+/// A read under way.
+pub(crate) struct Fetch {
+    #[expect(dead_code, reason = "held to be dropped: dropping it ends the read")]
+    cancel: Option<Cancel>,
+    pub(crate) first_byte: FirstByte,
 }
 
 /// One step of the plan.
@@ -162,7 +174,8 @@ struct Ticket {
     epoch: u64,
     step: u64,
     chunks: Vec<Chunk>,
-    blocks: BTreeSet<BlockKey>,
+    /// In ascending order.
+    blocks: Vec<BlockKey>,
     missing: usize,
     bytes: u64,
     /// The marker behind the last step of an epoch.
@@ -205,8 +218,8 @@ pub(crate) struct EvaluatedChunk {
     pub(crate) evaluated: Evaluated,
 }
 
-/// Blocks by source and number, kept alive (and accounted for) by the rows that point into them.
-pub(crate) type Kept = Arc<HashMap<(usize, u32), Arc<Block>>>;
+/// Blocks that are kept alive (and accounted for) by the rows that point into them.
+pub(crate) type Kept = Arc<Blocks>;
 
 /// What `next()` may find.
 enum Item {
@@ -215,6 +228,13 @@ enum Item {
     Batch(Box<Batch>, Option<Grant>),
     Failed(Error),
     EndOfEpoch(u64),
+}
+
+/// What the next batch stands still for.
+enum Stands {
+    /// Bytes, and since when they come.
+    Reading(Option<Instant>),
+    In(WaitedFor),
 }
 
 /// What one step gives: an item for each lane, or one for all.
@@ -233,6 +253,8 @@ struct Lane {
 pub(crate) struct State {
     order: Order,
     arrivals: Vec<Arrivals>,
+    /// What had arrived in epochs that are planned, and not delivered to their end.
+    arrived: VecDeque<(u64, Vec<Arrivals>)>,
     drivers: HashMap<usize, ArrivalDriver>,
     /// Next step to plan.
     epoch: u64,
@@ -242,8 +264,12 @@ pub(crate) struct State {
     planned_all: bool,
     /// The epoch that needs no more rows.
     cut: Option<u64>,
-    /// The ticket of step 0 of the epoch being planned.
+    /// The ticket of step 0 of the epoch being planned, modulo 2^64: a run may begin behind it.
     base: u64,
+    /// Where each of the rank's streams is planned to, where rows are not positions.
+    planned: Vec<u64>,
+    /// Where the first epoch's pass over shards without an index begins.
+    place: Option<ReadPoint>,
     tickets: VecDeque<Ticket>,
     /// Number of the first of `tickets`.
     first: u64,
@@ -263,6 +289,9 @@ pub(crate) struct State {
     lanes: Vec<Lane>,
     /// Assemblies that wait for memory.
     stalled: VecDeque<Assembly>,
+    /// Tasks to be submitted, and blocks to be freed, once the lock is let go.
+    todo: Vec<Prepared>,
+    done_with: Vec<Entry>,
     in_flight: usize,
     fetching: usize,
     decoding: usize,
@@ -270,8 +299,6 @@ pub(crate) struct State {
     batch_bytes: u64,
     /// Counts bad records, where they are left out.
     tally: Option<Tally>,
-    /// Whether batches are laid out by decoding images.
-    decodes_images: bool,
     failed: bool,
     clock: Clock,
     /// Since when the loop waits.
@@ -279,19 +306,24 @@ pub(crate) struct State {
 }
 
 impl Run {
-    /// Starts at the beginning of `epoch`; one lane for each device.
-    pub(crate) fn start(shared: Arc<Shared>, epoch: u64, devices: Vec<Delivery>, go_on: bool) -> Arc<Self> {
+    /// Starts where `start` says; one lane for each device.
+    pub(crate) fn start(shared: Arc<Shared>, start: &Progress, devices: Vec<Delivery>, go_on: bool) -> Arc<Self> {
         let pipeline = &shared.pipeline;
+        let first_row = start.read_from.map_or(0, |place| place.row);
+        let step = if pipeline.expands { 0 } else { start.step };
         let state = State {
             order: pipeline.order.clone(),
-            arrivals: pipeline.leaves.iter().map(|_| Arrivals::default()).collect(),
+            arrivals: pipeline.leaves.iter().map(|_| Arrivals::from_row(first_row)).collect(),
+            arrived: VecDeque::new(),
             drivers: HashMap::new(),
-            epoch,
-            step: 0,
+            epoch: start.epoch,
+            step,
             go_on,
             planned_all: false,
             cut: None,
-            base: 0,
+            base: 0u64.wrapping_sub(step),
+            planned: pipeline.planned_at(&start.cursors),
+            place: start.read_from,
             tickets: VecDeque::new(),
             first: 0,
             started: 0,
@@ -301,21 +333,22 @@ impl Run {
             releases: BinaryHeap::new(),
             needs: VecDeque::new(),
             ahead: VecDeque::new(),
-            rebatch: pipeline.expands.then(|| Rebatch::new(pipeline.steps, pipeline.limit)),
+            rebatch: pipeline.rebatch(start),
             assigned: 0,
             out: Reorder::default(),
             taken: 0,
             lanes: devices.iter().map(|_| Lane { items: VecDeque::new(), open: true }).collect(),
             stalled: VecDeque::new(),
+            todo: Vec::new(),
+            done_with: Vec::new(),
             in_flight: 0,
             fetching: 0,
             decoding: 0,
             batch_bytes: shared.batch_bytes(),
             tally: shared.skip.map(|skip| {
                 let rows = pipeline.known_rows().map(|rows| rows / pipeline.steps.world);
-                Tally::new(skip, rows, epoch)
+                Tally::new(skip, rows, start, pipeline.steps.batch / pipeline.steps.world)
             }),
-            decodes_images: pipeline.layouts.iter().any(|layout| layout.image.is_some()),
             failed: false,
             clock: Clock::new(),
             waiting: false,
@@ -330,7 +363,11 @@ impl Run {
             ungranted: AtomicU64::new(0),
             this: this.clone(),
         });
-        run.update(|_| {});
+        run.update(|state| {
+            if let Some(error) = state.tally.as_ref().and_then(Tally::exceeded_before) {
+                state.fail(error);
+            }
+        });
         run
     }
 
@@ -347,8 +384,18 @@ impl Run {
         state.account_time(&self.shared);
         change(&mut state);
         state.advance(self);
+        self.unlock(state);
+    }
+
+    /// Lets go of the lock, and does what need not be done under it: wake the loop, hand tasks to the pool (which may wake workers), free
+    /// blocks.
+    fn unlock(&self, mut state: MutexGuard<'_, State>) {
+        let (todo, done_with) = (std::mem::take(&mut state.todo), std::mem::take(&mut state.done_with));
+        self.shared.counters.plan.busy(state.clock.since());
         drop(state);
         self.changed.notify_all();
+        todo.into_iter().for_each(|task| self.shared.pool.submit(task));
+        drop(done_with);
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -417,8 +464,8 @@ impl Run {
                         let beside = self.shared.pipeline.window > FEW_BATCHES && state.in_flight > state.fetching;
                         if !beside || self.shared.scheduler.is_single_threaded() {
                             state.advance(self);
-                            // That may have ended the epoch, for lanes that wait as well.
-                            self.changed.notify_all();
+                            // That may have ended the epoch, for lanes that wait as well: they are woken.
+                            self.unlock(state);
                         }
                         Some(Ok(*batch))
                     }
@@ -434,7 +481,7 @@ impl Run {
             }
             state.waiting = true;
             if self.shared.scheduler.is_single_threaded() {
-                drop(state);
+                self.unlock(state);
                 let ran = self.shared.pool.run_one();
                 state = self.lock();
                 state.account_time(&self.shared);
@@ -444,6 +491,12 @@ impl Run {
             }
             // Bytes may have come back since the last change; then there is something to do after all.
             state.advance(self);
+            if !state.todo.is_empty() {
+                self.unlock(state);
+                state = self.lock();
+                state.account_time(&self.shared);
+                continue;
+            }
             if let Some(error) = state.is_stuck(self) {
                 let alive = self.shared.alive.load(Ordering::Acquire);
                 if alive == 0 {
@@ -465,6 +518,7 @@ impl Run {
             if state.out.is_ready() || !state.lanes[lane].items.is_empty() {
                 continue;
             }
+            self.shared.counters.plan.busy(state.clock.since());
             state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
             state.account_time(&self.shared);
         }
@@ -472,15 +526,20 @@ impl Run {
 
     /// Hands a task to the pool; it is counted until `f` has called [`update`](Self::update) with its result.
     pub(crate) fn submit(&self, level: Level, f: impl FnOnce(&Run, &mut Scratch) + Send + 'static) {
+        self.shared.pool.submit(self.prepare(level, f));
+    }
+
+    /// A task that is handed to the pool later.
+    fn prepare(&self, level: Level, f: impl FnOnce(&Run, &mut Scratch) + Send + 'static) -> Prepared {
         let this = self.this.clone();
         let alive = Alive::new(&self.shared.alive);
-        self.shared.pool.submit(level, move |worker| {
+        self.shared.pool.prepare(level, move |worker| {
             // Dropped behind everything that the task holds.
             let _alive = alive;
             if let Some(run) = this.upgrade().filter(|run| !run.is_cancelled()) {
                 run.guarded(|run| f(run, worker.scratch::<Scratch>()));
             }
-        });
+        })
     }
 
     /// Runs a future on the I/O runtime (or, single-threaded, as a task of the pool), then `then` with its result.
@@ -488,21 +547,24 @@ impl Run {
         &self,
         future: impl Future<Output = Result<T>> + Send + 'static,
         then: impl FnOnce(&Run, Result<T>) + Send + 'static,
-    ) -> Option<Cancel> {
+    ) -> Fetch {
         let this = self.this.clone();
+        let first_byte = FirstByte::default();
+        let future = first_byte.of(future);
         if self.shared.scheduler.is_single_threaded() {
             self.submit(Level::Decode, move |run, _| then(run, no_panic(|| run.shared.io.wait(future))));
-            return None;
+            return Fetch { cancel: None, first_byte };
         }
         let unfinished = Unfinished { run: this.clone() };
-        Some(self.shared.io.spawn(async move {
+        let cancel = self.shared.io.spawn(async move {
             let result = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(future)).await;
             let result = result.unwrap_or_else(|_| Err(Error::new(ErrorKind::Panicked, "reading panicked")));
             unfinished.disarm();
             if let Some(run) = this.upgrade() {
                 run.guarded(|run| then(run, result));
             }
-        }))
+        });
+        Fetch { cancel: Some(cancel), first_byte }
     }
 
     /// Does a piece of work that catches what user functions do; a panic that comes this far is a fault of ours, and the loop
@@ -619,11 +681,19 @@ impl Run {
 impl State {
     /// Charges the time since the last change to what stood still, and to what the loop waits for.
     fn account_time(&mut self, shared: &Shared) {
-        let (time, counters) = (self.clock.lap(), &shared.counters);
+        let (from, to) = self.clock.lap();
+        let counters = &shared.counters;
         if self.waiting {
-            counters.waited(self.waits_for(&shared.pool), time);
+            match self.waits_for(&shared.pool) {
+                Stands::Reading(first_byte) => {
+                    let came = first_byte.map_or(to, |came| came.clamp(from, to));
+                    counters.waited(WaitedFor::FirstByte, came - from);
+                    counters.waited(WaitedFor::Bandwidth, to - came);
+                }
+                Stands::In(what) => counters.waited(what, to - from),
+            }
         }
-        self.account_stages(counters, time);
+        self.account_stages(counters, to - from);
     }
 
     fn account_stages(&self, counters: &Counters, time: Duration) {
@@ -657,50 +727,54 @@ impl State {
     }
 
     /// What the next batch is waiting for: where its next task has no worker, what the workers do instead.
-    fn waits_for(&self, pool: &Pool) -> WaitedFor {
-        let level = match self.next_stage() {
-            WaitedFor::Collate | WaitedFor::Image => Level::Collate,
-            WaitedFor::Transform => Level::Transform,
-            WaitedFor::Decode => Level::Decode,
-            stage => return stage,
+    fn waits_for(&self, pool: &Pool) -> Stands {
+        let stands = self.next_stage();
+        let level = match stands {
+            Stands::In(WaitedFor::Assemble) => Level::Collate,
+            Stands::In(WaitedFor::Evaluate) => Level::Transform,
+            Stands::In(WaitedFor::Decode) => Level::Decode,
+            _ => return stands,
         };
-        match pool.busy_instead_of(level) {
-            Level::Collate if self.decodes_images => WaitedFor::Image,
-            Level::Collate => WaitedFor::Collate,
-            Level::Transform => WaitedFor::Transform,
+        Stands::In(match pool.busy_instead_of(level) {
+            Level::Collate => WaitedFor::Assemble,
+            Level::Transform => WaitedFor::Evaluate,
             Level::Decode => WaitedFor::Decode,
-        }
+        })
     }
 
-    /// The stage that the next batch stands in.
-    fn next_stage(&self) -> WaitedFor {
+    /// Where the next batch stands.
+    fn next_stage(&self) -> Stands {
         if self.assigned > self.taken {
-            return match (self.stalled.is_empty(), self.decodes_images) {
-                (false, _) => WaitedFor::Budget,
-                (true, true) => WaitedFor::Image,
-                (true, false) => WaitedFor::Collate,
-            };
+            return Stands::In(if self.stalled.is_empty() { WaitedFor::Assemble } else { WaitedFor::Budget });
         }
         if self.started > self.popped {
-            return WaitedFor::Transform;
+            return Stands::In(WaitedFor::Evaluate);
         }
         let Some(ticket) = self.tickets.front() else {
-            return if self.drivers.values().any(ArrivalDriver::is_decoding) {
-                WaitedFor::Decode
-            } else {
-                WaitedFor::Read
-            };
+            if self.drivers.values().any(ArrivalDriver::is_decoding) {
+                return Stands::In(WaitedFor::Decode);
+            }
+            return Stands::Reading(self.drivers.values().filter_map(ArrivalDriver::first_byte).min());
         };
-        let stages = ticket.blocks.iter().filter_map(|key| self.blocks.get(key)).map(|entry| match entry.stage {
-            BlockStage::Fetching(_) => WaitedFor::Read,
-            BlockStage::Wanted => WaitedFor::Budget,
-            BlockStage::Decoding => WaitedFor::Decode,
-            BlockStage::Ready(_) => WaitedFor::Transform,
-        });
-        let stages: Vec<WaitedFor> = stages.collect();
-        let first =
-            [WaitedFor::Read, WaitedFor::Budget, WaitedFor::Decode].into_iter().find(|stage| stages.contains(stage));
-        first.unwrap_or(WaitedFor::Transform)
+        let (mut reading, mut first_byte) = (false, None::<Instant>);
+        let (mut wanted, mut decoding) = (false, false);
+        for entry in ticket.blocks.iter().filter_map(|key| self.blocks.get(key)) {
+            match &entry.stage {
+                BlockStage::Fetching(fetch) => {
+                    reading = true;
+                    first_byte = first_byte.into_iter().chain(fetch.first_byte.came()).min();
+                }
+                BlockStage::Wanted => wanted = true,
+                BlockStage::Decoding => decoding = true,
+                BlockStage::Ready(_) => {}
+            }
+        }
+        match (reading, wanted, decoding) {
+            (true, ..) => Stands::Reading(first_byte),
+            (_, true, _) => Stands::In(WaitedFor::Budget),
+            (_, _, true) => Stands::In(WaitedFor::Decode),
+            _ => Stands::In(WaitedFor::Evaluate),
+        }
     }
 
     /// Batches that are finished or being finished, and not yet taken by the slowest lane.
@@ -727,8 +801,10 @@ impl State {
                     if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.open && !listed.is_empty()) {
                         lane.items.push_back(Item::LeftOut(listed));
                     }
+                    let left_out = self.tally.as_ref().map_or(0, Tally::left_out);
                     for (lane, Finished { batch, grant }) in self.lanes.iter_mut().zip(lanes) {
-                        if let Some(batch) = batch {
+                        if let Some(mut batch) = batch {
+                            batch.progress.left_out = left_out;
                             send(lane, Item::Batch(Box::new(batch), grant));
                         }
                     }
@@ -820,7 +896,7 @@ impl State {
                 break;
             }
             self.in_flight += 1;
-            run.submit(Level::Collate, move |run, scratch| assembly.begin(run, scratch));
+            self.todo.push(run.prepare(Level::Collate, move |run, scratch| assembly.begin(run, scratch)));
         }
         loop {
             self.drive_arrivals(run);
@@ -883,7 +959,7 @@ impl State {
                 self.decoding += 1;
                 entry.stage = BlockStage::Decoding;
                 let source = source.clone();
-                run.submit(Level::Decode, move |run, _| {
+                self.todo.push(run.prepare(Level::Decode, move |run, _| {
                     let decoded = run.decode(|| source.decode(key.block as usize, Bytes::new()));
                     run.decoded(
                         key,
@@ -891,7 +967,7 @@ impl State {
                         grant,
                         decoded.map_err(|e| e.stage("decode").url(source.name()).block(u64::from(key.block))),
                     );
-                });
+                }));
             }
         }
         true
@@ -910,13 +986,11 @@ impl State {
             self.first += 1;
             self.started += 1;
             any = true;
-            let data: HashMap<(usize, u32), Arc<Block>> = blocks
-                .iter()
-                .filter_map(|key| match &self.blocks.get(key)?.stage {
-                    BlockStage::Ready(block) => Some(((key.leaf, key.block), block.clone())),
-                    _ => None,
-                })
-                .collect();
+            let data = blocks.iter().filter_map(|key| match &self.blocks.get(key)?.stage {
+                BlockStage::Ready(block) => Some(((key.leaf, key.block), block.clone())),
+                _ => None,
+            });
+            let data = Blocks::sorted(data.collect());
             let counts = self.count_rows(&chunks, epoch);
             let evaluation = Evaluation { epoch, step, chunks: Vec::new(), end, kept: Arc::new(data), counts };
             if chunks.is_empty() {
@@ -927,7 +1001,7 @@ impl State {
                 continue;
             }
             self.in_flight += 1;
-            evaluate(run, number, evaluation, chunks);
+            self.todo.extend(evaluate(run, number, evaluation, chunks));
         }
         any
     }
@@ -940,7 +1014,8 @@ impl State {
         }
         for chunk in chunks {
             chunk.picked.for_each_rows(&mut |rows| {
-                for &block in &rows.block {
+                for &(at, _) in &rows.rows {
+                    let block = rows.blocks[at].block;
                     *counts.entry(BlockKey { leaf: rows.leaf, block, epoch }).or_insert(0) += 1;
                 }
             });
@@ -964,6 +1039,7 @@ impl State {
             None => Assembly::of_step(evaluation).into_iter().collect(),
         };
         for mut assembly in assemblies {
+            assembly.progress.read_from = self.read_point_behind(&run.shared.pipeline, &assembly.progress);
             assembly.number = self.assigned;
             self.assigned += 1;
             if assembly.error.is_some() {
@@ -973,17 +1049,29 @@ impl State {
             }
             self.in_flight += 1;
             run.ungranted.fetch_add(1, Ordering::AcqRel);
-            run.submit(Level::Collate, move |run, scratch| assembly.begin(run, scratch));
+            self.todo.push(run.prepare(Level::Collate, move |run, scratch| assembly.begin(run, scratch)));
         }
         if self.rebatch.as_ref().is_some_and(|rebatch| rebatch.is_full(epoch)) {
             self.cut = Some(epoch);
         }
         if ended {
+            self.arrived.retain(|(delivered, _)| *delivered > epoch);
             let out = end_error.map_or(Out::EndOfEpoch(epoch), Out::Failed);
             self.out.put(self.assigned, out);
             self.assigned += 1;
             self.distribute_if_next();
         }
+    }
+
+    /// Where a pass over shards without an index would have to go on behind a batch.
+    fn read_point_behind(&self, pipeline: &Pipeline, progress: &Progress) -> Option<ReadPoint> {
+        let steps = pipeline.steps;
+        // One sequence feeds all streams: it begins with the step that the first of them stands in.
+        let step = progress.cursors.iter().map(|cursor| cursor.position / steps.stream_share()).min();
+        let row = self.order.first_arrival_for(step.unwrap_or(progress.step) * steps.batch)?;
+        let of_epoch = self.arrived.iter().find(|(epoch, _)| *epoch == progress.epoch);
+        let arrivals = of_epoch.map_or(&self.arrivals, |(_, arrivals)| arrivals);
+        arrivals.iter().find_map(|arrivals| arrivals.place_of(row))
     }
 
     /// An end of epoch takes no room in the window: it goes to the lanes at once where it is next.
@@ -1015,7 +1103,7 @@ impl State {
             self.releases.pop();
             match self.blocks.get(&key) {
                 Some(entry) if entry.hold > number => self.releases.push(Reverse((entry.hold, key))),
-                Some(entry) if entry.is_settled() => _ = self.blocks.remove(&key),
+                Some(entry) if entry.is_settled() => self.done_with.extend(self.blocks.remove(&key)),
                 // Under way: it goes when it comes.
                 _ => {}
             }
@@ -1041,28 +1129,57 @@ impl State {
             (Some(rows), arrived) => rows.min(arrived.unwrap_or(ENDLESS)),
             (None, arrived) => arrived.unwrap_or(ENDLESS),
         };
-        let per_epoch = match (rows, steps.remainder) {
-            (ENDLESS, _) => ENDLESS,
-            // What came before damage is delivered whole; and what filters leave is counted behind them.
-            (rows, Remainder::Drop | Remainder::Refuse) if failure.is_some() || pipeline.expands => {
-                rows.div_ceil(steps.batch)
-            }
-            (rows, _) => steps.per_epoch(rows),
+        let ended = match (rows, steps.remainder) {
+            _ if pipeline.expands => self.streams_end(steps, rows),
+            // What came before damage is delivered whole.
+            (rows, Remainder::Drop | Remainder::Refuse) if failure.is_some() => self.step >= rows.div_ceil(steps.batch),
+            (rows, _) => self.step >= steps.per_epoch(rows),
         };
-        if self.step >= per_epoch || self.cut == Some(self.epoch) {
+        if ended || self.cut == Some(self.epoch) {
             self.end_epoch(failure);
             return true;
         }
-        let frame = Frame::of_epoch(steps.batch);
-        let slots = steps.slots(self.step, if arrived.is_none() && self.order.arrives() { ENDLESS } else { rows });
-        let mut chunks = Vec::new();
-        let (mut at, share) = (slots.start, steps.stream_share());
+        let mut ahead = Vec::new();
+        let planned = if pipeline.expands {
+            self.plan_streams(run, rows, &mut ahead)
+        } else {
+            let known = if arrived.is_none() && self.order.arrives() { ENDLESS } else { rows };
+            self.plan_step(run, steps.slots(self.step, known), rows, &mut ahead)
+        };
+        match planned {
+            // No stream needs rows: batches wait to be taken.
+            Ok(chunks) if chunks.is_empty() && pipeline.expands => false,
+            Ok(chunks) => {
+                self.add_ticket(run, chunks, ahead);
+                self.step += 1;
+                true
+            }
+            Err(NeedsRows { leaf, rows }) => {
+                let (epoch, place) = (self.epoch, self.place);
+                let Leaf::Arriving(source) = &pipeline.leaves[leaf] else {
+                    unreachable!("only these show rows little by little")
+                };
+                let driver = self
+                    .drivers
+                    .entry(leaf)
+                    .or_insert_with(|| ArrivalDriver::new(source.clone(), epoch, run.shared.seed, place));
+                driver.want(rows)
+            }
+        }
+    }
+
+    /// The rows of a step whose positions are known.
+    fn plan_step(
+        &mut self,
+        run: &Run,
+        slots: Range<u64>,
+        rows: u64,
+        ahead: &mut Vec<Ahead>,
+    ) -> Result<Vec<Chunk>, NeedsRows> {
+        let frame = Frame::of_epoch(run.shared.pipeline.steps.batch);
+        let (mut chunks, mut at) = (Vec::new(), slots.start);
         while at < slots.end {
             let mut stop = slots.end.min(at.saturating_add(run.shared.chunk_rows as u64));
-            if pipeline.expands {
-                // A chunk belongs to one stream.
-                stop = stop.min((at / share + 1) * share);
-            }
             if at < rows {
                 stop = stop.min(rows);
             }
@@ -1070,37 +1187,52 @@ impl State {
             // Filling up may go round a small data set more than once.
             let stop = if at < rows { stop } else { stop.min(at + rows - start) };
             let positions = Positions::new((start..start + (stop - at)).collect(), self.step);
-            match self.order.pick(positions, pass, (pass == self.epoch).then_some(frame), &self.arrivals) {
-                Ok(picked) => {
-                    let slot = at % steps.batch;
-                    let position = at / steps.batch * share + slot % share;
-                    chunks.push(Chunk {
-                        picked,
-                        stream: (slot / share - steps.rank * steps.streams / steps.world) as usize,
-                        position,
-                    });
-                }
-                Err(NeedsRows { leaf, rows }) => {
-                    let epoch = self.epoch;
-                    let Leaf::Arriving(source) = &pipeline.leaves[leaf] else {
-                        unreachable!("only these show rows little by little")
-                    };
-                    let driver = self
-                        .drivers
-                        .entry(leaf)
-                        .or_insert_with(|| ArrivalDriver::new(source.clone(), epoch, run.shared.seed));
-                    return driver.want(rows);
-                }
-            }
+            let frame = (pass == self.epoch).then_some(frame);
+            let picked = self.order.pick(positions, pass, frame, &self.arrivals)?;
+            chunks.push(Chunk { picked, stream: 0, position: at });
             at = stop;
         }
-        let mut ahead = Vec::new();
         if slots.end <= rows {
-            self.order.ahead(slots, self.epoch, Some(frame), &mut ahead);
+            self.order.ahead(slots, self.epoch, Some(frame), ahead);
         }
-        self.add_ticket(run, chunks, ahead);
-        self.step += 1;
-        true
+        Ok(chunks)
+    }
+
+    /// Whether all streams are planned to their ends.
+    fn streams_end(&self, steps: Steps, rows: u64) -> bool {
+        (steps.first_stream()..).zip(&self.planned).all(|(stream, &at)| at >= steps.stream_rows(stream, rows))
+    }
+
+    /// The next rows of each stream that needs some, where what becomes of them is not known: a share each.
+    ///
+    /// Streams lose rows at different rates, so they go at their own pace, and each is read no further than it is wanted. Rows of
+    /// shards without an index come in one sequence only; there all streams keep step.
+    fn plan_streams(&mut self, run: &Run, rows: u64, ahead: &mut Vec<Ahead>) -> Result<Vec<Chunk>, NeedsRows> {
+        let (steps, arrives) = (run.shared.pipeline.steps, self.order.arrives());
+        let share = steps.stream_share();
+        let (mut chunks, mut planned) = (Vec::new(), self.planned.clone());
+        for (number, at) in planned.iter_mut().enumerate() {
+            let stream = steps.first_stream() + number as u64;
+            let sated = self.rebatch.as_ref().is_some_and(|rebatch| rebatch.is_sated(number, self.epoch, *at));
+            if sated && !arrives {
+                continue;
+            }
+            let end = steps.stream_rows(stream, rows).min((*at / share + 1) * share);
+            // The ticket takes the place of the step that these rows would be in if nothing were lost.
+            let offset = (self.step as i64).wrapping_sub((*at / share) as i64).wrapping_mul(steps.batch as i64);
+            let frame = Some(Frame::of_epoch(steps.batch).moved(offset.into()));
+            while *at < end {
+                let stop = end.min(at.saturating_add(run.shared.chunk_rows as u64));
+                let first = steps.position_of(stream, *at);
+                let positions = Positions::new((first..first + (stop - *at)).collect(), self.step);
+                let picked = self.order.pick(positions, self.epoch, frame, &self.arrivals)?;
+                chunks.push(Chunk { picked, stream: number, position: *at });
+                self.order.ahead(first..first + (stop - *at), self.epoch, frame, ahead);
+                *at = stop;
+            }
+        }
+        self.planned = planned;
+        Ok(chunks)
     }
 
     /// Puts the marker behind the last step, and goes on to the next epoch if somebody may want it.
@@ -1110,7 +1242,7 @@ impl State {
             epoch: self.epoch,
             step: self.step,
             chunks: Vec::new(),
-            blocks: BTreeSet::new(),
+            blocks: Vec::new(),
             missing: 0,
             bytes: 0,
             end: Some(failure),
@@ -1119,37 +1251,36 @@ impl State {
         self.epoch += 1;
         self.step = 0;
         self.base = self.first + self.tickets.len() as u64;
+        self.planned.fill(0);
+        self.place = None;
         self.drivers.clear();
-        self.arrivals.iter_mut().for_each(|arrivals| *arrivals = Arrivals::default());
+        let none = self.arrivals.iter().map(|_| Arrivals::from_row(0)).collect();
+        self.arrived.push_back((self.epoch - 1, std::mem::replace(&mut self.arrivals, none)));
     }
 
     fn add_ticket(&mut self, run: &Run, chunks: Vec<Chunk>, ahead: Vec<Ahead>) {
         let number = self.first + self.tickets.len() as u64;
         let arrives = self.order.arrives();
         let epoch = self.epoch;
-        // Blocks and their holds, by source.
-        let mut wanted: Vec<NumberMap<u64>> = vec![NumberMap::default(); run.shared.pipeline.leaves.len()];
+        let block_epoch = if arrives { epoch } else { 0 };
+        // Blocks and their holds, each block once.
+        let mut keys: Vec<(BlockKey, u64)> = Vec::new();
         for chunk in &chunks {
             chunk.picked.for_each_rows(&mut |rows| {
-                let mut last = None;
-                for (&block, &hold) in rows.block.iter().zip(&rows.hold) {
-                    // Neighbours are mostly of one block.
-                    if last == Some((block, hold)) {
-                        continue;
-                    }
-                    last = Some((block, hold));
-                    let hold = (self.base + hold).max(number);
-                    wanted[rows.leaf].entry(block).and_modify(|until| *until = hold.max(*until)).or_insert(hold);
-                }
+                keys.extend(rows.blocks.iter().map(|&PickedBlock { block, hold, .. }| {
+                    (BlockKey { leaf: rows.leaf, block, epoch: block_epoch }, self.base.wrapping_add(hold).max(number))
+                }));
             });
         }
-        let (mut missing, mut bytes) = (0, 0);
-        let block_epoch = if arrives { epoch } else { 0 };
-        let keys = wanted.into_iter().enumerate().flat_map(|(leaf, blocks)| {
-            blocks.into_iter().map(move |(block, hold)| (BlockKey { leaf, block, epoch: block_epoch }, hold))
-        });
-        let mut keys: Vec<_> = keys.collect();
         keys.sort_unstable();
+        // Of equal keys the last has the largest hold.
+        keys.dedup_by(|next, kept| {
+            next.0 == kept.0 && {
+                kept.1 = next.1;
+                true
+            }
+        });
+        let (mut missing, mut bytes) = (0, 0);
         for &(key, hold) in &keys {
             let (entry, new) = self.entry(run, key, hold);
             entry.is_ahead = false;
@@ -1169,11 +1300,12 @@ impl State {
             if self.blocks.get(&key).is_some_and(|entry| !entry.is_ahead) {
                 continue;
             }
-            let (_, new) = self.entry(run, key, (self.base + hold).max(number));
+            let (_, new) = self.entry(run, key, self.base.wrapping_add(hold).max(number));
             if new {
                 self.ahead.push_back(key);
             }
         }
+        run.shared.counters.plan.add(chunks.iter().map(|chunk| chunk.picked.positions()).sum(), 0);
         let blocks = keys.into_iter().map(|(key, _)| key).collect();
         self.tickets.push_back(Ticket { epoch, step: self.step, chunks, blocks, missing, bytes, end: None });
     }
@@ -1222,8 +1354,8 @@ impl State {
         let driver = self.drivers.get_mut(&leaf).filter(|driver| driver.epoch() == framed.epoch)?;
         let (epoch, block) = (framed.epoch, driver.blocks());
         let arrived = driver.block_framed(framed);
-        if let Some((rows, first_id)) = arrived {
-            self.arrivals[leaf].push(rows, first_id);
+        if let Some((rows, first_id, place)) = arrived {
+            self.arrivals[leaf].push(rows, first_id, place);
             let key = BlockKey { leaf, block, epoch };
             let entry = Entry {
                 stage: BlockStage::Decoding,
@@ -1245,8 +1377,8 @@ impl State {
     }
 }
 
-/// Evaluates the chunks of a ticket on the pool; the last one hands the ticket on.
-fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) {
+/// Tasks that evaluate the chunks of a ticket; the last one hands the ticket on.
+fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) -> impl Iterator<Item = Prepared> {
     struct Work {
         evaluation: Mutex<Evaluation>,
         results: Vec<OnceLock<EvaluatedChunk>>,
@@ -1261,9 +1393,9 @@ fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) 
         epoch: evaluation.epoch,
         evaluation: Mutex::new(evaluation),
     });
-    for (i, Chunk { picked, stream, position }) in chunks.into_iter().enumerate() {
+    chunks.into_iter().enumerate().map(move |(i, Chunk { picked, stream, position })| {
         let work = work.clone();
-        run.submit(Level::Transform, move |run, scratch| {
+        run.prepare(Level::Transform, move |run, scratch| {
             let pipeline = &run.shared.pipeline;
             let env = Env {
                 stages: &pipeline.stages,
@@ -1287,6 +1419,6 @@ fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) 
                 state.in_flight -= 1;
                 state.evaluated.put(number, evaluation);
             });
-        });
-    }
+        })
+    })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::mix::{Exhausted, Mixing, quotas};
-use super::order::{Frame, Lanes, Order, Picked, Positions};
+use super::order::{Frame, Lanes, Order, Picked, Positions, Turns};
 use super::shuffle::ShuffledOrder;
 use super::steps::{Remainder, Steps};
 use super::{Catalog, Shuffle};
@@ -89,7 +89,7 @@ impl Lowering {
             }
             Graph::Take(rows, input) => Order::Take { rows: *rows, input: boxed(input) },
             Graph::Skip(rows, input) => Order::Skip { rows: *rows, input: boxed(input) },
-            Graph::Repeat(times, input) => Order::Repeat { times: Some(*times), input: boxed(input) },
+            Graph::Repeat(times, input) => Order::Repeat { turns: Turns::Times(*times), input: boxed(input) },
             Graph::Concat(inputs) => Order::Concat(inputs.iter().map(|input| *boxed(input)).collect()),
             Graph::Zip(left, right) => Order::Zip(vec![*boxed(left), *boxed(right)]),
             Graph::Mix(parts, exhausted) => {
@@ -189,7 +189,7 @@ impl Model {
 /// (sample, pass) of the first column at each position.
 fn flatten(picked: &Picked) -> Vec<(u64, u64)> {
     match picked {
-        Picked::Rows(rows) => rows.id.iter().map(|&id| (id, rows.pass)).collect(),
+        Picked::Rows(rows) => (0..rows.rows.len()).map(|row| (rows.id(row), rows.pass)).collect(),
         Picked::Gathered { parts, from } => {
             let parts: Vec<_> = parts.iter().map(flatten).collect();
             from.iter().map(|&(part, index)| parts[part as usize][index as usize]).collect()

@@ -7,15 +7,16 @@ mod catalog;
 #[cfg(test)]
 mod compositions;
 pub(crate) mod mix;
+mod numbers;
 pub(crate) mod order;
 mod permutation;
 pub(crate) mod shuffle;
-mod state;
+pub(crate) mod state;
 pub(crate) mod steps;
 
 pub use catalog::Catalog;
 pub use mix::Exhausted;
 pub(crate) use permutation::Permutation;
 pub use shuffle::Shuffle;
-pub use state::{Cursor, State};
+pub use state::{Cursor, DataMark, ReadPoint, State};
 pub use steps::Remainder;

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use super::catalog::Catalog;
 use super::mix::Mixing;
+use super::numbers::NumberMap;
 use super::permutation::Permutation;
 use super::shuffle::ShuffledOrder;
+use super::state::ReadPoint;
 use crate::random::Key;
 
 /// Set in a pass number for samples that fill up the last batch, so that they are augmented anew.
@@ -48,7 +50,7 @@ impl Positions {
 
 /// How a node's positions lie in the steps of the epoch, where they do so in ascending order: position p is, at the latest, the epoch's
 /// `p · many / few + offset`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     offset: i64,
     /// Positions of the epoch for so many of the node's: below a mix others come between.
@@ -99,13 +101,61 @@ pub(crate) struct PickedRows {
     pub(crate) leaf: usize,
     /// How often each of these samples was drawn before.
     pub(crate) pass: u64,
-    /// Block of each row, and the row's number in it.
-    pub(crate) block: Vec<u32>,
-    pub(crate) row: Vec<u32>,
-    /// Sample id of each row.
-    pub(crate) id: Vec<u64>,
-    /// Step until which the block must stay.
-    pub(crate) hold: Vec<u64>,
+    /// The blocks that the rows are of, each once.
+    pub(crate) blocks: Vec<PickedBlock>,
+    /// For each row which of `blocks` it is of, and its number in it.
+    pub(crate) rows: Vec<(usize, usize)>,
+}
+
+/// A block of which rows were picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PickedBlock {
+    pub(crate) block: u32,
+    /// Sample id of its first row.
+    pub(crate) first_id: u64,
+    /// Step until which it must stay.
+    pub(crate) hold: u64,
+}
+
+impl PickedRows {
+    /// The sample id of a row.
+    pub(crate) fn id(&self, row: usize) -> u64 {
+        let (block, row) = self.rows[row];
+        self.blocks[block].first_id + row as u64
+    }
+}
+
+/// Slots of the table of blocks met last: more than a batch mostly takes rows of.
+const RECENT: usize = 256;
+
+/// Picks row by row.
+struct Picker {
+    picked: PickedRows,
+    /// Where each block stands in `blocks`; by the last bits of its number where the last block with these bits does.
+    known: NumberMap<u32>,
+    recent: [u32; RECENT],
+}
+
+impl Picker {
+    fn new(leaf: usize, pass: u64, rows: usize) -> Self {
+        let picked = PickedRows { leaf, pass, blocks: Vec::new(), rows: Vec::with_capacity(rows) };
+        Self { picked, known: NumberMap::default(), recent: [0; RECENT] }
+    }
+
+    /// Row `row` of a block, which must stay until step `hold`.
+    fn push(&mut self, block: u32, first_id: u64, row: u64, hold: u64) {
+        let recent = &mut self.recent[block as usize % RECENT];
+        let blocks = &mut self.picked.blocks;
+        if blocks.get(*recent as usize).is_none_or(|found| found.block != block) {
+            *recent = *self.known.entry(block).or_insert_with(|| {
+                blocks.push(PickedBlock { block, first_id, hold });
+                blocks.len() as u32 - 1
+            });
+        }
+        let at = *recent as usize;
+        blocks[at].hold = blocks[at].hold.max(hold);
+        self.picked.rows.push((at, row as usize));
+    }
 }
 
 /// The rows at some positions: the order's tree, resolved.
@@ -127,7 +177,7 @@ impl Picked {
     /// How many positions were picked.
     pub(crate) fn positions(&self) -> u64 {
         match self {
-            Picked::Rows(rows) => rows.id.len() as u64,
+            Picked::Rows(rows) => rows.rows.len() as u64,
             Picked::Gathered { from, .. } => from.len() as u64,
             Picked::Zipped(parts) => parts[0].positions(),
             Picked::Enumerated { input, .. } | Picked::Applied { input, .. } => input.positions(),
@@ -162,22 +212,35 @@ pub(crate) struct NeedsRows {
 }
 
 /// What a source without index has shown of itself in this pass.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Arrivals {
     /// Rows before each block that arrived, and the total.
     starts: Vec<u64>,
     /// Sample id of each block's first row.
     ids: Vec<u64>,
+    /// Where each block can be read from again.
+    places: Vec<ReadPoint>,
     ended: bool,
 }
 
 impl Arrivals {
-    pub(crate) fn push(&mut self, rows: u64, first_id: u64) {
-        if self.starts.is_empty() {
-            self.starts.push(0);
-        }
+    /// Nothing has arrived of the rows from `first_row` on.
+    pub(crate) fn from_row(first_row: u64) -> Self {
+        Self { starts: vec![first_row], ids: Vec::new(), places: Vec::new(), ended: false }
+    }
+
+    /// A block of `rows` rows arrived. `place` is where to read it from again, but for the number of rows before.
+    pub(crate) fn push(&mut self, rows: u64, first_id: u64, place: ReadPoint) {
+        let before = self.rows() - place.row;
         self.starts.push(self.rows() + rows);
         self.ids.push(first_id);
+        self.places.push(ReadPoint { row: before, ..place });
+    }
+
+    /// Where to read from to get the rows from `row` on.
+    pub(crate) fn place_of(&self, row: u64) -> Option<ReadPoint> {
+        let block = self.starts.partition_point(|&start| start <= row).saturating_sub(1);
+        self.places.get(block).or(self.places.last()).copied()
     }
 
     pub(crate) fn end(&mut self) {
@@ -226,9 +289,9 @@ pub(crate) enum Order {
         rows: u64,
         input: Box<Order>,
     },
-    /// Pass after pass of the input, `times` in an epoch.
+    /// Pass after pass of the input.
     Repeat {
-        times: Option<u64>,
+        turns: Turns,
         input: Box<Order>,
     },
     Concat(Vec<Order>),
@@ -247,6 +310,27 @@ pub(crate) enum Order {
     },
 }
 
+/// How often an input is repeated in an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turns {
+    Times(u64),
+    Forever,
+    /// Forever, and the first turn of an epoch is what the epoch would be without repetition.
+    Stated,
+}
+
+impl Turns {
+    /// The number of a turn's pass over the input.
+    fn pass(self, pass: u64, turn: u64) -> u64 {
+        let number = match self {
+            Turns::Times(times) => (pass & !PADDING).wrapping_mul(times).wrapping_add(turn),
+            Turns::Forever => (pass & !PADDING).wrapping_mul(1 << 32).wrapping_add(turn),
+            Turns::Stated => (pass & !PADDING).wrapping_add(turn.wrapping_mul(1 << 32)),
+        };
+        number & !PADDING | pass & PADDING
+    }
+}
+
 impl Order {
     /// Rows of an epoch; `None` for a source without index.
     pub(crate) fn rows(&self) -> Option<u64> {
@@ -260,8 +344,8 @@ impl Order {
                 ENDLESS => ENDLESS,
                 n => n.saturating_sub(*rows),
             },
-            Order::Repeat { times: Some(times), input } => input.rows()?.saturating_mul(*times),
-            Order::Repeat { times: None, .. } => ENDLESS,
+            Order::Repeat { turns: Turns::Times(times), input } => input.rows()?.saturating_mul(*times),
+            Order::Repeat { .. } => ENDLESS,
             Order::Concat(inputs) => {
                 inputs.iter().try_fold(0u64, |sum, input| input.rows().map(|n| sum.saturating_add(n)))?
             }
@@ -321,6 +405,15 @@ impl Order {
         }
     }
 
+    /// The first row that must arrive for the positions from `position` on.
+    pub(crate) fn first_arrival_for(&self, position: u64) -> Option<u64> {
+        match self {
+            Order::Arrival { buffer, .. } => Some(position / buffer * buffer),
+            Order::Take { input, .. } | Order::Apply { input, .. } => input.first_arrival_for(position),
+            _ => None,
+        }
+    }
+
     /// Whether a source without index is below.
     pub(crate) fn arrives(&self) -> bool {
         match self {
@@ -357,15 +450,15 @@ impl Order {
                 let frame = frame.map(|f| f.moved(-i128::from(*rows)));
                 input.ahead(positions.start + *rows..positions.end + *rows, pass, frame, out);
             }
-            Order::Repeat { times, input } => {
-                let (rows, first) = (input.rows().unwrap_or(ENDLESS).max(1), first_turn(pass, *times));
+            Order::Repeat { turns, input } => {
+                let rows = input.rows().unwrap_or(ENDLESS).max(1);
                 let mut at = positions.start;
                 while at < positions.end {
-                    let (turn, start) = (at / rows, at % rows);
-                    let end = (start + (positions.end - at)).min(rows);
-                    let frame = frame.map(|f| f.moved((turn * rows).into()));
-                    input.ahead(start..end, turn_of(pass, first, turn), frame, out);
-                    at += end - start;
+                    let turn = at / rows;
+                    let (start, stop) = (turn * rows, positions.end.min((turn + 1).saturating_mul(rows)));
+                    let frame = frame.map(|f| f.moved(start.into()));
+                    input.ahead(at - start..stop - start, turns.pass(pass, turn), frame, out);
+                    at = stop;
                 }
             }
             Order::Concat(inputs) => {
@@ -428,8 +521,8 @@ impl Order {
                 let mut picked = pick_rows(*leaf, catalog, *first_id, positions, pass);
                 if let Some(frame) = frame.filter(|frame| frame.many > frame.few) {
                     // Below a mix a block's next row may be many steps away.
-                    for (hold, &block) in picked.hold.iter_mut().zip(&picked.block) {
-                        *hold = frame.step_of(catalog.starts()[block as usize + 1] - 1).max(*hold);
+                    for PickedBlock { block, hold, .. } in &mut picked.blocks {
+                        *hold = frame.step_of(catalog.starts()[*block as usize + 1] - 1).max(*hold);
                     }
                 }
                 Ok(Picked::Rows(picked))
@@ -437,10 +530,25 @@ impl Order {
             Order::Arrival { leaf, key, buffer, segment } => {
                 pick_arrived(*leaf, *key, *buffer, segment, positions, pass, &arrivals[*leaf]).map(Picked::Rows)
             }
-            Order::Shuffle { order, input } => {
-                let mapped = order.map(&positions, pass & !PADDING, frame);
-                input.pick(mapped, pass, None, arrivals)
-            }
+            Order::Shuffle { order, input } => match &mut **input {
+                // The block is that of the piece: there is nothing to look for.
+                Order::Rows { leaf, catalog, first_id } => {
+                    let (mut picker, starts) = (Picker::new(*leaf, pass, positions.len()), catalog.starts());
+                    let place = |row| {
+                        let block = catalog.locate(row).0;
+                        (block as u32, starts[block])
+                    };
+                    order.map(&positions, pass & !PADDING, frame, place, |(block, start), row, hold| {
+                        picker.push(block, *first_id + start, row - start, hold);
+                    });
+                    Ok(Picked::Rows(picker.picked))
+                }
+                input => {
+                    let mut mapped = Positions::with_capacity(positions.len());
+                    order.map(&positions, pass & !PADDING, frame, |_| (0, 0), |_, row, hold| mapped.push(row, hold));
+                    input.pick(mapped, pass, None, arrivals)
+                }
+            },
             Order::Interleave { lanes, input } => {
                 let mapped = lanes.map(positions, frame);
                 input.pick(mapped, pass, None, arrivals)
@@ -451,13 +559,12 @@ impl Order {
                 let frame = frame.map(|f| f.moved(-i128::from(skipped)));
                 input.pick(positions.map(|p| p + skipped), pass, frame, arrivals)
             }
-            Order::Repeat { times, input } => {
+            Order::Repeat { turns, input } => {
                 let rows = input.rows().unwrap_or(ENDLESS).max(1);
-                let first = first_turn(pass, *times);
                 let groups = split(positions, |p| (p / rows, p % rows));
                 gathered(groups, |turn, positions| {
                     let frame = frame.map(|f| f.moved((turn * rows).into()));
-                    input.pick(positions, turn_of(pass, first, turn), frame, arrivals)
+                    input.pick(positions, turns.pass(pass, turn), frame, arrivals)
                 })
             }
             Order::Concat(inputs) => {
@@ -505,36 +612,18 @@ impl Order {
     }
 }
 
-/// The pass of a repetition's first turn.
-fn first_turn(pass: u64, times: Option<u64>) -> u64 {
-    (pass & !PADDING).wrapping_mul(times.unwrap_or(1 << 32))
-}
-
-fn turn_of(pass: u64, first: u64, turn: u64) -> u64 {
-    (first.wrapping_add(turn) & !PADDING) | (pass & PADDING)
-}
-
 fn pick_rows(leaf: usize, catalog: &Catalog, first_id: u64, positions: Positions, pass: u64) -> PickedRows {
     let starts = catalog.starts();
-    let mut picked = PickedRows {
-        leaf,
-        pass,
-        block: Vec::with_capacity(positions.len()),
-        row: Vec::with_capacity(positions.len()),
-        id: Vec::with_capacity(positions.len()),
-        hold: positions.hold,
-    };
+    let mut picker = Picker::new(leaf, pass, positions.len());
     let mut block = 0;
-    for index in positions.index {
+    for (index, hold) in positions.index.into_iter().zip(positions.hold) {
         // Without order the next row is mostly in another block; in order mostly in the same.
         if index < starts[block] || index >= starts[block + 1] {
             block = catalog.locate(index).0;
         }
-        picked.block.push(block as u32);
-        picked.row.push((index - starts[block]) as u32);
-        picked.id.push(first_id + index);
+        picker.push(block as u32, first_id + starts[block], index - starts[block], hold);
     }
-    picked
+    picker.picked
 }
 
 fn pick_arrived(
@@ -546,9 +635,8 @@ fn pick_arrived(
     pass: u64,
     arrived: &Arrivals,
 ) -> Result<PickedRows, NeedsRows> {
-    let mut picked =
-        PickedRows { leaf, pass, block: Vec::new(), row: Vec::new(), id: Vec::new(), hold: positions.hold };
-    for index in positions.index {
+    let mut picker = Picker::new(leaf, pass, positions.len());
+    for (index, hold) in positions.index.into_iter().zip(positions.hold) {
         let start = index / buffer * buffer;
         let end = match arrived.total() {
             Some(total) => total.min(start + buffer),
@@ -562,11 +650,9 @@ fn pick_arrived(
         let (_, _, permutation) = segment.as_ref().expect("drawn above");
         let row = start + permutation.at(index - start);
         let block = arrived.starts.partition_point(|&start| start <= row) - 1;
-        picked.block.push(block as u32);
-        picked.row.push((row - arrived.starts[block]) as u32);
-        picked.id.push(arrived.ids[block] + row - arrived.starts[block]);
+        picker.push(block as u32, arrived.ids[block], row - arrived.starts[block], hold);
     }
-    Ok(picked)
+    Ok(picker.picked)
 }
 
 /// Positions grouped by where they belong, and for each original position its group and index there.
@@ -729,7 +815,7 @@ mod tests {
 
     fn flatten(picked: &Picked) -> Vec<(u64, u64)> {
         match picked {
-            Picked::Rows(rows) => rows.id.iter().map(|&id| (id, rows.pass)).collect(),
+            Picked::Rows(rows) => (0..rows.rows.len()).map(|row| (rows.id(row), rows.pass)).collect(),
             Picked::Gathered { parts, from } => {
                 let parts: Vec<_> = parts.iter().map(flatten).collect();
                 from.iter().map(|&(part, index)| parts[part as usize][index as usize]).collect()
@@ -742,7 +828,7 @@ mod tests {
     #[test]
     fn take_skip_concat_and_repeat_are_arithmetic() {
         let mut order = Order::Repeat {
-            times: Some(2),
+            turns: Turns::Times(2),
             input: Box::new(Order::Take {
                 rows: 5,
                 input: Box::new(Order::Skip {
@@ -791,13 +877,14 @@ mod tests {
     #[test]
     fn arrivals_are_shuffled_by_segments_once_they_are_there() {
         let mut order = Order::Arrival { leaf: 0, key: Key::new(1), buffer: 8, segment: None };
-        let mut arrivals = vec![Arrivals::default()];
-        arrivals[0].push(5, 1000);
+        let mut arrivals = vec![Arrivals::from_row(0)];
+        arrivals[0].push(5, 1000, ReadPoint::default());
         let ask = |order: &mut Order, range: std::ops::Range<u64>, arrivals: &[Arrivals]| {
             order.pick(Positions::new(range.collect(), 0), 0, None, arrivals).map(|picked| flatten(&picked))
         };
         assert_eq!(ask(&mut order, 0..4, &arrivals), Err(NeedsRows { leaf: 0, rows: 8 }));
-        arrivals[0].push(5, 2000);
+        arrivals[0].push(5, 2000, ReadPoint { row: 2, ..ReadPoint::default() });
+        assert_eq!([0, 4, 5, 99].map(|row| arrivals[0].place_of(row).unwrap().row), [0, 0, 3, 3]);
         let first = ask(&mut order, 0..4, &arrivals).unwrap();
         arrivals[0].end();
         let mut all: Vec<_> = (0..10).step_by(2).flat_map(|p| ask(&mut order, p..p + 2, &arrivals).unwrap()).collect();

@@ -5,12 +5,14 @@ mod damage;
 mod faults;
 #[cfg(feature = "gcs")]
 mod gcs;
+mod killed;
 mod layers;
 mod loops;
 mod mix;
 mod order;
 mod quality;
 mod report;
+mod resume;
 mod scale;
 mod support;
 mod tfrecord;

@@ -98,6 +98,18 @@ fn threads_budgets_and_worlds_change_nothing() {
 }
 
 #[test]
+fn a_mix_goes_on_from_every_state() -> Result<()> {
+    for exhausted in [Exhausted::Stop, Exhausted::Drop, Exhausted::Repeat] {
+        let mix = mix(exhausted);
+        let filtered = mix.filter("most", |_, row| Ok(row.get::<i64>("id")? % 7 != 0));
+        for dataset in [mix, filtered] {
+            forebay::testing::restores_everywhere(dataset.batch(240).loader().seed(4))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_part_that_starts_over_draws_anew() -> Result<()> {
     use rand::Rng as _;
     let (large, _) = part(400);

@@ -4,6 +4,8 @@
 pub(crate) mod fake_gcs;
 pub(crate) mod quality;
 pub(crate) mod shards;
+#[cfg(feature = "http")]
+pub(crate) mod slow_http;
 pub(crate) mod source;
 
 use std::sync::mpsc;
