@@ -141,24 +141,24 @@ impl World {
         }
         let in_pod = is_set("KUBERNETES_SERVICE_HOST") && is_set("MASTER_ADDR");
         let plain = said_by(if in_pod { Launcher::Kubeflow } else { Launcher::Unnamed }, look)?;
-        let mut others: Vec<World> =
+        let mut found: Vec<World> =
             [said_by(Launcher::OpenMpi, look)?, said_by(Launcher::Pmi, look)?].into_iter().flatten().collect();
-        if others.is_empty() && is_set("SLURM_STEP_NUM_TASKS") {
-            others.extend(said_by(Launcher::Slurm, look)?);
+        if found.is_empty() && is_set("SLURM_STEP_NUM_TASKS") {
+            found.extend(said_by(Launcher::Slurm, look)?);
         }
-        if others.is_empty() {
+        if found.is_empty() {
             pod_without_torchrun(look, plain)?;
         }
         if let Some(plain) = plain {
             // A step of one task is where another launcher may run.
-            others.retain(|world| world.size > 1);
-            others.push(plain);
+            found.retain(|world| world.size > 1);
+            found.push(plain);
         }
-        if let Some(other) = others.iter().find(|&world| *world != others[0]) {
-            return Err(Error::config(format!("{}, but {}", others[0].quoted(), other.quoted()))
+        if let Some(other) = found.iter().find(|&world| *world != found[0]) {
+            return Err(Error::config(format!("{}, but {}", found[0].quoted(), other.quoted()))
                 .advice("unset those that are left over from elsewhere, or say which holds: World::new(rank, size)"));
         }
-        Ok(others.first().copied().unwrap_or_else(|| {
+        Ok(found.first().copied().unwrap_or_else(|| {
             let in_slurm = is_set("SLURM_NTASKS") || is_set("SLURM_JOB_ID");
             Self { origin: if in_slurm { Origin::Allocation } else { Origin::Unset }, ..Self::single() }
         }))
