@@ -444,6 +444,10 @@ impl Run {
             }
             // Bytes may have come back since the last change; then there is something to do after all.
             state.advance(self);
+            // What that has started nobody else would run.
+            if self.shared.scheduler.is_single_threaded() && state.in_flight > 0 {
+                continue;
+            }
             if let Some(error) = state.is_stuck(self) {
                 let alive = self.shared.alive.load(Ordering::Acquire);
                 if alive == 0 {
