@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use arrow::array::{ArrayRef, AsArray};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::State;
+use crate::plan::{State, Sums};
 use crate::schema::{Column, Element};
 use buffer::Buffer;
 pub use pad::Pad;
@@ -40,6 +40,8 @@ pub struct Batch {
     pub(crate) step: u64,
     pub(crate) samples: Vec<u64>,
     pub(crate) state: State,
+    /// What it adds to the loader's ledger.
+    pub(crate) sums: Sums,
 }
 
 /// One column of a batch.

@@ -18,6 +18,7 @@ use crate::engine::io::Io;
 use crate::engine::pool::Pool;
 use crate::engine::{Budget, Scheduler};
 use crate::error::{Error, Result};
+use crate::plan::Ledger;
 use crate::plan::shuffle::PIECES_PER_STREAM;
 use crate::plan::steps::Steps;
 use crate::source::tfrecord::{self, Index, Opened, Wanted};
@@ -179,6 +180,7 @@ impl LoaderBuilder {
             seed: self.seed,
             skip: self.skip,
             skipped: Log::default(),
+            ledger: Mutex::new(Ledger::new(pipeline.fingerprint, self.seed, steps.streams)),
             pipeline,
         };
         check_budget(&shared)?;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use arrow::array::{ArrayRef, AsArray, FixedSizeListArray, Int64Array, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute::{interleave_record_batch, take_record_batch};
 use arrow::datatypes::{Field, Schema};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::lower::Stage;
 use super::numbers::NumberMap;
@@ -165,7 +166,8 @@ impl Env<'_> {
                 }
             }
             at.push((last, row as usize));
-            samples.push(Sample { id: picked.id[position], pass: picked.pass, part: 0 });
+            let checksum = data.decoded.checksums[row as usize];
+            samples.push(Sample { id: picked.id[position], pass: picked.pass, part: 0, checksum });
             if !skipped.is_empty() {
                 origin.push(position as u32);
             }
@@ -521,9 +523,14 @@ fn zip(mut parts: Vec<Evaluated>) -> Result<Evaluated> {
     let error = parts.iter().filter(|part| part.rows.len() == shortest).find_map(|part| part.error.clone());
     let mut parts = parts.into_iter();
     let first = parts.next().expect("zip has inputs");
-    let samples = first.rows.samples[..shortest].to_vec();
+    let mut samples = first.rows.samples[..shortest].to_vec();
     let mut rows = first.rows.rows.slice(0, shortest);
     for part in parts {
+        // The row is the first input's; what was put beside it is part of its bytes.
+        for (sample, beside) in samples.iter_mut().zip(&part.rows.samples) {
+            let beside = [u64::from(sample.checksum), beside.id, u64::from(beside.checksum)];
+            sample.checksum = xxh3_64(bytemuck::cast_slice(&beside.map(u64::to_le))) as u32;
+        }
         let part = part.rows.rows.slice(0, shortest);
         let columns: Vec<_> = part.schema_ref().fields().iter().zip(part.columns()).collect();
         let new = columns.into_iter().filter(|(field, _)| rows.column_by_name(field.name()).is_none());

@@ -135,7 +135,18 @@ impl Rebatch {
         let cursors = self.streams.iter().map(Stream::cursor).collect();
         self.step += 1;
         let drawn = std::mem::take(&mut self.drawn);
-        Assembly { number: 0, epoch: self.epoch, step: self.step - 1, rows, error, drawn, cursors, kept, bytes: 0 }
+        Assembly {
+            number: 0,
+            epoch: self.epoch,
+            step: self.step - 1,
+            rows,
+            error,
+            drawn,
+            cursors,
+            gaps: Vec::new(),
+            kept,
+            bytes: 0,
+        }
     }
 }
 

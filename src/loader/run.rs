@@ -30,6 +30,7 @@ use crate::engine::pool::{Level, Pool, no_panic};
 use crate::engine::reorder::Reorder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Remainder;
+use crate::plan::ledger::{Ledger, id_term};
 use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, Order, PADDING, Picked, Positions};
 use crate::source::Decoded;
 use crate::telemetry::{Clock, Counters, Skipped, WaitedFor};
@@ -48,6 +49,8 @@ pub(crate) struct Shared {
     /// What is done about bad records, and those that were left out.
     pub(crate) skip: Option<Skip>,
     pub(crate) skipped: Log,
+    /// What the loop has taken.
+    pub(crate) ledger: Mutex<Ledger>,
     /// Rows of a chunk: what one task takes.
     pub(crate) chunk_rows: usize,
     /// Tasks of any run that wait or run; what they hold of the budget comes back with them.
@@ -91,6 +94,11 @@ impl Drop for Unfinished {
 }
 
 impl Shared {
+    /// Looks at the ledger, or adds to it.
+    pub(crate) fn write_ledger<T>(&self, write: impl FnOnce(&mut Ledger) -> T) -> T {
+        write(&mut self.ledger.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
     /// Bytes of a batch of this rank, where its columns' sizes are fixed.
     pub(crate) fn batch_bytes(&self) -> u64 {
         let sample: usize = self.pipeline.layouts.iter().filter_map(|layout| layout.sample_bytes()).sum();
@@ -203,6 +211,8 @@ pub(crate) struct EvaluatedChunk {
     pub(crate) position: u64,
     pub(crate) positions: u64,
     pub(crate) evaluated: Evaluated,
+    /// The terms in the ledger of what was left out.
+    pub(crate) left_out: Vec<u128>,
 }
 
 /// Blocks by source and number, kept alive (and accounted for) by the rows that point into them.
@@ -404,6 +414,9 @@ impl Run {
             state.distribute();
             if let Some(item) = state.lanes[lane].items.pop_front() {
                 if let Item::LeftOut(skipped) = item {
+                    self.shared.write_ledger(|ledger| {
+                        skipped.iter().for_each(|record| ledger.epoch_mut(record.epoch).leave_out(record.term));
+                    });
                     self.shared.skipped.extend(skipped);
                     continue;
                 }
@@ -413,6 +426,7 @@ impl Run {
                     Item::Batch(batch, grant) => {
                         drop(grant);
                         self.shared.counters.delivered(batch.len());
+                        self.shared.write_ledger(|ledger| *ledger.epoch_mut(batch.epoch) += batch.sums);
                         // Where many small batches are on their way, the worker that ends its task next plans further ones, beside the loop.
                         let beside = self.shared.pipeline.window > FEW_BATCHES && state.in_flight > state.fetching;
                         if !beside || self.shared.scheduler.is_single_threaded() {
@@ -560,7 +574,7 @@ impl Run {
     /// Decodes a block, with its time counted and panics caught.
     pub(crate) fn decode(&self, f: impl FnOnce() -> Result<Decoded>) -> Result<Decoded> {
         let start = Instant::now();
-        let decoded = no_panic(f);
+        let decoded = no_panic(f).map(Decoded::with_checksums);
         self.shared.counters.decode.busy(start.elapsed());
         if let Ok(decoded) = &decoded {
             self.shared
@@ -1249,6 +1263,16 @@ impl State {
     }
 }
 
+/// The terms in the ledger of the positions that were left out.
+fn left_out(picked: &Picked, evaluated: &Evaluated) -> Vec<u128> {
+    if evaluated.skipped.is_empty() {
+        return Vec::new();
+    }
+    let drawn = picked.drawn();
+    let terms = evaluated.skipped.iter().map(|&(position, _)| drawn[position as usize]);
+    terms.map(|(id, pass)| id_term(id, 0, pass)).collect()
+}
+
 /// Evaluates the chunks of a ticket on the pool; the last one hands the ticket on.
 fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) {
     struct Work {
@@ -1279,7 +1303,9 @@ fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) 
             };
             let evaluated = no_panic(|| env.evaluate(&picked, scratch)).unwrap_or_else(Evaluated::failed);
             run.shared.counters.transform.add(evaluated.rows.len() as u64, 0);
-            _ = work.results[i].set(EvaluatedChunk { stream, position, positions: picked.positions(), evaluated });
+            let left_out = left_out(&picked, &evaluated);
+            let positions = picked.positions();
+            _ = work.results[i].set(EvaluatedChunk { stream, position, positions, evaluated, left_out });
             if work.left.fetch_sub(1, Ordering::AcqRel) > 1 {
                 return;
             }

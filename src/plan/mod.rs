@@ -4,6 +4,7 @@
 //! which row stands at a position. `docs/order.md` states the formulas and what a user may rely on.
 
 mod catalog;
+pub(crate) mod ledger;
 pub(crate) mod order;
 mod permutation;
 pub(crate) mod shuffle;
@@ -11,6 +12,7 @@ mod state;
 pub(crate) mod steps;
 
 pub use catalog::Catalog;
+pub use ledger::{Difference, Ledger, Property, Sums};
 pub(crate) use permutation::Permutation;
 pub use shuffle::Shuffle;
 pub use state::{Cursor, State};

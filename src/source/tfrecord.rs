@@ -161,6 +161,9 @@ impl Common {
             let at = offset + start.saturating_sub(HEADER_BYTES) as u64;
             error.url(url.clone()).record(record + row as u64).byte_offset(at).stage("decode")
         };
+        // Behind each payload; where a record could not be found there is none.
+        let stored = |payload: &Range<usize>| buffer.get(payload.end..)?.first_chunk().copied();
+        let checksums = framed.payloads.iter().map(|payload| stored(payload).map_or(0, u32::from_le_bytes)).collect();
         let (rows, bad) = match &self.parse.parser {
             Some(parser) => {
                 let parsed = parser.parse_except(&buffer, &framed.payloads, framed.bad);
@@ -171,7 +174,7 @@ impl Common {
         let bad = bad.into_iter().map(|(row, error)| (row, place(row, error, framed.payloads[row].start))).collect();
         let starts = framed.payloads.iter().map(|payload| payload.start.saturating_sub(HEADER_BYTES) as u32).collect();
         let places = RecordPlaces { url: url.clone(), first_record: record, offset, starts };
-        Ok(Decoded { rows, bad, places: Some(places) })
+        Ok(Decoded { rows, bad, places: Some(places), checksums })
     }
 
     /// Payloads as they are, without copying them.

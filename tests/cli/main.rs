@@ -6,6 +6,7 @@ mod explain;
 mod head;
 mod index;
 mod inspect;
+mod ledger;
 mod support;
 mod terminal;
 mod verify;

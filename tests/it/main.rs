@@ -6,6 +6,7 @@ mod faults;
 #[cfg(feature = "gcs")]
 mod gcs;
 mod layers;
+mod ledger;
 mod loops;
 mod order;
 mod report;
