@@ -157,17 +157,20 @@ impl LoaderBuilder {
 
         let io = Io::new(self.scheduler)?;
         let store = self.store.clone().build();
-        let mut opened = HashMap::new();
+        let (mut opened, mut notes) = (HashMap::new(), Vec::new());
         for (node, files, request) in requests(&self.dataset)? {
             let wanted = self.wanted(&request, steps);
             let open = tfrecord::open(store.clone(), files.patterns.clone(), files.options.clone(), wanted);
-            let leaf = match io.wait(open)? {
+            let opening = io.wait(open)?;
+            notes.extend(opening.notes);
+            let leaf = match opening.opened {
                 Opened::Indexed(shards) => Leaf::Indexed(Arc::new(shards)),
                 Opened::Arriving(shards) => Leaf::Arriving(Arc::new(shards)),
             };
             opened.insert(Arc::as_ptr(node), leaf);
         }
-        let pipeline = lower(&self.dataset, &opened, steps, self.seed)?;
+        let mut pipeline = lower(&self.dataset, &opened, steps, self.seed)?;
+        pipeline.notes.splice(0..0, notes);
         let shared = Shared {
             chunk_rows: chunk_rows(&self.dataset),
             alive: Arc::default(),

@@ -10,5 +10,6 @@ mod ledger;
 mod loops;
 mod order;
 mod report;
+mod stale;
 mod support;
 mod tfrecord;

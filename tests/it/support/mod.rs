@@ -4,6 +4,8 @@
 pub(crate) mod fake_gcs;
 pub(crate) mod shards;
 pub(crate) mod source;
+#[cfg(feature = "http")]
+pub(crate) mod web;
 
 use std::sync::mpsc;
 use std::time::Duration;
