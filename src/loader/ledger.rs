@@ -12,7 +12,7 @@ const PICKED: u64 = 4096;
 /// Holds the ledger of all ranks against the plan of an epoch.
 pub(super) fn verify(shared: &Shared, epoch: u64, ledger: &Ledger) -> Result<()> {
     let pipeline = &shared.pipeline;
-    let ours = shared.write_ledger(|ledger| ledger.clone());
+    let ours = shared.with_ledger(|ledger| ledger.clone());
     ledger.check_version()?;
     let unlike = ours.settings_unlike(ledger);
     if !unlike.is_empty() {

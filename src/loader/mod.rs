@@ -144,7 +144,7 @@ impl Loader {
     /// is added again. Beside a checkpoint it belongs with the [`State`](crate::State) of the last batch: taken after `next()` has returned that batch,
     /// it holds that batch and none behind.
     pub fn ledger(&self) -> crate::Ledger {
-        self.shared.write_ledger(|ledger| ledger.clone())
+        self.shared.with_ledger(|ledger| ledger.clone())
     }
 
     /// Whether a ledger, summed over all ranks, holds all of an epoch: every sample of the plan as often as the plan says, in its place.

@@ -95,8 +95,8 @@ impl Drop for Unfinished {
 
 impl Shared {
     /// Looks at the ledger, or adds to it.
-    pub(crate) fn write_ledger<T>(&self, write: impl FnOnce(&mut Ledger) -> T) -> T {
-        write(&mut self.ledger.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    pub(crate) fn with_ledger<T>(&self, f: impl FnOnce(&mut Ledger) -> T) -> T {
+        f(&mut self.ledger.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 
     /// Bytes of a batch of this rank, where its columns' sizes are fixed.
@@ -414,7 +414,7 @@ impl Run {
             state.distribute();
             if let Some(item) = state.lanes[lane].items.pop_front() {
                 if let Item::LeftOut(skipped) = item {
-                    self.shared.write_ledger(|ledger| {
+                    self.shared.with_ledger(|ledger| {
                         skipped.iter().for_each(|record| ledger.epoch_mut(record.epoch).leave_out(record.term));
                     });
                     self.shared.skipped.extend(skipped);
@@ -426,7 +426,7 @@ impl Run {
                     Item::Batch(batch, grant) => {
                         drop(grant);
                         self.shared.counters.delivered(batch.len());
-                        self.shared.write_ledger(|ledger| *ledger.epoch_mut(batch.epoch) += batch.sums);
+                        self.shared.with_ledger(|ledger| *ledger.epoch_mut(batch.epoch) += batch.sums);
                         // Where many small batches are on their way, the worker that ends its task next plans further ones, beside the loop.
                         let beside = self.shared.pipeline.window > FEW_BATCHES && state.in_flight > state.fetching;
                         if !beside || self.shared.scheduler.is_single_threaded() {
