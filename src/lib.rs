@@ -50,6 +50,7 @@
 //! | [`transform`] | images: decode, crop, resize, flip, normalise |
 //! | [`loader`] | one execution of a data set; its page tells how a run goes |
 //! | [`telemetry`] | what each stage did and waited for |
+//! | [`testing`] | checks of one's own pipelines: restoring from everywhere |
 //! | [`schema`], [`random`], [`error`] | columns and shapes; keyed random numbers; errors that say where |
 //!
 //! Batches, devices, and the engine (one pool of workers, one budget of bytes) are behind [`Batch`], [`Device`], [`Scheduler`] and
@@ -76,9 +77,10 @@ pub mod schema;
 pub mod source;
 pub mod store;
 pub mod telemetry;
+pub mod testing;
 pub mod transform;
 
-pub use batch::{Batch, Pad};
+pub use batch::{Batch, Origin, Pad};
 pub use dataset::{Context, Dataset, Row, RowWriter, RowsWriter, TfRecord, Urls};
 pub use device::Device;
 #[cfg(feature = "cuda")]
@@ -86,7 +88,7 @@ pub use device::init_cuda;
 pub use engine::{Budget, Scheduler};
 pub use error::{Error, ErrorKind, Place, Result};
 pub use format::tfrecord::Compression;
-pub use loader::{Epoch, Loader, LoaderBuilder, Skip, World};
+pub use loader::{Epoch, Loader, LoaderBuilder, Replay, Skip, World};
 pub use plan::{Ledger, Remainder, Shuffle, State};
 pub use schema::{Column, Dtype, Element, Missing, Shape, bytes, float32, int64};
 pub use source::Source;

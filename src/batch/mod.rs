@@ -5,11 +5,14 @@ pub(crate) mod collate;
 mod pad;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{State, Sums};
+use crate::plan::State;
+use crate::plan::Sums;
+use crate::plan::state::{Identity, Progress};
 use crate::schema::{Column, Element};
 use buffer::Buffer;
 pub use pad::Pad;
@@ -36,12 +39,28 @@ pub use pad::Pad;
 pub struct Batch {
     pub(crate) columns: Vec<BatchColumn>,
     pub(crate) len: usize,
-    pub(crate) epoch: u64,
     pub(crate) step: u64,
     pub(crate) samples: Vec<u64>,
-    pub(crate) state: State,
     /// What it adds to the loader's ledger.
     pub(crate) sums: Sums,
+    /// Where the run stands behind this batch, and which run it is.
+    pub(crate) progress: Progress,
+    pub(crate) identity: Arc<Identity>,
+    /// Where its samples were read, for batches that are made again.
+    pub(crate) origins: Vec<Origin>,
+}
+
+/// Where a sample was read.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Origin {
+    /// The sample id, as in [`Batch::samples`].
+    pub sample: u64,
+    /// URL of its shard, or the name of its source.
+    pub url: Arc<str>,
+    /// Record number within the shard.
+    pub record: u64,
+    /// Byte offset of the record in the (decompressed) shard, where the source has such.
+    pub offset: Option<u64>,
 }
 
 /// One column of a batch.
@@ -74,7 +93,7 @@ impl Batch {
 
     /// The epoch that this batch belongs to.
     pub fn epoch(&self) -> u64 {
-        self.epoch
+        self.progress.epoch
     }
 
     /// The step within the epoch, counted from 0.
@@ -87,9 +106,10 @@ impl Batch {
         &self.samples
     }
 
-    /// Where training stands once this batch is used: what was delivered, never what was prefetched.
-    pub fn state(&self) -> &State {
-        &self.state
+    /// Where training stands once this batch is used: what was delivered, never what was prefetched. To be saved beside a checkpoint, and
+    /// given to [`LoaderBuilder::restore`](crate::LoaderBuilder::restore).
+    pub fn state(&self) -> State {
+        State::new(&self.identity, &self.progress)
     }
 
     /// Names of the columns.
@@ -199,6 +219,6 @@ impl std::fmt::Debug for Batch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let columns: Vec<String> =
             self.columns.iter().map(|c| format!("{}: {}{:?}", c.column.name(), c.column.dtype(), c.shape)).collect();
-        write!(f, "Batch(epoch {}, step {}: {})", self.epoch, self.step, columns.join(", "))
+        write!(f, "Batch(epoch {}, step {}: {})", self.epoch(), self.step, columns.join(", "))
     }
 }

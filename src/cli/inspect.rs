@@ -209,7 +209,7 @@ impl<'a> Looker<'a> {
 
 impl Visitor for Looker<'_> {
     fn block(&mut self, block: Arrived) {
-        let Arrived { buffer, framed, shard, first_record, offset } = block;
+        let Arrived { buffer, framed, shard, first_record, offset, .. } = block;
         let url = &self.shards.objects[shard].url;
         let mut bad = framed.bad.into_iter().peekable();
         for (row, range) in framed.payloads.into_iter().enumerate() {

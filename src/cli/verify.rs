@@ -266,7 +266,7 @@ struct Checker<'a> {
 
 impl Visitor for Checker<'_> {
     fn block(&mut self, block: Arrived) {
-        let Arrived { buffer, framed, shard, first_record, offset } = block;
+        let Arrived { buffer, framed, shard, first_record, offset, .. } = block;
         let bad = match self.parse {
             None => framed.bad,
             Some(parse) => {

@@ -10,6 +10,7 @@ use crate::engine::io::Cancel;
 use crate::engine::pool::{Level, no_panic};
 use crate::engine::reorder::Reorder;
 use crate::error::{Error, Result};
+use crate::plan::ReadPoint;
 use crate::random::Key;
 use crate::source::{ARRIVED_BYTES, Arrived, Arriving, ArrivingPass, Next};
 
@@ -53,8 +54,8 @@ pub(crate) struct Framed {
 
 /// What framing came to.
 enum Outcome {
-    /// A block of so many rows, the first of which has this sample id.
-    Block(u64, u64),
+    /// A block of so many rows, the first of which has this sample id, and where to read it from again.
+    Block(u64, u64, ReadPoint),
     /// Another piece is wanted. The room is given back to hold what there is of a large record.
     Piece(Grant),
     /// A record takes so many bytes.
@@ -69,8 +70,8 @@ pub(crate) struct Started {
 }
 
 impl ArrivalDriver {
-    pub(crate) fn new(source: Arc<dyn Arriving>, epoch: u64, seed: u64) -> Self {
-        let pass = source.begin(Key::new(seed).with("shards").with_number(epoch));
+    pub(crate) fn new(source: Arc<dyn Arriving>, epoch: u64, seed: u64, place: Option<ReadPoint>) -> Self {
+        let pass = source.begin(Key::new(seed).with("shards").with_number(epoch), place);
         Self {
             source,
             epoch,
@@ -132,14 +133,14 @@ impl ArrivalDriver {
         self.pieces.put(number, piece);
     }
 
-    /// Takes the pass back; rows and first sample id of the block that it gave.
-    pub(crate) fn block_framed(&mut self, framed: Framed) -> Option<(u64, u64)> {
+    /// Takes the pass back; rows, first sample id and place of the block that it gave.
+    pub(crate) fn block_framed(&mut self, framed: Framed) -> Option<(u64, u64, ReadPoint)> {
         self.pass = Some(framed.pass);
         match framed.result {
-            Ok(Outcome::Block(rows, first_id)) => {
+            Ok(Outcome::Block(rows, first_id, place)) => {
                 self.blocks += 1;
                 self.room_bytes = ROOM_BYTES;
-                return Some((rows, first_id));
+                return Some((rows, first_id, place));
             }
             Ok(Outcome::Piece(_)) if self.all_asked && self.supplied == self.asked => self.ended = true,
             Ok(Outcome::Piece(room)) => {
@@ -242,7 +243,7 @@ impl ArrivalDriver {
                 }
             };
             let first_id = sample_id(&arrived);
-            let result = Ok(Outcome::Block(arrived.framed.payloads.len() as u64, first_id));
+            let result = Ok(Outcome::Block(arrived.framed.payloads.len() as u64, first_id, arrived.place()));
             let framed = Framed { epoch, pass, result };
             let mut key: Option<BlockKey> = None;
             run.update(|state| key = state.block_framed(leaf, framed));

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::evaluate::{Env, Evaluated, locate};
+use super::replay::origins;
 use super::run::{Evaluation, Kept, Run};
 use super::skip::{Drawn, is_bad_record};
 use crate::batch::collate::{self, Filling, Rows, Sample, Slots};
@@ -13,21 +14,22 @@ use crate::batch::{Batch, BatchColumn};
 use crate::engine::budget::Grant;
 use crate::engine::pool::{Level, no_panic};
 use crate::error::{Error, Result};
+use crate::plan::Sums;
 use crate::plan::ledger::id_term;
-use crate::plan::{Cursor, State, Sums};
+use crate::plan::state::Progress;
 use crate::transform::image::Scratch;
 
 /// The rows of one batch, in order.
 pub(crate) struct Assembly {
     /// Its place in the order of what is delivered.
     pub(crate) number: u64,
-    pub(crate) epoch: u64,
     pub(crate) step: u64,
+    /// Where the run stands behind it.
+    pub(crate) progress: Progress,
     pub(crate) rows: Vec<Rows>,
     /// What comes behind these rows in place of more.
     pub(crate) error: Option<Error>,
     pub(crate) drawn: Drawn,
-    pub(crate) cursors: Vec<Cursor>,
     /// The row behind each slot that a bad record left empty, where rows are positions.
     pub(crate) gaps: Vec<u64>,
     /// Blocks that the rows point into.
@@ -70,18 +72,8 @@ impl Assembly {
             }
         }
         let some = !rows.is_empty() || error.is_some() || !drawn.skipped.is_empty();
-        some.then(|| Self {
-            number: 0,
-            epoch,
-            step,
-            rows,
-            error,
-            drawn,
-            cursors: Vec::new(),
-            gaps,
-            kept: vec![kept],
-            bytes: 0,
-        })
+        let progress = Progress { epoch, step: step + 1, ..Progress::default() };
+        some.then(|| Self { number: 0, step, progress, rows, error, drawn, gaps, kept: vec![kept], bytes: 0 })
     }
 
     /// Applies the functions of whole batches, allocates, and starts filling. Runs on the pool.
@@ -122,7 +114,7 @@ impl Assembly {
             stages: &pipeline.stages,
             enumerated: &pipeline.enumerated,
             blocks: &Kept::default(),
-            epoch: self.epoch,
+            epoch: self.progress.epoch,
             counters: &run.shared.counters,
             leave_out: run.shared.skip.is_some(),
         };
@@ -166,26 +158,16 @@ impl Assembly {
             }
             parts.push(Some(Part { filling, samples, start, grant: share }));
         }
-        let state = State {
-            version: 1,
-            fingerprint: shared.pipeline.fingerprint,
-            seed: shared.seed,
-            streams: shared.pipeline.steps.streams,
-            epoch: self.epoch,
-            step: self.step + 1,
-            cursors: self.cursors,
-        };
         let work = Work {
             number: self.number,
-            epoch: self.epoch,
             step: self.step,
+            progress: self.progress,
             left: AtomicUsize::new(tasks.len()),
             parts: Mutex::new(Some(parts)),
             bad: Mutex::default(),
             error: self.error,
             drawn: Mutex::new(self.drawn),
             total,
-            state,
             gaps: self.gaps,
             kept: self.kept,
         };
@@ -196,8 +178,8 @@ impl Assembly {
 /// A batch while its slots are filled.
 struct Work {
     number: u64,
-    epoch: u64,
     step: u64,
+    progress: Progress,
     left: AtomicUsize,
     parts: Mutex<Option<Vec<Option<Part>>>>,
     /// Rows that could not be written, counted over all lanes.
@@ -206,7 +188,6 @@ struct Work {
     error: Option<Error>,
     drawn: Mutex<Drawn>,
     total: usize,
-    state: State,
     gaps: Vec<u64>,
     /// Blocks that the rows point into.
     kept: Vec<Kept>,
@@ -298,11 +279,14 @@ impl Work {
             counters.collate.add(0, grant.bytes());
             counters.deliver.add(len as u64, grant.bytes());
             let sums = self.sums(run, kept.iter().cloned().flatten().map(|row| (start + row, samples[row])));
-            let samples = kept.iter().flat_map(|rows| &samples[rows.clone()]).map(|sample| sample.id).collect();
+            let samples: Vec<u64> =
+                kept.iter().flat_map(|rows| &samples[rows.clone()]).map(|sample| sample.id).collect();
             let columns = filling.finish(&kept, run.shared.allocator)?;
             let columns = deliver(columns, device)?;
-            let batch =
-                Batch { columns, len, epoch: self.epoch, step: self.step, samples, state: self.state.clone(), sums };
+            let (progress, identity) = (self.progress.clone(), run.shared.pipeline.identity.clone());
+            let origins =
+                if run.shared.traced { origins(&run.shared.pipeline, &self.kept, &samples) } else { Vec::new() };
+            let batch = Batch { columns, len, step: self.step, samples, sums, progress, identity, origins };
             finished.push(Finished { batch: Some(batch), grant: Some(grant) });
         }
         counters.deliver.busy(start.elapsed());

@@ -18,9 +18,9 @@ use crate::engine::io::Io;
 use crate::engine::pool::Pool;
 use crate::engine::{Budget, Scheduler};
 use crate::error::{Error, Result};
-use crate::plan::Ledger;
 use crate::plan::shuffle::PIECES_PER_STREAM;
 use crate::plan::steps::Steps;
+use crate::plan::{Ledger, State};
 use crate::source::tfrecord::{self, Index, Opened, Wanted};
 use crate::store::StoreOptions;
 use crate::telemetry::Counters;
@@ -48,12 +48,14 @@ use crate::telemetry::Counters;
 #[must_use]
 pub struct LoaderBuilder {
     dataset: Dataset,
-    seed: u64,
+    seed: Option<u64>,
     world: World,
     device: Device,
     scheduler: Scheduler,
     budget: Budget,
     streams: Option<u64>,
+    steps_per_epoch: Option<u64>,
+    restored: Option<State>,
     store: StoreOptions,
     index: Index,
     index_dir: Option<PathBuf>,
@@ -64,12 +66,14 @@ impl LoaderBuilder {
     pub(crate) fn new(dataset: Dataset) -> Self {
         Self {
             dataset,
-            seed: 0,
+            seed: None,
             world: World::single(),
             device: Device::Cpu,
             scheduler: Scheduler::default(),
             budget: Budget::default(),
             streams: None,
+            steps_per_epoch: None,
+            restored: None,
             store: StoreOptions::new(),
             index: Index::Auto,
             index_dir: default_index_dir(),
@@ -77,9 +81,9 @@ impl LoaderBuilder {
         }
     }
 
-    /// The one number behind all randomness (0 without it).
+    /// The one number behind all randomness (without it that of a restored state, or 0).
     pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
+        self.seed = Some(seed);
         self
     }
 
@@ -110,6 +114,31 @@ impl LoaderBuilder {
     /// Logical streams of the plan, which fix the order for all world sizes that divide them. They divide the batch.
     pub fn streams(mut self, streams: usize) -> Self {
         self.streams = Some(streams as u64);
+        self
+    }
+
+    /// States how many steps an epoch has, on every rank, and repeats the data set's rows as often as that takes.
+    ///
+    /// Behind a filter or flat_map nobody can count beforehand, and several ranks need it. Every epoch begins the rows anew, in its own order: `n` should
+    /// be about what the data set has, or what is behind is never seen without a shuffle.
+    pub fn steps_per_epoch(mut self, n: u64) -> Self {
+        self.steps_per_epoch = Some(n);
+        self
+    }
+
+    /// Goes on behind a saved state, with precisely the samples, order and augmentations of the run that it was saved in; threads, prefetch, budget,
+    /// device and world size may be others. The seed and the number of streams are taken from it where they are not stated.
+    ///
+    /// The first epoch asked for is the rest of the state's epoch, which may be nothing: [`Loader::next_epoch`] says its number.
+    ///
+    /// # Errors
+    /// `build()` refuses a state of another data set, graph (a function of another name included), seed or number of streams, with
+    /// a list of the differences.
+    ///
+    /// # Example
+    /// See [`State`].
+    pub fn restore(mut self, state: &State) -> Self {
+        self.restored = Some(state.clone());
         self
     }
 
@@ -149,11 +178,18 @@ impl LoaderBuilder {
         }
         let spec = BatchSpec::of(&self.dataset);
         let ranks = (self.world.rank() as u64, self.world.size() as u64);
-        let steps = Steps::new(spec.size, self.streams, ranks, spec.remainder).map_err(|e| wrong.push(e)).ok();
+        let restored = self.restored.as_ref();
+        let streams = self.streams.or(restored.map(|state| state.streams));
+        let seed = self.seed.or(restored.map(|state| state.seed)).unwrap_or(0);
+        let steps = Steps::new(spec.size, streams, ranks, spec.remainder).map_err(|e| wrong.push(e)).ok();
+        if self.steps_per_epoch == Some(0) {
+            wrong.push(Error::config("an epoch of 0 steps").advice(".steps_per_epoch(n) wants n of at least 1"));
+        }
         let device = copier_for(self.device).map_err(|e| wrong.push(e)).ok();
         wrong.extend(self.skip.and_then(Skip::mistake));
         all_of(wrong)?;
         let (Some(steps), Some(device)) = (steps, device) else { unreachable!("their errors were returned") };
+        let steps = steps.with_epoch(self.steps_per_epoch);
 
         let io = Io::new(self.scheduler)?;
         let store = self.store.clone().build();
@@ -169,7 +205,7 @@ impl LoaderBuilder {
             };
             opened.insert(Arc::as_ptr(node), leaf);
         }
-        let mut pipeline = lower(&self.dataset, &opened, steps, self.seed)?;
+        let mut pipeline = lower(&self.dataset, &opened, steps, seed)?;
         pipeline.notes.splice(0..0, notes);
         let shared = Shared {
             chunk_rows: chunk_rows(&self.dataset),
@@ -180,24 +216,29 @@ impl LoaderBuilder {
             counters: Counters::default(),
             allocator: Allocator::of_this_build(),
             scheduler: self.scheduler,
-            seed: self.seed,
+            seed,
             skip: self.skip,
             skipped: Log::default(),
-            ledger: Mutex::new(Ledger::new(pipeline.fingerprint, self.seed, steps.streams)),
+            ledger: Mutex::new(Ledger::new(&pipeline.identity)),
+            traced: false,
             pipeline,
         };
         check_budget(&shared)?;
         let current = Arc::new(Mutex::new(Current::default()));
-        Ok(Loader { shared: Arc::new(shared), device, next_epoch: 0, current })
+        let start = restored.map(|state| state.progress_for(&shared.pipeline.identity)).transpose()?;
+        Ok(Loader { shared: Arc::new(shared), device, start: start.unwrap_or_default(), current })
     }
 
     fn wanted(&self, request: &Request, steps: Steps) -> Wanted {
         let shuffle = request.shuffle.filter(|shuffle| !shuffle.is_none());
         let global = shuffle.is_some_and(|shuffle| shuffle.is_global());
+        // A run that began without an index goes on without, though its first pass left one behind.
+        let arrives = self.restored.iter().any(|state| state.data.iter().any(|mark| mark.rows.is_none()));
         let needs_index = match (request.needs_index, self.world.size(), global) {
             (Some(reason), ..) => Some(reason.to_owned()),
             (None, size, _) if size > 1 => Some(format!("a world of {size}")),
             (None, _, true) => Some("a global shuffle".to_owned()),
+            _ if self.steps_per_epoch.is_some() => Some("a stated number of steps".to_owned()),
             _ => None,
         };
         Wanted {
@@ -209,6 +250,7 @@ impl LoaderBuilder {
             by_rows: global,
             shuffled: shuffle.is_some(),
             needs_index,
+            arrives,
             leave_out: self.skip.is_some(),
             // As much again is taken by what is made of it.
             max_bytes: usize::try_from(self.budget.bytes() / 2).unwrap_or(usize::MAX),
@@ -255,4 +297,10 @@ fn check_budget(shared: &Shared) -> Result<()> {
         .advice(format!("take .budget(Budget::mebibytes({})) or more", needed.div_ceil(1 << 20))));
     }
     Ok(())
+}
+
+impl From<&Dataset> for LoaderBuilder {
+    fn from(dataset: &Dataset) -> Self {
+        dataset.loader()
+    }
 }

@@ -3,18 +3,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use xxhash_rust::xxh3::Xxh3;
-
+use super::rebatch::Rebatch;
 use crate::batch::Pad;
 use crate::batch::collate::Layout;
 use crate::dataset::Dataset;
-use crate::dataset::graph::{Files, Function, Node};
+use crate::dataset::graph::{Files, Function, Node, visit};
 use crate::dataset::validate::{all_of, changes_rows};
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::order::{ENDLESS, Lanes, Order};
+use crate::plan::order::{ENDLESS, Lanes, Order, Turns};
 use crate::plan::shuffle::ShuffledOrder;
+use crate::plan::state::{Identity, Progress};
 use crate::plan::steps::Steps;
-use crate::plan::{Remainder, Shuffle};
+use crate::plan::{Cursor, DataMark, Remainder, Shuffle};
 use crate::random::Key;
 use crate::schema::{Column, Dtype, Shape};
 use crate::source::{Arriving, Source};
@@ -22,6 +22,7 @@ use crate::telemetry::StageCounter;
 use crate::transform::image::Image;
 
 /// A function of the graph, with the key of its randomness.
+#[derive(Clone)]
 pub(crate) struct Stage {
     pub(crate) name: String,
     pub(crate) function: Function,
@@ -56,6 +57,7 @@ impl Leaf {
 }
 
 /// What a graph was lowered to.
+#[derive(Clone)]
 pub(crate) struct Pipeline {
     pub(crate) leaves: Vec<Leaf>,
     pub(crate) order: Order,
@@ -69,9 +71,12 @@ pub(crate) struct Pipeline {
     pub(crate) expands: bool,
     /// Batches of an epoch at most, where they are counted behind an expanding stage.
     pub(crate) limit: Option<u64>,
+    /// Rows after which an epoch of stated steps begins them anew.
+    pub(crate) turn: Option<u64>,
     /// Batches between the start of their tickets and the loop, at most.
     pub(crate) window: u64,
-    pub(crate) fingerprint: u64,
+    /// What every state of the loader has in common.
+    pub(crate) identity: Arc<Identity>,
     pub(crate) notes: Vec<String>,
 }
 
@@ -83,6 +88,27 @@ impl Pipeline {
             Leaf::Indexed(source) => before + source.catalog().block_start(block as usize),
             Leaf::Arriving(_) => unreachable!("blocks that arrive bring their ids"),
         }
+    }
+
+    /// Where each of the rank's streams is planned from, where rows are not positions.
+    pub(crate) fn planned_at(&self, cursors: &[Cursor]) -> Vec<u64> {
+        let mut planned = vec![0; if self.expands { self.steps.own_streams() as usize } else { 0 }];
+        for (at, cursor) in planned.iter_mut().zip(cursors) {
+            *at = cursor.position;
+        }
+        if self.order.arrives() {
+            // One sequence feeds all streams: it begins with the step that the first of them stands in.
+            let share = self.steps.stream_share();
+            let first = planned.iter().min().map_or(0, |at| at / share * share);
+            planned.fill(first);
+        }
+        planned
+    }
+
+    /// What makes batches of rows that are not positions.
+    pub(crate) fn rebatch(&self, start: &Progress) -> Option<Rebatch> {
+        let rows = if self.order.arrives() { ENDLESS } else { self.order.rows().unwrap_or(ENDLESS) };
+        self.expands.then(|| Rebatch::new(self.steps, self.limit, rows, self.turn, start))
     }
 
     /// Rows of an epoch over all ranks, where they are known before it and are what batches are made of.
@@ -322,13 +348,15 @@ pub(crate) fn lower(
             _ => {}
         }
     }
-    if expands && steps.world > 1 {
+    if expands && steps.world > 1 && steps.stated.is_none() {
         lowering.mistakes.push(
             Error::config(format!(
                 "the {} ranks would take different numbers of steps behind a filter or flat_map",
                 steps.world
             ))
-            .advice("filter when the shards are written, or train with one rank"),
+            .advice(
+                "state the number with .steps_per_epoch(n), filter when the shards are written, or train with one rank",
+            ),
         );
     }
     if expands && matches!(steps.remainder, Remainder::Repeat | Remainder::Refuse) {
@@ -348,21 +376,30 @@ pub(crate) fn lower(
         }
         layouts.push(Layout { column, pad: pad.unwrap_or_default(), image: image.map(|(image, key, _)| (image, key)) });
     }
-    if let Some(rows) = lowered.order.rows().filter(|&rows| rows != ENDLESS && !expands)
+    let rows = lowered.order.rows().filter(|&rows| rows != ENDLESS);
+    if let Some(rows) = rows.filter(|_| !expands)
         && let Err(error) = steps.check(rows)
     {
         lowering.mistakes.push(error);
     }
+    let turn = rows.filter(|_| steps.stated.is_some());
+    if let Some(stated) = steps.stated.filter(|_| expands) {
+        limit = Some(limit.map_or(stated, |limit| limit.min(stated)));
+    }
+    if let Some(rows) = turn {
+        if steps.remainder == Remainder::Drop && !expands {
+            let rows = rows / steps.batch * steps.batch;
+            lowered.order = Order::Take { rows, input: Box::new(lowered.order) };
+        }
+        lowered.order = Order::Repeat { turns: Turns::Stated, input: Box::new(lowered.order) };
+    }
     all_of(lowering.mistakes)?;
     let window = window(spec.prefetch, &layouts, steps.batch / steps.world);
-    let mut hash = Xxh3::new();
-    hash.update(dataset.explain().as_bytes());
-    for (_, leaf, _) in &lowering.leaves {
-        hash.update(&match leaf {
-            Leaf::Indexed(source) => source.catalog().fingerprint().to_le_bytes(),
-            Leaf::Arriving(source) => source.fingerprint().to_le_bytes(),
-        });
-    }
+    let data = lowering.leaves.iter().map(|(_, leaf, _)| match leaf {
+        Leaf::Indexed(source) => source.catalog().mark(),
+        Leaf::Arriving(source) => source.mark(),
+    });
+    let identity = identity(dataset, data.collect(), steps, seed);
     Ok(Pipeline {
         leaves: lowering.leaves.into_iter().map(|(_, leaf, _)| leaf).collect(),
         order: lowered.order,
@@ -374,9 +411,35 @@ pub(crate) fn lower(
         expands,
         limit,
         window,
-        fingerprint: hash.digest(),
+        turn,
+        identity: Arc::new(identity),
         notes: lowering.notes,
     })
+}
+
+/// What every state of a loader has in common.
+fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, seed: u64) -> Identity {
+    let (mut graph, mut stages) = (Vec::new(), Vec::new());
+    visit(&dataset.node, &mut |node| {
+        // How far is read ahead, and where the shards lie, changes no order.
+        let stage = match node {
+            Node::Prefetch { .. } => return,
+            Node::Files(_) => "read TFRecord".to_owned(),
+            other => other.to_string(),
+        };
+        let word = match node {
+            Node::Apply { name, .. } => name,
+            _ => stage.split(' ').next().unwrap_or_default(),
+        };
+        graph.push(Identity::mark(word, &stage));
+        stages.push(stage);
+    });
+    if steps.stated.is_some() {
+        // How many they are changes nothing but the epoch's end.
+        graph.push(Identity::mark("steps_per_epoch", ""));
+        stages.push("steps_per_epoch".to_owned());
+    }
+    Identity { seed, streams: steps.streams, rank: steps.rank, world: steps.world, data, graph, stages }
 }
 
 impl Lowering<'_> {
@@ -484,7 +547,10 @@ impl Lowering<'_> {
                 }
                 Lowered { order: Order::Zip(orders), columns, path }
             }
-            Node::Repeat { input, times } => boxed(self.node(input), &|input| Order::Repeat { times: *times, input }),
+            Node::Repeat { input, times } => {
+                let turns = times.map_or(Turns::Forever, Turns::Times);
+                boxed(self.node(input), &|input| Order::Repeat { turns, input })
+            }
             Node::Take { input, rows } => boxed(self.node(input), &|input| Order::Take { rows: *rows, input }),
             Node::Skip { input, rows } => boxed(self.node(input), &|input| Order::Skip { rows: *rows, input }),
             Node::Enumerate { input, column } => {

@@ -12,6 +12,7 @@ mod lower;
 mod minimum;
 mod numbers;
 mod rebatch;
+mod replay;
 mod run;
 mod skip;
 mod world;
@@ -22,11 +23,14 @@ pub use builder::LoaderBuilder;
 #[cfg(feature = "cli")]
 pub(crate) use builder::default_index_dir;
 pub use epoch::Epoch;
+pub use replay::Replay;
 pub use skip::Skip;
 pub use world::World;
 
 use crate::device::{Delivery, Device, copier_for};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::plan::State;
+use crate::plan::state::Progress;
 use crate::telemetry::Report;
 use run::{Run, Shared};
 
@@ -54,7 +58,8 @@ use run::{Run, Shared};
 pub struct Loader {
     shared: Arc<Shared>,
     device: Delivery,
-    next_epoch: u64,
+    /// Where the next epoch asked for begins.
+    start: Progress,
     /// The run of the last epoch asked for, which may go on with the next.
     current: Arc<Mutex<Current>>,
 }
@@ -80,13 +85,74 @@ impl Loader {
     /// The batches of epoch `epoch`. It borrows nothing, and can be sent to another thread.
     ///
     /// A loader delivers one epoch at a time: asking for another one ends an iterator that is still out.
+    ///
+    /// Of the epoch that a state was [restored](Self::restore) in, or steps were [skipped](Self::skip_steps) in, it is the rest.
     pub fn epoch(&mut self, epoch: u64) -> Epoch {
         self.begin(epoch, true)
     }
 
+    /// The epoch that `for batch in &mut loader` takes next: 0 at first, and that of a restored state.
+    pub fn next_epoch(&self) -> u64 {
+        self.start.epoch
+    }
+
+    /// Goes back or forth to a state saved by this loader or one like it: the next batches are those behind it. An iterator that
+    /// is still out ends.
+    ///
+    /// # Errors
+    /// As [`LoaderBuilder::restore`], which also takes the seed and the number of streams from the state.
+    pub fn restore(&mut self, state: &State) -> Result<()> {
+        self.start = state.progress_for(&self.shared.pipeline.identity)?;
+        self.supersede();
+        Ok(())
+    }
+
+    /// Leaves out the next `steps` steps of the epoch that comes next, without reading them.
+    ///
+    /// # Errors
+    /// Behind a filter or flat_map, and without an index, nobody knows where those steps end.
+    ///
+    /// # Example
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use arrow::array::Int64Array;
+    /// # let dataset = forebay::Dataset::from_columns([("x", Arc::new(Int64Array::from_iter_values(0..64)) as _)])?;
+    /// let mut loader = dataset.batch(16).loader().build()?;
+    /// loader.skip_steps(3)?;
+    /// let steps = loader.epoch(0).map(|batch| batch.map(|batch| batch.step())).collect::<Result<Vec<_>, _>>()?;
+    /// assert_eq!(steps, [3]);
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    pub fn skip_steps(&mut self, steps: u64) -> Result<()> {
+        let pipeline = &self.shared.pipeline;
+        if pipeline.expands || pipeline.order.arrives() {
+            let why = if pipeline.expands { "behind a filter or flat_map" } else { "in shards without an index" };
+            return Err(Error::config(format!("{steps} steps {why} end at a place that is not known before"))
+                .advice("restore a state, or take the batches and leave them unused"));
+        }
+        self.start.step += steps;
+        self.supersede();
+        Ok(())
+    }
+
+    /// Ends what is under way.
+    fn supersede(&mut self) {
+        let mut current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        current.ended = None;
+        if let Some(superseded) = current.run.upgrade() {
+            superseded.cancel();
+        }
+    }
+
+    /// Where `epoch` begins; the one behind it is next.
+    fn start_of(&mut self, epoch: u64) -> Progress {
+        let start = std::mem::replace(&mut self.start, Progress::of_epoch(epoch + 1));
+        if start.epoch == epoch { start } else { Progress::of_epoch(epoch) }
+    }
+
     /// `go_on`: whether a next epoch may be asked for, and is read ahead.
     fn begin(&mut self, epoch: u64, go_on: bool) -> Epoch {
-        self.next_epoch = epoch + 1;
+        let start = self.start_of(epoch);
         let mut current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let going_on = current.ended.take().filter(|(_, ended)| ended + 1 == epoch);
         let run = going_on.map_or_else(
@@ -94,7 +160,7 @@ impl Loader {
                 if let Some(superseded) = current.run.upgrade() {
                     superseded.cancel();
                 }
-                Run::start(self.shared.clone(), epoch, vec![self.device.clone()], go_on)
+                Run::start(self.shared.clone(), &start, vec![self.device.clone()], go_on)
             },
             |(run, _)| run,
         );
@@ -111,31 +177,22 @@ impl Loader {
     pub fn split(&mut self, devices: &[Device]) -> Result<Vec<Epoch>> {
         let batch = self.shared.pipeline.steps.batch / self.shared.pipeline.steps.world;
         if devices.is_empty() || !batch.is_multiple_of(devices.len() as u64) {
-            return Err(crate::Error::config(format!(
-                "a batch of {batch} cannot be shared by {} devices",
-                devices.len()
-            ))
-            .advice("make the batch a multiple of the number of devices"));
+            return Err(Error::config(format!("a batch of {batch} cannot be shared by {} devices", devices.len()))
+                .advice("make the batch a multiple of the number of devices"));
         }
         let deliveries = devices.iter().map(|&device| copier_for(device)).collect::<Result<Vec<_>>>()?;
-        let mut current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        current.ended = None;
-        if let Some(superseded) = current.run.upgrade() {
-            superseded.cancel();
-        }
-        let epoch = self.next_epoch;
-        let run = Run::start(self.shared.clone(), epoch, deliveries, false);
-        current.run = Arc::downgrade(&run);
-        drop(current);
-        self.next_epoch += 1;
+        self.supersede();
+        let epoch = self.start.epoch;
+        let run = Run::start(self.shared.clone(), &self.start_of(epoch), deliveries, false);
+        self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).run = Arc::downgrade(&run);
         Ok((0..devices.len()).map(|lane| Epoch::new(run.clone(), lane, epoch, Arc::default())).collect())
     }
 
-    /// Steps of an epoch, equal on every rank; `None` where that is not known before: behind a filter or flat_map, without
-    /// an index, and for endless data sets.
+    /// Steps of an epoch, equal on every rank; `None` where that is neither [stated](LoaderBuilder::steps_per_epoch) nor known before: behind a
+    /// filter or flat_map, without an index, and for endless data sets.
     pub fn steps_per_epoch(&self) -> Option<u64> {
         let pipeline = &self.shared.pipeline;
-        Some(pipeline.steps.per_epoch(pipeline.known_rows()?))
+        pipeline.steps.stated.or_else(|| Some(pipeline.steps.per_epoch(pipeline.known_rows()?)))
     }
 
     /// What the loop has taken so far, epoch by epoch, in sums: proof that another run delivered the same.
@@ -178,17 +235,21 @@ impl Loader {
 
     /// What was done so far, stage by stage, and what the loop waited for.
     pub fn report(&self) -> Report {
-        let shared = &self.shared;
-        let functions: Vec<_> = shared
-            .pipeline
-            .stages
-            .iter()
-            .filter(|stage| stage.function.is_users())
-            .map(|stage| (stage.name.clone(), stage.counter.clone()))
-            .collect();
-        let budget = (shared.account.peak(), shared.account.total());
-        Report::new(&shared.counters, &functions, budget, shared.skipped.listed(), shared.pipeline.notes.clone())
+        report(&self.shared)
     }
+}
+
+/// What was done by all runs of a loader.
+fn report(shared: &Shared) -> Report {
+    let functions: Vec<_> = shared
+        .pipeline
+        .stages
+        .iter()
+        .filter(|stage| stage.function.is_users())
+        .map(|stage| (stage.name.clone(), stage.counter.clone()))
+        .collect();
+    let budget = (shared.account.peak(), shared.account.total());
+    Report::new(&shared.counters, &functions, budget, shared.skipped.listed(), shared.pipeline.notes.clone())
 }
 
 impl Drop for Loader {
@@ -207,7 +268,7 @@ impl IntoIterator for Loader {
     type IntoIter = Epoch;
 
     fn into_iter(mut self) -> Epoch {
-        self.begin(self.next_epoch, false)
+        self.begin(self.start.epoch, false)
     }
 }
 
@@ -216,6 +277,6 @@ impl IntoIterator for &mut Loader {
     type IntoIter = Epoch;
 
     fn into_iter(self) -> Epoch {
-        self.epoch(self.next_epoch)
+        self.epoch(self.start.epoch)
     }
 }

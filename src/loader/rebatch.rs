@@ -1,15 +1,18 @@
 //! Batches of rows whose number no plan knows: what filters and flat_maps leave, stream by stream.
 //!
 //! Each stream gives its share of every batch. When one has run dry at the end of an epoch, the others fill its place, in the
-//! order of their numbers, so that all batches but the last are full.
+//! order of their numbers, so that all batches but the last are full. A batch depends on what the streams' rows are alone, never on when they
+//! come: it waits until what is to be in it is settled. So a run that begins in the middle gives what the whole one gives.
 
 use std::collections::VecDeque;
 
 use super::assemble::Assembly;
-use super::run::{Evaluation, Kept};
+use super::run::{EvaluatedChunk, Evaluation, Kept};
 use super::skip::Drawn;
 use crate::batch::collate::Rows;
 use crate::error::Error;
+use crate::plan::order::ENDLESS;
+use crate::plan::state::Progress;
 use crate::plan::steps::Steps;
 use crate::plan::{Cursor, Remainder};
 
@@ -17,21 +20,33 @@ pub(crate) struct Rebatch {
     steps: Steps,
     /// Batches of an epoch at most.
     limit: Option<u64>,
+    /// Positions of an epoch, [`ENDLESS`] where they are not known or do not end.
+    rows: u64,
+    /// Rows of one turn of an endless order: a stream that none of so many leaves a row of is not waited for any longer.
+    turn: Option<u64>,
     streams: Vec<Stream>,
     /// The step of the next batch.
     step: u64,
-    /// The epoch of the rows at hand.
+    /// The epoch of the rows at hand, and whether all of them are.
     epoch: u64,
-    /// What was drawn since the last batch.
-    drawn: Drawn,
+    over: bool,
+    failed: bool,
 }
 
-#[derive(Default)]
 struct Stream {
     pieces: VecDeque<Piece>,
     rows: usize,
-    /// The position behind all pieces.
+    /// Everything before was delivered.
+    cursor: Cursor,
+    /// The position behind all pieces, and how many positions there are.
     end: u64,
+    length: u64,
+    /// Positions since the last one that became a row.
+    barren: u64,
+    /// Positions that were left out and are not counted yet.
+    skipped: VecDeque<(u64, (Error, u128))>,
+    /// What comes behind the last piece.
+    error: Option<Error>,
 }
 
 /// Rows that some consecutive positions became.
@@ -44,23 +59,75 @@ struct Piece {
     kept: Kept,
 }
 
+/// Rows that each stream gives to the next batch.
+enum Next {
+    /// Not settled yet.
+    Open,
+    Full(Vec<usize>),
+    /// All that there is.
+    Rest(Vec<usize>),
+    /// All that there is before an error.
+    Ends(Vec<usize>, Error),
+}
+
 impl Piece {
     fn left(&self) -> usize {
         self.rows.len() - self.taken
     }
 
-    /// Position of a row, and how many rows of that position come before it.
-    fn cursor(&self, row: usize) -> Cursor {
-        let Some(origin) = &self.origin else { return Cursor { position: self.position + row as u64, expanded: 0 } };
-        let first = origin.partition_point(|&o| o < origin[row]);
-        Cursor { position: self.position + u64::from(origin[row]), expanded: (row - first) as u64 }
+    /// The position that a row came from, counted from the piece's.
+    fn position(&self, row: usize) -> u32 {
+        self.origin.as_ref().map_or(row as u32, |origin| origin[row])
+    }
+
+    /// How many of the rows lie before a cursor.
+    fn rows_before(&self, cursor: Cursor) -> usize {
+        let Some(within) = cursor.position.checked_sub(self.position) else { return 0 };
+        let first = |position: u64| match &self.origin {
+            Some(origin) => origin.partition_point(|&o| u64::from(o) < position),
+            None => position.min(self.rows.len() as u64) as usize,
+        };
+        (first(within) + cursor.expanded as usize).min(first(within + 1))
+    }
+
+    /// The cursor behind a row.
+    fn cursor_behind(&self, row: usize) -> Cursor {
+        let position = self.position(row);
+        let behind = row + 1;
+        if behind == self.rows.len() || self.position(behind) != position {
+            return Cursor { position: self.position + u64::from(position) + 1, expanded: 0 };
+        }
+        let first = self.origin.as_ref().map_or(row, |origin| origin.partition_point(|&o| o < position));
+        Cursor { position: self.position + u64::from(position), expanded: (behind - first) as u64 }
     }
 }
 
 impl Rebatch {
-    pub(crate) fn new(steps: Steps, limit: Option<u64>) -> Self {
-        let streams = (0..steps.streams / steps.world).map(|_| Stream::default()).collect();
-        Self { steps, limit, streams, step: 0, epoch: 0, drawn: Drawn::default() }
+    /// `rows`: positions of an epoch, where known; `turn`: rows after which an endless order begins anew.
+    pub(crate) fn new(steps: Steps, limit: Option<u64>, rows: u64, turn: Option<u64>, start: &Progress) -> Self {
+        let mut rebatch = Self {
+            steps,
+            limit,
+            rows,
+            turn,
+            streams: Vec::new(),
+            step: start.step,
+            epoch: start.epoch,
+            over: false,
+            failed: false,
+        };
+        rebatch.begin();
+        for (stream, &cursor) in rebatch.streams.iter_mut().zip(&start.cursors) {
+            (stream.cursor, stream.end) = (cursor, cursor.position);
+        }
+        rebatch
+    }
+
+    fn begin(&mut self) {
+        let streams = self.steps.first_stream()..self.steps.first_stream() + self.steps.own_streams();
+        let length = |stream| if self.rows == ENDLESS { ENDLESS } else { self.steps.stream_rows(stream, self.rows) };
+        self.streams = streams.map(|stream| Stream::new(length(stream))).collect();
+        self.over = false;
     }
 
     /// Whether `epoch` has all the batches that it may have.
@@ -68,91 +135,145 @@ impl Rebatch {
         self.epoch == epoch && self.limit.is_some_and(|limit| self.step >= limit)
     }
 
-    /// Takes the rows of one step; gives the batches that are full, and at the end of an epoch the rest.
+    /// Whether a stream that is planned up to a position need not be read further now: the next batch can be made without, and enough is under way.
+    pub(crate) fn is_sated(&self, stream: usize, epoch: u64, planned: u64) -> bool {
+        let Stream { rows, end, .. } = self.streams[stream];
+        let under_way = rows as u64 + planned.saturating_sub(end);
+        self.epoch == epoch && rows >= self.share() && under_way >= (self.batch() + self.share()) as u64
+    }
+
+    /// Rows of this rank's batch, and of a stream's part of it.
+    fn batch(&self) -> usize {
+        (self.steps.batch / self.steps.world) as usize
+    }
+
+    fn share(&self) -> usize {
+        self.steps.stream_share() as usize
+    }
+
+    /// Takes the rows of one ticket; gives the batches that are settled by them.
     pub(crate) fn push(&mut self, evaluation: Evaluation) -> Vec<Assembly> {
         if self.epoch != evaluation.epoch {
             (self.epoch, self.step) = (evaluation.epoch, 0);
-            self.streams.iter_mut().for_each(|stream| *stream = Stream::default());
+            self.begin();
         }
-        let mut error = None;
         for chunk in evaluation.chunks {
-            self.drawn.add(&chunk);
-            let (evaluated, position) = (chunk.evaluated, chunk.position);
-            let stream = &mut self.streams[chunk.stream];
-            stream.end = position + chunk.positions;
-            if evaluated.rows.len() > 0 {
-                stream.rows += evaluated.rows.len();
-                let (rows, origin) = (evaluated.rows, evaluated.origin);
-                stream.pieces.push_back(Piece { rows, origin, taken: 0, position, kept: evaluation.kept.clone() });
-            }
-            if evaluated.error.is_some() {
-                error = evaluated.error;
-                break;
-            }
+            self.streams[chunk.stream].push(chunk, &evaluation.kept, self.turn);
         }
+        self.over |= evaluation.end.is_some();
         let mut batches = Vec::new();
-        let share = self.steps.stream_share() as usize;
-        while !self.is_full(self.epoch) && self.streams.iter().all(|stream| stream.rows >= share) {
-            batches.push(self.take(None));
-        }
-        if error.is_some() || evaluation.end.is_some() {
-            self.take_rest(error, &mut batches);
+        while !self.failed && !self.is_full(self.epoch) {
+            match self.next() {
+                Next::Open => break,
+                Next::Full(counts) => batches.push(self.take(counts, None)),
+                Next::Ends(counts, error) => {
+                    self.failed = true;
+                    batches.push(self.take(counts, Some(error)));
+                }
+                Next::Rest(mut counts) => {
+                    if self.steps.remainder != Remainder::Keep {
+                        counts.fill(0);
+                    }
+                    let skipped = self.streams.iter().any(|stream| !stream.skipped.is_empty());
+                    if skipped || counts.iter().any(|&count| count > 0) {
+                        let mut last = self.take(counts, None);
+                        self.streams.iter_mut().for_each(|stream| stream.pass(stream.end, &mut last.drawn));
+                        batches.push(last);
+                    }
+                    break;
+                }
+            }
         }
         batches
     }
 
-    /// The rest of an epoch, or what came before an error.
-    fn take_rest(&mut self, error: Option<Error>, batches: &mut Vec<Assembly>) {
-        let batch = (self.steps.batch / self.steps.world) as usize;
-        let left = |rebatch: &Self| rebatch.streams.iter().map(|stream| stream.rows).sum::<usize>();
-        while !self.is_full(self.epoch) && left(self) >= batch {
-            batches.push(self.take(None));
+    /// What the next batch is made of: each stream's share, and where one has less, more of the others.
+    fn next(&self) -> Next {
+        let is_over = |stream: &Stream| self.over || stream.end >= stream.length;
+        let short = |stream: &&Stream| stream.rows < self.share();
+        if self.streams.iter().filter(short).any(|stream| stream.error.is_none() && !is_over(stream)) {
+            return Next::Open;
         }
-        if self.is_full(self.epoch) {
-            return;
+        let mut counts: Vec<usize> = self.streams.iter().map(|stream| stream.rows.min(self.share())).collect();
+        if let Some(error) = self.streams.iter().filter(short).find_map(|stream| stream.error.clone()) {
+            return Next::Ends(counts, error);
         }
-        let rest = left(self) > 0 && self.steps.remainder == Remainder::Keep || !self.drawn.skipped.is_empty();
-        if error.is_some() || rest {
-            batches.push(self.take(error));
-        }
-    }
-
-    /// The next batch: each stream's share, and where one has less, more of the others.
-    fn take(&mut self, error: Option<Error>) -> Assembly {
-        let batch = (self.steps.batch / self.steps.world) as usize;
-        let share = self.steps.stream_share() as usize;
-        let mut counts: Vec<usize> = self.streams.iter().map(|stream| stream.rows.min(share)).collect();
-        let mut missing = batch - counts.iter().sum::<usize>();
+        let mut missing = self.batch() - counts.iter().sum::<usize>();
         for (stream, count) in self.streams.iter().zip(&mut counts) {
             let more = (stream.rows - *count).min(missing);
             *count += more;
             missing -= more;
+            if missing > 0
+                && let Some(error) = &stream.error
+            {
+                let error = error.clone();
+                return Next::Ends(counts, error);
+            }
+            if missing > 0 && !is_over(stream) {
+                return Next::Open;
+            }
         }
-        let (mut rows, mut kept) = (Vec::new(), Vec::new());
+        if missing > 0 { Next::Rest(counts) } else { Next::Full(counts) }
+    }
+
+    fn take(&mut self, counts: Vec<usize>, error: Option<Error>) -> Assembly {
+        let (mut rows, mut kept, mut drawn) = (Vec::new(), Vec::new(), Drawn::default());
         for (stream, count) in self.streams.iter_mut().zip(counts) {
-            stream.take(count, &mut rows, &mut kept);
+            stream.take(count, &mut rows, &mut kept, &mut drawn);
         }
-        let cursors = self.streams.iter().map(Stream::cursor).collect();
+        let cursors = self.streams.iter().map(|stream| stream.cursor).collect();
         self.step += 1;
-        let drawn = std::mem::take(&mut self.drawn);
-        Assembly {
-            number: 0,
-            epoch: self.epoch,
-            step: self.step - 1,
-            rows,
-            error,
-            drawn,
-            cursors,
-            gaps: Vec::new(),
-            kept,
-            bytes: 0,
-        }
+        let progress = Progress { epoch: self.epoch, step: self.step, cursors, ..Progress::default() };
+        let gaps = Vec::new();
+        Assembly { number: 0, step: self.step - 1, progress, rows, error, drawn, gaps, kept, bytes: 0 }
     }
 }
 
 impl Stream {
-    fn take(&mut self, mut count: usize, rows: &mut Vec<Rows>, kept: &mut Vec<Kept>) {
+    fn new(length: u64) -> Self {
+        Self {
+            pieces: VecDeque::new(),
+            rows: 0,
+            cursor: Cursor::default(),
+            end: 0,
+            length,
+            barren: 0,
+            skipped: VecDeque::new(),
+            error: None,
+        }
+    }
+
+    fn push(&mut self, chunk: EvaluatedChunk, kept: &Kept, turn: Option<u64>) {
+        if self.error.is_some() {
+            return;
+        }
+        let EvaluatedChunk { position, positions, evaluated, left_out, .. } = chunk;
+        self.end = position + positions;
+        let from = self.cursor.position;
+        let skipped = evaluated.skipped.into_iter().zip(left_out);
+        let skipped = skipped.map(|((at, error), term)| (position + u64::from(at), (error, term)));
+        self.skipped.extend(skipped.filter(|(at, _)| *at >= from));
+        let mut piece =
+            Piece { rows: evaluated.rows, origin: evaluated.origin, taken: 0, position, kept: kept.clone() };
+        // A run that begins in the middle meets what was delivered before.
+        piece.taken = piece.rows_before(self.cursor);
+        self.barren = if piece.left() > 0 { 0 } else { self.barren + positions };
+        self.error = evaluated.error;
+        if self.error.is_none() && turn.is_some_and(|turn| self.barren > turn) {
+            self.error = Some(
+                Error::config(format!("of {} samples in a row a filter or flat_map left none", self.barren))
+                    .advice("an epoch of stated steps waits for some: look at what the .filter() lets through"),
+            );
+        }
+        if piece.left() > 0 {
+            self.rows += piece.left();
+            self.pieces.push_back(piece);
+        }
+    }
+
+    fn take(&mut self, mut count: usize, rows: &mut Vec<Rows>, kept: &mut Vec<Kept>, drawn: &mut Drawn) {
         self.rows -= count;
+        let before = self.cursor.position;
         while count > 0 {
             let piece = self.pieces.front_mut().expect("counted in rows");
             let some = piece.left().min(count);
@@ -160,13 +281,26 @@ impl Stream {
             kept.push(piece.kept.clone());
             piece.taken += some;
             count -= some;
+            self.cursor = piece.cursor_behind(piece.taken - 1);
             if piece.left() == 0 {
                 self.pieces.pop_front();
             }
         }
+        self.count(before, drawn);
     }
 
-    fn cursor(&self) -> Cursor {
-        self.pieces.front().map_or(Cursor { position: self.end, expanded: 0 }, |piece| piece.cursor(piece.taken))
+    /// Goes on to a position behind which nothing of the epoch comes.
+    fn pass(&mut self, position: u64, drawn: &mut Drawn) {
+        let before = self.cursor.position;
+        self.cursor.position = self.cursor.position.max(position);
+        self.count(before, drawn);
+    }
+
+    /// Counts what lies between a position and the cursor as drawn.
+    fn count(&mut self, before: u64, drawn: &mut Drawn) {
+        drawn.samples += self.cursor.position - before;
+        while self.skipped.front().is_some_and(|(position, _)| *position < self.cursor.position) {
+            drawn.skipped.extend(self.skipped.pop_front().map(|(_, left_out)| left_out));
+        }
     }
 }

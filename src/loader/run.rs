@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -29,9 +30,11 @@ use crate::engine::io::{Cancel, Io};
 use crate::engine::pool::{Level, Pool, no_panic};
 use crate::engine::reorder::Reorder;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::Remainder;
 use crate::plan::ledger::{Ledger, id_term};
 use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, Order, PADDING, Picked, Positions};
+use crate::plan::state::Progress;
+use crate::plan::steps::Steps;
+use crate::plan::{ReadPoint, Remainder};
 use crate::source::Decoded;
 use crate::telemetry::{Clock, Counters, Skipped, WaitedFor};
 use crate::transform::image::Scratch;
@@ -51,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) skipped: Log,
     /// What the loop has taken.
     pub(crate) ledger: Mutex<Ledger>,
+    /// Whether batches say where their samples were read.
+    pub(crate) traced: bool,
     /// Rows of a chunk: what one task takes.
     pub(crate) chunk_rows: usize,
     /// Tasks of any run that wait or run; what they hold of the budget comes back with them.
@@ -243,6 +248,8 @@ struct Lane {
 pub(crate) struct State {
     order: Order,
     arrivals: Vec<Arrivals>,
+    /// What had arrived in epochs that are planned, and not delivered to their end.
+    arrived: VecDeque<(u64, Vec<Arrivals>)>,
     drivers: HashMap<usize, ArrivalDriver>,
     /// Next step to plan.
     epoch: u64,
@@ -252,8 +259,12 @@ pub(crate) struct State {
     planned_all: bool,
     /// The epoch that needs no more rows.
     cut: Option<u64>,
-    /// The ticket of step 0 of the epoch being planned.
+    /// The ticket of step 0 of the epoch being planned, modulo 2^64: a run may begin behind it.
     base: u64,
+    /// Where each of the rank's streams is planned to, where rows are not positions.
+    planned: Vec<u64>,
+    /// Where the first epoch's pass over shards without an index begins.
+    place: Option<ReadPoint>,
     tickets: VecDeque<Ticket>,
     /// Number of the first of `tickets`.
     first: u64,
@@ -289,19 +300,24 @@ pub(crate) struct State {
 }
 
 impl Run {
-    /// Starts at the beginning of `epoch`; one lane for each device.
-    pub(crate) fn start(shared: Arc<Shared>, epoch: u64, devices: Vec<Delivery>, go_on: bool) -> Arc<Self> {
+    /// Starts where `start` says; one lane for each device.
+    pub(crate) fn start(shared: Arc<Shared>, start: &Progress, devices: Vec<Delivery>, go_on: bool) -> Arc<Self> {
         let pipeline = &shared.pipeline;
+        let first_row = start.read_from.map_or(0, |place| place.row);
+        let step = if pipeline.expands { 0 } else { start.step };
         let state = State {
             order: pipeline.order.clone(),
-            arrivals: pipeline.leaves.iter().map(|_| Arrivals::default()).collect(),
+            arrivals: pipeline.leaves.iter().map(|_| Arrivals::from_row(first_row)).collect(),
+            arrived: VecDeque::new(),
             drivers: HashMap::new(),
-            epoch,
-            step: 0,
+            epoch: start.epoch,
+            step,
             go_on,
             planned_all: false,
             cut: None,
-            base: 0,
+            base: 0u64.wrapping_sub(step),
+            planned: pipeline.planned_at(&start.cursors),
+            place: start.read_from,
             tickets: VecDeque::new(),
             first: 0,
             started: 0,
@@ -311,7 +327,7 @@ impl Run {
             releases: BinaryHeap::new(),
             needs: VecDeque::new(),
             ahead: VecDeque::new(),
-            rebatch: pipeline.expands.then(|| Rebatch::new(pipeline.steps, pipeline.limit)),
+            rebatch: pipeline.rebatch(start),
             assigned: 0,
             out: Reorder::default(),
             taken: 0,
@@ -323,7 +339,7 @@ impl Run {
             batch_bytes: shared.batch_bytes(),
             tally: shared.skip.map(|skip| {
                 let rows = pipeline.known_rows().map(|rows| rows / pipeline.steps.world);
-                Tally::new(skip, rows, epoch)
+                Tally::new(skip, rows, start, pipeline.steps.batch / pipeline.steps.world)
             }),
             decodes_images: pipeline.layouts.iter().any(|layout| layout.image.is_some()),
             failed: false,
@@ -340,7 +356,11 @@ impl Run {
             ungranted: AtomicU64::new(0),
             this: this.clone(),
         });
-        run.update(|_| {});
+        run.update(|state| {
+            if let Some(error) = state.tally.as_ref().and_then(Tally::exceeded_before) {
+                state.fail(error);
+            }
+        });
         run
     }
 
@@ -426,7 +446,7 @@ impl Run {
                     Item::Batch(batch, grant) => {
                         drop(grant);
                         self.shared.counters.delivered(batch.len());
-                        self.shared.with_ledger(|ledger| *ledger.epoch_mut(batch.epoch) += batch.sums);
+                        self.shared.with_ledger(|ledger| *ledger.epoch_mut(batch.epoch()) += batch.sums);
                         // Where many small batches are on their way, the worker that ends its task next plans further ones, beside the loop.
                         let beside = self.shared.pipeline.window > FEW_BATCHES && state.in_flight > state.fetching;
                         if !beside || self.shared.scheduler.is_single_threaded() {
@@ -745,8 +765,10 @@ impl State {
                     if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.open && !listed.is_empty()) {
                         lane.items.push_back(Item::LeftOut(listed));
                     }
+                    let left_out = self.tally.as_ref().map_or(0, Tally::left_out);
                     for (lane, Finished { batch, grant }) in self.lanes.iter_mut().zip(lanes) {
-                        if let Some(batch) = batch {
+                        if let Some(mut batch) = batch {
+                            batch.progress.left_out = left_out;
                             send(lane, Item::Batch(Box::new(batch), grant));
                         }
                     }
@@ -982,6 +1004,7 @@ impl State {
             None => Assembly::of_step(evaluation).into_iter().collect(),
         };
         for mut assembly in assemblies {
+            assembly.progress.read_from = self.read_point_behind(&run.shared.pipeline, &assembly.progress);
             assembly.number = self.assigned;
             self.assigned += 1;
             if assembly.error.is_some() {
@@ -997,11 +1020,23 @@ impl State {
             self.cut = Some(epoch);
         }
         if ended {
+            self.arrived.retain(|(delivered, _)| *delivered > epoch);
             let out = end_error.map_or(Out::EndOfEpoch(epoch), Out::Failed);
             self.out.put(self.assigned, out);
             self.assigned += 1;
             self.distribute_if_next();
         }
+    }
+
+    /// Where a pass over shards without an index would have to go on behind a batch.
+    fn read_point_behind(&self, pipeline: &Pipeline, progress: &Progress) -> Option<ReadPoint> {
+        let steps = pipeline.steps;
+        // One sequence feeds all streams: it begins with the step that the first of them stands in.
+        let step = progress.cursors.iter().map(|cursor| cursor.position / steps.stream_share()).min();
+        let row = self.order.first_arrival_for(step.unwrap_or(progress.step) * steps.batch)?;
+        let of_epoch = self.arrived.iter().find(|(epoch, _)| *epoch == progress.epoch);
+        let arrivals = of_epoch.map_or(&self.arrivals, |(_, arrivals)| arrivals);
+        arrivals.iter().find_map(|arrivals| arrivals.place_of(row))
     }
 
     /// An end of epoch takes no room in the window: it goes to the lanes at once where it is next.
@@ -1059,28 +1094,57 @@ impl State {
             (Some(rows), arrived) => rows.min(arrived.unwrap_or(ENDLESS)),
             (None, arrived) => arrived.unwrap_or(ENDLESS),
         };
-        let per_epoch = match (rows, steps.remainder) {
-            (ENDLESS, _) => ENDLESS,
-            // What came before damage is delivered whole; and what filters leave is counted behind them.
-            (rows, Remainder::Drop | Remainder::Refuse) if failure.is_some() || pipeline.expands => {
-                rows.div_ceil(steps.batch)
-            }
-            (rows, _) => steps.per_epoch(rows),
+        let ended = match (rows, steps.remainder) {
+            _ if pipeline.expands => self.streams_end(steps, rows),
+            // What came before damage is delivered whole.
+            (rows, Remainder::Drop | Remainder::Refuse) if failure.is_some() => self.step >= rows.div_ceil(steps.batch),
+            (rows, _) => self.step >= steps.per_epoch(rows),
         };
-        if self.step >= per_epoch || self.cut == Some(self.epoch) {
+        if ended || self.cut == Some(self.epoch) {
             self.end_epoch(failure);
             return true;
         }
-        let frame = Frame { offset: 0, batch: steps.batch };
-        let slots = steps.slots(self.step, if arrived.is_none() && self.order.arrives() { ENDLESS } else { rows });
-        let mut chunks = Vec::new();
-        let (mut at, share) = (slots.start, steps.stream_share());
+        let mut ahead = Vec::new();
+        let planned = if pipeline.expands {
+            self.plan_streams(run, rows, &mut ahead)
+        } else {
+            let known = if arrived.is_none() && self.order.arrives() { ENDLESS } else { rows };
+            self.plan_step(run, steps.slots(self.step, known), rows, &mut ahead)
+        };
+        match planned {
+            // No stream needs rows: batches wait to be taken.
+            Ok(chunks) if chunks.is_empty() && pipeline.expands => false,
+            Ok(chunks) => {
+                self.add_ticket(run, chunks, ahead);
+                self.step += 1;
+                true
+            }
+            Err(NeedsRows { leaf, rows }) => {
+                let (epoch, place) = (self.epoch, self.place);
+                let Leaf::Arriving(source) = &pipeline.leaves[leaf] else {
+                    unreachable!("only these show rows little by little")
+                };
+                let driver = self
+                    .drivers
+                    .entry(leaf)
+                    .or_insert_with(|| ArrivalDriver::new(source.clone(), epoch, run.shared.seed, place));
+                driver.want(rows)
+            }
+        }
+    }
+
+    /// The rows of a step whose positions are known.
+    fn plan_step(
+        &mut self,
+        run: &Run,
+        slots: Range<u64>,
+        rows: u64,
+        ahead: &mut Vec<Ahead>,
+    ) -> Result<Vec<Chunk>, NeedsRows> {
+        let frame = Frame { offset: 0, batch: run.shared.pipeline.steps.batch };
+        let (mut chunks, mut at) = (Vec::new(), slots.start);
         while at < slots.end {
             let mut stop = slots.end.min(at.saturating_add(run.shared.chunk_rows as u64));
-            if pipeline.expands {
-                // A chunk belongs to one stream.
-                stop = stop.min((at / share + 1) * share);
-            }
             if at < rows {
                 stop = stop.min(rows);
             }
@@ -1088,37 +1152,52 @@ impl State {
             // Filling up may go round a small data set more than once.
             let stop = if at < rows { stop } else { stop.min(at + rows - start) };
             let positions = Positions::new((start..start + (stop - at)).collect(), self.step);
-            match self.order.pick(positions, pass, (pass == self.epoch).then_some(frame), &self.arrivals) {
-                Ok(picked) => {
-                    let slot = at % steps.batch;
-                    let position = at / steps.batch * share + slot % share;
-                    chunks.push(Chunk {
-                        picked,
-                        stream: (slot / share - steps.rank * steps.streams / steps.world) as usize,
-                        position,
-                    });
-                }
-                Err(NeedsRows { leaf, rows }) => {
-                    let epoch = self.epoch;
-                    let Leaf::Arriving(source) = &pipeline.leaves[leaf] else {
-                        unreachable!("only these show rows little by little")
-                    };
-                    let driver = self
-                        .drivers
-                        .entry(leaf)
-                        .or_insert_with(|| ArrivalDriver::new(source.clone(), epoch, run.shared.seed));
-                    return driver.want(rows);
-                }
-            }
+            let frame = (pass == self.epoch).then_some(frame);
+            let picked = self.order.pick(positions, pass, frame, &self.arrivals)?;
+            chunks.push(Chunk { picked, stream: 0, position: at });
             at = stop;
         }
-        let mut ahead = Vec::new();
         if slots.end <= rows {
-            self.order.ahead(slots, self.epoch, Some(frame), &mut ahead);
+            self.order.ahead(slots, self.epoch, Some(frame), ahead);
         }
-        self.add_ticket(run, chunks, ahead);
-        self.step += 1;
-        true
+        Ok(chunks)
+    }
+
+    /// Whether all streams are planned to their ends.
+    fn streams_end(&self, steps: Steps, rows: u64) -> bool {
+        (steps.first_stream()..).zip(&self.planned).all(|(stream, &at)| at >= steps.stream_rows(stream, rows))
+    }
+
+    /// The next rows of each stream that needs some, where what becomes of them is not known: a share each.
+    ///
+    /// Streams lose rows at different rates, so they go at their own pace, and each is read no further than it is wanted. Rows of
+    /// shards without an index come in one sequence only; there all streams keep step.
+    fn plan_streams(&mut self, run: &Run, rows: u64, ahead: &mut Vec<Ahead>) -> Result<Vec<Chunk>, NeedsRows> {
+        let (steps, arrives) = (run.shared.pipeline.steps, self.order.arrives());
+        let share = steps.stream_share();
+        let (mut chunks, mut planned) = (Vec::new(), self.planned.clone());
+        for (number, at) in planned.iter_mut().enumerate() {
+            let stream = steps.first_stream() + number as u64;
+            let sated = self.rebatch.as_ref().is_some_and(|rebatch| rebatch.is_sated(number, self.epoch, *at));
+            if sated && !arrives {
+                continue;
+            }
+            let end = steps.stream_rows(stream, rows).min((*at / share + 1) * share);
+            // The ticket takes the place of the step that these rows would be in if nothing were lost.
+            let offset = (self.step as i64).wrapping_sub((*at / share) as i64).wrapping_mul(steps.batch as i64);
+            let frame = Some(Frame { offset, batch: steps.batch });
+            while *at < end {
+                let stop = end.min(at.saturating_add(run.shared.chunk_rows as u64));
+                let first = steps.position_of(stream, *at);
+                let positions = Positions::new((first..first + (stop - *at)).collect(), self.step);
+                let picked = self.order.pick(positions, self.epoch, frame, &self.arrivals)?;
+                chunks.push(Chunk { picked, stream: number, position: *at });
+                self.order.ahead(first..first + (stop - *at), self.epoch, frame, ahead);
+                *at = stop;
+            }
+        }
+        self.planned = planned;
+        Ok(chunks)
     }
 
     /// Puts the marker behind the last step, and goes on to the next epoch if somebody may want it.
@@ -1137,8 +1216,11 @@ impl State {
         self.epoch += 1;
         self.step = 0;
         self.base = self.first + self.tickets.len() as u64;
+        self.planned.fill(0);
+        self.place = None;
         self.drivers.clear();
-        self.arrivals.iter_mut().for_each(|arrivals| *arrivals = Arrivals::default());
+        let none = self.arrivals.iter().map(|_| Arrivals::from_row(0)).collect();
+        self.arrived.push_back((self.epoch - 1, std::mem::replace(&mut self.arrivals, none)));
     }
 
     fn add_ticket(&mut self, run: &Run, chunks: Vec<Chunk>, ahead: Vec<Ahead>) {
@@ -1156,7 +1238,7 @@ impl State {
                         continue;
                     }
                     last = Some((block, hold));
-                    let hold = (self.base + hold).max(number);
+                    let hold = self.base.wrapping_add(hold).max(number);
                     wanted[rows.leaf].entry(block).and_modify(|until| *until = hold.max(*until)).or_insert(hold);
                 }
             });
@@ -1187,7 +1269,7 @@ impl State {
             if self.blocks.get(&key).is_some_and(|entry| !entry.is_ahead) {
                 continue;
             }
-            let (_, new) = self.entry(run, key, (self.base + hold).max(number));
+            let (_, new) = self.entry(run, key, self.base.wrapping_add(hold).max(number));
             if new {
                 self.ahead.push_back(key);
             }
@@ -1240,8 +1322,8 @@ impl State {
         let driver = self.drivers.get_mut(&leaf).filter(|driver| driver.epoch() == framed.epoch)?;
         let (epoch, block) = (framed.epoch, driver.blocks());
         let arrived = driver.block_framed(framed);
-        if let Some((rows, first_id)) = arrived {
-            self.arrivals[leaf].push(rows, first_id);
+        if let Some((rows, first_id, place)) = arrived {
+            self.arrivals[leaf].push(rows, first_id, place);
             let key = BlockKey { leaf, block, epoch };
             let entry = Entry {
                 stage: BlockStage::Decoding,

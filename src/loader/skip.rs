@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use super::run::EvaluatedChunk;
 use crate::error::{Error, ErrorKind};
+use crate::plan::state::Progress;
 use crate::telemetry::Skipped;
 
 /// How many bad records an epoch may leave out before it ends with an error.
@@ -109,8 +110,39 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn new(skip: Skip, expected: Option<u64>, epoch: u64) -> Self {
-        Self { limit: skip.limit, expected, epoch, samples: 0, skipped: 0, last: None }
+    /// Goes on counting where a run begins; `batch`: samples of a rank's batch, where rows are positions.
+    pub(super) fn new(skip: Skip, expected: Option<u64>, start: &Progress, batch: u64) -> Self {
+        let samples = match &start.cursors[..] {
+            [] => start.step * batch,
+            cursors => cursors.iter().map(|cursor| cursor.position).sum(),
+        };
+        Self { limit: skip.limit, expected, epoch: start.epoch, samples, skipped: start.left_out, last: None }
+    }
+
+    /// The error of a run that begins behind the last record that may be left out.
+    pub(super) fn exceeded_before(&self) -> Option<Error> {
+        let seen = self.expected.unwrap_or(self.samples.max(AT_LEAST));
+        let (allowed, said) = self.allowed(seen);
+        (self.skipped > allowed).then(|| {
+            let (skipped, epoch) = (self.skipped, self.epoch);
+            Error::corrupt(format!(
+                "bad record {skipped} of epoch {epoch}, more than {said} allows, was met before the state was saved"
+            ))
+            .advice("allow more, or mend the shards: forebay verify lists what is wrong")
+        })
+    }
+
+    /// How many of so many samples may be left out, and who says so.
+    fn allowed(&self, seen: u64) -> (u64, String) {
+        match self.limit {
+            Limit::UpTo(records) => (records, format!("Skip::up_to({records})")),
+            Limit::Rate(rate) => ((rate * seen as f64) as u64, format!("Skip::rate({rate})")),
+        }
+    }
+
+    /// Samples of this epoch that were left out.
+    pub(super) fn left_out(&self) -> u64 {
+        self.skipped
     }
 
     /// Takes the next batch's; what is to be listed when the loop takes the batch, and an error if more than are allowed have been left out.
@@ -140,10 +172,7 @@ impl Tally {
     }
 
     fn hold_against(&self, seen: u64) -> Result<(), Error> {
-        let (allowed, said) = match self.limit {
-            Limit::UpTo(records) => (records, format!("Skip::up_to({records})")),
-            Limit::Rate(rate) => ((rate * seen as f64) as u64, format!("Skip::rate({rate})")),
-        };
+        let (allowed, said) = self.allowed(seen);
         match &self.last {
             Some(last) if self.skipped > allowed => Err(last.clone().advice(format!(
                 "this is bad record {} of epoch {}, more than {said} allows; \

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
+use super::state::DataMark;
+
 /// The shards of a source in order, each cut into blocks: the unit of reading.
 ///
 /// A block has a known number of rows and about a known number of bytes in memory. Row numbers run through all blocks;
@@ -163,18 +165,18 @@ impl Catalog {
         self.indivisible
     }
 
-    /// A number that changes when the catalog does: shard names, blocks, rows.
-    pub(crate) fn fingerprint(&self) -> u64 {
+    /// A mark that changes when the catalog does: names of shards without their folders, blocks, rows.
+    pub(crate) fn mark(&self) -> DataMark {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         for shard in &self.shards {
-            hash.update(shard.name.as_bytes());
+            hash.update(DataMark::name_of(&shard.name).as_bytes());
             hash.update(&[0]);
             hash.update(&(shard.first_block as u64).to_le_bytes());
         }
         for start in &self.starts {
             hash.update(&start.to_le_bytes());
         }
-        hash.digest()
+        DataMark::new(self.shards.len(), Some(self.rows()), hash.digest())
     }
 }
 

@@ -5,8 +5,9 @@ use std::fmt;
 use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed, xxh3_128_with_seed};
 
+use super::state::Identity;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The only version of this format.
@@ -44,7 +45,7 @@ const VERSION: u32 = 1;
 pub struct Ledger {
     /// Version of this format: 1.
     pub version: u32,
-    /// A digest of catalog and graph, as in [`State`](super::State).
+    /// A digest of the sources and the stages that a [`State`](super::State) names: the URLs may change, names and contents may not.
     #[serde(with = "hex64")]
     pub fingerprint: u64,
     /// The seed behind all randomness.
@@ -145,8 +146,15 @@ impl AddAssign for Sums {
 
 impl Ledger {
     /// A ledger before the first batch.
-    pub(crate) fn new(fingerprint: u64, seed: u64, streams: u64) -> Self {
-        Self { version: VERSION, fingerprint, seed, streams, epochs: BTreeMap::new() }
+    pub(crate) fn new(identity: &Identity) -> Self {
+        let mut digest = Xxh3::new();
+        let sources = identity.data.iter().map(|mark| &mark.digest);
+        for mark in sources.chain(&identity.graph) {
+            digest.update(mark.as_bytes());
+            digest.update(&[0]);
+        }
+        let Identity { seed, streams, .. } = *identity;
+        Self { version: VERSION, fingerprint: digest.digest(), seed, streams, epochs: BTreeMap::new() }
     }
 
     /// The sums of an epoch; nothing where none of it was delivered.
@@ -180,7 +188,7 @@ impl Ledger {
 
     /// In what the runs differ, by epoch; nothing where they delivered the same samples in the same order with the same bytes.
     ///
-    /// It is the sums that are compared: a copy of the data elsewhere, whose fingerprint is another, may well agree.
+    /// It is the sums that are compared: the same data in shards of other names, whose fingerprint is another, may well agree.
     pub fn compare(&self, other: &Ledger) -> Vec<Difference> {
         let epochs: std::collections::BTreeSet<u64> = self.epochs.keys().chain(other.epochs.keys()).copied().collect();
         let differences = epochs.into_iter().flat_map(|epoch| {
@@ -344,7 +352,7 @@ mod tests {
     }
 
     fn ledger(rows: &Rows) -> Ledger {
-        let mut ledger = Ledger::new(1, 2, 8);
+        let mut ledger = Ledger { version: 1, fingerprint: 1, seed: 2, streams: 8, epochs: BTreeMap::new() };
         rows.iter().for_each(|&(id, part, pass, at, sum)| ledger.epoch_mut(3).deliver(id, part, pass, at, sum));
         ledger
     }

@@ -8,12 +8,12 @@ pub(crate) mod ledger;
 pub(crate) mod order;
 mod permutation;
 pub(crate) mod shuffle;
-mod state;
+pub(crate) mod state;
 pub(crate) mod steps;
 
 pub use catalog::Catalog;
 pub use ledger::{Difference, Ledger, Property, Sums};
 pub(crate) use permutation::Permutation;
 pub use shuffle::Shuffle;
-pub use state::{Cursor, State};
+pub use state::{Cursor, DataMark, ReadPoint, State};
 pub use steps::Remainder;

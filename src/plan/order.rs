@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::catalog::Catalog;
 use super::permutation::Permutation;
 use super::shuffle::ShuffledOrder;
+use super::state::ReadPoint;
 use crate::random::Key;
 
 /// Set in a pass number for samples that fill up the last batch, so that they are augmented anew.
@@ -148,22 +149,35 @@ pub(crate) struct NeedsRows {
 }
 
 /// What a source without index has shown of itself in this pass.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Arrivals {
     /// Rows before each block that arrived, and the total.
     starts: Vec<u64>,
     /// Sample id of each block's first row.
     ids: Vec<u64>,
+    /// Where each block can be read from again.
+    places: Vec<ReadPoint>,
     ended: bool,
 }
 
 impl Arrivals {
-    pub(crate) fn push(&mut self, rows: u64, first_id: u64) {
-        if self.starts.is_empty() {
-            self.starts.push(0);
-        }
+    /// Nothing has arrived of the rows from `first_row` on.
+    pub(crate) fn from_row(first_row: u64) -> Self {
+        Self { starts: vec![first_row], ids: Vec::new(), places: Vec::new(), ended: false }
+    }
+
+    /// A block of `rows` rows arrived. `place` is where to read it from again, but for the number of rows before.
+    pub(crate) fn push(&mut self, rows: u64, first_id: u64, place: ReadPoint) {
+        let before = self.rows() - place.row;
         self.starts.push(self.rows() + rows);
         self.ids.push(first_id);
+        self.places.push(ReadPoint { row: before, ..place });
+    }
+
+    /// Where to read from to get the rows from `row` on.
+    pub(crate) fn place_of(&self, row: u64) -> Option<ReadPoint> {
+        let block = self.starts.partition_point(|&start| start <= row).saturating_sub(1);
+        self.places.get(block).or(self.places.last()).copied()
     }
 
     pub(crate) fn end(&mut self) {
@@ -212,9 +226,9 @@ pub(crate) enum Order {
         rows: u64,
         input: Box<Order>,
     },
-    /// Pass after pass of the input, `times` in an epoch.
+    /// Pass after pass of the input.
     Repeat {
-        times: Option<u64>,
+        turns: Turns,
         input: Box<Order>,
     },
     Concat(Vec<Order>),
@@ -227,6 +241,27 @@ pub(crate) enum Order {
         stage: usize,
         input: Box<Order>,
     },
+}
+
+/// How often an input is repeated in an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turns {
+    Times(u64),
+    Forever,
+    /// Forever, and the first turn of an epoch is what the epoch would be without repetition.
+    Stated,
+}
+
+impl Turns {
+    /// The number of a turn's pass over the input.
+    fn pass(self, pass: u64, turn: u64) -> u64 {
+        let number = match self {
+            Turns::Times(times) => (pass & !PADDING).wrapping_mul(times).wrapping_add(turn),
+            Turns::Forever => (pass & !PADDING).wrapping_mul(1 << 32).wrapping_add(turn),
+            Turns::Stated => (pass & !PADDING).wrapping_add(turn.wrapping_mul(1 << 32)),
+        };
+        number & !PADDING | pass & PADDING
+    }
 }
 
 impl Order {
@@ -242,8 +277,8 @@ impl Order {
                 ENDLESS => ENDLESS,
                 n => n.saturating_sub(*rows),
             },
-            Order::Repeat { times: Some(times), input } => input.rows()?.saturating_mul(*times),
-            Order::Repeat { times: None, .. } => ENDLESS,
+            Order::Repeat { turns: Turns::Times(times), input } => input.rows()?.saturating_mul(*times),
+            Order::Repeat { .. } => ENDLESS,
             Order::Concat(inputs) => {
                 inputs.iter().try_fold(0u64, |sum, input| input.rows().map(|n| sum.saturating_add(n)))?
             }
@@ -300,6 +335,15 @@ impl Order {
         }
     }
 
+    /// The first row that must arrive for the positions from `position` on.
+    pub(crate) fn first_arrival_for(&self, position: u64) -> Option<u64> {
+        match self {
+            Order::Arrival { buffer, .. } => Some(position / buffer * buffer),
+            Order::Take { input, .. } | Order::Apply { input, .. } => input.first_arrival_for(position),
+            _ => None,
+        }
+    }
+
     /// Whether a source without index is below.
     pub(crate) fn arrives(&self) -> bool {
         match self {
@@ -332,6 +376,16 @@ impl Order {
                 input.ahead(positions.start.min(end)..end, pass, frame, out);
             }
             Order::Zip(inputs) => inputs.iter_mut().for_each(|input| input.ahead(positions.clone(), pass, frame, out)),
+            Order::Repeat { turns, input } => {
+                let rows = input.rows().unwrap_or(ENDLESS).max(1);
+                let mut at = positions.start;
+                while at < positions.end {
+                    let turn = at / rows;
+                    let (start, stop) = (turn * rows, positions.end.min((turn + 1).saturating_mul(rows)));
+                    input.ahead(at - start..stop - start, turns.pass(pass, turn), frame.map(|f| f.shifted(start)), out);
+                    at = stop;
+                }
+            }
             _ => {}
         }
     }
@@ -389,13 +443,11 @@ impl Order {
                 let frame = frame.map(|f| Frame { offset: f.offset.saturating_sub_unsigned(skipped), ..f });
                 input.pick(positions.map(|p| p + skipped), pass, frame, arrivals)
             }
-            Order::Repeat { times, input } => {
+            Order::Repeat { turns, input } => {
                 let rows = input.rows().unwrap_or(ENDLESS).max(1);
-                let first = (pass & !PADDING).wrapping_mul(times.unwrap_or(1 << 32)) & !PADDING;
                 let groups = split(positions, |p| (p / rows, p % rows));
                 gathered(groups, |turn, positions| {
-                    let pass = (first.wrapping_add(turn) & !PADDING) | (pass & PADDING);
-                    input.pick(positions, pass, frame.map(|f| f.shifted(turn * rows)), arrivals)
+                    input.pick(positions, turns.pass(pass, turn), frame.map(|f| f.shifted(turn * rows)), arrivals)
                 })
             }
             Order::Concat(inputs) => {
@@ -657,7 +709,7 @@ mod tests {
     #[test]
     fn take_skip_concat_and_repeat_are_arithmetic() {
         let mut order = Order::Repeat {
-            times: Some(2),
+            turns: Turns::Times(2),
             input: Box::new(Order::Take {
                 rows: 5,
                 input: Box::new(Order::Skip {
@@ -706,13 +758,14 @@ mod tests {
     #[test]
     fn arrivals_are_shuffled_by_segments_once_they_are_there() {
         let mut order = Order::Arrival { leaf: 0, key: Key::new(1), buffer: 8, segment: None };
-        let mut arrivals = vec![Arrivals::default()];
-        arrivals[0].push(5, 1000);
+        let mut arrivals = vec![Arrivals::from_row(0)];
+        arrivals[0].push(5, 1000, ReadPoint::default());
         let ask = |order: &mut Order, range: std::ops::Range<u64>, arrivals: &[Arrivals]| {
             order.pick(Positions::new(range.collect(), 0), 0, None, arrivals).map(|picked| flatten(&picked))
         };
         assert_eq!(ask(&mut order, 0..4, &arrivals), Err(NeedsRows { leaf: 0, rows: 8 }));
-        arrivals[0].push(5, 2000);
+        arrivals[0].push(5, 2000, ReadPoint { row: 2, ..ReadPoint::default() });
+        assert_eq!([0, 4, 5, 99].map(|row| arrivals[0].place_of(row).unwrap().row), [0, 0, 3, 3]);
         let first = ask(&mut order, 0..4, &arrivals).unwrap();
         arrivals[0].end();
         let mut all: Vec<_> = (0..10).step_by(2).flat_map(|p| ask(&mut order, p..p + 2, &arrivals).unwrap()).collect();

@@ -1,46 +1,311 @@
-//! What was delivered, in a few numbers.
+//! What was delivered, in a few numbers, and what it belongs to.
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
+
 /// Where a training run stands after a batch: what was delivered, never what was prefetched.
 ///
-/// Small (below 1 KiB plus 16 bytes a stream), readable as JSON, versioned. Restoring from it comes with a later release;
-/// it is written from the first one so that its fields are known to suffice.
+/// Saved beside a checkpoint (serde; JSON is readable, and below 1 KiB plus 16 bytes a stream), it makes
+/// [`LoaderBuilder::restore`](crate::LoaderBuilder::restore) go on with precisely the samples, order and augmentations of an undisturbed
+/// run, with other threads, prefetch, budget or devices, and with another number of ranks.
+///
+/// # Other world sizes
+/// Where rows are positions, the state of any one rank serves all worlds that divide `streams`. Behind a filter or
+/// flat_map a rank knows only its own streams: [`merge`](Self::merge) the states of all ranks first.
 ///
 /// # Example
 /// ```
-/// # use forebay::{Dataset, Device};
+/// # use forebay::{Dataset, Shuffle, State};
 /// # use std::sync::Arc;
-/// # let values = arrow::array::Int64Array::from_iter_values(0..10);
-/// # let dataset = Dataset::from_columns([("x", Arc::new(values) as _)])?.batch(5);
-/// let mut loader = dataset.loader().seed(7).device(Device::Cpu).build()?;
-/// let batch = loader.epoch(3).next().expect("two batches")?;
-/// assert_eq!((batch.state().epoch, batch.state().step, batch.state().seed), (3, 1, 7));
+/// # let values = arrow::array::Int64Array::from_iter_values(0..100);
+/// # let dataset = Dataset::from_columns([("x", Arc::new(values) as _)])?.shuffle(Shuffle::buffer(20)).batch(5);
+/// let mut loader = dataset.loader().seed(7).build()?;
+/// let mut batches = loader.epoch(3);
+/// let saved = serde_json::to_string(&batches.next().expect("twenty batches")?.state()).expect("it is plain data");
+/// let second = batches.next().expect("twenty batches")?;
+///
+/// let state: State = serde_json::from_str(&saved).expect("as written");
+/// let mut restored = dataset.loader().restore(&state).build()?;
+/// let again = (&mut restored).into_iter().next().expect("the rest of epoch 3")?;
+/// assert_eq!((again.epoch(), again.step(), again.samples()), (3, 1, second.samples()));
 /// # Ok::<(), forebay::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct State {
-    /// Version of this format: 1.
+    /// Version of this format: 2.
     pub version: u32,
-    /// A digest of catalog and graph: a state belongs to the data set it came from.
-    pub fingerprint: u64,
-    /// The seed behind all randomness.
-    pub seed: u64,
-    /// Logical streams of the plan.
-    pub streams: u64,
     /// The epoch.
     pub epoch: u64,
     /// Steps of this epoch delivered so far, this batch included.
     pub step: u64,
-    /// Where each local stream stands, in graphs whose stages change the number of rows; empty where rows are positions.
+    /// The seed behind all randomness.
+    pub seed: u64,
+    /// Logical streams of the plan.
+    pub streams: u64,
+    /// The rank that it comes from.
+    pub rank: u64,
+    /// How many ranks there were.
+    pub world: u64,
+    /// Bad records of this epoch that the rank has left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: u64,
+    /// Where each of the rank's streams stands, in graphs whose stages change the number of rows; empty where rows are positions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cursors: Vec<Cursor>,
+    /// Where reading goes on, for shards without an index.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_from: Option<ReadPoint>,
+    /// The sources.
+    pub data: Vec<DataMark>,
+    /// The stages of the graph, each with a digest of what it does.
+    pub graph: Vec<String>,
 }
 
-/// Where one stream stands: the next row to deliver.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Where one stream stands: everything before was delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "(u64, u64)", into = "(u64, u64)")]
 pub struct Cursor {
     /// Position in the stream before row-changing stages.
     pub position: u64,
     /// Rows that were already delivered of those which that position became.
     pub expanded: u64,
+}
+
+impl From<(u64, u64)> for Cursor {
+    fn from((position, expanded): (u64, u64)) -> Self {
+        Self { position, expanded }
+    }
+}
+
+impl From<Cursor> for (u64, u64) {
+    fn from(Cursor { position, expanded }: Cursor) -> Self {
+        (position, expanded)
+    }
+}
+
+/// Where a pass over shards without an index reads on: rows before it are not needed any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadPoint {
+    /// Rows of this epoch before it.
+    pub row: u64,
+    /// The shard, by its number in sorted order.
+    pub shard: u64,
+    /// The record within the shard, and the byte offset at which it begins; both 0 where the shard is compressed.
+    pub record: u64,
+    /// As said with `record`.
+    pub offset: u64,
+}
+
+/// What identifies a source: the URLs may change (shards may move), their names, order and contents may not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataMark {
+    /// Number of shards.
+    pub shards: u64,
+    /// Number of rows; none for shards without an index.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+    /// Digest of the shards' names and blocks, or names and sizes.
+    pub digest: String,
+}
+
+impl DataMark {
+    pub(crate) fn new(shards: usize, rows: Option<u64>, digest: u64) -> Self {
+        Self { shards: shards as u64, rows, digest: format!("{digest:016x}") }
+    }
+
+    /// The last part of a shard's URL, which stays when the shards move.
+    pub(crate) fn name_of(url: &str) -> &str {
+        url.rsplit(['/', '\\']).next().unwrap_or(url)
+    }
+}
+
+impl std::fmt::Display for DataMark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.rows {
+            Some(rows) => write!(f, "{} shards of {rows} rows", self.shards),
+            None => write!(f, "{} shards without an index", self.shards),
+        }
+    }
+}
+
+/// What all states of a loader have in common.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) seed: u64,
+    pub(crate) streams: u64,
+    pub(crate) rank: u64,
+    pub(crate) world: u64,
+    pub(crate) data: Vec<DataMark>,
+    pub(crate) graph: Vec<String>,
+    /// What each stage of `graph` does, for messages.
+    pub(crate) stages: Vec<String>,
+}
+
+/// Where a loader stands behind a batch.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) epoch: u64,
+    pub(crate) step: u64,
+    pub(crate) left_out: u64,
+    pub(crate) cursors: Vec<Cursor>,
+    pub(crate) read_from: Option<ReadPoint>,
+}
+
+impl Progress {
+    /// The start of an epoch.
+    pub(crate) fn of_epoch(epoch: u64) -> Self {
+        Self { epoch, ..Self::default() }
+    }
+}
+
+/// The format that is written and read.
+const VERSION: u32 = 2;
+
+impl State {
+    pub(crate) fn new(identity: &Identity, progress: &Progress) -> Self {
+        let Progress { epoch, step, left_out, cursors, read_from } = progress.clone();
+        Self {
+            version: VERSION,
+            epoch,
+            step,
+            seed: identity.seed,
+            streams: identity.streams,
+            rank: identity.rank,
+            world: identity.world,
+            left_out,
+            cursors,
+            read_from,
+            data: identity.data.clone(),
+            graph: identity.graph.clone(),
+        }
+    }
+
+    /// One state of the states of all ranks after one step, from which any world that divides `streams` goes on.
+    ///
+    /// Needed only behind a filter or flat_map; elsewhere each rank's state serves all.
+    ///
+    /// # Errors
+    /// States of different runs or steps, or not one of each rank.
+    ///
+    /// # Example
+    /// ```
+    /// # use forebay::{Dataset, State, World};
+    /// # use std::sync::Arc;
+    /// # let values = arrow::array::Int64Array::from_iter_values(0..100);
+    /// # let dataset = Dataset::from_columns([("x", Arc::new(values) as _)])?
+    /// #     .filter("even", |_, row| Ok(row.get::<i64>("x")? % 2 == 0)).batch(8);
+    /// let state_of = |rank| {
+    ///     let mut loader = dataset.loader().world(World::new(rank, 2)?).steps_per_epoch(6).build()?;
+    ///     let state = loader.epoch(0).next().expect("six steps")?.state();
+    ///     Ok::<State, forebay::Error>(state)
+    /// };
+    /// let merged = State::merge([state_of(0)?, state_of(1)?])?;
+    /// assert_eq!((merged.world, merged.cursors.len()), (1, 8));
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    pub fn merge(states: impl IntoIterator<Item = State>) -> Result<State> {
+        let mut states: Vec<State> = states.into_iter().collect();
+        states.sort_by_key(|state| state.rank);
+        let [first, others @ ..] = &states[..] else {
+            return Err(Error::config("no state to merge").advice("give the states of all ranks"));
+        };
+        for other in others {
+            let same = (other.epoch, other.step) == (first.epoch, first.step)
+                && (other.seed, other.streams, other.version) == (first.seed, first.streams, first.version)
+                && (other.world, &other.data, &other.graph) == (first.world, &first.data, &first.graph);
+            if !same {
+                return Err(Error::config(format!(
+                    "the states of ranks {} and {} are not of one step of one run: epoch {} step {} and epoch {} step {}",
+                    first.rank, other.rank, first.epoch, first.step, other.epoch, other.step
+                ))
+                .advice("give what each rank saved after the same step"));
+            }
+        }
+        if !states.iter().map(|state| state.rank).eq(0..first.world) {
+            let ranks: Vec<u64> = states.iter().map(|state| state.rank).collect();
+            return Err(Error::config(format!("states of the ranks {ranks:?} of a world of {}", first.world))
+                .advice("give one of each rank"));
+        }
+        Ok(State {
+            rank: 0,
+            world: 1,
+            left_out: states.iter().map(|state| state.left_out).sum(),
+            cursors: states.iter().flat_map(|state| state.cursors.iter().copied()).collect(),
+            ..first.clone()
+        })
+    }
+
+    /// Where a loader with this identity goes on.
+    ///
+    /// # Errors
+    /// A list of what is not as it was.
+    pub(crate) fn progress_for(&self, identity: &Identity) -> Result<Progress> {
+        let differences = self.differences(identity);
+        if !differences.is_empty() {
+            let list: String = differences.iter().map(|difference| format!("\n  - {difference}")).collect();
+            return Err(Error::config(format!("the state belongs to another run:{list}"))
+                .advice("restore it with the data set and settings that it was saved with, or begin a new run"));
+        }
+        let cursors = if self.cursors.is_empty() || (self.rank, self.world) == (identity.rank, identity.world) {
+            self.cursors.clone()
+        } else if self.world == 1 {
+            let of_rank = |rank| (rank * identity.streams / identity.world) as usize;
+            self.cursors[of_rank(identity.rank)..of_rank(identity.rank + 1)].to_vec()
+        } else {
+            return Err(Error::config(format!(
+                "the state of rank {} of {} knows only its own streams, and this is rank {} of {}",
+                self.rank, self.world, identity.rank, identity.world
+            ))
+            .advice("save the states of all ranks, and restore State::merge of them"));
+        };
+        // Another number of ranks shares what was left out before as equally as can be said now.
+        let left_out = (self.left_out * self.world).div_ceil(identity.world);
+        Ok(Progress { epoch: self.epoch, step: self.step, left_out, cursors, read_from: self.read_from })
+    }
+
+    fn differences(&self, identity: &Identity) -> Vec<String> {
+        if self.version != VERSION {
+            return vec![format!("its version is {}, this is version {VERSION}", self.version)];
+        }
+        let mut list = Vec::new();
+        let mut compare = |what: &str, was: u64, is: u64| {
+            if was != is {
+                list.push(format!("{what} was {was}, is {is}"));
+            }
+        };
+        compare("the seed", self.seed, identity.seed);
+        compare("the number of streams", self.streams, identity.streams);
+        compare("the number of sources", self.data.len() as u64, identity.data.len() as u64);
+        compare("the number of stages", self.graph.len() as u64, identity.graph.len() as u64);
+        for (number, (was, is)) in self.data.iter().zip(&identity.data).enumerate() {
+            if was.shards != is.shards || was.rows != is.rows {
+                list.push(format!("source {number} had {was}, has {is}"));
+            } else if was != is {
+                list.push(format!("source {number} still has {is}, but their names, sizes or blocks changed"));
+            }
+        }
+        for (number, ((was, is), stage)) in self.graph.iter().zip(&identity.graph).zip(&identity.stages).enumerate() {
+            if was != is {
+                let name = |mark: &str| mark.rsplit_once('#').map_or(mark, |(name, _)| name).to_owned();
+                let was =
+                    if name(was) == name(is) { format!("another `{}`", name(was)) } else { format!("`{}`", name(was)) };
+                list.push(format!("stage {number} was {was}, is `{stage}`"));
+            }
+        }
+        list
+    }
+}
+
+impl Identity {
+    /// A stage as a state has it: a word to read, and a digest of all of it.
+    pub(crate) fn mark(word: &str, stage: &str) -> String {
+        let word: String = word.chars().take(24).collect();
+        format!("{word}#{:08x}", xxhash_rust::xxh3::xxh3_64(stage.as_bytes()) as u32)
+    }
 }

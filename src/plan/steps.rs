@@ -31,6 +31,8 @@ pub(crate) struct Steps {
     pub(crate) rank: u64,
     pub(crate) world: u64,
     pub(crate) remainder: Remainder,
+    /// Steps of an epoch, where they are stated: its rows are repeated without end.
+    pub(crate) stated: Option<u64>,
 }
 
 /// Streams that a plan has when nobody says: enough for worlds of 1, 2, 4 and 8.
@@ -67,7 +69,34 @@ impl Steps {
             }
             None => (1..=DEFAULT_STREAMS.max(world)).rev().find(|&l| fits(l)).expect("world divides the batch"),
         };
-        Ok(Self { batch, streams, rank, world, remainder })
+        Ok(Self { batch, streams, rank, world, remainder, stated: None })
+    }
+
+    /// States the steps of an epoch.
+    pub(crate) fn with_epoch(self, steps: Option<u64>) -> Self {
+        Self { stated: steps, ..self }
+    }
+
+    /// Streams of this rank.
+    pub(crate) fn own_streams(&self) -> u64 {
+        self.streams / self.world
+    }
+
+    /// The first of them.
+    pub(crate) fn first_stream(&self) -> u64 {
+        self.rank * self.own_streams()
+    }
+
+    /// Positions of an order of `rows` rows that one stream gives.
+    pub(crate) fn stream_rows(&self, stream: u64, rows: u64) -> u64 {
+        let (share, rest) = (self.stream_share(), rows % self.batch);
+        rows / self.batch * share + rest.saturating_sub(stream * share).min(share)
+    }
+
+    /// The position in the order of a position of a stream.
+    pub(crate) fn position_of(&self, stream: u64, within: u64) -> u64 {
+        let share = self.stream_share();
+        (within / share).saturating_mul(self.batch).saturating_add(stream * share + within % share)
     }
 
     /// Rows of a step that one stream gives.
@@ -77,9 +106,10 @@ impl Steps {
 
     /// Steps of an epoch of `rows` rows, the same for every rank.
     pub(crate) fn per_epoch(&self, rows: u64) -> u64 {
-        match self.remainder {
-            Remainder::Keep | Remainder::Repeat => rows.div_ceil(self.batch),
-            Remainder::Drop | Remainder::Refuse => rows / self.batch,
+        match (self.stated, self.remainder) {
+            (Some(steps), _) => steps,
+            (None, Remainder::Keep | Remainder::Repeat) => rows.div_ceil(self.batch),
+            (None, Remainder::Drop | Remainder::Refuse) => rows / self.batch,
         }
     }
 
@@ -98,7 +128,7 @@ impl Steps {
         if rows == 0 {
             return Err(Error::config("the data set has no rows").advice("look at its URLs, .take() and .skip()"));
         }
-        if rest == 0 {
+        if rest == 0 || self.stated.is_some() && self.remainder != Remainder::Drop {
             return Ok(());
         }
         match self.remainder {
@@ -162,6 +192,19 @@ mod tests {
                 _ => 60,
             };
             assert_eq!(sorted, (0..end).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn streams_share_the_rows_of_an_order() {
+        let steps = Steps::new(12, Some(6), (1, 3), Remainder::Keep).unwrap();
+        assert_eq!((steps.own_streams(), steps.first_stream()), (2, 2));
+        for rows in 0..40 {
+            let mut positions: Vec<u64> = (0..6)
+                .flat_map(|stream| (0..steps.stream_rows(stream, rows)).map(move |at| steps.position_of(stream, at)))
+                .collect();
+            positions.sort_unstable();
+            assert_eq!(positions, (0..rows).collect::<Vec<_>>());
         }
     }
 

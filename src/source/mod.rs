@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 pub(crate) use memory::Memory;
 
 use crate::error::{Error, Result};
-use crate::plan::Catalog;
+use crate::plan::{Catalog, DataMark, ReadPoint};
 use crate::schema::Column;
 
 /// A data set's origin: blocks of rows, fetched and decoded one at a time in whatever order the plan wants.
@@ -147,11 +147,11 @@ pub(crate) trait Arriving: Send + Sync + 'static {
     /// The columns of the rows.
     fn columns(&self) -> &[Column];
 
-    /// A number that changes with the list of shards.
-    fn fingerprint(&self) -> u64;
+    /// A mark that changes with the list of shards.
+    fn mark(&self) -> DataMark;
 
-    /// Begins a pass; `key` is that of the shards' order, if they are to be shuffled.
-    fn begin(&self, key: crate::random::Key) -> Box<dyn ArrivingPass>;
+    /// Begins a pass, or goes on with one from a place; `key` is that of the shards' order, if they are to be shuffled.
+    fn begin(&self, key: crate::random::Key, place: Option<ReadPoint>) -> Box<dyn ArrivingPass>;
 
     /// Turns a block's bytes into rows, on a worker thread.
     fn decode(&self, block: Arrived) -> Result<Decoded>;
@@ -194,4 +194,17 @@ pub(crate) struct Arrived {
     pub(crate) first_record: u64,
     /// Offset of the block in the (decompressed) shard.
     pub(crate) offset: u64,
+    /// Whether reading can begin at that offset.
+    pub(crate) seekable: bool,
+}
+
+impl Arrived {
+    /// Where to read it from again; `row` counts the shard's rows from there to this block.
+    pub(crate) fn place(&self) -> ReadPoint {
+        let shard = self.shard as u64;
+        if self.seekable {
+            return ReadPoint { row: 0, shard, record: self.first_record, offset: self.offset };
+        }
+        ReadPoint { row: self.first_record, shard, record: 0, offset: 0 }
+    }
 }

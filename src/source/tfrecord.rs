@@ -19,7 +19,7 @@ use crate::format::example::{Kind, Parser, infer};
 use crate::format::tfrecord::{
     Check, Compression, Decoder, Fingerprint, Framed, Framer, HEADER_BYTES, IndexBuilder, ShardIndex, frame_block,
 };
-use crate::plan::{Catalog, Permutation};
+use crate::plan::{Catalog, DataMark, Permutation, ReadPoint};
 use crate::random::Key;
 use crate::schema::{Column, bytes};
 use crate::store::{Object, Store};
@@ -80,6 +80,8 @@ pub(crate) struct Wanted {
     pub(crate) shuffled: bool,
     /// Why an index is needed, if it is.
     pub(crate) needs_index: Option<String>,
+    /// Whether shards are to be read as if they had no index.
+    pub(crate) arrives: bool,
     /// Whether what cannot be read of a damaged shard counts as one bad record, instead of ending the pass.
     pub(crate) leave_out: bool,
     /// The largest record that the budget lets be held.
@@ -140,8 +142,13 @@ pub(crate) async fn open(store: Store, patterns: Vec<String>, options: TfRecord,
         .collect();
     let rebuild = wanted.rebuild_command(&patterns);
     let notes = notes_of(&stale, &rebuild);
-    if missing == 0 {
+    if missing == 0 && !wanted.arrives {
         return Ok(Opening { opened: Opened::Indexed(Shards::new(common, found, &wanted)), notes });
+    }
+    if let Some(reason) = wanted.needs_index.as_ref().filter(|_| wanted.arrives) {
+        return Err(Error::config(format!("the state is of a run without an index, which {reason} needs")).advice(
+            "restore it with one rank and the graph it was saved with, or begin a run with .index(Index::Build)",
+        ));
     }
     if let Some(reason) = wanted.needs_index {
         // What stands in the way of an index is the damage, where there is some.
@@ -547,7 +554,7 @@ struct Block {
     shard: u32,
     compression: Compression,
     first_record: u64,
-    /// Place in the decompressed shard.
+    /// ReadPoint in the decompressed shard.
     offset: u64,
     bytes: u64,
 }
@@ -674,27 +681,29 @@ impl Arriving for Unindexed {
         &self.common.parse.columns
     }
 
-    fn fingerprint(&self) -> u64 {
+    fn mark(&self) -> DataMark {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         for object in &self.common.objects {
-            hash.update(object.url.as_bytes());
+            hash.update(DataMark::name_of(&object.url).as_bytes());
             hash.update(&object.size.to_le_bytes());
         }
-        hash.digest()
+        DataMark::new(self.common.objects.len(), None, hash.digest())
     }
 
-    fn begin(&self, key: Key) -> Box<dyn ArrivingPass> {
+    fn begin(&self, key: Key, place: Option<ReadPoint>) -> Box<dyn ArrivingPass> {
         let shards = self.common.objects.len() as u64;
         let permutation = Permutation::new(key, shards);
         let order = (0..shards).map(|i| if self.shuffled { permutation.at(i) } else { i } as usize);
-        let order = order.filter(|&shard| self.common.objects[shard].size > 0).collect();
+        let order = order.filter(|&shard| self.common.objects[shard].size > 0);
+        let order = order.skip_while(|&shard| place.is_some_and(|place| place.shard != shard as u64)).collect();
         Box::new(Pass {
+            start: place.filter(|place| place.offset > 0),
             common: self.common.clone(),
             keeper: self.keeper.clone(),
             order,
             leave_out: self.leave_out,
             broken: None,
-            at: 0,
+            at: place.map_or(0, |place| place.offset),
             asked: VecDeque::new(),
             pieces: VecDeque::new(),
             current: None,
@@ -702,7 +711,7 @@ impl Arriving for Unindexed {
     }
 
     fn decode(&self, block: Arrived) -> Result<Decoded> {
-        let Arrived { buffer, framed, shard, first_record, offset } = block;
+        let Arrived { buffer, framed, shard, first_record, offset, .. } = block;
         self.common.decode(buffer, framed, &self.common.objects[shard].url, first_record, offset)
     }
 }
@@ -710,6 +719,8 @@ impl Arriving for Unindexed {
 struct Pass {
     common: Arc<Common>,
     keeper: Keeper,
+    /// Where the first shard is entered, if not at its beginning.
+    start: Option<ReadPoint>,
     /// Shards still to be asked for, and the offset in the first of them.
     order: VecDeque<usize>,
     at: u64,
@@ -757,8 +768,8 @@ impl ArrivingPass for Pass {
                     Err(error) if self.leave_out && error.kind() == ErrorKind::Corrupt => {
                         let (first_record, offset) = (reader.framer.record(), reader.framer.offset());
                         (self.broken, self.current) = (Some(shard), None);
-                        let (buffer, framed) = (Buffer::from(&[]), broken_off(error));
-                        return Ok(Next::Block(Arrived { buffer, framed, shard, first_record, offset }));
+                        let (buffer, framed, seekable) = (Buffer::from(&[]), broken_off(error), false);
+                        return Ok(Next::Block(Arrived { buffer, framed, shard, first_record, offset, seekable }));
                     }
                     Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error.or_leave_out()),
                     Err(error) => return Err(error),
@@ -778,7 +789,11 @@ impl ArrivingPass for Pass {
             }
             let (_, reader) = self.current.get_or_insert_with(|| {
                 let compression = self.common.options.compression;
-                (shard, ShardReader::new(&self.common.objects[shard], compression, self.common.check()))
+                let reader = ShardReader::new(&self.common.objects[shard], compression, self.common.check());
+                match self.start.take() {
+                    Some(start) => (shard, reader.starting_at(start.record, start.offset)),
+                    None => (shard, reader),
+                }
             });
             reader.supply(piece, last);
         }
@@ -789,6 +804,8 @@ impl ArrivingPass for Pass {
 pub(crate) struct ShardReader {
     fingerprint: Fingerprint,
     size: u64,
+    /// Whether it began at the shard's beginning.
+    whole: bool,
     /// Known with the first piece, if not stated.
     compression: Option<Compression>,
     decoder: Option<Decoder>,
@@ -807,6 +824,7 @@ impl ShardReader {
         Self {
             fingerprint: fingerprint(object),
             size: object.size,
+            whole: true,
             compression,
             decoder: None,
             framer: Framer::new(check),
@@ -820,8 +838,8 @@ impl ShardReader {
     }
 
     /// Starts in the middle of a plain shard: the first piece begins with the header of `record`. Such a reader has no index.
-    #[cfg(feature = "cli")]
     pub(crate) fn starting_at(mut self, record: u64, offset: u64) -> Self {
+        self.whole = false;
         self.compression = Some(Compression::None);
         self.framer = self.framer.starting_at(record, offset);
         self
@@ -923,7 +941,8 @@ impl ShardReader {
         // Behind damage nothing is read; what was found before it lies in the same bytes.
         let rest = if self.failed.is_some() { Vec::new() } else { self.rest.split_off(consumed) };
         let buffer = Buffer::from_vec(std::mem::replace(&mut self.rest, rest));
-        Ok(Next::Block(Arrived { buffer, framed, shard: 0, first_record, offset }))
+        let seekable = self.compression == Some(Compression::None);
+        Ok(Next::Block(Arrived { buffer, framed, shard: 0, first_record, offset, seekable }))
     }
 
     /// The index of a shard that was read to its end.
@@ -941,6 +960,9 @@ impl ShardReader {
 
     /// The records that were found.
     fn found(self) -> Result<Found> {
+        if !self.whole {
+            return Err(Error::corrupt("the shard was not read from its beginning"));
+        }
         if self.size == 0 {
             return self.builder.finish(self.fingerprint, Compression::None).map(Found::Whole);
         }

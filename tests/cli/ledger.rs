@@ -8,23 +8,23 @@ use crate::support::{Folder, ids, shard};
 /// Ledgers of one epoch of 96 samples: of a single rank, of two, and of another order.
 fn saved(folder: &Folder) -> Dataset {
     folder.put("shard", &shard(ids(0..96), forebay::Compression::None));
-    let dataset = Dataset::open(folder.url("shard")).unwrap().shuffle(Shuffle::buffer(20)).batch(8);
+    let dataset = Dataset::open(folder.url("shard")).expect("a path").shuffle(Shuffle::buffer(20)).batch(8);
     let save = |name: &str, seed, world| {
         let loader = dataset.loader().index_dir(folder.index_dir()).seed(seed).world(world);
-        let mut loader = loader.build().unwrap();
-        loader.epoch(0).for_each(|batch| drop(batch.unwrap()));
-        folder.put(name, &serde_json::to_vec(&loader.ledger()).unwrap());
+        let mut loader = loader.build().expect("a sound shard");
+        loader.epoch(0).for_each(|batch| drop(batch.expect("a sound shard")));
+        folder.put(name, &serde_json::to_vec(&loader.ledger()).expect("plain data"));
     };
     save("one.json", 1, World::single());
-    save("rank0.json", 1, World::new(0, 2).unwrap());
-    save("rank1.json", 1, World::new(1, 2).unwrap());
+    save("rank0.json", 1, World::new(0, 2).expect("a rank"));
+    save("rank1.json", 1, World::new(1, 2).expect("a rank"));
     save("other.json", 2, World::single());
     dataset
 }
 
 /// The ledger of a file, changed.
 fn spoil(folder: &Folder, from: &str, to: &str, change: impl FnOnce(&mut Value)) {
-    let mut ledger: Value = serde_json::from_slice(&std::fs::read(folder.path(from)).unwrap()).unwrap();
+    let mut ledger: Value = serde_json::from_slice(&std::fs::read(folder.path(from)).expect("saved")).expect("JSON");
     change(&mut ledger);
     folder.put(to, ledger.to_string().as_bytes());
 }

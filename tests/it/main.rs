@@ -10,6 +10,7 @@ mod ledger;
 mod loops;
 mod order;
 mod report;
+mod resume;
 mod stale;
 mod support;
 mod tfrecord;

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 
 use super::exif;
 use super::limits::{ImageLimits, resize_buffer};
-use super::markers;
 use super::window::Rect;
+use super::{markers, webp};
 
 /// The formats that are decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -160,7 +160,11 @@ fn open<'a>(
     bounds.max_image_height = Some(limits.max_side);
     bounds.max_alloc = Some(limits.max_bytes);
     reader.limits(bounds);
-    reader.into_decoder().map_err(|e| failed(format, e))
+    let decoder = reader.into_decoder().map_err(|e| failed(format, e))?;
+    if format == ImageFormat::WebP {
+        webp::check_frames(encoded, decoder.dimensions())?;
+    }
+    Ok(decoder)
 }
 
 fn failed(format: ImageFormat, error: ImageError) -> Error {

@@ -25,6 +25,7 @@ mod markers;
 mod normalize;
 mod resize;
 #[cfg(target_arch = "x86_64")]
+mod webp;
 mod weights;
 #[cfg_attr(not(feature = "jpeg"), allow(dead_code, reason = "parts of it serve the JPEG decoder alone"))]
 mod window;
