@@ -64,18 +64,16 @@ fn photograph() -> Vec<u8> {
     std::fs::read(path).expect("a golden file")
 }
 
-/// What does an image cost with and without the steps behind decoding? The picture is `tests/data/images/large.jpg`; `crop`: the
-/// middle, undone by nothing; `resize`: and resized; `normalize`: and written as f32 planes.
-#[divan::bench(args = ["crop", "resize", "normalize", "random_resized_crop"])]
-fn image(bencher: Bencher<'_, '_>, steps: &str) {
-    let encoded = photograph();
-    let crop = Image::rgb().center_crop(200, 200);
-    let image = match steps {
-        "crop" => crop,
-        "resize" => crop.resize(112, 112),
-        "normalize" => crop.resize(112, 112).normalize(IMAGENET_MEAN, IMAGENET_STD),
-        _ => Image::rgb().random_resized_crop(112, 112).horizontal_flip(0.5).normalize(IMAGENET_MEAN, IMAGENET_STD),
-    };
+/// A picture whose decoding is a copy.
+fn bitmap(width: u32, height: u32) -> Vec<u8> {
+    let mut encoded = std::io::Cursor::new(Vec::new());
+    let picture = image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, (x ^ y) as u8]));
+    picture.write_to(&mut encoded, image::ImageFormat::Bmp).expect("memory takes it");
+    encoded.into_inner()
+}
+
+/// Decodes one image again and again, with a new key each time.
+fn decode(bencher: Bencher<'_, '_>, encoded: &[u8], image: &Image) {
     let (dtype, shape) = image.output().expect("a fixed size");
     let bytes = shape.iter().product::<usize>() * dtype.size().expect("numbers");
     let (mut slot, mut scratch) = (vec![0f32; bytes.div_ceil(4)], forebay::transform::image::Scratch::default());
@@ -83,37 +81,82 @@ fn image(bencher: Bencher<'_, '_>, steps: &str) {
     bencher.counter(ItemsCount::new(1usize)).bench_local(|| {
         number += 1;
         let slot = &mut bytemuck::cast_slice_mut(&mut slot)[..bytes];
-        image.decode_into(black_box(&encoded), forebay::random::Key::new(number), slot, &mut scratch).expect("sound")
+        image.decode_into(black_box(encoded), forebay::random::Key::new(number), slot, &mut scratch).expect("sound")
     });
 }
 
-/// What do planning, gathering, collating and handing over cost a row? 1,000,000 rows of `columns` numbers in memory, through a shuffle
-/// buffer of 100,000, on the calling thread alone.
-#[divan::bench(args = [1, 40], sample_count = 5)]
-fn plan_gather_collate(bencher: Bencher<'_, '_>, columns: usize) {
-    const ROWS: usize = 1_000_000;
-    let ints: ArrayRef = Arc::new(Int64Array::from_iter_values(0..ROWS as i64));
-    let floats: ArrayRef = Arc::new(Float32Array::from_iter_values((0..ROWS).map(|i| i as f32)));
+/// What does decoding a window of a JPEG cost, by the window's sides? The picture is `tests/data/images/large.jpg`.
+#[divan::bench(args = [50, 100, 200])]
+fn window_decode(bencher: Bencher<'_, '_>, side: u32) {
+    decode(bencher, &photograph(), &Image::rgb().center_crop(side, side).to_u8());
+}
+
+/// What does resizing to 224 x 224 cost, by the sides of what is resized? An uncompressed picture: `layout` says what the rest of it costs.
+#[divan::bench(args = [(160, 120), (300, 300), (500, 375), (1600, 1200)])]
+fn resize(bencher: Bencher<'_, '_>, (width, height): (u32, u32)) {
+    decode(bencher, &bitmap(width, height), &Image::rgb().resize(224, 224).to_u8());
+}
+
+/// What does writing pixels into the batch cost, as they are and as normalised f32 planes? An uncompressed picture of 224 x 224.
+#[divan::bench(args = ["u8", "normalized"])]
+fn layout(bencher: Bencher<'_, '_>, how: &str) {
+    let image = Image::rgb().center_crop(224, 224);
+    let image = if how == "u8" { image.to_u8() } else { image.normalize(IMAGENET_MEAN, IMAGENET_STD) };
+    decode(bencher, &bitmap(224, 224), &image);
+}
+
+/// What does an image cost as training wants it: a random window of a JPEG, resized, flipped, normalised?
+#[divan::bench]
+fn random_resized_crop(bencher: Bencher<'_, '_>) {
+    let image = Image::rgb().random_resized_crop(112, 112).horizontal_flip(0.5);
+    decode(bencher, &photograph(), &image.normalize(IMAGENET_MEAN, IMAGENET_STD));
+}
+
+/// `columns` numbers a row, in memory.
+fn numbers(columns: usize, rows: usize) -> Dataset {
+    let ints: ArrayRef = Arc::new(Int64Array::from_iter_values(0..rows as i64));
+    let floats: ArrayRef = Arc::new(Float32Array::from_iter_values((0..rows).map(|i| i as f32)));
     let column = |i: usize| (format!("c{i:02}"), if i.is_multiple_of(2) { ints.clone() } else { floats.clone() });
-    let dataset = Dataset::from_columns((0..columns).map(column)).expect("columns");
-    let dataset = dataset.shuffle(Shuffle::buffer(100_000)).batch(1024);
-    let mut loader = dataset.loader().scheduler(Scheduler::single_threaded()).build().expect("a loader");
+    Dataset::from_columns((0..columns).map(column)).expect("columns")
+}
+
+/// Whole epochs, of which each is another order.
+fn epochs(bencher: Bencher<'_, '_>, dataset: &Dataset, rows: usize, scheduler: Scheduler) {
+    let mut loader = dataset.loader().scheduler(scheduler).build().expect("a loader");
     let mut epoch = 0;
-    bencher.counter(ItemsCount::new(ROWS)).bench_local(|| {
+    bencher.counter(ItemsCount::new(rows)).bench_local(|| {
         epoch += 1;
         loader.epoch(epoch).map(|batch| batch.expect("a batch").len()).sum::<usize>()
     });
 }
 
-/// What does a batch cost that holds next to nothing? 20,000 batches of one row, from pool to loop, on `threads` workers.
+const ROWS: usize = 1_000_000;
+
+/// What does collating cost a row, by columns? 1,000,000 rows in their own order: nothing is permuted or gathered, rows are laid out as they
+/// stand. On the calling thread alone, batches of 1,024.
+#[divan::bench(args = [1, 40], sample_count = 5)]
+fn collate(bencher: Bencher<'_, '_>, columns: usize) {
+    epochs(bencher, &numbers(columns, ROWS).batch(1024), ROWS, Scheduler::single_threaded());
+}
+
+/// What do permutation and gather add to that? Rows through a shuffle buffer of 100,000: planned segment by segment, gathered from some twenty blocks.
+/// What the second column adds is gather and collate alone.
+#[divan::bench(args = [1, 2, 40], sample_count = 5)]
+fn permutation_and_gather(bencher: Bencher<'_, '_>, columns: usize) {
+    let dataset = numbers(columns, ROWS).shuffle(Shuffle::buffer(100_000)).batch(1024);
+    epochs(bencher, &dataset, ROWS, Scheduler::single_threaded());
+}
+
+/// And where all rows are permuted as a whole, by a formula for each, and gathered from everywhere?
+#[divan::bench(args = [1, 2], sample_count = 5)]
+fn global_permutation(bencher: Bencher<'_, '_>, columns: usize) {
+    let dataset = numbers(columns, ROWS).shuffle(Shuffle::global()).batch(1024);
+    epochs(bencher, &dataset, ROWS, Scheduler::single_threaded());
+}
+
+/// What does a batch cost that holds next to nothing: two tasks, each handed over between loop, pool and run? 20,000 batches of one row, on
+/// `threads` workers.
 #[divan::bench(args = [1, 2], sample_count = 5)]
 fn hand_over(bencher: Bencher<'_, '_>, threads: usize) {
-    let rows: ArrayRef = Arc::new(Int64Array::from_iter_values(0..20_000));
-    let dataset = Dataset::from_columns([("x", rows)]).expect("a column").batch(1);
-    let mut loader = dataset.loader().scheduler(Scheduler::threads(threads)).build().expect("a loader");
-    let mut epoch = 0;
-    bencher.counter(ItemsCount::new(20_000usize)).bench_local(|| {
-        epoch += 1;
-        loader.epoch(epoch).map(|batch| batch.expect("a batch").len()).sum::<usize>()
-    });
+    epochs(bencher, &numbers(1, 20_000).batch(1), 20_000, Scheduler::threads(threads));
 }

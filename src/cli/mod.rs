@@ -12,6 +12,7 @@ mod index;
 mod inspect;
 mod ledger;
 mod look;
+mod replay;
 mod save;
 mod scan;
 mod shards;
@@ -71,6 +72,9 @@ enum Command {
     /// Measure a whole loader, beside what the machine can do at all.
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
+    /// Say which samples a step of a run held, and where they lie.
+    #[command(after_help = replay::EXAMPLES)]
+    Replay(replay::ReplayArgs),
     /// Make TFRecord shards of a folder of images, or of shards of another size or compression.
     Convert(Box<convert::ConvertArgs>),
     /// Print a script that completes arguments in a shell.
@@ -149,6 +153,7 @@ fn run(command: Command, terminal: &Terminal) -> Result<Verdict, Failure> {
         Command::Ledger(args) => ledger::run(&args, terminal),
         Command::Explain(args) => explain::run(&args, terminal),
         Command::Bench(args) => bench::run(&args, terminal),
+        Command::Replay(args) => replay::run(&args, terminal),
         Command::Convert(args) => convert::run(&args, terminal),
         Command::Completions { shell } => {
             let mut script = Vec::new();

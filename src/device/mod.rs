@@ -7,6 +7,8 @@ mod cuda;
 
 use std::fmt;
 
+#[cfg(all(test, feature = "tch"))]
+pub(crate) use copier::Copier;
 #[cfg(feature = "tch")]
 pub(crate) use copier::copier_for;
 #[cfg(feature = "cuda")]

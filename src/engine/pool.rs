@@ -70,6 +70,12 @@ const LEVELS: usize = Level::ALL.len();
 
 type Task = Box<dyn FnOnce(&mut Worker) + Send>;
 
+/// A task that is in no queue yet.
+pub(crate) struct Prepared {
+    level: Level,
+    task: Task,
+}
+
 /// What a task finds on its thread: values kept from task to task.
 #[derive(Default)]
 pub(crate) struct Worker {
@@ -124,14 +130,21 @@ impl Pool {
         Ok(pool)
     }
 
-    pub(crate) fn submit(&self, level: Level, task: impl FnOnce(&mut Worker) + Send + 'static) {
+    /// A task to be put into the queue of its level.
+    pub(crate) fn prepare(&self, level: Level, task: impl FnOnce(&mut Worker) + Send + 'static) -> Prepared {
         let running = self.running.clone();
-        // The receivers live as long as the pool.
-        _ = self.queues[level as usize].send(Box::new(move |worker| {
+        let task = move |worker: &mut Worker| {
             running[level as usize].fetch_add(1, Ordering::Relaxed);
             task(worker);
             running[level as usize].fetch_sub(1, Ordering::Relaxed);
-        }));
+        };
+        Prepared { level, task: Box::new(task) }
+    }
+
+    /// Puts a task into its queue, and wakes a worker that has nothing to do.
+    pub(crate) fn submit(&self, Prepared { level, task }: Prepared) {
+        // The receivers live as long as the pool.
+        _ = self.queues[level as usize].send(task);
     }
 
     /// What work of a level waits for: that level itself where a task of it runs, else the level that most workers are busy with.
@@ -204,7 +217,7 @@ mod tests {
             [(Level::Decode, 'c'), (Level::Transform, 'b'), (Level::Decode, 'd'), (Level::Collate, 'a')]
         {
             let log = log.clone();
-            pool.submit(level, move |_| log.send(name).unwrap());
+            pool.submit(pool.prepare(level, move |_| log.send(name).unwrap()));
         }
         while pool.run_one() {}
         drop(log);
@@ -217,10 +230,10 @@ mod tests {
         let (ran, counted) = (Arc::new(AtomicUsize::new(0)), Arc::new(()));
         for _ in 0..100 {
             let (ran, counted) = (ran.clone(), counted.clone());
-            pool.submit(Level::Decode, move |_| {
+            pool.submit(pool.prepare(Level::Decode, move |_| {
                 ran.fetch_add(1, Ordering::Relaxed);
                 drop(counted);
-            });
+            }));
         }
         drop(pool);
         assert_eq!(Arc::strong_count(&counted), 1, "no task is left behind");
@@ -232,11 +245,11 @@ mod tests {
         let (log, seen) = mpsc::channel();
         for _ in 0..3 {
             let log = log.clone();
-            pool.submit(Level::Decode, move |worker| {
+            pool.submit(pool.prepare(Level::Decode, move |worker| {
                 let counter = worker.scratch::<u32>();
                 *counter += 1;
                 log.send(*counter).unwrap();
-            });
+            }));
         }
         while pool.run_one() {}
         drop(log);

@@ -1,12 +1,13 @@
 //! Reads a source without index: pieces ahead in parallel, framed in order, a block at a time.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::run::{BlockKey, Run};
+use super::run::{BlockKey, Fetch, Run};
 use crate::engine::budget::{Account, Grant};
-use crate::engine::io::Cancel;
 use crate::engine::pool::{Level, no_panic};
 use crate::engine::reorder::Reorder;
 use crate::error::{Error, Result};
@@ -32,7 +33,8 @@ pub(crate) struct ArrivalDriver {
     asked: u64,
     supplied: u64,
     all_asked: bool,
-    reads: Vec<Cancel>,
+    /// Reads of pieces that were not supplied yet.
+    reads: VecDeque<Fetch>,
     /// Rows that planning waits for.
     wanted: u64,
     needs_piece: bool,
@@ -81,7 +83,7 @@ impl ArrivalDriver {
             asked: 0,
             supplied: 0,
             all_asked: false,
-            reads: Vec::new(),
+            reads: VecDeque::new(),
             wanted: 0,
             needs_piece: true,
             waits_for_room: false,
@@ -112,6 +114,11 @@ impl ArrivalDriver {
 
     pub(crate) fn is_decoding(&self) -> bool {
         self.pass.is_none()
+    }
+
+    /// When the first byte of the piece that is needed next came.
+    pub(crate) fn first_byte(&self) -> Option<Instant> {
+        self.reads.front()?.first_byte.came()
     }
 
     /// Bytes that it waits for, when the budget has no room.
@@ -184,7 +191,7 @@ impl ArrivalDriver {
             self.asked += 1;
             started.tasks += 1;
             started.reads += 1;
-            self.reads.extend(run.fetch(read, move |run, piece| {
+            self.reads.push_back(run.fetch(read, move |run, piece| {
                 if let Ok(piece) = &piece {
                     run.shared.counters.read.add(0, piece.len() as u64);
                 }
@@ -223,6 +230,9 @@ impl ArrivalDriver {
         };
         self.waits_for_room = false;
         self.needs_piece = false;
+        if supplied.is_some() {
+            self.reads.pop_front();
+        }
         let (Some(mut pass), source, epoch) = (self.pass.take(), self.source.clone(), self.epoch) else {
             return started;
         };

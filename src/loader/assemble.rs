@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::evaluate::{Env, Evaluated, locate};
+use super::evaluate::{Blocks, Env, Evaluated, locate};
 use super::replay::origins;
 use super::run::{Evaluation, Kept, Run};
 use super::skip::{Drawn, is_bad_record};
@@ -113,7 +113,7 @@ impl Assembly {
         let env = Env {
             stages: &pipeline.stages,
             enumerated: &pipeline.enumerated,
-            blocks: &Kept::default(),
+            blocks: &Blocks::default(),
             epoch: self.progress.epoch,
             counters: &run.shared.counters,
             leave_out: run.shared.skip.is_some(),

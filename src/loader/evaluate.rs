@@ -1,6 +1,6 @@
 //! Picked rows to real ones: gather from blocks, then the functions of the graph.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,7 +10,6 @@ use arrow::datatypes::{Field, Schema};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::lower::Stage;
-use super::numbers::NumberMap;
 use super::skip::is_bad_record;
 use crate::batch::collate::{Rows, Sample};
 use crate::dataset::function::{Context, Outputs, Row};
@@ -48,8 +47,30 @@ pub(crate) fn locate<'a>(error: Error, blocks: impl IntoIterator<Item = &'a Arc<
     }
 }
 
-/// Up to so many blocks a search from front to back beats a hash map.
-const FEW_BLOCKS: usize = 16;
+/// Blocks by source and number.
+#[derive(Default)]
+pub(crate) struct Blocks(Vec<((usize, u32), Arc<Block>)>);
+
+impl Blocks {
+    /// Blocks in ascending order.
+    pub(crate) fn sorted(blocks: Vec<((usize, u32), Arc<Block>)>) -> Self {
+        debug_assert!(blocks.is_sorted_by_key(|block| block.0));
+        Self(blocks)
+    }
+
+    fn get(&self, leaf: usize, block: u32) -> &Block {
+        let at = self.0.binary_search_by_key(&(leaf, block), |block| block.0);
+        &self.0[at.expect("a ticket starts when its blocks are there")].1
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &((usize, u32), Arc<Block>)> {
+        self.0.iter()
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &Arc<Block>> {
+        self.0.iter().map(|(_, block)| block)
+    }
+}
 
 /// Rows, up to the first that failed.
 #[derive(Clone)]
@@ -86,11 +107,25 @@ impl Evaluated {
     }
 }
 
+/// Rows without fault.
+struct Sound<'p> {
+    at: Cow<'p, [(usize, usize)]>,
+    origin: Option<Vec<u32>>,
+    skipped: Vec<(u32, Error)>,
+    error: Option<Error>,
+}
+
+impl<'p> Sound<'p> {
+    fn all(rows: &'p [(usize, usize)]) -> Self {
+        Self { at: rows.into(), origin: None, skipped: Vec::new(), error: None }
+    }
+}
+
 /// What evaluation needs to know.
 pub(crate) struct Env<'a> {
     pub(crate) stages: &'a [Stage],
     pub(crate) enumerated: &'a [Column],
-    pub(crate) blocks: &'a HashMap<(usize, u32), Arc<Block>>,
+    pub(crate) blocks: &'a Blocks,
     pub(crate) epoch: u64,
     pub(crate) counters: &'a Counters,
     /// Whether bad records are left out, instead of being an error.
@@ -129,67 +164,54 @@ impl Env<'_> {
 
     fn gather(&self, picked: &PickedRows) -> Result<Evaluated> {
         let start = Instant::now();
-        let mut slots: Vec<(u32, &Block)> = Vec::new();
-        let mut numbers: NumberMap<usize> = NumberMap::default();
-        let mut at = Vec::with_capacity(picked.row.len());
-        let (mut samples, mut origin) = (Vec::with_capacity(picked.row.len()), Vec::new());
-        let (mut skipped, mut error) = (Vec::new(), None);
-        let mut last = 0;
-        for (position, (&block, &row)) in picked.block.iter().zip(&picked.row).enumerate() {
-            if slots.get(last).is_none_or(|slot| slot.0 != block) {
-                // Few blocks are found fastest by looking at each; a global shuffle has as many as rows.
-                let known = match slots.len() {
-                    ..=FEW_BLOCKS => slots.iter().position(|slot| slot.0 == block),
-                    _ => numbers.get(&block).copied(),
-                };
-                last = known.unwrap_or_else(|| {
-                    numbers.insert(block, slots.len());
-                    slots.push((block, &self.blocks[&(picked.leaf, block)]));
-                    slots.len() - 1
-                });
-            }
-            let data = slots[last].1;
-            if data.failed.is_some() || !data.decoded.bad.is_empty() {
-                let bad = data.decoded.bad.binary_search_by_key(&(row as usize), |bad| bad.0).ok();
-                let found = data.failed.as_ref().or(bad.map(|i| &data.decoded.bad[i].1));
-                if let Some(found) = found {
-                    let found = found.clone().sample(picked.id[position]);
-                    if !self.may_leave_out(&found) {
-                        error = Some(self.ends(found));
-                        break;
-                    }
-                    if skipped.is_empty() {
-                        origin.extend(0..position as u32);
-                    }
-                    skipped.push((position as u32, found));
-                    continue;
-                }
-            }
-            at.push((last, row as usize));
-            let checksum = data.decoded.checksums[row as usize];
-            samples.push(Sample { id: picked.id[position], pass: picked.pass, part: 0, checksum });
-            if !skipped.is_empty() {
-                origin.push(position as u32);
-            }
-        }
-        let sources: Vec<&RecordBatch> = slots.iter().map(|slot| &slot.1.decoded.rows).collect();
+        let blocks: Vec<&Block> = picked.blocks.iter().map(|block| self.blocks.get(picked.leaf, block.block)).collect();
+        let any_bad = blocks.iter().any(|block| block.failed.is_some() || !block.decoded.bad.is_empty());
+        let Sound { at, origin, skipped, error } =
+            if any_bad { self.leave_bad(picked, &blocks) } else { Sound::all(&picked.rows) };
+        let sample = |&(block, row): &(usize, usize)| {
+            let id = picked.blocks[block].first_id + row as u64;
+            Sample { id, pass: picked.pass, part: 0, checksum: blocks[block].decoded.checksums[row] }
+        };
+        let samples = at.iter().map(sample).collect();
+        let sources: Vec<&RecordBatch> = blocks.iter().map(|block| &block.decoded.rows).collect();
         let in_sequence = at.windows(2).all(|pair| pair[0].0 == pair[1].0 && pair[0].1 + 1 == pair[1].1);
         let rows = match at[..] {
             // The rows of a block as they stand: no copy. A failed block has no rows; its schema does not matter then.
-            [(slot, first), ..] if in_sequence => sources[slot].slice(first, at.len()),
+            [(block, first), ..] if in_sequence => sources[block].slice(first, at.len()),
             [] => sources
                 .first()
                 .map_or_else(|| RecordBatch::new_empty(Arc::new(Schema::empty())), |rows| rows.slice(0, 0)),
-            _ => {
-                let wanted = at[0].0;
+            [(wanted, _), ..] => {
                 let usable: Vec<&RecordBatch> =
                     sources.iter().map(|rows| if rows.num_columns() == 0 { sources[wanted] } else { rows }).collect();
                 interleave_record_batch(&usable, &at).map_err(internal)?
             }
         };
         self.counters.transform.busy(start.elapsed());
-        let origin = (!skipped.is_empty()).then_some(origin);
         Ok(Evaluated { rows: Rows { rows, samples }, origin, skipped, error })
+    }
+
+    /// The rows that are not bad, up to one that ends it.
+    fn leave_bad<'p>(&self, picked: &'p PickedRows, blocks: &[&Block]) -> Sound<'p> {
+        let mut at = Vec::with_capacity(picked.rows.len());
+        let (mut origin, mut skipped, mut error) = (Vec::new(), Vec::new(), None);
+        for (position, &(block, row)) in picked.rows.iter().enumerate() {
+            let data = blocks[block];
+            let bad = data.decoded.bad.binary_search_by_key(&row, |bad| bad.0).ok();
+            if let Some(found) = data.failed.as_ref().or(bad.map(|i| &data.decoded.bad[i].1)) {
+                let found = found.clone().sample(picked.id(position));
+                if !self.may_leave_out(&found) {
+                    error = Some(self.ends(found));
+                    break;
+                }
+                skipped.push((position as u32, found));
+                continue;
+            }
+            at.push((block, row));
+            origin.push(position as u32);
+        }
+        let origin = (!skipped.is_empty()).then_some(origin);
+        Sound { at: at.into(), origin, skipped, error }
     }
 
     /// Whether a record with this error may be left out; how many, is counted where batches are delivered.

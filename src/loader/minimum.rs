@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::lower::Leaf;
 use super::run::{Shared, TICKETS_AHEAD};
-use crate::plan::order::{Arrivals, ENDLESS, Frame, Positions};
+use crate::plan::order::{Arrivals, ENDLESS, Frame, PickedBlock, Positions};
 
 /// Rows of an epoch that are looked at, at most: the walk is made once, for an error message.
 const ROWS: u64 = 10_000_000;
@@ -25,7 +25,7 @@ pub(crate) fn smallest_budget(shared: &Shared, epoch: u64, batch_bytes: u64) -> 
         let frame = Frame { offset: 0, batch: steps.batch };
         let picked = order.pick(positions, epoch, Some(frame), &arrivals).ok()?;
         picked.for_each_rows(&mut |rows| {
-            for (&block, &hold) in rows.block.iter().zip(&rows.hold) {
+            for &PickedBlock { block, hold, .. } in &rows.blocks {
                 let until = live.entry((rows.leaf, block)).or_insert(hold);
                 *until = hold.max(*until);
             }

@@ -10,7 +10,6 @@ mod evaluate;
 mod ledger;
 mod lower;
 mod minimum;
-mod numbers;
 mod rebatch;
 mod replay;
 mod run;
@@ -27,11 +26,14 @@ pub use replay::Replay;
 pub use skip::Skip;
 pub use world::World;
 
+use crate::dataset::graph::Function;
 use crate::device::{Delivery, Device, copier_for};
 use crate::error::{Error, Result};
 use crate::plan::State;
+#[cfg(feature = "cli")]
+use crate::plan::state::Identity;
 use crate::plan::state::Progress;
-use crate::telemetry::Report;
+use crate::telemetry::{FunctionCounter, Report};
 use run::{Run, Shared};
 
 /// One execution of a [`Dataset`](crate::Dataset): where, how parallel, from which seed.
@@ -133,6 +135,12 @@ impl Loader {
         self.start.step += steps;
         self.supersede();
         Ok(())
+    }
+
+    /// What all its states have in common.
+    #[cfg(feature = "cli")]
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.shared.pipeline.identity
     }
 
     /// Ends what is under way.
@@ -241,15 +249,19 @@ impl Loader {
 
 /// What was done by all runs of a loader.
 fn report(shared: &Shared) -> Report {
-    let functions: Vec<_> = shared
-        .pipeline
-        .stages
-        .iter()
-        .filter(|stage| stage.function.is_users())
-        .map(|stage| (stage.name.clone(), stage.counter.clone()))
-        .collect();
+    let pipeline = &shared.pipeline;
+    let functions = pipeline.stages.iter().enumerate().filter_map(|(number, stage)| {
+        let decodes_images = matches!(stage.function, Function::Image { .. });
+        (decodes_images || stage.function.is_users()).then(|| FunctionCounter {
+            name: stage.name.clone(),
+            counter: stage.counter.clone(),
+            on_batches: pipeline.on_batches.contains(&number),
+            decodes_images,
+        })
+    });
+    let functions: Vec<_> = functions.collect();
     let budget = (shared.account.peak(), shared.account.total());
-    Report::new(&shared.counters, &functions, budget, shared.skipped.listed(), shared.pipeline.notes.clone())
+    Report::new(&shared.counters, &functions, budget, shared.skipped.listed(), pipeline.notes.clone())
 }
 
 impl Drop for Loader {
@@ -278,5 +290,42 @@ impl IntoIterator for &mut Loader {
 
     fn into_iter(self) -> Epoch {
         self.epoch(self.start.epoch)
+    }
+}
+
+#[cfg(all(test, feature = "tch"))]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::dataset::Dataset;
+    use crate::device::Copier;
+    use crate::engine::Scheduler;
+
+    /// A copy that keeps its thread for so long.
+    struct Slow(Duration);
+
+    impl Copier for Slow {
+        fn copy(&self, host: tch::Tensor) -> Result<tch::Tensor> {
+            let start = Instant::now();
+            while start.elapsed() < self.0 {
+                std::hint::spin_loop();
+            }
+            Ok(host)
+        }
+    }
+
+    #[test]
+    fn a_slow_copy_to_the_device_is_what_the_loop_waited_for() {
+        const TIME: Duration = Duration::from_millis(50);
+        let numbers = arrow::array::Int64Array::from_iter_values(0..200);
+        let dataset = Dataset::from_columns([("x", Arc::new(numbers) as _)]).unwrap().batch(10);
+        let mut loader = dataset.loader().scheduler(Scheduler::threads(1)).build().unwrap();
+        loader.device = Arc::new(Slow(TIME));
+        assert_eq!((&mut loader).into_iter().map(|batch| batch.unwrap().len()).sum::<usize>(), 200);
+        let report = loader.report();
+        let charged = report.waited.iter().find(|waited| waited.0 == "deliver").unwrap().1;
+        assert!(charged >= (TIME * 20).mul_f64(0.9), "{report}");
+        assert_eq!(report.bottleneck(), Some("deliver"), "{report}");
     }
 }

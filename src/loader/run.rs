@@ -5,7 +5,7 @@
 //! runs on the pool without the lock. `src/loader/README.md` tells the life of a ticket.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
@@ -15,10 +15,9 @@ use bytes::Bytes;
 
 use super::arrival::ArrivalDriver;
 use super::assemble::{Assembled, Assembly, Finished};
-use super::evaluate::{Block, Env, Evaluated};
+use super::evaluate::{Block, Blocks, Env, Evaluated};
 use super::lower::{Leaf, Pipeline};
 use super::minimum::smallest_budget;
-use super::numbers::NumberMap;
 use super::rebatch::Rebatch;
 use super::skip::{Log, Skip, Tally};
 use crate::batch::Batch;
@@ -27,15 +26,16 @@ use crate::device::Delivery;
 use crate::engine::Scheduler;
 use crate::engine::budget::{Account, Grant};
 use crate::engine::io::{Cancel, Io};
-use crate::engine::pool::{Level, Pool, no_panic};
+use crate::engine::pool::{Level, Pool, Prepared, no_panic};
 use crate::engine::reorder::Reorder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::ledger::{Ledger, id_term};
-use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, Order, PADDING, Picked, Positions};
+use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, Order, PADDING, Picked, PickedBlock, Positions};
 use crate::plan::state::Progress;
 use crate::plan::steps::Steps;
 use crate::plan::{ReadPoint, Remainder};
 use crate::source::Decoded;
+use crate::store::FirstByte;
 use crate::telemetry::{Clock, Counters, Skipped, WaitedFor};
 use crate::transform::image::Scratch;
 
@@ -165,9 +165,16 @@ impl Entry {
 
 enum BlockStage {
     Wanted,
-    Fetching(#[expect(dead_code, reason = "held to be dropped: dropping it ends the fetch")] Option<Cancel>),
+    Fetching(Fetch),
     Decoding,
     Ready(Arc<Block>),
+}
+
+/// A read under way.
+pub(crate) struct Fetch {
+    #[expect(dead_code, reason = "held to be dropped: dropping it ends the read")]
+    cancel: Option<Cancel>,
+    pub(crate) first_byte: FirstByte,
 }
 
 /// One step of the plan.
@@ -175,7 +182,8 @@ struct Ticket {
     epoch: u64,
     step: u64,
     chunks: Vec<Chunk>,
-    blocks: BTreeSet<BlockKey>,
+    /// In ascending order.
+    blocks: Vec<BlockKey>,
     missing: usize,
     bytes: u64,
     /// The marker behind the last step of an epoch.
@@ -220,8 +228,8 @@ pub(crate) struct EvaluatedChunk {
     pub(crate) left_out: Vec<u128>,
 }
 
-/// Blocks by source and number, kept alive (and accounted for) by the rows that point into them.
-pub(crate) type Kept = Arc<HashMap<(usize, u32), Arc<Block>>>;
+/// Blocks that are kept alive (and accounted for) by the rows that point into them.
+pub(crate) type Kept = Arc<Blocks>;
 
 /// What `next()` may find.
 enum Item {
@@ -230,6 +238,13 @@ enum Item {
     Batch(Box<Batch>, Option<Grant>),
     Failed(Error),
     EndOfEpoch(u64),
+}
+
+/// What the next batch stands still for.
+enum Stands {
+    /// Bytes, and since when they come.
+    Reading(Option<Instant>),
+    In(WaitedFor),
 }
 
 /// What one step gives: an item for each lane, or one for all.
@@ -284,6 +299,9 @@ pub(crate) struct State {
     lanes: Vec<Lane>,
     /// Assemblies that wait for memory.
     stalled: VecDeque<Assembly>,
+    /// Tasks to be submitted, and blocks to be freed, once the lock is let go.
+    todo: Vec<Prepared>,
+    done_with: Vec<Entry>,
     in_flight: usize,
     fetching: usize,
     decoding: usize,
@@ -291,8 +309,6 @@ pub(crate) struct State {
     batch_bytes: u64,
     /// Counts bad records, where they are left out.
     tally: Option<Tally>,
-    /// Whether batches are laid out by decoding images.
-    decodes_images: bool,
     failed: bool,
     clock: Clock,
     /// Since when the loop waits.
@@ -333,6 +349,8 @@ impl Run {
             taken: 0,
             lanes: devices.iter().map(|_| Lane { items: VecDeque::new(), open: true }).collect(),
             stalled: VecDeque::new(),
+            todo: Vec::new(),
+            done_with: Vec::new(),
             in_flight: 0,
             fetching: 0,
             decoding: 0,
@@ -341,7 +359,6 @@ impl Run {
                 let rows = pipeline.known_rows().map(|rows| rows / pipeline.steps.world);
                 Tally::new(skip, rows, start, pipeline.steps.batch / pipeline.steps.world)
             }),
-            decodes_images: pipeline.layouts.iter().any(|layout| layout.image.is_some()),
             failed: false,
             clock: Clock::new(),
             waiting: false,
@@ -377,8 +394,18 @@ impl Run {
         state.account_time(&self.shared);
         change(&mut state);
         state.advance(self);
+        self.unlock(state);
+    }
+
+    /// Lets go of the lock, and does what need not be done under it: wake the loop, hand tasks to the pool (which may wake workers), free
+    /// blocks.
+    fn unlock(&self, mut state: MutexGuard<'_, State>) {
+        let (todo, done_with) = (std::mem::take(&mut state.todo), std::mem::take(&mut state.done_with));
+        self.shared.counters.plan.busy(state.clock.since());
         drop(state);
         self.changed.notify_all();
+        todo.into_iter().for_each(|task| self.shared.pool.submit(task));
+        drop(done_with);
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -451,8 +478,8 @@ impl Run {
                         let beside = self.shared.pipeline.window > FEW_BATCHES && state.in_flight > state.fetching;
                         if !beside || self.shared.scheduler.is_single_threaded() {
                             state.advance(self);
-                            // That may have ended the epoch, for lanes that wait as well.
-                            self.changed.notify_all();
+                            // That may have ended the epoch, for lanes that wait as well: they are woken.
+                            self.unlock(state);
                         }
                         Some(Ok(*batch))
                     }
@@ -468,7 +495,7 @@ impl Run {
             }
             state.waiting = true;
             if self.shared.scheduler.is_single_threaded() {
-                drop(state);
+                self.unlock(state);
                 let ran = self.shared.pool.run_one();
                 state = self.lock();
                 state.account_time(&self.shared);
@@ -478,7 +505,13 @@ impl Run {
             }
             // Bytes may have come back since the last change; then there is something to do after all.
             state.advance(self);
-            // What that has started nobody else would run.
+            if !state.todo.is_empty() {
+                self.unlock(state);
+                state = self.lock();
+                state.account_time(&self.shared);
+                continue;
+            }
+            // Reads that have begun nobody else would run.
             if self.shared.scheduler.is_single_threaded() && state.in_flight > 0 {
                 continue;
             }
@@ -503,6 +536,7 @@ impl Run {
             if state.out.is_ready() || !state.lanes[lane].items.is_empty() {
                 continue;
             }
+            self.shared.counters.plan.busy(state.clock.since());
             state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
             state.account_time(&self.shared);
         }
@@ -510,15 +544,20 @@ impl Run {
 
     /// Hands a task to the pool; it is counted until `f` has called [`update`](Self::update) with its result.
     pub(crate) fn submit(&self, level: Level, f: impl FnOnce(&Run, &mut Scratch) + Send + 'static) {
+        self.shared.pool.submit(self.prepare(level, f));
+    }
+
+    /// A task that is handed to the pool later.
+    fn prepare(&self, level: Level, f: impl FnOnce(&Run, &mut Scratch) + Send + 'static) -> Prepared {
         let this = self.this.clone();
         let alive = Alive::new(&self.shared.alive);
-        self.shared.pool.submit(level, move |worker| {
+        self.shared.pool.prepare(level, move |worker| {
             // Dropped behind everything that the task holds.
             let _alive = alive;
             if let Some(run) = this.upgrade().filter(|run| !run.is_cancelled()) {
                 run.guarded(|run| f(run, worker.scratch::<Scratch>()));
             }
-        });
+        })
     }
 
     /// Runs a future on the I/O runtime (or, single-threaded, as a task of the pool), then `then` with its result.
@@ -526,21 +565,24 @@ impl Run {
         &self,
         future: impl Future<Output = Result<T>> + Send + 'static,
         then: impl FnOnce(&Run, Result<T>) + Send + 'static,
-    ) -> Option<Cancel> {
+    ) -> Fetch {
         let this = self.this.clone();
+        let first_byte = FirstByte::default();
+        let future = first_byte.of(future);
         if self.shared.scheduler.is_single_threaded() {
             self.submit(Level::Decode, move |run, _| then(run, no_panic(|| run.shared.io.wait(future))));
-            return None;
+            return Fetch { cancel: None, first_byte };
         }
         let unfinished = Unfinished { run: this.clone() };
-        Some(self.shared.io.spawn(async move {
+        let cancel = self.shared.io.spawn(async move {
             let result = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(future)).await;
             let result = result.unwrap_or_else(|_| Err(Error::new(ErrorKind::Panicked, "reading panicked")));
             unfinished.disarm();
             if let Some(run) = this.upgrade() {
                 run.guarded(|run| then(run, result));
             }
-        }))
+        });
+        Fetch { cancel: Some(cancel), first_byte }
     }
 
     /// Does a piece of work that catches what user functions do; a panic that comes this far is a fault of ours, and the loop
@@ -657,11 +699,19 @@ impl Run {
 impl State {
     /// Charges the time since the last change to what stood still, and to what the loop waits for.
     fn account_time(&mut self, shared: &Shared) {
-        let (time, counters) = (self.clock.lap(), &shared.counters);
+        let (from, to) = self.clock.lap();
+        let counters = &shared.counters;
         if self.waiting {
-            counters.waited(self.waits_for(&shared.pool), time);
+            match self.waits_for(&shared.pool) {
+                Stands::Reading(first_byte) => {
+                    let came = first_byte.map_or(to, |came| came.clamp(from, to));
+                    counters.waited(WaitedFor::FirstByte, came - from);
+                    counters.waited(WaitedFor::Bandwidth, to - came);
+                }
+                Stands::In(what) => counters.waited(what, to - from),
+            }
         }
-        self.account_stages(counters, time);
+        self.account_stages(counters, to - from);
     }
 
     fn account_stages(&self, counters: &Counters, time: Duration) {
@@ -695,50 +745,54 @@ impl State {
     }
 
     /// What the next batch is waiting for: where its next task has no worker, what the workers do instead.
-    fn waits_for(&self, pool: &Pool) -> WaitedFor {
-        let level = match self.next_stage() {
-            WaitedFor::Collate | WaitedFor::Image => Level::Collate,
-            WaitedFor::Transform => Level::Transform,
-            WaitedFor::Decode => Level::Decode,
-            stage => return stage,
+    fn waits_for(&self, pool: &Pool) -> Stands {
+        let stands = self.next_stage();
+        let level = match stands {
+            Stands::In(WaitedFor::Assemble) => Level::Collate,
+            Stands::In(WaitedFor::Evaluate) => Level::Transform,
+            Stands::In(WaitedFor::Decode) => Level::Decode,
+            _ => return stands,
         };
-        match pool.busy_instead_of(level) {
-            Level::Collate if self.decodes_images => WaitedFor::Image,
-            Level::Collate => WaitedFor::Collate,
-            Level::Transform => WaitedFor::Transform,
+        Stands::In(match pool.busy_instead_of(level) {
+            Level::Collate => WaitedFor::Assemble,
+            Level::Transform => WaitedFor::Evaluate,
             Level::Decode => WaitedFor::Decode,
-        }
+        })
     }
 
-    /// The stage that the next batch stands in.
-    fn next_stage(&self) -> WaitedFor {
+    /// Where the next batch stands.
+    fn next_stage(&self) -> Stands {
         if self.assigned > self.taken {
-            return match (self.stalled.is_empty(), self.decodes_images) {
-                (false, _) => WaitedFor::Budget,
-                (true, true) => WaitedFor::Image,
-                (true, false) => WaitedFor::Collate,
-            };
+            return Stands::In(if self.stalled.is_empty() { WaitedFor::Assemble } else { WaitedFor::Budget });
         }
         if self.started > self.popped {
-            return WaitedFor::Transform;
+            return Stands::In(WaitedFor::Evaluate);
         }
         let Some(ticket) = self.tickets.front() else {
-            return if self.drivers.values().any(ArrivalDriver::is_decoding) {
-                WaitedFor::Decode
-            } else {
-                WaitedFor::Read
-            };
+            if self.drivers.values().any(ArrivalDriver::is_decoding) {
+                return Stands::In(WaitedFor::Decode);
+            }
+            return Stands::Reading(self.drivers.values().filter_map(ArrivalDriver::first_byte).min());
         };
-        let stages = ticket.blocks.iter().filter_map(|key| self.blocks.get(key)).map(|entry| match entry.stage {
-            BlockStage::Fetching(_) => WaitedFor::Read,
-            BlockStage::Wanted => WaitedFor::Budget,
-            BlockStage::Decoding => WaitedFor::Decode,
-            BlockStage::Ready(_) => WaitedFor::Transform,
-        });
-        let stages: Vec<WaitedFor> = stages.collect();
-        let first =
-            [WaitedFor::Read, WaitedFor::Budget, WaitedFor::Decode].into_iter().find(|stage| stages.contains(stage));
-        first.unwrap_or(WaitedFor::Transform)
+        let (mut reading, mut first_byte) = (false, None::<Instant>);
+        let (mut wanted, mut decoding) = (false, false);
+        for entry in ticket.blocks.iter().filter_map(|key| self.blocks.get(key)) {
+            match &entry.stage {
+                BlockStage::Fetching(fetch) => {
+                    reading = true;
+                    first_byte = first_byte.into_iter().chain(fetch.first_byte.came()).min();
+                }
+                BlockStage::Wanted => wanted = true,
+                BlockStage::Decoding => decoding = true,
+                BlockStage::Ready(_) => {}
+            }
+        }
+        match (reading, wanted, decoding) {
+            (true, ..) => Stands::Reading(first_byte),
+            (_, true, _) => Stands::In(WaitedFor::Budget),
+            (_, _, true) => Stands::In(WaitedFor::Decode),
+            _ => Stands::In(WaitedFor::Evaluate),
+        }
     }
 
     /// Batches that are finished or being finished, and not yet taken by the slowest lane.
@@ -860,7 +914,7 @@ impl State {
                 break;
             }
             self.in_flight += 1;
-            run.submit(Level::Collate, move |run, scratch| assembly.begin(run, scratch));
+            self.todo.push(run.prepare(Level::Collate, move |run, scratch| assembly.begin(run, scratch)));
         }
         loop {
             self.drive_arrivals(run);
@@ -923,7 +977,7 @@ impl State {
                 self.decoding += 1;
                 entry.stage = BlockStage::Decoding;
                 let source = source.clone();
-                run.submit(Level::Decode, move |run, _| {
+                self.todo.push(run.prepare(Level::Decode, move |run, _| {
                     let decoded = run.decode(|| source.decode(key.block as usize, Bytes::new()));
                     run.decoded(
                         key,
@@ -931,7 +985,7 @@ impl State {
                         grant,
                         decoded.map_err(|e| e.stage("decode").url(source.name()).block(u64::from(key.block))),
                     );
-                });
+                }));
             }
         }
         true
@@ -950,13 +1004,11 @@ impl State {
             self.first += 1;
             self.started += 1;
             any = true;
-            let data: HashMap<(usize, u32), Arc<Block>> = blocks
-                .iter()
-                .filter_map(|key| match &self.blocks.get(key)?.stage {
-                    BlockStage::Ready(block) => Some(((key.leaf, key.block), block.clone())),
-                    _ => None,
-                })
-                .collect();
+            let data = blocks.iter().filter_map(|key| match &self.blocks.get(key)?.stage {
+                BlockStage::Ready(block) => Some(((key.leaf, key.block), block.clone())),
+                _ => None,
+            });
+            let data = Blocks::sorted(data.collect());
             let counts = self.count_rows(&chunks, epoch);
             let evaluation = Evaluation { epoch, step, chunks: Vec::new(), end, kept: Arc::new(data), counts };
             if chunks.is_empty() {
@@ -967,7 +1019,7 @@ impl State {
                 continue;
             }
             self.in_flight += 1;
-            evaluate(run, number, evaluation, chunks);
+            self.todo.extend(evaluate(run, number, evaluation, chunks));
         }
         any
     }
@@ -980,7 +1032,8 @@ impl State {
         }
         for chunk in chunks {
             chunk.picked.for_each_rows(&mut |rows| {
-                for &block in &rows.block {
+                for &(at, _) in &rows.rows {
+                    let block = rows.blocks[at].block;
                     *counts.entry(BlockKey { leaf: rows.leaf, block, epoch }).or_insert(0) += 1;
                 }
             });
@@ -1014,7 +1067,7 @@ impl State {
             }
             self.in_flight += 1;
             run.ungranted.fetch_add(1, Ordering::AcqRel);
-            run.submit(Level::Collate, move |run, scratch| assembly.begin(run, scratch));
+            self.todo.push(run.prepare(Level::Collate, move |run, scratch| assembly.begin(run, scratch)));
         }
         if self.rebatch.as_ref().is_some_and(|rebatch| rebatch.is_full(epoch)) {
             self.cut = Some(epoch);
@@ -1068,7 +1121,7 @@ impl State {
             self.releases.pop();
             match self.blocks.get(&key) {
                 Some(entry) if entry.hold > number => self.releases.push(Reverse((entry.hold, key))),
-                Some(entry) if entry.is_settled() => _ = self.blocks.remove(&key),
+                Some(entry) if entry.is_settled() => self.done_with.extend(self.blocks.remove(&key)),
                 // Under way: it goes when it comes.
                 _ => {}
             }
@@ -1207,7 +1260,7 @@ impl State {
             epoch: self.epoch,
             step: self.step,
             chunks: Vec::new(),
-            blocks: BTreeSet::new(),
+            blocks: Vec::new(),
             missing: 0,
             bytes: 0,
             end: Some(failure),
@@ -1227,29 +1280,25 @@ impl State {
         let number = self.first + self.tickets.len() as u64;
         let arrives = self.order.arrives();
         let epoch = self.epoch;
-        // Blocks and their holds, by source.
-        let mut wanted: Vec<NumberMap<u64>> = vec![NumberMap::default(); run.shared.pipeline.leaves.len()];
+        let block_epoch = if arrives { epoch } else { 0 };
+        // Blocks and their holds, each block once.
+        let mut keys: Vec<(BlockKey, u64)> = Vec::new();
         for chunk in &chunks {
             chunk.picked.for_each_rows(&mut |rows| {
-                let mut last = None;
-                for (&block, &hold) in rows.block.iter().zip(&rows.hold) {
-                    // Neighbours are mostly of one block.
-                    if last == Some((block, hold)) {
-                        continue;
-                    }
-                    last = Some((block, hold));
-                    let hold = self.base.wrapping_add(hold).max(number);
-                    wanted[rows.leaf].entry(block).and_modify(|until| *until = hold.max(*until)).or_insert(hold);
-                }
+                keys.extend(rows.blocks.iter().map(|&PickedBlock { block, hold, .. }| {
+                    (BlockKey { leaf: rows.leaf, block, epoch: block_epoch }, self.base.wrapping_add(hold).max(number))
+                }));
             });
         }
-        let (mut missing, mut bytes) = (0, 0);
-        let block_epoch = if arrives { epoch } else { 0 };
-        let keys = wanted.into_iter().enumerate().flat_map(|(leaf, blocks)| {
-            blocks.into_iter().map(move |(block, hold)| (BlockKey { leaf, block, epoch: block_epoch }, hold))
-        });
-        let mut keys: Vec<_> = keys.collect();
         keys.sort_unstable();
+        // Of equal keys the last has the largest hold.
+        keys.dedup_by(|next, kept| {
+            next.0 == kept.0 && {
+                kept.1 = next.1;
+                true
+            }
+        });
+        let (mut missing, mut bytes) = (0, 0);
         for &(key, hold) in &keys {
             let (entry, new) = self.entry(run, key, hold);
             entry.is_ahead = false;
@@ -1274,6 +1323,7 @@ impl State {
                 self.ahead.push_back(key);
             }
         }
+        run.shared.counters.plan.add(chunks.iter().map(|chunk| chunk.picked.positions()).sum(), 0);
         let blocks = keys.into_iter().map(|(key, _)| key).collect();
         self.tickets.push_back(Ticket { epoch, step: self.step, chunks, blocks, missing, bytes, end: None });
     }
@@ -1355,8 +1405,8 @@ fn left_out(picked: &Picked, evaluated: &Evaluated) -> Vec<u128> {
     terms.map(|(id, pass)| id_term(id, 0, pass)).collect()
 }
 
-/// Evaluates the chunks of a ticket on the pool; the last one hands the ticket on.
-fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) {
+/// Tasks that evaluate the chunks of a ticket; the last one hands the ticket on.
+fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) -> impl Iterator<Item = Prepared> {
     struct Work {
         evaluation: Mutex<Evaluation>,
         results: Vec<OnceLock<EvaluatedChunk>>,
@@ -1371,9 +1421,9 @@ fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) 
         epoch: evaluation.epoch,
         evaluation: Mutex::new(evaluation),
     });
-    for (i, Chunk { picked, stream, position }) in chunks.into_iter().enumerate() {
+    chunks.into_iter().enumerate().map(move |(i, Chunk { picked, stream, position })| {
         let work = work.clone();
-        run.submit(Level::Transform, move |run, scratch| {
+        run.prepare(Level::Transform, move |run, scratch| {
             let pipeline = &run.shared.pipeline;
             let env = Env {
                 stages: &pipeline.stages,
@@ -1399,6 +1449,6 @@ fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) 
                 state.in_flight -= 1;
                 state.evaluated.put(number, evaluation);
             });
-        });
-    }
+        })
+    })
 }

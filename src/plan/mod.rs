@@ -5,6 +5,7 @@
 
 mod catalog;
 pub(crate) mod ledger;
+mod numbers;
 pub(crate) mod order;
 mod permutation;
 pub(crate) mod shuffle;

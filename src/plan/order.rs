@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::catalog::Catalog;
+use super::numbers::NumberMap;
 use super::permutation::Permutation;
 use super::shuffle::ShuffledOrder;
 use super::state::ReadPoint;
@@ -47,7 +48,7 @@ impl Positions {
 }
 
 /// How a node's positions lie in the steps of the epoch, where they do so in ascending order.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     /// What to add to a position of the node to get the epoch's.
     pub(crate) offset: i64,
@@ -73,13 +74,61 @@ pub(crate) struct PickedRows {
     pub(crate) leaf: usize,
     /// How often each of these samples was drawn before.
     pub(crate) pass: u64,
-    /// Block of each row, and the row's number in it.
-    pub(crate) block: Vec<u32>,
-    pub(crate) row: Vec<u32>,
-    /// Sample id of each row.
-    pub(crate) id: Vec<u64>,
-    /// Step until which the block must stay.
-    pub(crate) hold: Vec<u64>,
+    /// The blocks that the rows are of, each once.
+    pub(crate) blocks: Vec<PickedBlock>,
+    /// For each row which of `blocks` it is of, and its number in it.
+    pub(crate) rows: Vec<(usize, usize)>,
+}
+
+/// A block of which rows were picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PickedBlock {
+    pub(crate) block: u32,
+    /// Sample id of its first row.
+    pub(crate) first_id: u64,
+    /// Step until which it must stay.
+    pub(crate) hold: u64,
+}
+
+impl PickedRows {
+    /// The sample id of a row.
+    pub(crate) fn id(&self, row: usize) -> u64 {
+        let (block, row) = self.rows[row];
+        self.blocks[block].first_id + row as u64
+    }
+}
+
+/// Slots of the table of blocks met last: more than a batch mostly takes rows of.
+const RECENT: usize = 256;
+
+/// Picks row by row.
+struct Picker {
+    picked: PickedRows,
+    /// Where each block stands in `blocks`; by the last bits of its number where the last block with these bits does.
+    known: NumberMap<u32>,
+    recent: [u32; RECENT],
+}
+
+impl Picker {
+    fn new(leaf: usize, pass: u64, rows: usize) -> Self {
+        let picked = PickedRows { leaf, pass, blocks: Vec::new(), rows: Vec::with_capacity(rows) };
+        Self { picked, known: NumberMap::default(), recent: [0; RECENT] }
+    }
+
+    /// Row `row` of a block, which must stay until step `hold`.
+    fn push(&mut self, block: u32, first_id: u64, row: u64, hold: u64) {
+        let recent = &mut self.recent[block as usize % RECENT];
+        let blocks = &mut self.picked.blocks;
+        if blocks.get(*recent as usize).is_none_or(|found| found.block != block) {
+            *recent = *self.known.entry(block).or_insert_with(|| {
+                blocks.push(PickedBlock { block, first_id, hold });
+                blocks.len() as u32 - 1
+            });
+        }
+        let at = *recent as usize;
+        blocks[at].hold = blocks[at].hold.max(hold);
+        self.picked.rows.push((at, row as usize));
+    }
 }
 
 /// The rows at some positions: the order's tree, resolved.
@@ -101,7 +150,7 @@ impl Picked {
     /// How many positions were picked.
     pub(crate) fn positions(&self) -> u64 {
         match self {
-            Picked::Rows(rows) => rows.id.len() as u64,
+            Picked::Rows(rows) => rows.rows.len() as u64,
             Picked::Gathered { from, .. } => from.len() as u64,
             Picked::Zipped(parts) => parts[0].positions(),
             Picked::Enumerated { input, .. } | Picked::Applied { input, .. } => input.positions(),
@@ -111,7 +160,7 @@ impl Picked {
     /// Sample id and pass of what stands at each position: of columns side by side, those of the first input.
     pub(crate) fn drawn(&self) -> Vec<(u64, u64)> {
         match self {
-            Picked::Rows(rows) => rows.id.iter().map(|&id| (id, rows.pass)).collect(),
+            Picked::Rows(rows) => (0..rows.rows.len()).map(|row| (rows.id(row), rows.pass)).collect(),
             Picked::Gathered { parts, from } => {
                 let parts: Vec<_> = parts.iter().map(Picked::drawn).collect();
                 from.iter().map(|&(part, index)| parts[part as usize][index as usize]).collect()
@@ -429,10 +478,25 @@ impl Order {
             Order::Arrival { leaf, key, buffer, segment } => {
                 pick_arrived(*leaf, *key, *buffer, segment, positions, pass, &arrivals[*leaf]).map(Picked::Rows)
             }
-            Order::Shuffle { order, input } => {
-                let mapped = order.map(&positions, pass & !PADDING, frame);
-                input.pick(mapped, pass, None, arrivals)
-            }
+            Order::Shuffle { order, input } => match &mut **input {
+                // The block is that of the piece: there is nothing to look for.
+                Order::Rows { leaf, catalog, first_id } => {
+                    let (mut picker, starts) = (Picker::new(*leaf, pass, positions.len()), catalog.starts());
+                    let place = |row| {
+                        let block = catalog.locate(row).0;
+                        (block as u32, starts[block])
+                    };
+                    order.map(&positions, pass & !PADDING, frame, place, |(block, start), row, hold| {
+                        picker.push(block, *first_id + start, row - start, hold);
+                    });
+                    Ok(Picked::Rows(picker.picked))
+                }
+                input => {
+                    let mut mapped = Positions::with_capacity(positions.len());
+                    order.map(&positions, pass & !PADDING, frame, |_| (0, 0), |_, row, hold| mapped.push(row, hold));
+                    input.pick(mapped, pass, None, arrivals)
+                }
+            },
             Order::Interleave { lanes, input } => {
                 let mapped = lanes.map(positions, frame);
                 input.pick(mapped, pass, None, arrivals)
@@ -484,25 +548,16 @@ impl Order {
 
 fn pick_rows(leaf: usize, catalog: &Catalog, first_id: u64, positions: Positions, pass: u64) -> PickedRows {
     let starts = catalog.starts();
-    let mut picked = PickedRows {
-        leaf,
-        pass,
-        block: Vec::with_capacity(positions.len()),
-        row: Vec::with_capacity(positions.len()),
-        id: Vec::with_capacity(positions.len()),
-        hold: positions.hold,
-    };
+    let mut picker = Picker::new(leaf, pass, positions.len());
     let mut block = 0;
-    for index in positions.index {
+    for (index, hold) in positions.index.into_iter().zip(positions.hold) {
         // Without order the next row is mostly in another block; in order mostly in the same.
         if index < starts[block] || index >= starts[block + 1] {
             block = catalog.locate(index).0;
         }
-        picked.block.push(block as u32);
-        picked.row.push((index - starts[block]) as u32);
-        picked.id.push(first_id + index);
+        picker.push(block as u32, first_id + starts[block], index - starts[block], hold);
     }
-    picked
+    picker.picked
 }
 
 fn pick_arrived(
@@ -514,9 +569,8 @@ fn pick_arrived(
     pass: u64,
     arrived: &Arrivals,
 ) -> Result<PickedRows, NeedsRows> {
-    let mut picked =
-        PickedRows { leaf, pass, block: Vec::new(), row: Vec::new(), id: Vec::new(), hold: positions.hold };
-    for index in positions.index {
+    let mut picker = Picker::new(leaf, pass, positions.len());
+    for (index, hold) in positions.index.into_iter().zip(positions.hold) {
         let start = index / buffer * buffer;
         let end = match arrived.total() {
             Some(total) => total.min(start + buffer),
@@ -530,11 +584,9 @@ fn pick_arrived(
         let (_, _, permutation) = segment.as_ref().expect("drawn above");
         let row = start + permutation.at(index - start);
         let block = arrived.starts.partition_point(|&start| start <= row) - 1;
-        picked.block.push(block as u32);
-        picked.row.push((row - arrived.starts[block]) as u32);
-        picked.id.push(arrived.ids[block] + row - arrived.starts[block]);
+        picker.push(block as u32, arrived.ids[block], row - arrived.starts[block], hold);
     }
-    Ok(picked)
+    Ok(picker.picked)
 }
 
 /// Positions grouped by where they belong, and for each original position its group and index there.
@@ -696,7 +748,7 @@ mod tests {
 
     fn flatten(picked: &Picked) -> Vec<(u64, u64)> {
         match picked {
-            Picked::Rows(rows) => rows.id.iter().map(|&id| (id, rows.pass)).collect(),
+            Picked::Rows(rows) => (0..rows.rows.len()).map(|row| (rows.id(row), rows.pass)).collect(),
             Picked::Gathered { parts, from } => {
                 let parts: Vec<_> = parts.iter().map(flatten).collect();
                 from.iter().map(|&(part, index)| parts[part as usize][index as usize]).collect()

@@ -113,11 +113,25 @@ struct Segment {
     /// Range of positions in the stream.
     start: u64,
     end: u64,
-    /// Child row of each position, permuted.
-    rows: Vec<u64>,
-    /// Position of this node's order up to which each row's block is needed.
-    until: Vec<u64>,
+    /// How positions lie in steps.
+    frame: Option<Frame>,
+    pieces: Vec<Piece>,
+    /// For each position the piece and the row in it, permuted.
+    rows: Vec<(u32, u32)>,
 }
+
+/// What a segment has of one of the pieces that are permuted.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    /// The child's row at which it starts here.
+    first: u64,
+    place: Place,
+    /// The last step that needs its block.
+    hold: u64,
+}
+
+/// The block that a row of the child is of, and the row at which that starts, where somebody wants to know.
+pub(crate) type Place = (u32, u64);
 
 impl ShuffledOrder {
     /// `starts`: row numbers at which the child's blocks start, and the total; `divisible`: whether parts of a block can be
@@ -137,42 +151,46 @@ impl ShuffledOrder {
         self.shuffle.samples().is_none_or(|samples| self.rows <= samples)
     }
 
-    /// Rows of the child at `positions` of `pass`, and until which step their blocks are needed.
-    pub(crate) fn map(&mut self, positions: &Positions, pass: u64, frame: Option<Frame>) -> Positions {
+    /// Gives the child's row for each of `positions` of `pass`, with the place of its block and the step until which that is needed.
+    ///
+    /// `place` is asked for one row of each piece: a piece lies within one block of the child.
+    pub(crate) fn map(
+        &mut self,
+        positions: &Positions,
+        pass: u64,
+        frame: Option<Frame>,
+        place: impl Fn(u64) -> Place,
+        mut give: impl FnMut(Place, u64, u64),
+    ) {
         if self.line.as_ref().is_none_or(|line| line.pass() != pass) {
             self.line = Some(self.lay_out(pass));
         }
-        let mut out = Positions::with_capacity(positions.len());
         if self.by_rows() {
             let Some(Line::Rows { rows, .. }) = &self.line else { unreachable!("laid out by rows") };
             // What fits the buffer stays until the end of the pass; a global shuffle reads each row by itself.
             let end = frame.filter(|_| !self.shuffle.is_global()).map_or(0, |frame| frame.step_of(self.rows - 1));
             for (&position, &hold) in positions.index.iter().zip(&positions.hold) {
                 let (stream, within, _) = self.place(position);
-                out.push(rows.at(self.span(stream).start + within), end.max(hold));
+                let row = rows.at(self.span(stream).start + within);
+                give(place(row), row, end.max(hold));
             }
-            return out;
+            return;
         }
         let mut at = 0;
         while at < positions.len() {
             let first = positions.index[at];
             let (stream, within, run) = self.place(first);
-            let segment = self.segment(pass, stream, within);
+            let segment = self.segment(pass, stream, within, frame, &place);
             // Consecutive positions of one stream are a slice of the segment's table.
             let from = (within - segment.start) as usize;
             let run = (run as usize).min(segment.rows.len() - from).min(positions.len() - at);
             let run = (0..run).take_while(|&i| positions.index[at + i] == first + i as u64).count();
-            let (mut until, mut step) = (u64::MAX, 0);
-            for i in 0..run {
-                if segment.until[from + i] != until {
-                    until = segment.until[from + i];
-                    step = frame.map_or(0, |frame| frame.step_of(until));
-                }
-                out.push(segment.rows[from + i], step.max(positions.hold[at + i]));
+            for (&(piece, row), &hold) in segment.rows[from..from + run].iter().zip(&positions.hold[at..at + run]) {
+                let piece = &segment.pieces[piece as usize];
+                give(piece.place, piece.first + u64::from(row), piece.hold.max(hold));
             }
             at += run;
         }
-        out
     }
 
     /// Ranges of the child's rows that the streams behind `positions` reach one segment later, each with the step that needs
@@ -288,40 +306,47 @@ impl ShuffledOrder {
     }
 
     /// The segment of a stream that holds a position, drawn up when it is not the one at hand.
-    fn segment(&mut self, pass: u64, stream: u64, within: u64) -> &Segment {
+    fn segment(
+        &mut self,
+        pass: u64,
+        stream: u64,
+        within: u64,
+        frame: Option<Frame>,
+        place: &impl Fn(u64) -> Place,
+    ) -> &Segment {
         let known = self.segments.get(&stream);
-        if known.is_none_or(|s| s.pass != pass || within < s.start || within >= s.end) {
-            let segment = self.draw(pass, stream, within);
+        if known.is_none_or(|s| s.pass != pass || s.frame != frame || within < s.start || within >= s.end) {
+            let segment = self.draw(pass, stream, within, frame, place);
             self.segments.insert(stream, segment);
         }
         &self.segments[&stream]
     }
 
-    fn draw(&self, pass: u64, stream: u64, within: u64) -> Segment {
+    fn draw(&self, pass: u64, stream: u64, within: u64, frame: Option<Frame>, place: impl Fn(u64) -> Place) -> Segment {
         let span = self.span(stream);
         let range = self.segment_range(within);
         let (start, end) = (range.start, range.end.min(span.end - span.start));
         let Some(Line::Pieces { pieces, starts, .. }) = &self.line else { unreachable!("laid out by pieces") };
         let mut plain = Vec::with_capacity((end - start) as usize);
-        let mut needed = Vec::with_capacity(plain.capacity());
+        let mut taken = Vec::new();
         let mut piece = starts.partition_point(|&s| s <= span.start + start) - 1;
         let mut at = span.start + start;
         while at < span.start + end {
             let stop = starts[piece + 1].min(span.start + end);
             let first = self.pieces[pieces[piece] as usize] + (at - starts[piece]);
-            plain.extend((0..stop - at).map(|i| first + i));
+            plain.extend((0..(stop - at) as u32).map(|row| (taken.len() as u32, row)));
             // A piece that goes on behind this segment stays until the last segment that it reaches.
             let last = starts[piece + 1].min(span.end) - 1 - span.start;
             let until = if last < end { end } else { self.segment_range(last).end.min(span.end - span.start) } - 1;
-            needed.resize(plain.len(), self.position(stream, until));
+            let hold = frame.map_or(0, |frame| frame.step_of(self.position(stream, until)));
+            taken.push(Piece { first, place: place(first), hold });
             at = stop;
             piece += 1;
         }
         let key = self.key.with_number(pass).with("segment").with_number(stream).with_number(start);
         let permutation = Permutation::new(key, end - start);
-        let order = (0..end - start).map(|i| permutation.at(i) as usize);
-        let (rows, until) = order.map(|i| (plain[i], needed[i])).unzip();
-        Segment { pass, start, end, rows, until }
+        let rows = (0..end - start).map(|i| plain[permutation.at(i) as usize]).collect();
+        Segment { pass, start, end, frame, pieces: taken, rows }
     }
 }
 
@@ -357,8 +382,8 @@ mod tests {
         let mut rows = Vec::new();
         for positions in all.chunks(chunk) {
             let hold = frame.step_of(positions[0]);
-            let mapped = order.map(&Positions::new(positions.to_vec(), hold), pass, Some(frame));
-            rows.extend(mapped.index);
+            let positions = Positions::new(positions.to_vec(), hold);
+            order.map(&positions, pass, Some(frame), |_| (0, 0), |_, row, _| rows.push(row));
         }
         rows
     }
@@ -405,12 +430,13 @@ mod tests {
         let mut held: HashMap<u64, u64> = HashMap::new();
         for step in 0..250 {
             let positions = Positions::new((step * 8..step * 8 + 8).collect(), step);
-            let mapped = order.map(&positions, 0, Some(frame));
-            for (row, hold) in mapped.index.into_iter().zip(mapped.hold) {
+            let place = |row: u64| ((row / 17) as u32, row / 17 * 17);
+            order.map(&positions, 0, Some(frame), place, |(block, start), row, hold| {
+                assert!(u64::from(block) == row / 17 && start == row / 17 * 17, "a piece is of one block");
                 let until = held.entry(row / 17).or_insert(hold);
                 assert!(*until >= step || hold >= step);
                 *until = (*until).max(hold);
-            }
+            });
         }
     }
 

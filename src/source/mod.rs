@@ -78,6 +78,9 @@ pub trait Source: Send + Sync + 'static {
 
     /// A future that reads a block's bytes; `None` where there is nothing to read. The call itself must not wait: it may come
     /// on any thread, with the loader's lock held. The future runs on the loader's tokio runtime.
+    ///
+    /// A loop that waits for it waited for the `first byte`, says [`Report::waited`](crate::Report::waited), unless the future reads through a
+    /// [`Store`](crate::store::Store), which tells when bytes begin to come: from then on it is `bandwidth`.
     fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Bytes>>> {
         let _ = block;
         None

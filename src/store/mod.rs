@@ -23,6 +23,7 @@
 //!
 //! `[*]`, `[[]` and `[{]` are the characters themselves, as is `%2A` in a `file:` URL.
 
+mod first_byte;
 mod list;
 mod local;
 mod options;
@@ -51,6 +52,7 @@ use futures::FutureExt as _;
 use object_store::ObjectStoreExt as _;
 use tokio::sync::Semaphore;
 
+pub(crate) use self::first_byte::FirstByte;
 use self::local::Files;
 pub use self::options::StoreOptions;
 use self::pool::Pool;
@@ -240,6 +242,7 @@ impl Store {
                 let _turn = self.shared.turns.acquire().await.expect("the semaphore is never closed");
                 let (files, pool) = (Arc::clone(&self.shared.files), Arc::clone(&self.shared.pool));
                 let object = object.clone();
+                first_byte::came();
                 let bytes = blocking(move || files.read(&pool, &path, &object, range)).await?;
                 self.count(bytes.len() as u64);
                 Ok(bytes)

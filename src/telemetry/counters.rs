@@ -49,45 +49,33 @@ impl StageCounter {
     }
 }
 
-/// What the loop can wait for.
+/// What the loop can wait for, as far as one moment tells: the tasks of a level do several things in turn, and [`Report`](super::Report)
+/// shares their time out by how long each took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitedFor {
     /// The memory budget: a block could not be asked for.
     Budget,
-    /// Bytes of the store.
-    Read,
+    /// The store's answer to a request: nothing of what is needed next has come yet.
+    FirstByte,
+    /// The rest of what a store has begun to send.
+    Bandwidth,
     /// Records to columns.
     Decode,
-    /// Gathering rows, and the user's functions.
-    Transform,
-    /// Decoding of images into the batch.
-    Image,
-    /// Laying rows into the batch.
-    Collate,
-    /// The copy to the device.
-    Deliver,
+    /// Tasks that gather rows and apply the functions of the graph.
+    Evaluate,
+    /// Tasks that make batches: functions of whole batches, images, laying out, the copy to the device.
+    Assemble,
 }
 
 impl WaitedFor {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Budget, Self::Read, Self::Decode, Self::Transform, Self::Image, Self::Collate, Self::Deliver];
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Budget => "budget",
-            Self::Read => "read",
-            Self::Decode => "decode",
-            Self::Transform => "transform",
-            Self::Image => "image",
-            Self::Collate => "collate",
-            Self::Deliver => "deliver",
-        }
-    }
+    const COUNT: usize = Self::Assemble as usize + 1;
 }
 
 /// All counters of a loader.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    /// Decisions: the time for which the lock of a run was held.
+    pub(crate) plan: StageCounter,
     pub(crate) read: StageCounter,
     pub(crate) decode: StageCounter,
     pub(crate) transform: StageCounter,
@@ -98,7 +86,7 @@ pub(crate) struct Counters {
     batches: AtomicU64,
     samples: AtomicU64,
     /// Nanoseconds that `next()` blocked, by what it waited for.
-    waited: [AtomicU64; WaitedFor::ALL.len()],
+    waited: [AtomicU64; WaitedFor::COUNT],
     /// Nanoseconds between one `next()` and the following one.
     looped: AtomicU64,
 }
@@ -108,10 +96,8 @@ impl Counters {
         self.waited[what as usize].fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
-    pub(crate) fn waits(&self) -> impl Iterator<Item = (WaitedFor, Duration)> {
-        WaitedFor::ALL
-            .into_iter()
-            .map(|what| (what, Duration::from_nanos(self.waited[what as usize].load(Ordering::Relaxed))))
+    pub(crate) fn wait(&self, what: WaitedFor) -> Duration {
+        Duration::from_nanos(self.waited[what as usize].load(Ordering::Relaxed))
     }
 
     /// The loop has taken a batch.
@@ -134,8 +120,14 @@ impl Counters {
     }
 }
 
-/// A named stage's counters, for functions of the graph.
-pub(crate) type NamedCounter = (String, Arc<StageCounter>);
+/// The counters of a function of the graph, and where it is applied.
+pub(crate) struct FunctionCounter {
+    pub(crate) name: String,
+    pub(crate) counter: Arc<StageCounter>,
+    /// To whole batches, where they are made.
+    pub(crate) on_batches: bool,
+    pub(crate) decodes_images: bool,
+}
 
 /// Measures the time from one change of state to the next.
 #[derive(Debug)]
@@ -146,9 +138,14 @@ impl Clock {
         Self(Instant::now())
     }
 
-    /// Time since the last lap.
-    pub(crate) fn lap(&mut self) -> Duration {
+    /// Time since the last lap ended.
+    pub(crate) fn since(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    /// When the last lap ended, and now.
+    pub(crate) fn lap(&mut self) -> (Instant, Instant) {
         let now = Instant::now();
-        now - std::mem::replace(&mut self.0, now)
+        (std::mem::replace(&mut self.0, now), now)
     }
 }

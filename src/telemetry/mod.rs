@@ -3,5 +3,5 @@
 mod counters;
 mod report;
 
-pub(crate) use counters::{Clock, Counters, StageCounter, WaitedFor};
+pub(crate) use counters::{Clock, Counters, FunctionCounter, StageCounter, WaitedFor};
 pub use report::{Report, Skipped, StageReport};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::counters::{Counters, NamedCounter, StageCounter, WaitedFor};
+use super::counters::{Counters, FunctionCounter, StageCounter, WaitedFor};
 use crate::error::Error;
 
 /// What a loader has done so far, stage by stage, and what its loop waited for.
@@ -32,9 +32,11 @@ pub struct Report {
     pub batches: u64,
     /// Samples in them.
     pub samples: u64,
-    /// Time in which `next()` blocked, by what it waited for.
-    pub waited: Vec<(&'static str, Duration)>,
-    /// Time that the loop spent between calls of `next()`.
+    /// Time in which `next()` blocked, by what it waited for: `budget`, `first byte` (the answer of a store), `bandwidth` (the rest of what it
+    /// sends; bytes of local files count as that), `decode` (records to columns), `transform` (gathering rows), each function by its name,
+    /// `image`, `collate`, `deliver` (the copy to the device).
+    pub waited: Vec<(String, Duration)>,
+    /// Time that the loop spent between calls of `next()`: its own work.
     pub looped: Duration,
     /// The most bytes that were in flight at a time.
     pub peak_bytes: u64,
@@ -67,10 +69,11 @@ impl Skipped {
 }
 
 /// One stage's counters.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct StageReport {
-    /// `read`, `decode`, `transform`, the name of a function, `image`, `collate`, `deliver`.
+    /// `plan` (decisions, which are taken one at a time), `read`, `decode`, `transform`, the name of a function, `image`, `collate`,
+    /// `deliver`.
     pub name: String,
     /// Rows that went through.
     pub rows: u64,
@@ -87,38 +90,34 @@ pub struct StageReport {
 impl Report {
     pub(crate) fn new(
         counters: &Counters,
-        functions: &[NamedCounter],
+        functions: &[FunctionCounter],
         (peak, budget): (u64, u64),
         (skipped, num_skipped): (Vec<Skipped>, u64),
         notes: Vec<String>,
     ) -> Self {
-        let stage = |name: &str, counter: &StageCounter| {
-            let [busy, waited_for_input, waited_for_room] = counter.times();
-            StageReport {
-                name: name.to_owned(),
-                rows: counter.rows(),
-                bytes: counter.bytes(),
-                busy,
-                waited_for_input,
-                waited_for_room,
-            }
-        };
         let mut stages = vec![
-            stage("read", &counters.read),
-            stage("decode", &counters.decode),
-            stage("transform", &counters.transform),
+            StageReport::new("plan", [&counters.plan]),
+            StageReport::new("read", [&counters.read]),
+            StageReport::new("decode", [&counters.decode]),
+            StageReport::new("transform", [&counters.transform]),
         ];
-        stages.extend(functions.iter().map(|(name, counter)| stage(name, counter)));
-        if counters.image.rows() > 0 {
-            stages.push(stage("image", &counters.image));
+        let users = functions.iter().filter(|function| !function.decodes_images);
+        stages.extend(users.map(|function| StageReport::new(&function.name, [&*function.counter])));
+        let decoders = functions.iter().filter(|function| function.decodes_images).map(|function| &*function.counter);
+        let image = StageReport::new("image", decoders.chain([&counters.image]));
+        if image.rows > 0 {
+            stages.push(image);
         }
-        stages.extend([stage("collate", &counters.collate), stage("deliver", &counters.deliver)]);
+        stages.extend([
+            StageReport::new("collate", [&counters.collate]),
+            StageReport::new("deliver", [&counters.deliver]),
+        ]);
         let (batches, samples) = counters.taken();
         Self {
             stages,
             batches,
             samples,
-            waited: counters.waits().map(|(what, time)| (what.name(), time)).collect(),
+            waited: waits(counters, functions),
             looped: counters.loop_time(),
             peak_bytes: peak,
             budget_bytes: budget,
@@ -144,28 +143,97 @@ impl Report {
         if total.is_zero() { 0.0 } else { self.total_wait().as_secs_f64() / total.as_secs_f64() }
     }
 
-    /// The stage that the loop waited for most, if it waited.
-    pub fn bottleneck(&self) -> Option<&'static str> {
-        self.waited.iter().max_by_key(|(_, time)| *time).filter(|(_, time)| !time.is_zero()).map(|(name, _)| *name)
+    /// What the loop waited for most, if it waited: a name in [`waited`](Self::waited).
+    pub fn bottleneck(&self) -> Option<&str> {
+        let longest = self.waited.iter().max_by_key(|(_, time)| *time);
+        longest.filter(|(_, time)| !time.is_zero()).map(|(name, _)| &**name)
     }
 
     fn advice(&self) -> String {
-        let Some(stage) = self.bottleneck() else { return "the loop never waited".into() };
-        let what = WaitedFor::ALL.into_iter().find(|what| what.name() == stage).expect("named after one of them");
-        let advice = match what {
-            WaitedFor::Budget => "a larger .budget(), a smaller shuffle buffer or less prefetch",
-            WaitedFor::Read => "a nearer or faster store, or fewer bytes a sample",
-            WaitedFor::Decode => "fewer .columns(), uncompressed shards, or more threads",
-            WaitedFor::Transform => "faster functions, or more threads",
-            WaitedFor::Image => "more threads, smaller stored images, or u8 instead of f32",
-            WaitedFor::Collate => "more threads, or fewer columns",
-            WaitedFor::Deliver => "fewer bytes a batch: u8 instead of f32, normalised on the device",
+        let Some(name) = self.bottleneck() else { return "the loop never waited".into() };
+        let share = self.wait_share() * 100.0;
+        if share < LITTLE {
+            return format!(
+                "the loop waited {share:.1} % of its time: what it does with its batches is what takes the time, and a faster loader would not \
+                 help"
+            );
+        }
+        let advice = match name {
+            "budget" => "a larger .budget(), a smaller shuffle buffer or less prefetch",
+            "first byte" => "a nearer store, or more requests at a time: a larger .budget(), StoreOptions::concurrency",
+            "bandwidth" => {
+                "a faster store or line, or fewer bytes a sample: fewer columns, smaller images, compression"
+            }
+            "decode" => "fewer .columns(), uncompressed shards, or more threads",
+            "transform" => "more threads, or columns of fewer bytes",
+            "image" => "more threads, smaller stored images, or u8 instead of f32",
+            "collate" => "more threads, or fewer columns",
+            "deliver" => "fewer bytes a batch: u8 instead of f32, normalised on the device",
+            _ => "a faster function, or more threads",
         };
-        format!(
-            "the loop waited {:.0} % of its time, most for {stage}; what would help: {advice}",
-            self.wait_share() * 100.0
-        )
+        format!("the loop waited {share:.0} % of its time, most for {name}; what would help: {advice}")
     }
+}
+
+/// Percent of its time that a loop may wait before there is anything to gain.
+const LITTLE: f64 = 5.0;
+
+impl StageReport {
+    fn new<'a>(name: &str, counters: impl IntoIterator<Item = &'a StageCounter>) -> Self {
+        let mut report = Self { name: name.to_owned(), ..Self::default() };
+        for counter in counters {
+            let [busy, waited_for_input, waited_for_room] = counter.times();
+            report.rows += counter.rows();
+            report.bytes += counter.bytes();
+            report.busy += busy;
+            report.waited_for_input += waited_for_input;
+            report.waited_for_room += waited_for_room;
+        }
+        report
+    }
+}
+
+/// What the loop waited for. Waits for the tasks of a level are shared out to the stages that these tasks ran, by how busy each was.
+fn waits(counters: &Counters, functions: &[FunctionCounter]) -> Vec<(String, Duration)> {
+    let busy = |counter: &StageCounter| counter.times()[0];
+    let of = |on_batches: bool| functions.iter().filter(move |function| function.on_batches == on_batches);
+    let named = |function: &FunctionCounter| {
+        let name = if function.decodes_images { "image" } else { &function.name };
+        (name.to_owned(), busy(&function.counter))
+    };
+    let gathering = ("transform".to_owned(), busy(&counters.transform));
+    let evaluating: Vec<_> = [gathering].into_iter().chain(of(false).map(named)).collect();
+    let stages = [("collate", &counters.collate), ("image", &counters.image), ("deliver", &counters.deliver)];
+    let assembling: Vec<_> =
+        stages.map(|(name, counter)| (name.to_owned(), busy(counter))).into_iter().chain(of(true).map(named)).collect();
+    let plain = [
+        ("budget", WaitedFor::Budget),
+        ("first byte", WaitedFor::FirstByte),
+        ("bandwidth", WaitedFor::Bandwidth),
+        ("decode", WaitedFor::Decode),
+    ];
+    let mut waits: Vec<_> = plain.map(|(name, what)| (name.to_owned(), counters.wait(what))).into();
+    let levels = [(evaluating, WaitedFor::Evaluate), (assembling, WaitedFor::Assemble)];
+    for (name, time) in levels.into_iter().flat_map(|(parts, what)| share_out(counters.wait(what), parts)) {
+        match waits.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, sum)) => *sum += time,
+            None => waits.push((name, time)),
+        }
+    }
+    waits
+}
+
+/// A time in proportion to these parts; all of it to the first where there are none.
+fn share_out(time: Duration, parts: Vec<(String, Duration)>) -> impl Iterator<Item = (String, Duration)> {
+    let sum: f64 = parts.iter().map(|(_, busy)| busy.as_secs_f64()).sum();
+    parts.into_iter().enumerate().map(move |(i, (name, busy))| {
+        let share = match (sum > 0.0, i) {
+            (true, _) => busy.as_secs_f64() / sum,
+            (false, 0) => 1.0,
+            (false, _) => 0.0,
+        };
+        (name, time.mul_f64(share))
+    })
 }
 
 /// Bad records that are printed; the rest is in [`Report::skipped`].

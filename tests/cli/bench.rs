@@ -3,7 +3,7 @@
 use crate::support::Folder;
 
 /// Keys that scripts may rely on.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 18] = [
     "workload",
     "samples_per_s",
     "stored_bytes_per_s",
@@ -11,9 +11,12 @@ const KEYS: [&str; 15] = [
     "samples_per_cpu_s",
     "first_batch_s",
     "peak_rss_bytes",
+    "rss_bytes",
     "wait_share",
     "wait_p50_s",
     "wait_p99_s",
+    "waited_s",
+    "plan_s",
     "utilisation",
     "limit_samples_per_s",
     "of_limit",

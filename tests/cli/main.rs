@@ -7,6 +7,7 @@ mod head;
 mod index;
 mod inspect;
 mod ledger;
+mod replay;
 mod support;
 mod terminal;
 mod verify;

@@ -5,6 +5,7 @@ mod damage;
 mod faults;
 #[cfg(feature = "gcs")]
 mod gcs;
+mod killed;
 mod layers;
 mod ledger;
 mod loops;

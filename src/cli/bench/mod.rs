@@ -5,6 +5,7 @@ mod limit;
 mod process;
 mod workload;
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
@@ -89,9 +90,15 @@ struct Measured {
     samples_per_cpu_s: f64,
     first_batch_s: f64,
     peak_rss_bytes: Option<u64>,
+    /// What was resident at the end of each epoch.
+    rss_bytes: Vec<u64>,
     wait_share: f64,
     wait_p50_s: f64,
     wait_p99_s: f64,
+    /// Of all epochs, the one that was checked included: what the loop waited for.
+    waited_s: BTreeMap<String, f64>,
+    /// Time for which the one lock of the run was held.
+    plan_s: f64,
     utilisation: f64,
     utilisation_after_first: f64,
     limit_samples_per_s: Option<f64>,
@@ -204,8 +211,10 @@ fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input
 /// Takes whole epochs behind the first.
 fn measure(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
     let stored = |loader: &Loader| loader.report().stage("read").map_or(0, |stage| stage.bytes);
-    let (stored_before, cpu_before) = (stored(loader), process::cpu_time());
+    let planned = |loader: &Loader| loader.report().stage("plan").map_or(Duration::ZERO, |stage| stage.busy);
+    let (stored_before, cpu_before, plan_before) = (stored(loader), process::cpu_time(), planned(loader));
     let (mut waits, mut samples, mut stepped) = (Vec::new(), 0u64, Duration::ZERO);
+    let mut resident = Vec::new();
     let start = Instant::now();
     for epoch in 1..=args.epochs {
         let mut batches = loader.epoch(epoch);
@@ -219,6 +228,7 @@ fn measure(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
                 stepped += step;
             }
         }
+        resident.extend(process::resident_bytes());
     }
     let (wall, cpu) = (start.elapsed().as_secs_f64(), (process::cpu_time() - cpu_before).as_secs_f64());
     let stored_bytes = stored(loader) - stored_before;
@@ -238,9 +248,12 @@ fn measure(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
         samples_per_cpu_s: samples as f64 / cpu.max(0.01),
         first_batch_s: 0.0,
         peak_rss_bytes: process::peak_resident_bytes(),
+        rss_bytes: resident,
         wait_share: waited.as_secs_f64() / wall,
         wait_p50_s: quantile(0.5),
         wait_p99_s: quantile(0.99),
+        waited_s: loader.report().waited.into_iter().map(|(what, time)| (what, time.as_secs_f64())).collect(),
+        plan_s: (planned(loader) - plan_before).as_secs_f64(),
         utilisation: busy / wall,
         utilisation_after_first: busy / (wall - first.as_secs_f64()),
         limit_samples_per_s: None,
@@ -290,6 +303,11 @@ fn print(measured: &Measured, terminal: &Terminal) -> Result<(), Failure> {
     line(
         "waited",
         format!("{:.1} % of the time; median {:.6} s, p99 {:.6} s", m.wait_share * 100.0, m.wait_p50_s, m.wait_p99_s),
+    )?;
+    let per_batch = m.plan_s / m.batches.max(1) as f64 * 1e6;
+    line(
+        "planned",
+        format!("{:.1} % of the time, {per_batch:.1} us a batch, under the run's lock", m.plan_s / m.wall_s * 100.0),
     )?;
     line("utilisation", format!("{:.4}, without the first step {:.4}", m.utilisation, m.utilisation_after_first))?;
     if let Some(bytes) = m.peak_rss_bytes {

@@ -27,8 +27,18 @@ pub(super) fn age() -> Option<Duration> {
 
 /// The most memory that was resident at a time, in bytes.
 pub(super) fn peak_resident_bytes() -> Option<u64> {
+    status("VmHWM:")
+}
+
+/// The memory that is resident now, in bytes.
+pub(super) fn resident_bytes() -> Option<u64> {
+    status("VmRSS:")
+}
+
+/// A size in `/proc/self/status`, in bytes.
+fn status(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
@@ -44,6 +54,7 @@ mod tests {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
         assert!(age().is_some_and(|age| age >= Duration::from_millis(10)));
-        assert!(peak_resident_bytes().is_some_and(|bytes| bytes > 1 << 20));
+        assert!(resident_bytes().is_some_and(|bytes| bytes > 1 << 20));
+        assert!(peak_resident_bytes() >= resident_bytes());
     }
 }
