@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use forebay::{Error, ErrorKind, Result, Shuffle, State, int64};
+use forebay::{Error, ErrorKind, Ledger, Result, Shuffle, State, int64};
 use rand::Rng;
 
 use crate::support::shards::Folder;
@@ -13,11 +13,19 @@ use crate::support::shards::Folder;
 const VARIABLE: &str = "FOREBAY_TEST_KILLED";
 const EPOCHS: u64 = 3;
 
-/// What the child saves behind each batch: how many lines of its log count, and the loader's state.
+/// What the child saves behind each batch: how many lines of its log count, the loader's state, and the ledger of all its lives.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Saved {
     lines: usize,
     state: State,
+    ledger: Ledger,
+}
+
+impl Saved {
+    fn load(dir: &Path) -> Option<Self> {
+        let text = fs::read(dir.join("saved")).ok()?;
+        Some(serde_json::from_slice(&text).expect("it appears whole or not at all"))
+    }
 }
 
 /// Takes the batches that are left and logs each; runs in a process of its own, which is killed.
@@ -32,8 +40,7 @@ fn child() -> Result<()> {
         .filter("most@1", |_, row| Ok(row.get::<i64>("id")? % 5 != 2))
         .map("noise@1", [int64("noise")], |context, _, out| out.set("noise", context.rng().random::<i64>()))
         .batch(8);
-    let saved: Option<Saved> =
-        fs::read(dir.join("saved")).ok().map(|text| serde_json::from_slice(&text).expect("whole"));
+    let saved = Saved::load(dir);
     let log = fs::read_to_string(dir.join("log")).unwrap_or_default();
     let mut lines: Vec<String> = log.lines().map(str::to_owned).collect();
     // A line behind the last state was logged, and its batch not saved.
@@ -52,8 +59,9 @@ fn child() -> Result<()> {
             let noise: Vec<i64> = batch.values::<i64>("noise")?.into_owned();
             writeln!(log, "{epoch} {} {:?} {noise:?}", batch.step(), batch.samples()).map_err(failed)?;
             count += 1;
-            let saved = serde_json::to_vec(&Saved { lines: count, state: batch.state() }).expect("plain data");
-            fs::write(dir.join("saved.part"), saved).map_err(failed)?;
+            let lives = saved.iter().map(|saved| saved.ledger.clone()).chain([loader.ledger()]).collect::<Vec<_>>();
+            let now = Saved { lines: count, state: batch.state(), ledger: Ledger::sum(&lives)? };
+            fs::write(dir.join("saved.part"), serde_json::to_vec(&now).expect("plain data")).map_err(failed)?;
             fs::rename(dir.join("saved.part"), dir.join("saved")).map_err(failed)?;
         }
     }
@@ -81,6 +89,7 @@ fn fifty_kills_change_nothing() {
     let wanted = fs::read_to_string(whole.join("log")).unwrap();
     assert!(wanted.lines().count() > 70);
 
+    let ledger = Saved::load(&whole).unwrap().ledger;
     let mut rng = forebay::random::Key::new(5).rng();
     let (mut kills, mut runs) = (0, 0);
     while kills < 50 {
@@ -106,5 +115,7 @@ fn fifty_kills_change_nothing() {
             }
         }
         assert_eq!(fs::read_to_string(dir.join("log")).unwrap(), wanted, "run {runs}, {kills} kills so far");
+        let differences = Saved::load(&dir).unwrap().ledger.compare(&ledger);
+        assert!(differences.is_empty(), "run {runs}: {differences:?}");
     }
 }
