@@ -206,7 +206,7 @@ impl Loader {
     /// What the loop has taken so far, epoch by epoch, in sums: proof that another run delivered the same.
     ///
     /// It is of this rank; [`Ledger::sum`](crate::Ledger::sum) adds ranks up. What was prefetched and not taken is not in it. An epoch that is asked for again
-    /// is added again. Beside a checkpoint it belongs with the [`State`](crate::State) of the last batch: taken after `next()` has returned that batch,
+    /// is added again. Beside a checkpoint it belongs with the [`State`] of the last batch: taken after `next()` has returned that batch,
     /// it holds that batch and none behind.
     pub fn ledger(&self) -> crate::Ledger {
         self.shared.with_ledger(|ledger| ledger.clone())
