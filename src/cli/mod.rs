@@ -10,6 +10,7 @@ mod explain;
 mod head;
 mod index;
 mod inspect;
+mod ledger;
 mod look;
 mod replay;
 mod save;
@@ -62,6 +63,9 @@ enum Command {
     /// Write the indexes of shards, or check them.
     #[command(after_help = index::EXAMPLES)]
     Index(index::IndexingArgs),
+    /// Compare or add up what runs have delivered.
+    #[command(after_help = ledger::EXAMPLES)]
+    Ledger(ledger::LedgerArgs),
     /// Print the graph of a data set without reading any of it.
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::ExplainArgs),
@@ -146,6 +150,7 @@ fn run(command: Command, terminal: &Terminal) -> Result<Verdict, Failure> {
         Command::Head(args) => head::run(&args, terminal),
         Command::Verify(args) => verify::run(&args, terminal),
         Command::Index(args) => index::run(&args, terminal),
+        Command::Ledger(args) => ledger::run(&args, terminal),
         Command::Explain(args) => explain::run(&args, terminal),
         Command::Bench(args) => bench::run(&args, terminal),
         Command::Replay(args) => replay::run(&args, terminal),

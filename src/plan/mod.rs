@@ -6,6 +6,7 @@
 mod catalog;
 #[cfg(test)]
 mod compositions;
+pub(crate) mod ledger;
 pub(crate) mod mix;
 mod numbers;
 pub(crate) mod order;
@@ -15,6 +16,7 @@ pub(crate) mod state;
 pub(crate) mod steps;
 
 pub use catalog::Catalog;
+pub use ledger::{Difference, Ledger, Property, Sums};
 pub use mix::Exhausted;
 pub(crate) use permutation::Permutation;
 pub use shuffle::Shuffle;

@@ -184,6 +184,19 @@ impl Picked {
         }
     }
 
+    /// Sample id and pass of what stands at each position: of columns side by side, those of the first input.
+    pub(crate) fn drawn(&self) -> Vec<(u64, u64)> {
+        match self {
+            Picked::Rows(rows) => (0..rows.rows.len()).map(|row| (rows.id(row), rows.pass)).collect(),
+            Picked::Gathered { parts, from } => {
+                let parts: Vec<_> = parts.iter().map(Picked::drawn).collect();
+                from.iter().map(|&(part, index)| parts[part as usize][index as usize]).collect()
+            }
+            Picked::Zipped(parts) => parts[0].drawn(),
+            Picked::Enumerated { input, .. } | Picked::Applied { input, .. } => input.drawn(),
+        }
+    }
+
     /// Calls `f` for all rows of sources below.
     pub(crate) fn for_each_rows<'a>(&'a self, f: &mut impl FnMut(&'a PickedRows)) {
         match self {

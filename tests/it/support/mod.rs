@@ -7,6 +7,8 @@ pub(crate) mod shards;
 #[cfg(feature = "http")]
 pub(crate) mod slow_http;
 pub(crate) mod source;
+#[cfg(feature = "http")]
+pub(crate) mod web;
 
 use std::sync::mpsc;
 use std::time::Duration;
