@@ -144,7 +144,7 @@ fn odd_one(shared: &Shared, rows: u64, audit: &Audit) -> Option<OddOne> {
 fn for_each_sample(shared: &Shared, epoch: u64, rows: u64, mut f: impl FnMut(u64, u64, u64)) {
     let whole = Steps { rank: 0, world: 1, ..shared.pipeline.steps };
     let mut order = shared.pipeline.order.clone();
-    let frame = Frame { offset: 0, batch: whole.batch };
+    let frame = Frame::of_epoch(whole.batch);
     for step in 0..whole.per_epoch(rows) {
         let slots = whole.slots(step, rows);
         let mut at = slots.start;
