@@ -7,7 +7,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::order::{ENDLESS, Frame};
+use super::order::{ENDLESS, Frame, PADDING};
 use super::permutation::shuffle;
 use crate::error::{Error, Result};
 use crate::random::Key;
@@ -155,7 +155,7 @@ struct Window {
 
 /// Where a position of a mix leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct PartRow {
     pub(crate) part: usize,
     /// How often the part started over before.
     pub(crate) turn: u64,
@@ -189,14 +189,14 @@ impl Mixing {
     }
 
     /// Where a position leads in a pass.
-    pub(crate) fn place(&mut self, pass: u64, position: u64) -> Place {
+    pub(crate) fn place(&mut self, pass: u64, position: u64) -> PartRow {
         let at = self.phases.partition_point(|phase| phase.start <= position) - 1;
         let phase = &self.phases[at];
         let (window, place) = ((position - phase.start) / phase.length, (position - phase.start) % phase.length);
         let (part, nth) = self.window.draw(self.key, pass, phase.first + window, &phase.quotas)[place as usize];
         let row = phase.before[part as usize] + window * phase.quotas[part as usize] + u64::from(nth);
         let length = self.lengths[part as usize];
-        Place { part: part as usize, turn: row / length, position: row % length }
+        PartRow { part: part as usize, turn: row / length, position: row % length }
     }
 
     /// Rows that each part gave before a position, over all its turns.
@@ -231,7 +231,8 @@ impl Mixing {
 
     /// The pass of a part in one of its turns: each has its own over all epochs.
     pub(crate) fn pass_of(&self, pass: u64, part: usize, turn: u64) -> u64 {
-        pass.wrapping_mul(self.turns[part]).wrapping_add(turn)
+        let number = (pass & !PADDING).wrapping_mul(self.turns[part]).wrapping_add(turn);
+        number & !PADDING | pass & PADDING
     }
 
     /// How the positions of a part lie in the steps, from one of them on: where the part is slow for lack of others, too late rather
@@ -308,7 +309,7 @@ mod tests {
         Mixing::new(Key::new(seed), quotas, lengths.into(), exhausted)
     }
 
-    fn places(mixing: &mut Mixing, pass: u64, positions: Range<u64>) -> Vec<Place> {
+    fn places(mixing: &mut Mixing, pass: u64, positions: Range<u64>) -> Vec<PartRow> {
         positions.map(|position| mixing.place(pass, position)).collect()
     }
 
@@ -390,7 +391,7 @@ mod tests {
     #[test]
     fn windows_and_passes_have_orders_of_their_own() {
         let mut mixing = mixing(3, &[5, 5], &[500, 500], Exhausted::Stop);
-        let parts = |places: Vec<Place>| places.iter().map(|place| place.part).collect::<Vec<_>>();
+        let parts = |places: Vec<PartRow>| places.iter().map(|place| place.part).collect::<Vec<_>>();
         let windows: Vec<_> = (0..100).map(|w| parts(places(&mut mixing, 0, w * 10..w * 10 + 10))).collect();
         let distinct = windows.iter().collect::<std::collections::HashSet<_>>().len();
         // 252 orders of a window, 100 drawn: 83 distinct ones are expected.
@@ -460,9 +461,9 @@ mod tests {
             }
             if rows > 0 {
                 let cut = cut % rows;
-                let mut counted: Vec<Place> = Vec::new();
+                let mut counted: Vec<PartRow> = Vec::new();
                 for (part, turn, range) in backwards.ranges(1, cut..rows) {
-                    counted.extend(range.map(|position| Place { part, turn, position }));
+                    counted.extend(range.map(|position| PartRow { part, turn, position }));
                 }
                 let mut wanted = all[cut as usize..].to_vec();
                 wanted.sort_by_key(|place| (place.part, place.turn, place.position));

@@ -488,7 +488,7 @@ impl Order {
             }
             Order::Mix { mixing, inputs } if positions.start < positions.end && positions.end <= mixing.rows() => {
                 for (part, turn, range) in mixing.ranges(pass & !PADDING, positions) {
-                    let pass = mixing.pass_of(pass & !PADDING, part, turn) | (pass & PADDING);
+                    let pass = mixing.pass_of(pass, part, turn);
                     let frame = frame.map(|f| mixing.frame(f, part, turn, range.start));
                     inputs[part].ahead(range, pass, frame, out);
                 }
@@ -604,7 +604,7 @@ impl Order {
                 });
                 gathered(groups, |group, positions| {
                     let (part, turn) = ((group % parts) as usize, group / parts);
-                    let pass = mixing.pass_of(pass & !PADDING, part, turn) & !PADDING | (pass & PADDING);
+                    let pass = mixing.pass_of(pass, part, turn);
                     let frame = frame.map(|f| mixing.frame(f, part, turn, positions.index[0]));
                     inputs[part].pick(positions, pass, frame, arrivals)
                 })
