@@ -89,7 +89,7 @@ pub use engine::{Budget, Scheduler};
 pub use error::{Error, ErrorKind, Place, Result};
 pub use format::tfrecord::Compression;
 pub use loader::{Epoch, Loader, LoaderBuilder, Replay, Skip, World};
-pub use plan::{Remainder, Shuffle, State};
+pub use plan::{Exhausted, Ledger, Remainder, Shuffle, State};
 pub use schema::{Column, Dtype, Element, Missing, Shape, bytes, float32, int64};
 pub use source::Source;
 pub use source::tfrecord::Index;

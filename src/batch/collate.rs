@@ -48,6 +48,8 @@ pub(crate) struct Sample {
     pub(crate) pass: u64,
     /// Which of the rows that a flat_map made of it.
     pub(crate) part: u32,
+    /// The checksum of the record that it was read from.
+    pub(crate) checksum: u32,
 }
 
 impl Sample {
@@ -390,7 +392,7 @@ mod tests {
 
     fn rows(columns: Vec<(&str, ArrayRef)>) -> Rows {
         let rows = RecordBatch::try_from_iter(columns).unwrap();
-        let samples = (0..rows.num_rows() as u64).map(|id| Sample { id, pass: 0, part: 0 }).collect();
+        let samples = (0..rows.num_rows() as u64).map(|id| Sample { id, pass: 0, part: 0, checksum: 0 }).collect();
         Rows { rows, samples }
     }
 

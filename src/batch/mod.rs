@@ -11,6 +11,7 @@ use arrow::array::{ArrayRef, AsArray};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::State;
+use crate::plan::Sums;
 use crate::plan::state::{Identity, Progress};
 use crate::schema::{Column, Element};
 use buffer::Buffer;
@@ -40,6 +41,8 @@ pub struct Batch {
     pub(crate) len: usize,
     pub(crate) step: u64,
     pub(crate) samples: Vec<u64>,
+    /// What it adds to the loader's ledger.
+    pub(crate) sums: Sums,
     /// Where the run stands behind this batch, and which run it is.
     pub(crate) progress: Progress,
     pub(crate) identity: Arc<Identity>,

@@ -74,7 +74,7 @@ pub(super) struct ExplainArgs {
 
 /// The value of `--shuffle`.
 #[derive(Clone, Copy, Debug)]
-struct Shuffled(Shuffle);
+pub(super) struct Shuffled(pub(super) Shuffle);
 
 impl FromStr for Shuffled {
     type Err = String;

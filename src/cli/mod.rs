@@ -10,7 +10,9 @@ mod explain;
 mod head;
 mod index;
 mod inspect;
+mod ledger;
 mod look;
+mod replay;
 mod save;
 mod scan;
 mod shards;
@@ -61,12 +63,18 @@ enum Command {
     /// Write the indexes of shards, or check them.
     #[command(after_help = index::EXAMPLES)]
     Index(index::IndexingArgs),
+    /// Compare or add up what runs have delivered.
+    #[command(after_help = ledger::EXAMPLES)]
+    Ledger(ledger::LedgerArgs),
     /// Print the graph of a data set without reading any of it.
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::ExplainArgs),
     /// Measure a whole loader, beside what the machine can do at all.
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
+    /// Say which samples a step of a run held, and where they lie.
+    #[command(after_help = replay::EXAMPLES)]
+    Replay(replay::ReplayArgs),
     /// Make TFRecord shards of a folder of images, or of shards of another size or compression.
     Convert(Box<convert::ConvertArgs>),
     /// Print a script that completes arguments in a shell.
@@ -142,8 +150,10 @@ fn run(command: Command, terminal: &Terminal) -> Result<Verdict, Failure> {
         Command::Head(args) => head::run(&args, terminal),
         Command::Verify(args) => verify::run(&args, terminal),
         Command::Index(args) => index::run(&args, terminal),
+        Command::Ledger(args) => ledger::run(&args, terminal),
         Command::Explain(args) => explain::run(&args, terminal),
         Command::Bench(args) => bench::run(&args, terminal),
+        Command::Replay(args) => replay::run(&args, terminal),
         Command::Convert(args) => convert::run(&args, terminal),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::TfRecord;
 use super::function::{FilterFn, FlatMapFn, MapBatchFn, MapFn};
 use crate::batch::Pad;
-use crate::plan::{Remainder, Shuffle};
+use crate::plan::{Exhausted, Remainder, Shuffle, mix};
 use crate::schema::Column;
 use crate::source::Source;
 use crate::transform::image::Image;
@@ -21,6 +21,7 @@ pub(crate) enum Node {
     Shuffle { input: Arc<Node>, shuffle: Shuffle },
     Interleave { input: Arc<Node>, cycle: usize, run: u64 },
     Concat { inputs: Vec<Arc<Node>> },
+    Mix { inputs: Vec<Arc<Node>>, weights: Vec<f64>, exhausted: Exhausted },
     Zip { inputs: Vec<Arc<Node>> },
     Repeat { input: Arc<Node>, times: Option<u64> },
     Take { input: Arc<Node>, rows: u64 },
@@ -83,7 +84,7 @@ impl Node {
     pub(crate) fn inputs(&self) -> &[Arc<Node>] {
         match self {
             Node::Files(_) | Node::Source(_) => &[],
-            Node::Concat { inputs } | Node::Zip { inputs } => inputs,
+            Node::Concat { inputs } | Node::Mix { inputs, .. } | Node::Zip { inputs } => inputs,
             Node::Columns { input, .. }
             | Node::Apply { input, .. }
             | Node::Shuffle { input, .. }
@@ -141,6 +142,14 @@ impl fmt::Display for Node {
             Node::Shuffle { shuffle, .. } => write!(f, "shuffle {shuffle}"),
             Node::Interleave { cycle, run, .. } => write!(f, "interleave {cycle} shards, {run} rows in turn"),
             Node::Concat { .. } => f.write_str("concat"),
+            Node::Mix { weights, exhausted, .. } => {
+                // As they are rounded; faulty ones are refused before anything comes of them.
+                let weights = match mix::quotas(weights) {
+                    Ok(quotas) => quotas.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                    Err(_) => weights.iter().map(ToString::to_string).collect(),
+                };
+                write!(f, "mix {}, {exhausted}", weights.join(" : "))
+            }
             Node::Zip { .. } => f.write_str("zip"),
             Node::Repeat { times: Some(times), .. } => write!(f, "repeat {times} times"),
             Node::Repeat { times: None, .. } => f.write_str("repeat forever"),

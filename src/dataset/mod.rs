@@ -14,7 +14,7 @@ use arrow::array::{ArrayRef, RecordBatch};
 use crate::error::{Error, Result};
 use crate::format::tfrecord::Compression;
 use crate::loader::LoaderBuilder;
-use crate::plan::{Remainder, Shuffle};
+use crate::plan::{Exhausted, Remainder, Shuffle};
 use crate::schema::Column;
 use crate::source::{Memory, Source};
 use crate::transform::image::Image;
@@ -289,6 +289,45 @@ impl Dataset {
     #[must_use]
     pub fn concat(&self, next: &Dataset) -> Self {
         self.then(|input| Node::Concat { inputs: vec![input, next.node.clone()] })
+    }
+
+    /// The rows of several data sets in the proportions of their weights: of 10 samples 7 of the one and 3 of the other, in every run of 10. All
+    /// need the same columns.
+    ///
+    /// Weights are proportions: 7 and 3 are the same as 0.7 and 0.3. Whole numbers are kept exactly while they come to at most 65,536 (after
+    /// division by what they have in common); others are rounded to thousandths of their sum. [`explain`](Self::explain) shows
+    /// what they became. `exhausted` says what happens when a part has given its last row.
+    ///
+    /// # Order
+    /// The positions of an epoch lie in windows of as many as the weights come to, here 10, each in an order of its own, a function of
+    /// (seed, epoch, window). Rows of a part come in its own order: shuffle the parts, each with a buffer of its own, rather than the mix.
+    /// A shuffle of the mix keeps the proportions of the whole epoch only. Functions that the parts have in common, images above all, stand best
+    /// behind the mix: then pixels are decoded into the batch, and not copied from their part.
+    ///
+    /// # Errors
+    /// `build()` refuses weights that are not above 0, parts whose columns differ, and parts whose rows cannot be counted beforehand: shards without an
+    /// index, and rows behind a `filter` or `flat_map`. Filter the mix instead.
+    ///
+    /// # Example
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use arrow::array::Int64Array;
+    /// use forebay::{Dataset, Exhausted, Shuffle};
+    ///
+    /// # let numbers = |range: std::ops::Range<i64>| Dataset::from_columns([("x", Arc::new(Int64Array::from_iter_values(range)) as _)]);
+    /// let web = numbers(0..1000)?.shuffle(Shuffle::buffer(256));
+    /// let code = numbers(1000..1100)?.shuffle(Shuffle::buffer(64));
+    /// let mix = Dataset::mix([(web, 0.7), (code, 0.3)], Exhausted::Stop);
+    /// for batch in mix.batch(30).loader().seed(42).build()? {
+    ///     assert_eq!(batch?.values::<i64>("x")?.iter().filter(|&&x| x < 1000).count(), 21);
+    /// }
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    #[must_use]
+    pub fn mix(parts: impl IntoIterator<Item = (Dataset, impl Into<f64>)>, exhausted: Exhausted) -> Self {
+        let parts = parts.into_iter().map(|(part, weight)| (part.node, weight.into()));
+        let (inputs, weights) = parts.unzip();
+        Self::new(Node::Mix { inputs, weights, exhausted })
     }
 
     /// Columns of this data set and `other` side by side, row by row, until the shorter one ends. Names must differ, but for

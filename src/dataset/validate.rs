@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Dataset;
 use super::graph::{Function, Node, visit};
 use crate::error::{Error, ErrorKind, Result};
+use crate::plan::{Exhausted, mix};
 
 /// One error for all mistakes of a configuration.
 pub(crate) fn all_of(mut mistakes: Vec<Error>) -> Result<()> {
@@ -29,8 +30,10 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
     let mut mistakes = Vec::new();
     let mut add = |message: String, advice: &'static str| mistakes.push(Error::config(message).advice(advice));
     let mut batches = 0;
+    let mut weights_wrong = Vec::new();
     visit(&dataset.node, &mut |node| {
         match node {
+            Node::Mix { weights, .. } => weights_wrong.extend(mix::quotas(weights).err()),
             Node::Batch { size, .. } => {
                 batches += 1;
                 if *size == 0 {
@@ -59,6 +62,9 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
             }
             Node::Enumerate { input, .. } => Some((input, "enumerate numbers")),
             Node::Zip { inputs } => inputs.iter().find(|input| changes_rows(input)).map(|input| (input, "zip pairs")),
+            Node::Mix { inputs, .. } => {
+                inputs.iter().find(|input| changes_rows(input)).map(|input| (input, "mix counts"))
+            }
             _ => None,
         };
         if let Some((input, verb)) = needs_positions
@@ -108,6 +114,7 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
             "give each .map(), .filter(), .flat_map() and .map_batch() its own name",
         );
     }
+    mistakes.extend(weights_wrong);
     mistakes
 }
 
@@ -121,7 +128,9 @@ fn endless(node: &Arc<Node>) -> bool {
     match &**node {
         Node::Repeat { times: None, .. } => true,
         Node::Take { .. } => false,
-        Node::Zip { inputs } => inputs.iter().all(endless),
+        Node::Zip { inputs } | Node::Mix { inputs, exhausted: Exhausted::Stop | Exhausted::Repeat, .. } => {
+            inputs.iter().all(endless)
+        }
         other => other.inputs().iter().any(endless),
     }
 }

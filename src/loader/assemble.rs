@@ -9,11 +9,13 @@ use super::evaluate::{Blocks, Env, Evaluated, locate};
 use super::replay::origins;
 use super::run::{Evaluation, Kept, Run};
 use super::skip::{Drawn, is_bad_record};
-use crate::batch::collate::{self, Filling, Rows, Slots};
+use crate::batch::collate::{self, Filling, Rows, Sample, Slots};
 use crate::batch::{Batch, BatchColumn};
 use crate::engine::budget::Grant;
 use crate::engine::pool::{Level, no_panic};
 use crate::error::{Error, Result};
+use crate::plan::Sums;
+use crate::plan::ledger::id_term;
 use crate::plan::state::Progress;
 use crate::transform::image::Scratch;
 
@@ -28,6 +30,8 @@ pub(crate) struct Assembly {
     /// What comes behind these rows in place of more.
     pub(crate) error: Option<Error>,
     pub(crate) drawn: Drawn,
+    /// The row behind each slot that a bad record left empty, where rows are positions.
+    pub(crate) gaps: Vec<u64>,
     /// Blocks that the rows point into.
     pub(crate) kept: Vec<Kept>,
     /// Bytes of the batch, once they are known.
@@ -53,7 +57,11 @@ impl Assembly {
     pub(crate) fn of_step(evaluation: Evaluation) -> Option<Self> {
         let Evaluation { epoch, step, chunks, kept, .. } = evaluation;
         let (mut rows, mut error, mut drawn) = (Vec::with_capacity(chunks.len()), None, Drawn::default());
+        let mut gaps = Vec::new();
         for chunk in chunks {
+            for (position, _) in &chunk.evaluated.skipped {
+                gaps.push(drawn.samples + u64::from(*position) - gaps.len() as u64);
+            }
             drawn.add(&chunk);
             error = chunk.evaluated.error;
             if chunk.evaluated.rows.len() > 0 {
@@ -65,7 +73,7 @@ impl Assembly {
         }
         let some = !rows.is_empty() || error.is_some() || !drawn.skipped.is_empty();
         let progress = Progress { epoch, step: step + 1, ..Progress::default() };
-        some.then(|| Self { number: 0, step, progress, rows, error, drawn, kept: vec![kept], bytes: 0 })
+        some.then(|| Self { number: 0, step, progress, rows, error, drawn, gaps, kept: vec![kept], bytes: 0 })
     }
 
     /// Applies the functions of whole batches, allocates, and starts filling. Runs on the pool.
@@ -139,7 +147,7 @@ impl Assembly {
                 parts.push(None);
                 continue;
             }
-            let samples = rows.iter().flat_map(|rows| rows.samples.iter().map(|sample| sample.id)).collect();
+            let samples = rows.iter().flat_map(|rows| rows.samples.iter().copied()).collect();
             let bytes = collate::batch_bytes(&shared.pipeline.layouts, &rows);
             let share = grant.split_off(bytes);
             let (filling, slots) = collate::begin(&shared.pipeline.layouts, &rows, shared.allocator)?;
@@ -160,6 +168,7 @@ impl Assembly {
             error: self.error,
             drawn: Mutex::new(self.drawn),
             total,
+            gaps: self.gaps,
             kept: self.kept,
         };
         Ok((Arc::new(work), tasks))
@@ -179,6 +188,7 @@ struct Work {
     error: Option<Error>,
     drawn: Mutex<Drawn>,
     total: usize,
+    gaps: Vec<u64>,
     /// Blocks that the rows point into.
     kept: Vec<Kept>,
 }
@@ -194,7 +204,7 @@ struct Fill {
 /// A lane's part of it.
 struct Part {
     filling: Filling,
-    samples: Vec<u64>,
+    samples: Vec<Sample>,
     /// Its first row.
     start: usize,
     grant: Grant,
@@ -246,15 +256,20 @@ impl Work {
             .and_then(|ends| ends.into_iter().next())
             .map(|(row, error)| (row, if is_bad_record(&error) { error.or_leave_out() } else { error }));
         let (end, error) = ended.map_or_else(|| (self.total, self.error.clone()), |(row, error)| (row, Some(error)));
+        let term = |row: usize| {
+            let part = parts.iter().flatten().rfind(|part| part.start <= row).expect("rows belong to parts");
+            let sample = part.samples[row - part.start];
+            id_term(sample.id, sample.part, sample.pass)
+        };
+        drawn.skipped.extend(bad.iter().map(|(row, error)| (error.clone(), term(*row))));
         let counters = &run.shared.counters;
         let start = Instant::now();
         let mut finished = Vec::with_capacity(parts.len());
         for (part, device) in parts.into_iter().zip(&run.devices) {
-            let Some(Part { filling, mut samples, start, grant }) = part else {
+            let Some(Part { filling, samples, start, grant }) = part else {
                 finished.push(Finished { batch: None, grant: None });
                 continue;
             };
-            let whole = samples.len();
             let kept = kept(start, samples.len().min(end.saturating_sub(start)), &bad);
             let len = kept.iter().map(ExactSizeIterator::len).sum();
             if len == 0 {
@@ -263,21 +278,32 @@ impl Work {
             }
             counters.collate.add(0, grant.bytes());
             counters.deliver.add(len as u64, grant.bytes());
-            if len < whole {
-                samples = kept.iter().flat_map(|rows| &samples[rows.clone()]).copied().collect();
-            }
+            let sums = self.sums(run, kept.iter().cloned().flatten().map(|row| (start + row, samples[row])));
+            let samples: Vec<u64> =
+                kept.iter().flat_map(|rows| &samples[rows.clone()]).map(|sample| sample.id).collect();
             let columns = filling.finish(&kept, run.shared.allocator)?;
             let columns = deliver(columns, device)?;
             let (progress, identity) = (self.progress.clone(), run.shared.pipeline.identity.clone());
             let origins =
                 if run.shared.traced { origins(&run.shared.pipeline, &self.kept, &samples) } else { Vec::new() };
-            let batch = Batch { columns, len, step: self.step, samples, progress, identity, origins };
+            let batch = Batch { columns, len, step: self.step, samples, sums, progress, identity, origins };
             finished.push(Finished { batch: Some(batch), grant: Some(grant) });
         }
         counters.deliver.busy(start.elapsed());
-        drawn.skipped.extend(bad.into_iter().map(|(_, error)| error));
         let error = error.or_else(|| missing_part(run, self.step, &finished, &drawn));
         Ok(Assembled { lanes: finished, error, drawn })
+    }
+
+    /// The sums of some rows, counted over all lanes.
+    fn sums(&self, run: &Run, rows: impl Iterator<Item = (usize, Sample)>) -> Sums {
+        let steps = run.shared.pipeline.steps;
+        let first = self.step * steps.batch + steps.rank * (steps.batch / steps.world);
+        let mut sums = Sums::default();
+        for (row, Sample { id, pass, part, checksum }) in rows {
+            let slot = row + self.gaps.partition_point(|&behind| behind <= row as u64);
+            sums.deliver(id, part, pass, first + slot as u64, checksum);
+        }
+        sums
     }
 }
 
@@ -301,7 +327,7 @@ fn kept(start: usize, len: usize, bad: &[(usize, Error)]) -> Vec<Range<usize>> {
 /// The error of a step in which others have samples, and a rank or device has none, because all of its were bad.
 fn missing_part(run: &Run, step: u64, lanes: &[Finished], drawn: &Drawn) -> Option<Error> {
     let alone = run.shared.pipeline.steps.world == 1 && lanes.len() == 1 || run.shared.pipeline.expands;
-    let bad = drawn.skipped.last().filter(|_| !alone && lanes.iter().any(|lane| lane.batch.is_none()))?;
+    let (bad, _) = drawn.skipped.last().filter(|_| !alone && lanes.iter().any(|lane| lane.batch.is_none()))?;
     Some(bad.clone().advice(format!(
         "it leaves a rank or device without any sample of step {step}, while others have some: mend the shards, or take larger batches"
     )))

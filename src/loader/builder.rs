@@ -18,9 +18,9 @@ use crate::engine::io::Io;
 use crate::engine::pool::Pool;
 use crate::engine::{Budget, Scheduler};
 use crate::error::{Error, Result};
-use crate::plan::State;
 use crate::plan::shuffle::PIECES_PER_STREAM;
 use crate::plan::steps::Steps;
+use crate::plan::{Ledger, State};
 use crate::source::tfrecord::{self, Index, Opened, Wanted};
 use crate::store::StoreOptions;
 use crate::telemetry::Counters;
@@ -193,17 +193,20 @@ impl LoaderBuilder {
 
         let io = Io::new(self.scheduler)?;
         let store = self.store.clone().build();
-        let mut opened = HashMap::new();
+        let (mut opened, mut notes) = (HashMap::new(), Vec::new());
         for (node, files, request) in requests(&self.dataset)? {
             let wanted = self.wanted(&request, steps);
             let open = tfrecord::open(store.clone(), files.patterns.clone(), files.options.clone(), wanted);
-            let leaf = match io.wait(open)? {
+            let opening = io.wait(open)?;
+            notes.extend(opening.notes);
+            let leaf = match opening.opened {
                 Opened::Indexed(shards) => Leaf::Indexed(Arc::new(shards)),
                 Opened::Arriving(shards) => Leaf::Arriving(Arc::new(shards)),
             };
             opened.insert(Arc::as_ptr(node), leaf);
         }
-        let pipeline = lower(&self.dataset, &opened, steps, seed)?;
+        let mut pipeline = lower(&self.dataset, &opened, steps, seed)?;
+        pipeline.notes.splice(0..0, notes);
         let shared = Shared {
             chunk_rows: chunk_rows(&self.dataset),
             alive: Arc::default(),
@@ -216,6 +219,7 @@ impl LoaderBuilder {
             seed,
             skip: self.skip,
             skipped: Log::default(),
+            ledger: Mutex::new(Ledger::new(&pipeline.identity)),
             traced: false,
             pipeline,
         };

@@ -7,6 +7,7 @@ use std::time::Instant;
 use arrow::array::{ArrayRef, AsArray, FixedSizeListArray, Int64Array, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute::{interleave_record_batch, take_record_batch};
 use arrow::datatypes::{Field, Schema};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::lower::Stage;
 use super::skip::is_bad_record;
@@ -169,7 +170,7 @@ impl Env<'_> {
             if any_bad { self.leave_bad(picked, &blocks) } else { Sound::all(&picked.rows) };
         let sample = |&(block, row): &(usize, usize)| {
             let id = picked.blocks[block].first_id + row as u64;
-            Sample { id, pass: picked.pass, part: 0 }
+            Sample { id, pass: picked.pass, part: 0, checksum: blocks[block].decoded.checksums[row] }
         };
         let samples = at.iter().map(sample).collect();
         let sources: Vec<&RecordBatch> = blocks.iter().map(|block| &block.decoded.rows).collect();
@@ -544,9 +545,14 @@ fn zip(mut parts: Vec<Evaluated>) -> Result<Evaluated> {
     let error = parts.iter().filter(|part| part.rows.len() == shortest).find_map(|part| part.error.clone());
     let mut parts = parts.into_iter();
     let first = parts.next().expect("zip has inputs");
-    let samples = first.rows.samples[..shortest].to_vec();
+    let mut samples = first.rows.samples[..shortest].to_vec();
     let mut rows = first.rows.rows.slice(0, shortest);
     for part in parts {
+        // The row is the first input's; what was put beside it is part of its bytes.
+        for (sample, beside) in samples.iter_mut().zip(&part.rows.samples) {
+            let beside = [u64::from(sample.checksum), beside.id, u64::from(beside.checksum)];
+            sample.checksum = xxh3_64(bytemuck::cast_slice(&beside.map(u64::to_le))) as u32;
+        }
         let part = part.rows.rows.slice(0, shortest);
         let columns: Vec<_> = part.schema_ref().fields().iter().zip(part.columns()).collect();
         let new = columns.into_iter().filter(|(field, _)| rows.column_by_name(field.name()).is_none());

@@ -10,11 +10,12 @@ use crate::dataset::Dataset;
 use crate::dataset::graph::{Files, Function, Node, visit};
 use crate::dataset::validate::{all_of, changes_rows};
 use crate::error::{Error, ErrorKind, Result};
+use crate::plan::mix::{self, Mixing};
 use crate::plan::order::{ENDLESS, Lanes, Order, Turns};
 use crate::plan::shuffle::ShuffledOrder;
 use crate::plan::state::{Identity, Progress};
 use crate::plan::steps::Steps;
-use crate::plan::{Cursor, DataMark, Remainder, Shuffle};
+use crate::plan::{Cursor, DataMark, Exhausted, Remainder, Shuffle};
 use crate::random::Key;
 use crate::schema::{Column, Dtype, Shape};
 use crate::source::{Arriving, Source};
@@ -221,6 +222,7 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
                     let reason = match other {
                         Node::Zip { .. } => "zip",
                         Node::Concat { .. } => "concat",
+                        Node::Mix { .. } => "mix",
                         Node::Interleave { .. } => "interleave",
                         Node::Skip { .. } => "skip",
                         _ => "repeat",
@@ -294,6 +296,7 @@ struct Lowered {
 
 struct Lowering<'a> {
     opened: &'a HashMap<*const Node, Leaf>,
+    /// How the node at hand is dealt to streams: below a mix in smaller steps than those of the epoch.
     steps: Steps,
     seed: Key,
     leaves: Vec<(*const Node, Leaf, u64)>,
@@ -301,6 +304,8 @@ struct Lowering<'a> {
     enumerated: Vec<Column>,
     /// The shuffle nodes met so far: one that feeds two branches has one order in both.
     shuffles: Vec<*const Node>,
+    /// The same of mixes.
+    mixes: Vec<*const Node>,
     mistakes: Vec<Error>,
     notes: Vec<String>,
 }
@@ -321,6 +326,7 @@ pub(crate) fn lower(
         stages: Vec::new(),
         enumerated: Vec::new(),
         shuffles: Vec::new(),
+        mixes: Vec::new(),
         mistakes: Vec::new(),
         notes: Vec::new(),
     };
@@ -454,6 +460,7 @@ impl Lowering<'_> {
             Node::Shuffle { .. }
                 | Node::Interleave { .. }
                 | Node::Concat { .. }
+                | Node::Mix { .. }
                 | Node::Repeat { .. }
                 | Node::Take { .. }
                 | Node::Skip { .. }
@@ -488,17 +495,15 @@ impl Lowering<'_> {
             Node::Shuffle { input, shuffle } if shuffle.is_none() => self.node(input),
             Node::Shuffle { input, shuffle } => {
                 let lowered = self.node(input);
-                let number = self.shuffles.iter().position(|&known| known == Arc::as_ptr(node)).unwrap_or_else(|| {
-                    self.shuffles.push(Arc::as_ptr(node));
-                    self.shuffles.len() - 1
-                });
-                self.shuffle(lowered, *shuffle, number as u64)
+                let number = number_among(&mut self.shuffles, node);
+                self.shuffle(lowered, *shuffle, number)
             }
             Node::Interleave { input, cycle, run } => {
                 let lowered = self.node(input);
                 match lowered.order.shards() {
                     Some(shards) => {
-                        boxed(lowered, &|input| Order::Interleave { lanes: Lanes::new(&shards, *cycle, *run), input })
+                        let lanes = Arc::new(Lanes::new(&shards, *cycle, *run));
+                        boxed(lowered, &|input| Order::Interleave { lanes: lanes.clone(), input })
                     }
                     None => {
                         self.mistake(
@@ -510,21 +515,41 @@ impl Lowering<'_> {
                 }
             }
             Node::Concat { inputs } => {
-                let parts: Vec<Lowered> = inputs.iter().map(|input| self.node(input)).collect();
-                let parts: Vec<Lowered> = parts.into_iter().map(|part| self.decode_images(part)).collect();
-                let names =
-                    |lowered: &Lowered| lowered.columns.iter().map(|c| c.column.to_string()).collect::<Vec<_>>();
-                if let Some(other) = parts[1..].iter().find(|part| names(part) != names(&parts[0])) {
-                    let (first, other) = (names(&parts[0]).join(", "), names(other).join(", "));
-                    self.mistake(
-                        format!("concat of different columns: {first} and {other}"),
-                        "choose the same with .columns() in both",
-                    );
+                let parts = inputs.iter().map(|input| self.node(input)).collect();
+                let (orders, columns) = self.alike("concat", parts);
+                Lowered { order: Order::Concat(orders), columns, path: Vec::new() }
+            }
+            Node::Mix { inputs, weights, exhausted } => {
+                let number = number_among(&mut self.mixes, node);
+                let quotas = mix::quotas(weights).expect("validated");
+                let (steps, window) = (self.steps, quotas.iter().sum::<u64>());
+                if steps.world > 1 && !steps.holds_windows_of(window) {
+                    let whole = window * steps.world;
+                    self.notes.push(format!(
+                        "windows of {window} samples of a mix are cut by the ranks' shares: each rank reads blocks of its shuffled parts that others read as well; a batch of a multiple of {whole} would mend it"
+                    ));
                 }
-                let mut columns = parts[0].columns.clone();
-                columns.iter_mut().for_each(|carried| carried.leaf = None);
-                let order = Order::Concat(parts.into_iter().map(|part| part.order).collect());
-                Lowered { order, columns, path: Vec::new() }
+                let mut parts = Vec::new();
+                for (input, &quota) in inputs.iter().zip(&quotas) {
+                    self.steps = steps.thinned(quota, window);
+                    parts.push(self.node(input));
+                }
+                self.steps = steps;
+                let (orders, columns) = self.alike("mix", parts);
+                let lengths: Vec<u64> = orders.iter().map(|order| order.rows().unwrap_or(ENDLESS)).collect();
+                for (part, (&rows, &quota)) in lengths.iter().zip(&quotas).enumerate() {
+                    if rows == 0 || rows < quota && *exhausted == Exhausted::Stop {
+                        self.mistake(
+                            format!(
+                                "part {part} of a mix has {rows} rows, and {quota} of every {window} are to be of it"
+                            ),
+                            "leave it out, or take Exhausted::Drop or Repeat where it has any",
+                        );
+                    }
+                }
+                let key = self.seed.with("mix").with_number(number);
+                let mixing = Mixing::new(key, &quotas, lengths, *exhausted);
+                Lowered { order: Order::Mix { mixing, inputs: orders }, columns, path: Vec::new() }
             }
             Node::Zip { inputs } => {
                 let (mut orders, mut columns, mut path) = (Vec::new(), Vec::<Carried>::new(), Vec::new());
@@ -573,6 +598,22 @@ impl Lowering<'_> {
                 self.node(input)
             }
         }
+    }
+
+    /// The orders of parts that follow each other, and their columns, which must be the same.
+    fn alike(&mut self, verb: &str, parts: Vec<Lowered>) -> (Vec<Order>, Vec<Carried>) {
+        let parts: Vec<Lowered> = parts.into_iter().map(|part| self.decode_images(part)).collect();
+        let names = |lowered: &Lowered| lowered.columns.iter().map(|c| c.column.to_string()).collect::<Vec<_>>();
+        if let Some(other) = parts[1..].iter().find(|part| names(part) != names(&parts[0])) {
+            let (first, other) = (names(&parts[0]).join(", "), names(other).join(", "));
+            self.mistake(
+                format!("{verb} of different columns: {first} and {other}"),
+                "choose the same with .columns() in both",
+            );
+        }
+        let mut columns = parts[0].columns.clone();
+        columns.iter_mut().for_each(|carried| carried.leaf = None);
+        (parts.into_iter().map(|part| part.order).collect(), columns)
     }
 
     fn no_column(&mut self, columns: &[Carried], name: &str, verb: &str) {
@@ -719,6 +760,15 @@ impl Lowering<'_> {
         lowered.order = Order::Shuffle { order, input: Box::new(lowered.order) };
         lowered
     }
+}
+
+/// The number of a node among those of its kind, in the order in which they were met.
+fn number_among(met: &mut Vec<*const Node>, node: &Arc<Node>) -> u64 {
+    let number = met.iter().position(|&known| known == Arc::as_ptr(node)).unwrap_or_else(|| {
+        met.push(Arc::as_ptr(node));
+        met.len() - 1
+    });
+    number as u64
 }
 
 /// Shapes with the same number of elements in the same raggedness: Arrow does not know inner extents.

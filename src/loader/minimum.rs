@@ -22,7 +22,7 @@ pub(crate) fn smallest_budget(shared: &Shared, epoch: u64, batch_bytes: u64) -> 
     for step in 0..count.min(ROWS / steps.batch.min(ROWS)) {
         let slots = steps.slots(step, rows);
         let positions = Positions::new((slots.start.min(rows)..slots.end.min(rows)).collect(), step);
-        let frame = Frame { offset: 0, batch: steps.batch };
+        let frame = Frame::of_epoch(steps.batch);
         let picked = order.pick(positions, epoch, Some(frame), &arrivals).ok()?;
         picked.for_each_rows(&mut |rows| {
             for &PickedBlock { block, hold, .. } in &rows.blocks {

@@ -7,6 +7,7 @@ mod assemble;
 mod builder;
 mod epoch;
 mod evaluate;
+mod ledger;
 mod lower;
 mod minimum;
 mod rebatch;
@@ -29,6 +30,8 @@ use crate::dataset::graph::Function;
 use crate::device::{Delivery, Device, copier_for};
 use crate::error::{Error, Result};
 use crate::plan::State;
+#[cfg(feature = "cli")]
+use crate::plan::state::Identity;
 use crate::plan::state::Progress;
 use crate::telemetry::{FunctionCounter, Report};
 use run::{Run, Shared};
@@ -134,6 +137,12 @@ impl Loader {
         Ok(())
     }
 
+    /// What all its states have in common.
+    #[cfg(feature = "cli")]
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.shared.pipeline.identity
+    }
+
     /// Ends what is under way.
     fn supersede(&mut self) {
         let mut current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -192,6 +201,44 @@ impl Loader {
     pub fn steps_per_epoch(&self) -> Option<u64> {
         let pipeline = &self.shared.pipeline;
         pipeline.steps.stated.or_else(|| Some(pipeline.steps.per_epoch(pipeline.known_rows()?)))
+    }
+
+    /// What the loop has taken so far, epoch by epoch, in sums: proof that another run delivered the same.
+    ///
+    /// It is of this rank; [`Ledger::sum`](crate::Ledger::sum) adds ranks up. What was prefetched and not taken is not in it. An epoch that is asked for again
+    /// is added again. Beside a checkpoint it belongs with the [`State`] of the last batch: taken after `next()` has returned that batch,
+    /// it holds that batch and none behind.
+    pub fn ledger(&self) -> crate::Ledger {
+        self.shared.with_ledger(|ledger| ledger.clone())
+    }
+
+    /// Whether a ledger, summed over all ranks, holds all of an epoch: every sample of the plan as often as the plan says, in its place.
+    ///
+    /// Nothing is read for it: the plan of the epoch is walked, on this thread. Checksums of what is stored are not in the plan, so the ledger's
+    /// third sum is not looked at; two runs are compared by it. Where bad records were left out they count as had, and the places of the
+    /// others cannot be verified.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the epoch is not complete: the message says how many samples are missing or too
+    /// many, which one where it is only one, or which rank's are. [`ErrorKind::Config`](crate::ErrorKind::Config) if the ledger is of another
+    /// run, and for data sets that cannot be planned beforehand: behind a filter or flat_map, endless ones, and shards without an index.
+    ///
+    /// # Example
+    /// ```
+    /// # use std::sync::Arc;
+    /// # let numbers = arrow::array::Int64Array::from_iter_values(0..100);
+    /// # let dataset = forebay::Dataset::from_columns([("x", Arc::new(numbers) as _)])?;
+    /// let mut loader = dataset.shuffle(forebay::Shuffle::buffer(10)).batch(10).loader().build()?;
+    /// loader.epoch(0).try_for_each(|batch| batch.map(drop))?;
+    /// loader.verify_epoch(0, &loader.ledger())?;
+    ///
+    /// loader.epoch(1).take(3).try_for_each(|batch| batch.map(drop))?;
+    /// let error = loader.verify_epoch(1, &loader.ledger()).unwrap_err();
+    /// assert!(error.to_string().contains("30 samples were delivered, all of the first 3 of 10 steps"));
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    pub fn verify_epoch(&self, epoch: u64, ledger: &crate::Ledger) -> Result<()> {
+        ledger::verify(&self.shared, epoch, ledger)
     }
 
     /// What was done so far, stage by stage, and what the loop waited for.

@@ -44,7 +44,7 @@ struct Stream {
     /// Positions since the last one that became a row.
     barren: u64,
     /// Positions that were left out and are not counted yet.
-    skipped: VecDeque<(u64, Error)>,
+    skipped: VecDeque<(u64, (Error, u128))>,
     /// What comes behind the last piece.
     error: Option<Error>,
 }
@@ -224,7 +224,8 @@ impl Rebatch {
         let cursors = self.streams.iter().map(|stream| stream.cursor).collect();
         self.step += 1;
         let progress = Progress { epoch: self.epoch, step: self.step, cursors, ..Progress::default() };
-        Assembly { number: 0, step: self.step - 1, progress, rows, error, drawn, kept, bytes: 0 }
+        let gaps = Vec::new();
+        Assembly { number: 0, step: self.step - 1, progress, rows, error, drawn, gaps, kept, bytes: 0 }
     }
 }
 
@@ -246,10 +247,11 @@ impl Stream {
         if self.error.is_some() {
             return;
         }
-        let EvaluatedChunk { position, positions, evaluated, .. } = chunk;
+        let EvaluatedChunk { position, positions, evaluated, left_out, .. } = chunk;
         self.end = position + positions;
         let from = self.cursor.position;
-        let skipped = evaluated.skipped.into_iter().map(|(at, error)| (position + u64::from(at), error));
+        let skipped = evaluated.skipped.into_iter().zip(left_out);
+        let skipped = skipped.map(|((at, error), term)| (position + u64::from(at), (error, term)));
         self.skipped.extend(skipped.filter(|(at, _)| *at >= from));
         let mut piece =
             Piece { rows: evaluated.rows, origin: evaluated.origin, taken: 0, position, kept: kept.clone() };
@@ -298,7 +300,7 @@ impl Stream {
     fn count(&mut self, before: u64, drawn: &mut Drawn) {
         drawn.samples += self.cursor.position - before;
         while self.skipped.front().is_some_and(|(position, _)| *position < self.cursor.position) {
-            drawn.skipped.extend(self.skipped.pop_front().map(|(_, error)| error));
+            drawn.skipped.extend(self.skipped.pop_front().map(|(_, left_out)| left_out));
         }
     }
 }

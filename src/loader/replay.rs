@@ -1,6 +1,6 @@
 //! One batch made again, anywhere: which samples it held, where they were read, and what each stage did.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::evaluate::Block;
 use super::lower::{Leaf, Pipeline};
@@ -14,9 +14,9 @@ use crate::engine::io::Io;
 use crate::engine::pool::Pool;
 use crate::engine::{Budget, Scheduler};
 use crate::error::{Error, Result};
-use crate::plan::State;
 use crate::plan::state::Progress;
 use crate::plan::steps::Steps;
+use crate::plan::{Ledger, State};
 use crate::telemetry::{Counters, Report, StageCounter};
 
 /// A batch that was made again.
@@ -95,6 +95,7 @@ impl Loader {
             account: Account::new(Budget::of_bytes(shared.account.total())),
             counters: Counters::default(),
             skipped: Log::default(),
+            ledger: Mutex::new(Ledger::new(&shared.pipeline.identity)),
             alive: Arc::default(),
             traced: true,
             ..*shared.as_ref()

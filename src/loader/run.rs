@@ -29,6 +29,7 @@ use crate::engine::io::{Cancel, Io};
 use crate::engine::pool::{Level, Pool, Prepared, no_panic};
 use crate::engine::reorder::Reorder;
 use crate::error::{Error, ErrorKind, Result};
+use crate::plan::ledger::{Ledger, id_term};
 use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, Order, PADDING, Picked, PickedBlock, Positions};
 use crate::plan::state::Progress;
 use crate::plan::steps::Steps;
@@ -51,6 +52,8 @@ pub(crate) struct Shared {
     /// What is done about bad records, and those that were left out.
     pub(crate) skip: Option<Skip>,
     pub(crate) skipped: Log,
+    /// What the loop has taken.
+    pub(crate) ledger: Mutex<Ledger>,
     /// Whether batches say where their samples were read.
     pub(crate) traced: bool,
     /// Rows of a chunk: what one task takes.
@@ -96,6 +99,11 @@ impl Drop for Unfinished {
 }
 
 impl Shared {
+    /// Looks at the ledger, or adds to it.
+    pub(crate) fn with_ledger<T>(&self, f: impl FnOnce(&mut Ledger) -> T) -> T {
+        f(&mut self.ledger.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
     /// Bytes of a batch of this rank, where its columns' sizes are fixed.
     pub(crate) fn batch_bytes(&self) -> u64 {
         let sample: usize = self.pipeline.layouts.iter().filter_map(|layout| layout.sample_bytes()).sum();
@@ -216,6 +224,8 @@ pub(crate) struct EvaluatedChunk {
     pub(crate) position: u64,
     pub(crate) positions: u64,
     pub(crate) evaluated: Evaluated,
+    /// The terms in the ledger of what was left out.
+    pub(crate) left_out: Vec<u128>,
 }
 
 /// Blocks that are kept alive (and accounted for) by the rows that point into them.
@@ -451,6 +461,9 @@ impl Run {
             state.distribute();
             if let Some(item) = state.lanes[lane].items.pop_front() {
                 if let Item::LeftOut(skipped) = item {
+                    self.shared.with_ledger(|ledger| {
+                        skipped.iter().for_each(|record| ledger.epoch_mut(record.epoch).leave_out(record.term));
+                    });
                     self.shared.skipped.extend(skipped);
                     continue;
                 }
@@ -460,6 +473,7 @@ impl Run {
                     Item::Batch(batch, grant) => {
                         drop(grant);
                         self.shared.counters.delivered(batch.len());
+                        self.shared.with_ledger(|ledger| *ledger.epoch_mut(batch.epoch()) += batch.sums);
                         // Where many small batches are on their way, the worker that ends its task next plans further ones, beside the loop.
                         let beside = self.shared.pipeline.window > FEW_BATCHES && state.in_flight > state.fetching;
                         if !beside || self.shared.scheduler.is_single_threaded() {
@@ -495,6 +509,10 @@ impl Run {
                 self.unlock(state);
                 state = self.lock();
                 state.account_time(&self.shared);
+                continue;
+            }
+            // Reads that have begun nobody else would run.
+            if self.shared.scheduler.is_single_threaded() && state.in_flight > 0 {
                 continue;
             }
             if let Some(error) = state.is_stuck(self) {
@@ -618,7 +636,7 @@ impl Run {
     /// Decodes a block, with its time counted and panics caught.
     pub(crate) fn decode(&self, f: impl FnOnce() -> Result<Decoded>) -> Result<Decoded> {
         let start = Instant::now();
-        let decoded = no_panic(f);
+        let decoded = no_panic(f).map(Decoded::with_checksums);
         self.shared.counters.decode.busy(start.elapsed());
         if let Ok(decoded) = &decoded {
             self.shared
@@ -1176,7 +1194,7 @@ impl State {
         rows: u64,
         ahead: &mut Vec<Ahead>,
     ) -> Result<Vec<Chunk>, NeedsRows> {
-        let frame = Frame { offset: 0, batch: run.shared.pipeline.steps.batch };
+        let frame = Frame::of_epoch(run.shared.pipeline.steps.batch);
         let (mut chunks, mut at) = (Vec::new(), slots.start);
         while at < slots.end {
             let mut stop = slots.end.min(at.saturating_add(run.shared.chunk_rows as u64));
@@ -1220,7 +1238,7 @@ impl State {
             let end = steps.stream_rows(stream, rows).min((*at / share + 1) * share);
             // The ticket takes the place of the step that these rows would be in if nothing were lost.
             let offset = (self.step as i64).wrapping_sub((*at / share) as i64).wrapping_mul(steps.batch as i64);
-            let frame = Some(Frame { offset, batch: steps.batch });
+            let frame = Some(Frame::of_epoch(steps.batch).moved(offset.into()));
             while *at < end {
                 let stop = end.min(at.saturating_add(run.shared.chunk_rows as u64));
                 let first = steps.position_of(stream, *at);
@@ -1377,6 +1395,16 @@ impl State {
     }
 }
 
+/// The terms in the ledger of the positions that were left out.
+fn left_out(picked: &Picked, evaluated: &Evaluated) -> Vec<u128> {
+    if evaluated.skipped.is_empty() {
+        return Vec::new();
+    }
+    let drawn = picked.drawn();
+    let terms = evaluated.skipped.iter().map(|&(position, _)| drawn[position as usize]);
+    terms.map(|(id, pass)| id_term(id, 0, pass)).collect()
+}
+
 /// Tasks that evaluate the chunks of a ticket; the last one hands the ticket on.
 fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) -> impl Iterator<Item = Prepared> {
     struct Work {
@@ -1407,7 +1435,9 @@ fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) 
             };
             let evaluated = no_panic(|| env.evaluate(&picked, scratch)).unwrap_or_else(Evaluated::failed);
             run.shared.counters.transform.add(evaluated.rows.len() as u64, 0);
-            _ = work.results[i].set(EvaluatedChunk { stream, position, positions: picked.positions(), evaluated });
+            let left_out = left_out(&picked, &evaluated);
+            let positions = picked.positions();
+            _ = work.results[i].set(EvaluatedChunk { stream, position, positions, evaluated, left_out });
             if work.left.fetch_sub(1, Ordering::AcqRel) > 1 {
                 return;
             }

@@ -79,18 +79,19 @@ pub(super) fn is_bad_record(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Schema | ErrorKind::Transform)
 }
 
-/// Of one batch: samples drawn for it, and the errors of those that were left out.
+/// Of one batch: samples drawn for it, and those that were left out, each with its term in the ledger.
 #[derive(Debug, Default)]
 pub(crate) struct Drawn {
     pub(super) samples: u64,
-    pub(super) skipped: Vec<Error>,
+    pub(super) skipped: Vec<(Error, u128)>,
 }
 
 impl Drawn {
     /// Adds what a chunk was made of.
     pub(super) fn add(&mut self, chunk: &EvaluatedChunk) {
         self.samples += chunk.positions;
-        self.skipped.extend(chunk.evaluated.skipped.iter().map(|skipped| skipped.1.clone()));
+        let errors = chunk.evaluated.skipped.iter().map(|skipped| skipped.1.clone());
+        self.skipped.extend(errors.zip(chunk.left_out.iter().copied()));
     }
 }
 
@@ -148,10 +149,10 @@ impl Tally {
     pub(super) fn add(&mut self, drawn: Drawn) -> (Vec<Skipped>, Result<(), Error>) {
         self.samples += drawn.samples;
         let mut listed = Vec::with_capacity(drawn.skipped.len());
-        for error in drawn.skipped {
+        for (error, term) in drawn.skipped {
             self.skipped += 1;
             self.last = Some(error.clone());
-            listed.push(Skipped::new(self.epoch, error));
+            listed.push(Skipped::new(self.epoch, error, term));
             let seen = self.expected.unwrap_or(self.samples.max(AT_LEAST));
             if let Err(error) = self.hold_against(seen) {
                 return (listed, Err(error));

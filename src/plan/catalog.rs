@@ -7,7 +7,10 @@ use super::state::DataMark;
 /// The shards of a source in order, each cut into blocks: the unit of reading.
 ///
 /// A block has a known number of rows and about a known number of bytes in memory. Row numbers run through all blocks;
-/// a row's number is its *sample id* within the source. 16 bytes a block.
+/// a row's number is its *sample id* within the source.
+///
+/// # Memory
+/// About 20 bytes a block, and its name a shard; nothing a row. A clone shares them.
 ///
 /// # Example
 /// ```
@@ -20,16 +23,16 @@ use super::state::DataMark;
 /// assert_eq!((catalog.rows(), catalog.blocks()), (5, 2));
 /// assert_eq!(catalog.locate(4), (1, 1));
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Catalog {
-    shards: Vec<Shard>,
+    shards: Arc<Vec<Shard>>,
     /// Row number at which each block starts, and the total at the end.
-    starts: Vec<u64>,
+    starts: Arc<Vec<u64>>,
     /// Bytes before each block, and the total at the end.
-    bytes: Vec<u64>,
+    bytes: Arc<Vec<u64>>,
     indivisible: bool,
     /// Made when a row is first looked for.
-    hints: OnceLock<Hints>,
+    hints: Arc<OnceLock<Hints>>,
 }
 
 /// Where to begin looking for a row: the block of every `1 << shift`-th one. About as many as there are blocks, so that
@@ -46,23 +49,39 @@ struct Shard {
     first_block: usize,
 }
 
+impl Default for Catalog {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Catalog {
     /// A catalog without shards.
     pub fn new() -> Self {
-        Self { starts: vec![0], bytes: vec![0], ..Self::default() }
+        Self {
+            shards: Arc::default(),
+            starts: vec![0].into(),
+            bytes: vec![0].into(),
+            indivisible: false,
+            hints: Arc::default(),
+        }
     }
 
     /// Begins a shard; the blocks pushed from here on belong to it.
     pub fn push_shard(&mut self, name: impl Into<Arc<str>>) {
-        self.shards.push(Shard { name: name.into(), first_block: self.blocks() });
+        let shard = Shard { name: name.into(), first_block: self.blocks() };
+        Arc::make_mut(&mut self.shards).push(shard);
     }
 
     /// Adds a block of `rows` rows that takes about `bytes` bytes in memory. Blocks without rows are left out.
     pub fn push_block(&mut self, rows: u64, bytes: u64) {
         if rows > 0 {
-            self.hints.take();
-            self.starts.push(self.rows() + rows);
-            self.bytes.push(self.total_bytes() + bytes);
+            if self.hints.get().is_some() {
+                self.hints = Arc::default();
+            }
+            let (rows, bytes) = (self.rows() + rows, self.total_bytes() + bytes);
+            Arc::make_mut(&mut self.starts).push(rows);
+            Arc::make_mut(&mut self.bytes).push(bytes);
         }
     }
 
@@ -157,7 +176,7 @@ impl Catalog {
     }
 
     /// The row numbers at which blocks start, and the total.
-    pub(crate) fn starts(&self) -> &[u64] {
+    pub(crate) fn starts(&self) -> &Arc<Vec<u64>> {
         &self.starts
     }
 
@@ -168,12 +187,12 @@ impl Catalog {
     /// A mark that changes when the catalog does: names of shards without their folders, blocks, rows.
     pub(crate) fn mark(&self) -> DataMark {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             hash.update(DataMark::name_of(&shard.name).as_bytes());
             hash.update(&[0]);
             hash.update(&(shard.first_block as u64).to_le_bytes());
         }
-        for start in &self.starts {
+        for start in self.starts.iter() {
             hash.update(&start.to_le_bytes());
         }
         DataMark::new(self.shards.len(), Some(self.rows()), hash.digest())
@@ -195,6 +214,19 @@ mod tests {
             catalog.push_block(2, 1);
             assert_eq!(catalog.locate(catalog.rows() - 1), (sizes.len(), 1));
         }
+    }
+
+    #[test]
+    fn a_clone_shares_what_is_there_and_then_goes_its_own_way() {
+        let mut catalog = Catalog::default();
+        catalog.push_shard("a");
+        catalog.push_block(3, 30);
+        let (mut other, hint) = (catalog.clone(), catalog.locate(2));
+        assert!(Arc::ptr_eq(&catalog.starts, &other.starts) && Arc::ptr_eq(&catalog.shards, &other.shards));
+        assert!(other.hints.get().is_some(), "made for both");
+        other.push_block(5, 50);
+        assert_eq!((other.locate(7), other.blocks()), ((1, 4), 2));
+        assert_eq!((catalog.locate(2), catalog.blocks(), catalog.rows()), (hint, 1, 3));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::catalog::Catalog;
+use super::mix::Mixing;
 use super::numbers::NumberMap;
 use super::permutation::Permutation;
 use super::shuffle::ShuffledOrder;
@@ -47,23 +48,49 @@ impl Positions {
     }
 }
 
-/// How a node's positions lie in the steps of the epoch, where they do so in ascending order.
+/// How a node's positions lie in the steps of the epoch, where they do so in ascending order: position p is, at the latest, the epoch's
+/// `p · many / few + offset`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
-    /// What to add to a position of the node to get the epoch's.
-    pub(crate) offset: i64,
+    offset: i64,
+    /// Positions of the epoch for so many of the node's: below a mix others come between.
+    many: u64,
+    few: u64,
     /// The global batch.
-    pub(crate) batch: u64,
+    batch: u64,
 }
 
 impl Frame {
-    /// The step in which a position is delivered.
+    /// The frame of the node whose positions are the epoch's.
+    pub(crate) fn of_epoch(batch: u64) -> Self {
+        Self { offset: 0, many: 1, few: 1, batch }
+    }
+
+    /// The step in which a position is delivered, or a later one.
     pub(crate) fn step_of(self, position: u64) -> u64 {
+        let position = if self.many == self.few {
+            position
+        } else {
+            (u128::from(position) * u128::from(self.many) / u128::from(self.few)).min(u64::MAX.into()) as u64
+        };
         position.saturating_add_signed(self.offset) / self.batch
     }
 
-    fn shifted(self, by: u64) -> Self {
-        Self { offset: self.offset.saturating_add_unsigned(by), ..self }
+    /// That of an input whose position 0 is this node's `by`.
+    pub(crate) fn moved(self, by: i128) -> Self {
+        let (many, few) = (i128::from(self.many), i128::from(self.few));
+        let offset = i128::from(self.offset) + (by * many + few - 1).div_euclid(few);
+        Self { offset: offset.clamp(i64::MIN.into(), i64::MAX.into()) as i64, ..self }
+    }
+
+    /// That of an input whose position p is, at the latest, this node's `p · many / few + last`.
+    pub(crate) fn stretched(self, many: u64, few: u64, last: u64) -> Self {
+        let mut stretch = (u128::from(self.many) * u128::from(many), u128::from(self.few) * u128::from(few));
+        // Mixes in mixes: a digit less in the 10th place is a step more in a thousand million.
+        while stretch.0.max(stretch.1) > u32::MAX.into() {
+            stretch = (stretch.0.div_ceil(2), (stretch.1 / 2).max(1));
+        }
+        Self { many: stretch.0 as u64, few: stretch.1 as u64, ..self.moved(last.into()) }
     }
 }
 
@@ -154,6 +181,19 @@ impl Picked {
             Picked::Gathered { from, .. } => from.len() as u64,
             Picked::Zipped(parts) => parts[0].positions(),
             Picked::Enumerated { input, .. } | Picked::Applied { input, .. } => input.positions(),
+        }
+    }
+
+    /// Sample id and pass of what stands at each position: of columns side by side, those of the first input.
+    pub(crate) fn drawn(&self) -> Vec<(u64, u64)> {
+        match self {
+            Picked::Rows(rows) => (0..rows.rows.len()).map(|row| (rows.id(row), rows.pass)).collect(),
+            Picked::Gathered { parts, from } => {
+                let parts: Vec<_> = parts.iter().map(Picked::drawn).collect();
+                from.iter().map(|&(part, index)| parts[part as usize][index as usize]).collect()
+            }
+            Picked::Zipped(parts) => parts[0].drawn(),
+            Picked::Enumerated { input, .. } | Picked::Applied { input, .. } => input.drawn(),
         }
     }
 
@@ -251,7 +291,7 @@ pub(crate) enum Order {
         input: Box<Order>,
     },
     Interleave {
-        lanes: Lanes,
+        lanes: Arc<Lanes>,
         input: Box<Order>,
     },
     Take {
@@ -268,6 +308,10 @@ pub(crate) enum Order {
         input: Box<Order>,
     },
     Concat(Vec<Order>),
+    Mix {
+        mixing: Mixing,
+        inputs: Vec<Order>,
+    },
     Zip(Vec<Order>),
     Enumerate {
         column: usize,
@@ -318,15 +362,16 @@ impl Order {
             Order::Concat(inputs) => {
                 inputs.iter().try_fold(0u64, |sum, input| input.rows().map(|n| sum.saturating_add(n)))?
             }
+            Order::Mix { mixing, .. } => mixing.rows(),
             Order::Zip(inputs) => inputs.iter().map(Order::rows).min().flatten()?,
             Order::Enumerate { input, .. } | Order::Apply { input, .. } => return input.rows(),
         })
     }
 
     /// Row numbers at which blocks start that a shuffle above may permute, the total, and whether they may be cut.
-    pub(crate) fn blocks(&self) -> (Vec<u64>, bool) {
+    pub(crate) fn blocks(&self) -> (Arc<Vec<u64>>, bool) {
         match self {
-            Order::Rows { catalog, .. } => (catalog.starts().to_vec(), !catalog.is_indivisible()),
+            Order::Rows { catalog, .. } => (catalog.starts().clone(), !catalog.is_indivisible()),
             Order::Concat(inputs) => {
                 let (mut starts, mut divisible) = (vec![0], true);
                 for input in inputs {
@@ -335,22 +380,24 @@ impl Order {
                     starts.extend(inner[1..].iter().map(|start| before + start));
                     divisible &= cuttable;
                 }
-                (starts, divisible)
+                (starts.into(), divisible)
             }
             Order::Take { input, .. } if input.rows().is_some() => self.front_of(input),
             Order::Zip(inputs) => self.front_of(&inputs[0]),
             Order::Enumerate { input, .. } | Order::Apply { input, .. } => input.blocks(),
-            _ => (vec![0, self.rows().unwrap_or(0)], true),
+            _ => (vec![0, self.rows().unwrap_or(0)].into(), true),
         }
     }
 
     /// The blocks of an input of which this node takes the first rows.
-    fn front_of(&self, input: &Order) -> (Vec<u64>, bool) {
+    fn front_of(&self, input: &Order) -> (Arc<Vec<u64>>, bool) {
         let rows = self.rows().unwrap_or(0);
-        let (mut starts, divisible) = input.blocks();
-        starts.truncate(starts.partition_point(|&start| start < rows));
-        starts.push(rows);
-        (starts, divisible)
+        let (starts, divisible) = input.blocks();
+        if starts.last() == Some(&rows) {
+            return (starts, divisible);
+        }
+        let before = &starts[..starts.partition_point(|&start| start < rows)];
+        ([before, &[rows]].concat().into(), divisible)
     }
 
     /// Row ranges of the shards, where the order is that of one source.
@@ -412,14 +459,38 @@ impl Order {
                 input.ahead(positions.start.min(end)..end, pass, frame, out);
             }
             Order::Zip(inputs) => inputs.iter_mut().for_each(|input| input.ahead(positions.clone(), pass, frame, out)),
+            Order::Skip { rows, input } => {
+                let frame = frame.map(|f| f.moved(-i128::from(*rows)));
+                input.ahead(positions.start + *rows..positions.end + *rows, pass, frame, out);
+            }
             Order::Repeat { turns, input } => {
                 let rows = input.rows().unwrap_or(ENDLESS).max(1);
                 let mut at = positions.start;
                 while at < positions.end {
                     let turn = at / rows;
                     let (start, stop) = (turn * rows, positions.end.min((turn + 1).saturating_mul(rows)));
-                    input.ahead(at - start..stop - start, turns.pass(pass, turn), frame.map(|f| f.shifted(start)), out);
+                    let frame = frame.map(|f| f.moved(start.into()));
+                    input.ahead(at - start..stop - start, turns.pass(pass, turn), frame, out);
                     at = stop;
+                }
+            }
+            Order::Concat(inputs) => {
+                let mut start = 0u64;
+                for input in inputs {
+                    let end = start.saturating_add(input.rows().unwrap_or(ENDLESS));
+                    let part = positions.start.max(start)..positions.end.min(end);
+                    if part.start < part.end {
+                        let frame = frame.map(|f| f.moved(start.into()));
+                        input.ahead(part.start - start..part.end - start, pass, frame, out);
+                    }
+                    start = end;
+                }
+            }
+            Order::Mix { mixing, inputs } if positions.start < positions.end && positions.end <= mixing.rows() => {
+                for (part, turn, range) in mixing.ranges(pass & !PADDING, positions) {
+                    let pass = mixing.pass_of(pass & !PADDING, part, turn) | (pass & PADDING);
+                    let frame = frame.map(|f| mixing.frame(f, part, turn, range.start));
+                    inputs[part].ahead(range, pass, frame, out);
                 }
             }
             _ => {}
@@ -460,7 +531,14 @@ impl Order {
     ) -> Result<Picked, NeedsRows> {
         match self {
             Order::Rows { leaf, catalog, first_id } => {
-                Ok(Picked::Rows(pick_rows(*leaf, catalog, *first_id, positions, pass)))
+                let mut picked = pick_rows(*leaf, catalog, *first_id, positions, pass);
+                if let Some(frame) = frame.filter(|frame| frame.many > frame.few) {
+                    // Below a mix a block's next row may be many steps away.
+                    for PickedBlock { block, hold, .. } in &mut picked.blocks {
+                        *hold = frame.step_of(catalog.starts()[*block as usize + 1] - 1).max(*hold);
+                    }
+                }
+                Ok(Picked::Rows(picked))
             }
             Order::Arrival { leaf, key, buffer, segment } => {
                 pick_arrived(*leaf, *key, *buffer, segment, positions, pass, &arrivals[*leaf]).map(Picked::Rows)
@@ -491,14 +569,15 @@ impl Order {
             Order::Take { input, .. } => input.pick(positions, pass, frame, arrivals),
             Order::Skip { rows, input } => {
                 let skipped = *rows;
-                let frame = frame.map(|f| Frame { offset: f.offset.saturating_sub_unsigned(skipped), ..f });
+                let frame = frame.map(|f| f.moved(-i128::from(skipped)));
                 input.pick(positions.map(|p| p + skipped), pass, frame, arrivals)
             }
             Order::Repeat { turns, input } => {
                 let rows = input.rows().unwrap_or(ENDLESS).max(1);
                 let groups = split(positions, |p| (p / rows, p % rows));
                 gathered(groups, |turn, positions| {
-                    input.pick(positions, turns.pass(pass, turn), frame.map(|f| f.shifted(turn * rows)), arrivals)
+                    let frame = frame.map(|f| f.moved((turn * rows).into()));
+                    input.pick(positions, turns.pass(pass, turn), frame, arrivals)
                 })
             }
             Order::Concat(inputs) => {
@@ -513,8 +592,21 @@ impl Order {
                     (part as u64, p - starts[part])
                 });
                 gathered(groups, |part, positions| {
-                    let frame = frame.map(|f| f.shifted(starts[part as usize]));
+                    let frame = frame.map(|f| f.moved(starts[part as usize].into()));
                     inputs[part as usize].pick(positions, pass, frame, arrivals)
+                })
+            }
+            Order::Mix { mixing, inputs } => {
+                let parts = inputs.len() as u64;
+                let groups = split(positions, |p| {
+                    let place = mixing.place(pass & !PADDING, p);
+                    (place.turn * parts + place.part as u64, place.position)
+                });
+                gathered(groups, |group, positions| {
+                    let (part, turn) = ((group % parts) as usize, group / parts);
+                    let pass = mixing.pass_of(pass & !PADDING, part, turn) & !PADDING | (pass & PADDING);
+                    let frame = frame.map(|f| mixing.frame(f, part, turn, positions.index[0]));
+                    inputs[part].pick(positions, pass, frame, arrivals)
                 })
             }
             Order::Zip(inputs) => {
@@ -582,7 +674,7 @@ struct Groups {
     from: Vec<(u32, u32)>,
 }
 
-fn split(positions: Positions, place: impl Fn(u64) -> (u64, u64)) -> Groups {
+fn split(positions: Positions, mut place: impl FnMut(u64) -> (u64, u64)) -> Groups {
     let mut groups: Vec<(u64, Positions)> = Vec::new();
     let mut from = Vec::with_capacity(positions.len());
     for (index, hold) in positions.index.into_iter().zip(positions.hold) {
@@ -700,7 +792,8 @@ impl Lanes {
         let mut mapped = positions.map(|p| self.row_at(p));
         if let Some(frame) = frame {
             // A lane's block is asked for again one round later at the latest.
-            let round = (self.lanes.len() as u64 * self.run).div_ceil(frame.batch) + 1;
+            let round = self.lanes.len() as u64 * self.run;
+            let round = round.saturating_mul(frame.many).div_ceil(frame.few * frame.batch) + 1;
             mapped.hold.iter_mut().for_each(|hold| *hold += round);
         }
         mapped
@@ -724,7 +817,7 @@ mod tests {
 
     fn ids(order: &mut Order, pass: u64) -> Vec<(u64, u64)> {
         let rows = order.rows().unwrap();
-        let frame = Some(Frame { offset: 0, batch: 4 });
+        let frame = Some(Frame::of_epoch(4));
         let mut out = Vec::new();
         for start in (0..rows).step_by(4) {
             let positions = Positions::new((start..rows.min(start + 4)).collect(), start / 4);
@@ -769,7 +862,7 @@ mod tests {
     fn zip_ends_with_its_shortest_input() {
         let order = Order::Zip(vec![source(0, 0, &[3, 3]), source(1, 6, &[4])]);
         assert_eq!(order.rows(), Some(4));
-        assert_eq!(order.blocks(), (vec![0, 3, 4], true));
+        assert_eq!(order.blocks(), (vec![0, 3, 4].into(), true));
     }
 
     #[test]
@@ -831,7 +924,7 @@ mod tests {
                 let (mut order, steps) = order(world, rank);
                 for (step, batch) in (0..).zip(&mut global) {
                     let positions = Positions::new(steps.slots(step, 400).collect(), step);
-                    let picked = order.pick(positions, 0, Some(Frame { offset: 0, batch: 24 }), &[]).unwrap();
+                    let picked = order.pick(positions, 0, Some(Frame::of_epoch(24)), &[]).unwrap();
                     batch.extend(flatten(&picked));
                 }
             }

@@ -25,13 +25,8 @@ pub(crate) enum Permutation {
 impl Permutation {
     pub(crate) fn new(key: Key, len: u64) -> Self {
         if len <= TABLE_LIMIT {
-            let mut rng = key.rng();
             let mut table: Box<[u32]> = (0..len as u32).collect();
-            for i in (1..table.len()).rev() {
-                // Multiply-shift: the bias is below 2^-47.
-                let j = ((u128::from(rng.next_u64()) * (i as u128 + 1)) >> 64) as usize;
-                table.swap(i, j);
-            }
+            shuffle(&mut table, key);
             return Self::Table(table);
         }
         let bits = u64::BITS - (len - 1).leading_zeros();
@@ -57,6 +52,16 @@ impl Permutation {
                 }
             }
         }
+    }
+}
+
+/// Puts up to 65,536 items into an order drawn by Fisher-Yates.
+pub(crate) fn shuffle<T>(items: &mut [T], key: Key) {
+    let mut rng = key.rng();
+    for i in (1..items.len()).rev() {
+        // Multiply-shift: the bias is below 2^-47.
+        let j = ((u128::from(rng.next_u64()) * (i as u128 + 1)) >> 64) as usize;
+        items.swap(i, j);
     }
 }
 

@@ -83,7 +83,7 @@ pub(crate) struct ShuffledOrder {
     shuffle: Shuffle,
     rows: u64,
     /// Row numbers of the child at which the pieces that are permuted start, and the total.
-    pieces: Arc<[u64]>,
+    pieces: Arc<Vec<u64>>,
     steps: Steps,
     /// The permuted line of the last pass asked for.
     line: Option<Line>,
@@ -136,10 +136,11 @@ pub(crate) type Place = (u32, u64);
 impl ShuffledOrder {
     /// `starts`: row numbers at which the child's blocks start, and the total; `divisible`: whether parts of a block can be
     /// permuted on their own.
-    pub(crate) fn new(key: Key, shuffle: Shuffle, starts: &[u64], divisible: bool, steps: Steps) -> Self {
+    pub(crate) fn new(key: Key, shuffle: Shuffle, starts: &Arc<Vec<u64>>, divisible: bool, steps: Steps) -> Self {
         let rows = starts.last().copied().unwrap_or(0);
         let wanted = PIECES_PER_STREAM * steps.streams;
-        let pieces = if divisible && (starts.len() as u64) <= wanted { cut(starts, wanted) } else { starts.into() };
+        let pieces =
+            if divisible && (starts.len() as u64) <= wanted { cut(starts, wanted).into() } else { starts.clone() };
         Self { key, shuffle, rows, pieces, steps, line: None, segments: HashMap::new() }
     }
 
@@ -351,7 +352,7 @@ impl ShuffledOrder {
 }
 
 /// Cuts blocks into pieces of about the same number of rows, so that there are about `wanted` of them.
-fn cut(starts: &[u64], wanted: u64) -> Arc<[u64]> {
+fn cut(starts: &[u64], wanted: u64) -> Vec<u64> {
     let total = starts.last().copied().unwrap_or(0);
     let rows = (total / wanted.max(1)).max(1);
     let mut pieces = vec![0];
@@ -359,7 +360,7 @@ fn cut(starts: &[u64], wanted: u64) -> Arc<[u64]> {
         let parts = (block[1] - block[0]).div_ceil(rows).max(1);
         pieces.extend((1..=parts).map(|part| block[0] + (block[1] - block[0]) * part / parts));
     }
-    pieces.into()
+    pieces
 }
 
 #[cfg(test)]
@@ -373,12 +374,12 @@ mod tests {
         let mut starts: Vec<u64> = (0..rows).step_by(block as usize).collect();
         starts.push(rows);
         let steps = Steps::new(batch, streams, (0, 1), Remainder::Keep).unwrap();
-        ShuffledOrder::new(Key::new(seed), shuffle, &starts, true, steps)
+        ShuffledOrder::new(Key::new(seed), shuffle, &starts.into(), true, steps)
     }
 
     fn delivered(order: &mut ShuffledOrder, pass: u64, chunk: usize) -> Vec<u64> {
         let all: Vec<u64> = (0..order.rows()).collect();
-        let frame = Frame { offset: 0, batch: order.steps.batch };
+        let frame = Frame::of_epoch(order.steps.batch);
         let mut rows = Vec::new();
         for positions in all.chunks(chunk) {
             let hold = frame.step_of(positions[0]);
@@ -426,7 +427,7 @@ mod tests {
     #[test]
     fn a_block_is_held_until_its_last_row_is_delivered() {
         let mut order = order(3, Shuffle::buffer(48), 2000, 17, 8, None);
-        let frame = Frame { offset: 0, batch: 8 };
+        let frame = Frame::of_epoch(8);
         let mut held: HashMap<u64, u64> = HashMap::new();
         for step in 0..250 {
             let positions = Positions::new((step * 8..step * 8 + 8).collect(), step);
@@ -438,6 +439,17 @@ mod tests {
                 *until = (*until).max(hold);
             });
         }
+    }
+
+    #[test]
+    fn many_blocks_are_shared_with_the_catalog_and_a_copy_of_the_order_costs_none() {
+        let mut catalog = super::super::Catalog::new();
+        (0..1000).for_each(|_| catalog.push_block(10, 100));
+        let steps = Steps::new(8, None, (0, 1), Remainder::Keep).unwrap();
+        let order = ShuffledOrder::new(Key::new(1), Shuffle::buffer(64), catalog.starts(), true, steps);
+        assert!(Arc::ptr_eq(&order.pieces, catalog.starts()));
+        let copy = order.clone();
+        assert!(Arc::ptr_eq(&copy.pieces, catalog.starts()) && copy.line.is_none() && copy.segments.is_empty());
     }
 
     proptest! {

@@ -99,6 +99,24 @@ impl Steps {
         (within / share).saturating_mul(self.batch).saturating_add(stream * share + within % share)
     }
 
+    /// How a part of a mix is dealt to streams that takes `part` of every `whole` positions of these steps.
+    ///
+    /// Where streams' shares hold whole windows, the part's streams are those of the plan, and a rank reads its own. Otherwise streams are
+    /// joined until they do, and where a whole batch does not, the part's streams wander over the slots.
+    pub(crate) fn thinned(self, part: u64, whole: u64) -> Self {
+        let fits = |l: &u64| self.streams.is_multiple_of(*l) && (self.batch / l).is_multiple_of(whole);
+        if let Some(streams) = (1..=self.streams).rev().find(fits) {
+            return Self { batch: self.batch / whole * part, streams, ..self };
+        }
+        let share = (u128::from(self.stream_share()) * u128::from(part) + u128::from(whole) / 2) / u128::from(whole);
+        Self { batch: (share as u64).max(1) * self.streams, ..self }
+    }
+
+    /// Whether every rank's share of a step holds whole windows.
+    pub(crate) fn holds_windows_of(&self, whole: u64) -> bool {
+        (self.batch / self.world).is_multiple_of(whole)
+    }
+
     /// Rows of a step that one stream gives.
     pub(crate) fn stream_share(&self) -> u64 {
         self.batch / self.streams
@@ -164,6 +182,17 @@ mod tests {
             [(256, 1, 8), (100, 1, 5), (7, 1, 7), (11, 1, 1), (24, 3, 6), (64, 16, 16), (1, 1, 1)]
         {
             assert_eq!(steps(batch, world).unwrap().streams, streams, "batch {batch}, world {world}");
+        }
+    }
+
+    #[test]
+    fn parts_of_a_mix_have_streams_that_stand_in_the_slots_of_the_plans() {
+        // A share of 24: windows of 4 fit; of 16, two streams together; of 96, all; of 10, none.
+        for (part, whole, batch, streams) in
+            [(3, 4, 72, 4), (7, 16, 42, 2), (5, 96, 5, 1), (7, 10, 68, 4), (1, 1000, 4, 4)]
+        {
+            let thin = Steps::new(96, Some(4), (0, 1), Remainder::Keep).unwrap().thinned(part, whole);
+            assert_eq!((thin.batch, thin.streams), (batch, streams), "{part} of {whole}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Where rows come from: the [`Source`] trait and its implementations.
 
+mod checksum;
 mod memory;
 pub(crate) mod tfrecord;
 
@@ -102,6 +103,8 @@ pub struct Decoded {
     pub bad: Vec<(usize, Error)>,
     /// Where the rows stand in their shard, for errors that come up later.
     pub(crate) places: Option<RecordPlaces>,
+    /// The checksum of each row's record; the loader fills them in where there are none.
+    pub(crate) checksums: Vec<u32>,
 }
 
 /// Where the rows of a block stand in their shard.
@@ -130,7 +133,15 @@ impl Decoded {
 
     /// Rows of which some are bad: their numbers in ascending order, each with its error.
     pub fn with_bad(rows: RecordBatch, bad: Vec<(usize, Error)>) -> Self {
-        Self { rows, bad, places: None }
+        Self { rows, bad, places: None, checksums: Vec::new() }
+    }
+
+    /// With a checksum of each row, where the source gave none.
+    pub(crate) fn with_checksums(mut self) -> Self {
+        if self.checksums.len() != self.rows.num_rows() {
+            self.checksums = checksum::row_checksums(&self.rows);
+        }
+        self
     }
 }
 

@@ -88,6 +88,24 @@ pub(crate) struct Wanted {
     pub(crate) max_bytes: usize,
 }
 
+impl Wanted {
+    /// The command that builds the indexes of these shards where the loader looks for them.
+    fn rebuild_command(&self, patterns: &[String]) -> String {
+        let mut command = "forebay index".to_owned();
+        patterns.iter().for_each(|pattern| command += &format!(" '{pattern}'"));
+        if let Some(dir) = &self.index_dir {
+            command += &format!(" --index-dir '{}'", dir.display());
+        }
+        command
+    }
+}
+
+/// Opened shards, and what is remarkable about their indexes.
+pub(crate) struct Opening {
+    pub(crate) opened: Opened,
+    pub(crate) notes: Vec<String>,
+}
+
 /// Opened shards.
 pub(crate) enum Opened {
     Indexed(Shards),
@@ -95,16 +113,17 @@ pub(crate) enum Opened {
 }
 
 /// Lists the shards, finds or builds their indexes, and settles the columns.
-pub(crate) async fn open(store: Store, patterns: Vec<String>, options: TfRecord, wanted: Wanted) -> Result<Opened> {
+pub(crate) async fn open(store: Store, patterns: Vec<String>, options: TfRecord, wanted: Wanted) -> Result<Opening> {
     let objects = store.list(&patterns).await.map_err(|e| e.stage("list"))?;
     let keeper = Keeper::new(wanted.index_dir.clone());
-    let found: Vec<Found> = stream::iter(objects.iter().cloned())
+    let found: Vec<(Found, Option<String>)> = stream::iter(objects.iter().cloned())
         .map(|object| {
             find_index(store.clone(), keeper.clone(), object, options.clone(), wanted.index, wanted.max_bytes)
         })
         .buffered(INDEXING)
         .try_collect()
         .await?;
+    let (found, stale): (Vec<Found>, Vec<Option<String>>) = found.into_iter().unzip();
     let parse = settle_columns(&store, &objects, &options, &wanted).await?;
     let common = Arc::new(Common { store, objects, options, parse });
     let is_usable = |found: &Found| match found {
@@ -113,8 +132,18 @@ pub(crate) async fn open(store: Store, patterns: Vec<String>, options: TfRecord,
         Found::Nothing => false,
     };
     let missing = found.iter().filter(|found| !is_usable(found)).count();
+    let stale: Vec<_> = common.objects.iter().zip(&stale).zip(&found).collect();
+    let stale: Vec<Stale> = stale
+        .into_iter()
+        .filter_map(|((object, reason), found)| {
+            let reason = reason.clone()?;
+            Some(Stale { url: object.url.clone(), reason, rebuilt: matches!(found, Found::Whole(_)) })
+        })
+        .collect();
+    let rebuild = wanted.rebuild_command(&patterns);
+    let notes = notes_of(&stale, &rebuild);
     if missing == 0 && !wanted.arrives {
-        return Ok(Opened::Indexed(Shards::new(common, found, &wanted)));
+        return Ok(Opening { opened: Opened::Indexed(Shards::new(common, found, &wanted)), notes });
     }
     if let Some(reason) = wanted.needs_index.as_ref().filter(|_| wanted.arrives) {
         return Err(Error::config(format!("the state is of a run without an index, which {reason} needs")).advice(
@@ -126,11 +155,43 @@ pub(crate) async fn open(store: Store, patterns: Vec<String>, options: TfRecord,
         let damage =
             found.iter().find_map(|found| if let Found::Damaged(_, error) = found { Some(error) } else { None });
         return Err(damage.cloned().unwrap_or_else(|| {
-            Error::config(format!("{missing} of {} shards have no index, which {reason} needs", found.len()))
-                .advice("build it once with .index(Index::Build) on the loader")
+            let mut message = format!("{missing} of {} shards have no index, which {reason} needs", found.len());
+            if let Some(Stale { url, reason, .. }) = stale.iter().find(|stale| !stale.rebuilt) {
+                message += &format!("; of {url} there is one, but {reason}");
+            }
+            Error::config(message)
+                .advice(format!("build it once with .index(Index::Build) on the loader, or beforehand: {rebuild}"))
         }));
     }
-    Ok(Opened::Arriving(Unindexed { common, keeper, shuffled: wanted.shuffled, leave_out: wanted.leave_out }))
+    let unindexed = Unindexed { common, keeper, shuffled: wanted.shuffled, leave_out: wanted.leave_out };
+    Ok(Opening { opened: Opened::Arriving(unindexed), notes })
+}
+
+/// A shard whose stored index is damaged or of another version of it.
+struct Stale {
+    url: Arc<str>,
+    reason: String,
+    rebuilt: bool,
+}
+
+/// Shards that are named one by one in notes.
+const NAMED: usize = 3;
+
+fn notes_of(stale: &[Stale], rebuild: &str) -> Vec<String> {
+    let mut notes: Vec<String> = stale
+        .iter()
+        .take(NAMED)
+        .map(|Stale { url, reason, rebuilt }| match rebuilt {
+            true => format!("{url}: its index was stale and was built again: {reason}"),
+            false => format!(
+                "{url}: its index is stale, so shards are read as they come, in another order than with indexes: {reason}; {rebuild}"
+            ),
+        })
+        .collect();
+    if stale.len() > NAMED {
+        notes.push(format!("the indexes of {} more shards were stale as well", stale.len() - NAMED));
+    }
+    notes
 }
 
 /// What is known of a shard's records.
@@ -168,6 +229,9 @@ impl Common {
             let at = offset + start.saturating_sub(HEADER_BYTES) as u64;
             error.url(url.clone()).record(record + row as u64).byte_offset(at).stage("decode")
         };
+        // Behind each payload; where a record could not be found there is none.
+        let stored = |payload: &Range<usize>| buffer.get(payload.end..)?.first_chunk().copied();
+        let checksums = framed.payloads.iter().map(|payload| stored(payload).map_or(0, u32::from_le_bytes)).collect();
         let (rows, bad) = match &self.parse.parser {
             Some(parser) => {
                 let parsed = parser.parse_except(&buffer, &framed.payloads, framed.bad);
@@ -178,7 +242,7 @@ impl Common {
         let bad = bad.into_iter().map(|(row, error)| (row, place(row, error, framed.payloads[row].start))).collect();
         let starts = framed.payloads.iter().map(|payload| payload.start.saturating_sub(HEADER_BYTES) as u32).collect();
         let places = RecordPlaces { url: url.clone(), first_record: record, offset, starts };
-        Ok(Decoded { rows, bad, places: Some(places) })
+        Ok(Decoded { rows, bad, places: Some(places), checksums })
     }
 
     /// Payloads as they are, without copying them.
@@ -307,7 +371,6 @@ pub(crate) struct Keeper {
 }
 
 /// What a [`Keeper`] has of a shard.
-#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "why an index is stale is for the command"))]
 pub(crate) enum Kept {
     Nothing,
     /// Damaged, or of another version of the shard: why it does not count.
@@ -337,11 +400,6 @@ impl Keeper {
             },
             Err(error) => Kept::Stale(error.reason()),
         }
-    }
-
-    /// A stored index of this very object. One that is damaged or of another version of it counts as none: it is a cache.
-    fn load(&self, object: &Object) -> Option<ShardIndex> {
-        if let Kept::Index(index) = self.look(object) { Some(index) } else { None }
     }
 
     /// Stores an index where it can; where not, the next run builds it again.
@@ -381,14 +439,14 @@ pub(crate) async fn index_of(
     options: TfRecord,
     policy: Index,
 ) -> Result<Option<ShardIndex>> {
-    match find_index(store, keeper, object, options, policy, LARGEST_RECORD).await? {
+    match find_index(store, keeper, object, options, policy, LARGEST_RECORD).await?.0 {
         Found::Whole(index) => Ok(Some(index)),
         Found::Damaged(_, error) if policy == Index::Build => Err(error),
         Found::Damaged(..) | Found::Nothing => Ok(None),
     }
 }
 
-/// The index of one shard: stored, hopped or read, as told.
+/// The index of one shard: stored, hopped or read, as told; and why the stored one does not count, if there is one that does not.
 async fn find_index(
     store: Store,
     keeper: Keeper,
@@ -396,33 +454,36 @@ async fn find_index(
     options: TfRecord,
     policy: Index,
     max_bytes: usize,
-) -> Result<Found> {
+) -> Result<(Found, Option<String>)> {
     let local = store.local_path(&object);
     let (known, found, stated) = (object.clone(), keeper.clone(), options.compression);
     let hopped = on_disk_thread(move || {
         // A wrong statement ends in the same error with an index and without.
         let agrees = |index: &ShardIndex| index.is_empty() || stated.is_none_or(|stated| stated == index.compression());
-        if let Some(index) = found.load(&known).filter(agrees) {
-            return Ok(Found::Whole(index));
-        }
+        let stale = match found.look(&known) {
+            Kept::Index(index) if agrees(&index) => return Ok((Found::Whole(index), None)),
+            Kept::Stale(reason) => Some(reason),
+            Kept::Index(_) | Kept::Nothing => None,
+        };
         let hopped = local.map_or(Ok(Found::Nothing), |path| hop(&path, &known, &options))?;
         if let Found::Whole(index) = &hopped {
             found.save(&known, index);
         }
-        Ok(hopped)
+        Ok((hopped, stale))
     });
     let place = |error: Error| error.url(object.url.clone()).stage("index");
-    let mut found = hopped.await.map_err(place)?;
+    let (mut found, stale) = hopped.await.map_err(place)?;
     if policy == Index::Build && matches!(found, Found::Nothing) {
         found = read_through(&store, &object, stated, max_bytes).await.map_err(place)?;
         if let Found::Whole(index) = &found {
             keeper.save(&object, index);
         }
     }
-    Ok(match found {
+    let found = match found {
         Found::Damaged(index, error) => Found::Damaged(index, place(error)),
         found => found,
-    })
+    };
+    Ok((found, stale))
 }
 
 async fn on_disk_thread<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -482,15 +543,18 @@ async fn read_through(
 pub(crate) struct Shards {
     common: Arc<Common>,
     catalog: Catalog,
-    blocks: Vec<Block>,
+    /// Where each block starts in its (decompressed) shard; it ends where the next one of the shard starts, or at the shard's end. Below a global shuffle
+    /// each row is a block, so these are as few bytes as may be.
+    offsets: Vec<u64>,
+    /// Compression and end of each shard.
+    layouts: Vec<(Compression, u64)>,
     /// What is wrong with the framing of damaged shards, by shard. Behind the blocks before the damage such a shard has one of a single bad
     /// record and no bytes, which stands for the rest.
     damage: HashMap<u32, Error>,
 }
 
-#[derive(Clone, Copy)]
 struct Block {
-    shard: u32,
+    shard: usize,
     compression: Compression,
     first_record: u64,
     /// ReadPoint in the decompressed shard.
@@ -519,7 +583,7 @@ impl Shards {
             Wanted { min_blocks, .. } => (total / (*min_blocks).max(1)).clamp(1, BLOCK_BYTES),
         };
         let row_bytes: u64 = common.parse.columns.iter().map(|column| column.sample_bytes().unwrap_or(16) as u64).sum();
-        let (mut catalog, mut blocks, mut divisible) = (Catalog::new(), Vec::new(), true);
+        let (mut catalog, mut offsets, mut divisible) = (Catalog::new(), Vec::new(), true);
         for (shard, index) in indexes.iter().enumerate() {
             catalog.push_shard(common.objects[shard].url.clone());
             let compression = index.compression();
@@ -528,23 +592,24 @@ impl Shards {
             for run in index.blocks(if compression == Compression::None { target } else { u64::MAX }) {
                 let rows = run.num_records as u64;
                 catalog.push_block(rows, stored + run.bytes + rows * row_bytes);
-                let shard = shard as u32;
-                blocks.push(Block {
-                    shard,
-                    compression,
-                    first_record: run.first_record,
-                    offset: run.offset,
-                    bytes: run.bytes,
-                });
+                offsets.push(run.offset);
             }
             if damage.contains_key(&(shard as u32)) {
                 catalog.push_block(1, row_bytes);
-                let (first_record, offset) = (index.len() as u64, index.bytes());
-                blocks.push(Block { shard: shard as u32, compression, first_record, offset, bytes: 0 });
+                offsets.push(index.bytes());
             }
         }
         let catalog = if divisible { catalog } else { catalog.indivisible() };
-        Self { common, catalog, blocks, damage }
+        let layouts = indexes.iter().map(|index| (index.compression(), index.bytes())).collect();
+        Self { common, catalog, offsets, layouts, damage }
+    }
+
+    fn block(&self, block: usize) -> Block {
+        let shard = self.catalog.shard_of(block);
+        let ((compression, end), offset) = (self.layouts[shard], self.offsets[block]);
+        let next = self.offsets.get(block + 1).filter(|_| self.catalog.shard_of(block + 1) == shard);
+        let bytes = next.unwrap_or(&end) - offset;
+        Block { shard, compression, first_record: self.catalog.record_of(block), offset, bytes }
     }
 }
 
@@ -562,19 +627,19 @@ impl Source for Shards {
     }
 
     fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Bytes>>> {
-        let Block { shard, compression, offset, bytes, .. } = self.blocks[block];
+        let Block { shard, compression, offset, bytes, .. } = self.block(block);
         if bytes == 0 {
             return None;
         }
-        let (store, object) = (self.common.store.clone(), self.common.objects[shard as usize].clone());
+        let (store, object) = (self.common.store.clone(), self.common.objects[shard].clone());
         let range = if compression == Compression::None { offset..offset + bytes } else { 0..object.size };
         Some(Box::pin(async move { store.read(&object, range).await }))
     }
 
     fn decode(&self, block: usize, fetched: Bytes) -> Result<Decoded> {
-        let Block { shard, compression, first_record, offset, bytes } = self.blocks[block];
-        let url = &self.common.objects[shard as usize].url;
-        let damage = self.damage.get(&shard);
+        let Block { shard, compression, first_record, offset, bytes } = self.block(block);
+        let url = &self.common.objects[shard].url;
+        let damage = self.damage.get(&(shard as u32));
         if let Some(damage) = damage.filter(|_| bytes == 0) {
             return self.common.decode(Buffer::from(&[]), broken_off(damage.clone()), url, first_record, offset);
         }
@@ -591,7 +656,7 @@ impl Source for Shards {
                         "decompresses to other than the {bytes} bytes that its index says"
                     ))
                     .url(url.clone())
-                    .advice("the shard changed: remove its index"));
+                    .advice(format!("the shard changed behind its index: forebay index --deep '{url}'")));
                 }
                 if damage.is_none() {
                     decoder.finish().map_err(|e| e.url(url.clone()))?;

@@ -62,7 +62,8 @@ async fn attempt(
         if_match: object.etag.as_deref().filter(|etag| !etag.starts_with("W/")).map(str::to_owned),
         ..Default::default()
     };
-    let answer = within(stall, remote.store.get_opts(path, options)).await?.map_err(|e| remote.fault(e))?;
+    let fault = |e| remote.fault_of(e, object.etag.as_deref());
+    let answer = within(stall, remote.store.get_opts(path, options)).await?.map_err(fault)?;
     remote.answered_range.store(true, Ordering::Relaxed);
     if answer.range != wanted {
         return Err(transfer(format!("asked for bytes {wanted:?}, answered with {:?}", answer.range)));

@@ -104,6 +104,11 @@ impl Remote {
 
     /// What an error of the client means.
     pub(super) fn fault(&self, error: object_store::Error) -> Fault {
+        self.fault_of(error, None)
+    }
+
+    /// What an error means that came of reading an object, listed with this ETag.
+    pub(super) fn fault_of(&self, error: object_store::Error, listed: Option<&str>) -> Fault {
         use object_store::Error as E;
         let (mut retry_after, mut advice) = (None, None);
         let (kind, message) = match &error {
@@ -113,7 +118,8 @@ impl Remote {
                 (ErrorKind::Access, "access refused")
             }
             E::Precondition { .. } | E::NotModified { .. } => {
-                return changed("the server holds another version of it than was listed")
+                let listed = listed.map_or(String::new(), |etag| format!(", whose ETag was {etag}"));
+                return changed(format!("the server holds another version of it than was listed{listed}"))
                     .because(Client::new(error))
                     .into();
             }

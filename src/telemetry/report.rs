@@ -58,11 +58,13 @@ pub struct Skipped {
     pub epoch: u64,
     /// What is wrong with it, and where it is.
     pub error: Error,
+    /// Its term in the ledger.
+    pub(crate) term: u128,
 }
 
 impl Skipped {
-    pub(crate) fn new(epoch: u64, error: Error) -> Self {
-        Self { epoch, error }
+    pub(crate) fn new(epoch: u64, error: Error, term: u128) -> Self {
+        Self { epoch, error, term }
     }
 }
 
@@ -277,7 +279,7 @@ impl fmt::Display for Report {
         )?;
         if self.num_skipped > 0 {
             writeln!(f, "left out {} bad records:", self.num_skipped)?;
-            for Skipped { epoch, error } in self.skipped.iter().take(PRINTED) {
+            for Skipped { epoch, error, .. } in self.skipped.iter().take(PRINTED) {
                 writeln!(f, "  epoch {epoch}: {error}")?;
             }
             if self.num_skipped > PRINTED as u64 {

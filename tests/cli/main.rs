@@ -6,6 +6,8 @@ mod explain;
 mod head;
 mod index;
 mod inspect;
+mod ledger;
+mod replay;
 mod support;
 mod terminal;
 mod verify;

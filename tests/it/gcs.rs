@@ -1,10 +1,12 @@
 //! `gs://` against a real emulator: what is listed can be read, exactly, whatever it is called, and becomes tensors.
 
+use forebay::format::example::Example;
 use forebay::store::Store;
+use forebay::testing::restores_everywhere;
 use forebay::{Compression, Dataset, ErrorKind, Image, Index, Result, Scheduler, Shuffle, bytes, int64};
 
 use crate::support::fake_gcs::FakeGcs;
-use crate::support::shards::{Folder, content as file, shard_of_ids};
+use crate::support::shards::{Folder, content as file, shard, shard_of_ids};
 use crate::support::{take, take_ids};
 
 const BUCKET: &str = "shards";
@@ -181,5 +183,27 @@ fn a_damaged_shard_in_a_bucket_gives_what_is_before_and_names_the_place() -> Res
         "{error}"
     );
     assert_eq!(error.place().record, Some(49), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_stream_from_a_bucket_goes_on_within_its_shards() -> Result<()> {
+    let Some(server) = FakeGcs::start(BUCKET) else { return Ok(()) };
+    let folder = Folder::new();
+    server.put(BUCKET, "a.tfrecord", &shard_of_ids(0..50, Compression::None));
+    // Two blocks of 4 MiB and more, so that reading goes on in the middle of the shard.
+    let large =
+        (50..140).map(|id| Example::new().with_int64("id", [id]).with_bytes("noise", [vec![7; 100_000]]).encode());
+    server.put(BUCKET, "b.tfrecord", &shard(large, Compression::None));
+    server.put(BUCKET, "c.tfrecord", &shard_of_ids(140..200, Compression::Gzip));
+    let dataset = Dataset::open("gs://shards/*.tfrecord")?.columns([int64("id")]);
+    for dataset in [dataset.batch(10), dataset.shuffle(Shuffle::buffer(30)).batch(10)] {
+        let dir = folder.index_dir().join(dataset.explain().len().to_string());
+        restores_everywhere(dataset.loader().index_dir(dir).store(server.options()))?;
+    }
+    let mut loader = dataset.batch(10).loader().index_dir(folder.index_dir()).store(server.options()).build()?;
+    let state = loader.epoch(0).nth(12).expect("twenty steps")?.state();
+    let read_from = state.read_from.expect("there is no index");
+    assert!(read_from.shard == 1 && read_from.record > 0 && read_from.offset > 4_000_000, "{read_from:?}");
     Ok(())
 }

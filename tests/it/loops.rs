@@ -6,7 +6,8 @@ use std::time::Duration;
 use arrow::array::Int64Array;
 use forebay::{Dataset, Device, Epoch, Loader, Result, Scheduler, Shuffle, State};
 
-use crate::support::{eventually, threads_named};
+use crate::support::shards::Folder;
+use crate::support::{eventually, threads_named, watched};
 
 fn numbers(rows: i64) -> Dataset {
     Dataset::from_columns([("x", Arc::new(Int64Array::from_iter_values(0..rows)) as _)]).expect("one column")
@@ -226,5 +227,17 @@ fn works_inside_an_async_runtime() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let rows = runtime.block_on(async { values(numbers(40).batch(8).loader().build()?.epoch(0)) })?;
     assert_eq!(rows.len(), 40);
+    Ok(())
+}
+
+#[test]
+fn without_prefetch_and_threads_the_next_epoch_begins_when_it_is_asked_for() -> Result<()> {
+    let folder = Folder::with_ids(&[20, 10]);
+    let loader = folder.loader(&folder.all().batch(4).prefetch(0)).scheduler(Scheduler::single_threaded());
+    let batches = watched(move || {
+        let mut loader = loader.build()?;
+        Ok::<_, forebay::Error>((0..3).map(|epoch| loader.epoch(epoch).count()).collect::<Vec<_>>())
+    });
+    assert_eq!(batches?, [8, 8, 8]);
     Ok(())
 }

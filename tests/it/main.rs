@@ -5,10 +5,16 @@ mod damage;
 mod faults;
 #[cfg(feature = "gcs")]
 mod gcs;
+mod killed;
 mod layers;
+mod ledger;
 mod loops;
+mod mix;
 mod order;
+mod quality;
 mod report;
 mod resume;
+mod scale;
+mod stale;
 mod support;
 mod tfrecord;

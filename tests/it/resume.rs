@@ -6,8 +6,8 @@ use std::sync::Arc;
 use arrow::array::Int64Array;
 use forebay::testing::restores_everywhere;
 use forebay::{
-    Batch, Budget, Compression, Dataset, Error, ErrorKind, LoaderBuilder, Pad, Remainder, Result, Scheduler, Shuffle,
-    Skip, State, World, int64,
+    Batch, Budget, Compression, Dataset, Error, ErrorKind, Exhausted, LoaderBuilder, Pad, Remainder, Result, Scheduler,
+    Shuffle, Skip, State, World, int64,
 };
 use proptest::prelude::*;
 use rand::Rng;
@@ -42,6 +42,12 @@ fn multiply(dataset: &Dataset) -> Dataset {
         }
         Ok(())
     })
+}
+
+/// Three parts, each shuffled by itself.
+fn mixed(exhausted: Exhausted) -> Dataset {
+    let part = |rows| numbers(rows).shuffle(Shuffle::buffer(16));
+    Dataset::mix([(part(130), 5), (part(40), 2), (numbers(30), 1)], exhausted)
 }
 
 fn ids(batch: &Batch) -> Vec<i64> {
@@ -88,6 +94,10 @@ fn every_verb_restores_everywhere() -> Result<()> {
         ("filter, take", uneven(&rows().shuffle(Shuffle::buffer(32))).batch(2).take(3)),
         ("flat_map", noise(&multiply(&rows().shuffle(Shuffle::buffer(32)))).batch(8)),
         ("flat_map, filter", uneven(&multiply(&rows())).batch(8).prefetch(5)),
+        ("mix, stop", noise(&mixed(Exhausted::Stop)).batch(8)),
+        ("mix, drop", noise(&mixed(Exhausted::Drop)).batch(8)),
+        ("mix, repeat", noise(&mixed(Exhausted::Repeat)).batch(8)),
+        ("mix, filter", uneven(&mixed(Exhausted::Repeat)).batch(4)),
         ("one stream", uneven(&multiply(&rows())).batch(7)),
     ];
     for (name, graph) in graphs {
@@ -472,6 +482,10 @@ fn composition() -> impl Strategy<Value = (Dataset, String)> {
             (inner.clone(), 1u64..4).prop_map(|(input, times)| input.repeat(times)),
             (inner.clone(), 1u64..80).prop_map(|(input, rows)| input.take(rows)),
             (inner.clone(), inner.clone()).prop_map(|(a, b)| a.concat(&b)),
+            (inner.clone(), inner.clone(), 1u32..4, 0..3).prop_map(|(a, b, weight, exhausted)| {
+                let exhausted = [Exhausted::Stop, Exhausted::Drop, Exhausted::Repeat][exhausted as usize];
+                Dataset::mix([(a, weight), (b, 2)], exhausted)
+            }),
         ]
     });
     (tree, 0..4, 1usize..13, any::<bool>()).prop_map(|(tree, kind, batch, drop): (Dataset, i32, usize, bool)| {

@@ -67,6 +67,9 @@ pub(super) struct BenchArgs {
     /// The column of labels [default: image/class/label, label].
     #[arg(long, value_name = "COLUMN")]
     label: Option<String>,
+    /// Save the loader's ledger, of all epochs, to this file.
+    #[arg(long, value_name = "FILE")]
+    ledger: Option<std::path::PathBuf>,
     /// Print the loader's report too.
     #[arg(long)]
     report: bool,
@@ -137,6 +140,11 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
     let checked = expected.map(|expected| expected == (samples, sum));
     let mut measured = measure(&mut loader, args)?;
     let report = loader.report();
+    if let Some(file) = &args.ledger {
+        std::fs::write(file, serde_json::to_vec(&loader.ledger())?).map_err(|e| {
+            Error::new(ErrorKind::Access, format!("the ledger cannot be written to {}", file.display())).because(e)
+        })?;
+    }
     drop(loader);
     if args.limit {
         let shards = ShardArgs { urls: input.urls.clone(), threads: args.threads };

@@ -268,7 +268,7 @@ impl ShardIndex {
         match (&now.etag, &then.etag, now.modified, then.modified) {
             (Some(now), Some(then), ..) if now != then => Err(format!("etag is {now}, was {then}")),
             (Some(_), Some(_), ..) => Ok(()),
-            (_, _, Some(now), Some(then)) if now != then => Err(format!("modified is {now}, was {then}")),
+            (_, _, Some(now), Some(then)) if now != then => Err(format!("time is {}, was {}", utc(now), utc(then))),
             _ => Ok(()),
         }
     }
@@ -380,6 +380,33 @@ impl ShardIndex {
         }
         Ok(index)
     }
+}
+
+/// Nanoseconds since 1970 as RFC 3339 writes them, in the proleptic Gregorian calendar.
+fn utc(nanos: i64) -> String {
+    let (seconds, nanos) = (nanos.div_euclid(1_000_000_000), nanos.rem_euclid(1_000_000_000));
+    let (mut day, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let is_leap = |year: i64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    // An i64 of nanoseconds reaches from 1677 to 2262: some hundred rounds.
+    let mut year = 1970;
+    while day < 0 {
+        year -= 1;
+        day += 365 + i64::from(is_leap(year));
+    }
+    while day >= 365 + i64::from(is_leap(year)) {
+        day -= 365 + i64::from(is_leap(year));
+        year += 1;
+    }
+    let february = 28 + i64::from(is_leap(year));
+    let mut month = 1;
+    for days in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+        if day < days {
+            break;
+        }
+        (day, month) = (day - days, month + 1);
+    }
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z", day + 1)
 }
 
 /// Small enough for the second-level cache, large enough for about a hundred records of 600 bytes a read.
@@ -545,9 +572,27 @@ mod tests {
         for (now, words) in [
             (Fingerprint { size: 20, ..same.clone() }, "size is 20, was 19"),
             (Fingerprint { etag: Some("f".into()), ..same.clone() }, "etag is f, was \"e\""),
-            (Fingerprint { etag: None, modified: Some(9), ..same }, "modified is 9, was -5"),
+            (
+                Fingerprint { etag: None, modified: Some(9), ..same },
+                "time is 1970-01-01T00:00:00.000000009Z, was 1969-12-31T23:59:59.999999995Z",
+            ),
         ] {
             assert_eq!(index.matches(&now), Err(words.to_owned()));
+        }
+    }
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00"),
+            (951_782_400, "2000-02-29T00:00:00"),
+            (1_795_386_196, "2026-11-22T22:23:16"),
+            (4_107_542_399, "2100-02-28T23:59:59"),
+            (4_107_542_400, "2100-03-01T00:00:00"),
+            (-1, "1969-12-31T23:59:59"),
+            (-2_203_891_200, "1900-03-01T00:00:00"),
+        ] {
+            assert_eq!(utc(seconds * 1_000_000_000), format!("{text}.000000000Z"));
         }
     }
 

@@ -2,10 +2,13 @@
 
 #[cfg(feature = "gcs")]
 pub(crate) mod fake_gcs;
+pub(crate) mod quality;
 pub(crate) mod shards;
 #[cfg(feature = "http")]
 pub(crate) mod slow_http;
 pub(crate) mod source;
+#[cfg(feature = "http")]
+pub(crate) mod web;
 
 use std::sync::mpsc;
 use std::time::Duration;

@@ -1,0 +1,82 @@
+//! Data sets too large to list their rows.
+
+use std::sync::Arc;
+
+use arrow::array::{Int64Array, RecordBatch};
+use bytes::Bytes;
+use forebay::plan::Catalog;
+use forebay::source::{Decoded, Source};
+use forebay::{Column, Dataset, Exhausted, Result, Scheduler, Shuffle, int64};
+
+use crate::support::alone;
+
+/// A million shards of one block of a thousand rows.
+struct Vast {
+    columns: Vec<Column>,
+    catalog: Catalog,
+}
+
+impl Vast {
+    const SHARDS: u64 = 1_000_000;
+    const BLOCK_ROWS: u64 = 1000;
+
+    fn new() -> Self {
+        let mut catalog = Catalog::new();
+        for shard in 0..Self::SHARDS {
+            catalog.push_shard(format!("gs://bucket/data/train-{shard:07}-of-1000000.tfrecord"));
+            catalog.push_block(Self::BLOCK_ROWS, 1 << 20);
+        }
+        Self { columns: vec![int64("row")], catalog }
+    }
+}
+
+impl Source for Vast {
+    fn name(&self) -> String {
+        "a thousand million row numbers".into()
+    }
+
+    fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    fn decode(&self, block: usize, _: Bytes) -> Result<Decoded> {
+        let first = self.catalog.block_start(block) as i64;
+        let rows = Int64Array::from_iter_values(first..first + Self::BLOCK_ROWS as i64);
+        Ok(Decoded::good(RecordBatch::try_from_iter([("row", Arc::new(rows) as _)]).expect("one column")))
+    }
+}
+
+/// The most memory that this process has had.
+fn peak_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = text.lines().find(|line| line.starts_with("VmHWM:")).expect("a line");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") << 10
+}
+
+#[test]
+fn a_thousand_million_rows_take_memory_for_their_blocks_alone() -> Result<()> {
+    if !alone("scale::a_thousand_million_rows_take_memory_for_their_blocks_alone") {
+        return Ok(());
+    }
+    let source = Dataset::from_source(Vast::new());
+    let catalog = peak_bytes();
+    // Names of 50 bytes, each an allocation of its own, and vectors that grow by doubling.
+    assert!(catalog < 200 * Vast::SHARDS, "{catalog} bytes for the catalog");
+    let shuffled = source.shuffle(Shuffle::buffer(4096));
+    for dataset in [shuffled.clone(), Dataset::mix([(shuffled, 3), (source.clone(), 1)], Exhausted::Stop)] {
+        let mut loader = dataset.batch(64).loader().scheduler(Scheduler::single_threaded()).build()?;
+        for epoch in [0, 7] {
+            let batch = loader.epoch(epoch).next().expect("a batch")?;
+            assert_eq!(batch.len(), 64);
+        }
+    }
+    // A run has the order of the blocks and where each begins in it, 12 bytes a block, and the catalog 4 for finding rows; two runs overlap. A
+    // list of rows would take 8,000 bytes a block.
+    let planned = peak_bytes() - catalog;
+    assert!(planned < 48 * Vast::SHARDS, "{planned} bytes for the plan");
+    Ok(())
+}

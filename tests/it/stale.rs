@@ -1,0 +1,136 @@
+//! Shards that changed: behind their index, and behind `build()`.
+
+use std::fs::File;
+use std::time::{Duration, SystemTime};
+
+use forebay::{Compression, Dataset, Error, ErrorKind, Index, LoaderBuilder, Result, Shuffle};
+
+use crate::support::shards::{Folder, record, shard, shard_of_ids};
+use crate::support::{take_ids, watched};
+
+/// The ids that come, and the notes of the report.
+fn run(loader: LoaderBuilder) -> Result<(Vec<i64>, Vec<String>)> {
+    watched(move || {
+        let mut loader = loader.build()?;
+        let mut ids = Vec::new();
+        for batch in loader.epoch(0) {
+            ids.extend_from_slice(&batch?.values::<i64>("id")?);
+        }
+        Ok((ids, loader.report().notes))
+    })
+}
+
+fn refused(loader: LoaderBuilder) -> Error {
+    loader.build().err().expect("it needs an index")
+}
+
+fn has(text: &str, words: &[&str]) {
+    words.iter().for_each(|words| assert!(text.contains(words), "{text} lacks {words}"));
+}
+
+/// Gives a file another time.
+fn touch(folder: &Folder, name: &str, seconds: u64) {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    File::options().write(true).open(folder.path(name)).and_then(|file| file.set_modified(time)).expect("a file");
+}
+
+#[test]
+fn a_stale_index_of_a_plain_file_is_named_and_built_again() -> Result<()> {
+    let folder = Folder::with_ids(&[50]);
+    let size = folder.path("00.tfrecord").metadata().expect("a file").len();
+    let dataset = folder.all().batch(10);
+    let (_, notes) = run(folder.loader(&dataset))?;
+    assert!(notes.is_empty(), "{notes:?}");
+
+    let longer = shard_of_ids(0..60, Compression::None);
+    folder.put("00.tfrecord", &longer);
+    touch(&folder, "00.tfrecord", 1_000_000_000);
+    let (ids, notes) = run(folder.loader(&dataset))?;
+    assert_eq!((ids.len(), notes.len()), (60, 1));
+    let url = format!("file://{}", folder.url("00.tfrecord"));
+    has(&notes[0], &[&url, "was built again", &format!("its size is {}, was {size}", longer.len())]);
+    assert!(run(folder.loader(&dataset))?.1.is_empty(), "the new one is stored");
+
+    touch(&folder, "00.tfrecord", 1_000_000_001);
+    let notes = run(folder.loader(&dataset))?.1;
+    has(&notes[0], &["its time is 2001-09-09T01:46:41.000000000Z, was 2001-09-09T01:46:40.000000000Z"]);
+    Ok(())
+}
+
+#[test]
+fn a_stale_index_of_a_compressed_file_is_named_with_the_command_that_builds_it() -> Result<()> {
+    let folder = Folder::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        folder.put(name, &shard_of_ids(0..20, Compression::Gzip));
+    }
+    let plain = folder.open("?").batch(10);
+    run(folder.loader(&plain).index(Index::Build))?;
+    ["a", "b", "c", "d", "e"].into_iter().for_each(|name| folder.put(name, &shard_of_ids(0..30, Compression::Gzip)));
+    let url = format!("file://{}", folder.url("a"));
+    let command = format!("forebay index '{}' --index-dir '{}'", folder.url("?"), folder.index_dir().display());
+    let global = folder.open("?").shuffle(Shuffle::global()).batch(10);
+    let error = refused(folder.loader(&global));
+    assert_eq!(error.kind(), ErrorKind::Config);
+    has(&error.to_string(), &["5 of 5 shards", &url, "its size is ", ", was ", ".index(Index::Build)", &command]);
+
+    let (ids, notes) = run(folder.loader(&plain))?;
+    assert_eq!((ids.len(), notes.len()), (150, 4));
+    has(&notes[0], &[&url, "its index is stale", "another order", "its size is", &command]);
+    has(&notes[3], &["2 more shards"]);
+    Ok(())
+}
+
+#[test]
+fn a_file_that_changes_behind_build_is_an_error_that_names_it() -> Result<()> {
+    type Change = fn(&Folder);
+    let changes: [(Change, &str); 3] = [
+        (
+            |folder| folder.put("00.tfrecord", &shard_of_ids(0..60, Compression::None)),
+            "bytes when it was listed and has",
+        ),
+        (|folder| folder.put("00.tfrecord", b""), "and has 0 now"),
+        (|folder| touch(folder, "00.tfrecord", 1), "it was written again since it was listed, with the same size"),
+    ];
+    for (change, words) in changes {
+        let folder = Folder::with_ids(&[50]);
+        let mut loader = folder.loader(&folder.all().batch(10)).build()?;
+        change(&folder);
+        let error = watched(move || loader.epoch(0).find_map(Result::err)).expect("it has changed");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        has(&error.to_string(), &["00.tfrecord", words, "list it again"]);
+    }
+    Ok(())
+}
+
+#[cfg(feature = "http")]
+#[test]
+fn an_object_with_another_etag_is_noticed_beside_its_index_and_behind_build() -> Result<()> {
+    use crate::support::web::Web;
+
+    let folder = Folder::new();
+    // The same records the other way round: as many bytes.
+    let (old, new) =
+        (shard((0..30).map(record), Compression::None), shard((0..30).rev().map(record), Compression::None));
+    let web = Web::start(old, "\"one\"");
+    let open = |shuffle| Ok::<_, Error>(Dataset::open(web.url())?.shuffle(shuffle).batch(10));
+    let (plain, global) = (open(Shuffle::none())?, open(Shuffle::global())?);
+    assert_eq!(run(folder.loader(&plain).index(Index::Build))?, ((0..30).collect(), vec![]));
+    assert_eq!(take_ids(folder.loader(&global), "id")?.whole().concat().len(), 30);
+
+    let mut built = folder.loader(&global).build()?;
+    web.replace(new, "\"two\"");
+    let error = watched(move || built.epoch(0).find_map(Result::err)).expect("it has changed");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    has(
+        &error.to_string(),
+        &[&web.url(), "another version of it than was listed, whose ETag was \"one\"", "list it again"],
+    );
+
+    let etags = "its etag is \"two\", was \"one\"";
+    let error = refused(folder.loader(&global));
+    has(&error.to_string(), &[&web.url(), etags, &format!("forebay index '{}'", web.url())]);
+    let (ids, notes) = run(folder.loader(&global).index(Index::Build))?;
+    assert_eq!(ids.len(), 30);
+    has(&notes[0], &[&web.url(), "was built again", etags]);
+    Ok(())
+}
