@@ -56,7 +56,7 @@ pub enum Device {
 impl Device {
     /// The first CUDA device where libtorch finds one, else the CPU.
     ///
-    /// Calls [`init_cuda`] first, so that libtorch looks with its CUDA part loaded.
+    /// Calls `forebay::init_cuda` first, so that libtorch looks with its CUDA part loaded.
     pub fn cuda_if_available() -> Self {
         #[cfg(feature = "cuda")]
         if init_cuda().is_ok() && tch::Cuda::is_available() {
