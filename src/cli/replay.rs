@@ -150,6 +150,13 @@ fn check(state: &State, args: &ReplayArgs) -> Result<()> {
         )
         .advice("call loader.replay(epoch, step, rank) in the program that has the graph"));
     }
+    let words: Vec<&str> = state.graph.iter().filter_map(|mark| mark.split('#').next()).collect();
+    let moves = |word: &&&str| ["take", "skip", "repeat", "interleave", "concat", "zip", "mix"].contains(*word);
+    let twice = words.iter().filter(|word| **word == "shuffle").nth(1);
+    if let Some(word) = words.iter().find(moves).or(twice) {
+        return Err(Error::config(format!("the run's graph has `{word}`, which arguments do not tell"))
+            .advice("call loader.replay(epoch, step, rank) in the program that has the graph"));
+    }
     let shuffle = args.shuffle.0.to_string();
     let stages =
         [("shuffle", format!("shuffle {shuffle}")), ("batch", format!("batch {} samples over all ranks", args.batch))];

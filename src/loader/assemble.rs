@@ -24,7 +24,8 @@ pub(crate) struct Assembly {
     /// Its place in the order of what is delivered.
     pub(crate) number: u64,
     pub(crate) step: u64,
-    /// Where the run stands behind it.
+    /// Where the run stands before it, which is where it goes on when the batch is cut short, and behind it.
+    pub(crate) before: Progress,
     pub(crate) progress: Progress,
     pub(crate) rows: Vec<Rows>,
     /// What comes behind these rows in place of more.
@@ -72,8 +73,11 @@ impl Assembly {
             }
         }
         let some = !rows.is_empty() || error.is_some() || !drawn.skipped.is_empty();
-        let progress = Progress { epoch, step: step + 1, ..Progress::default() };
-        some.then(|| Self { number: 0, step, progress, rows, error, drawn, gaps, kept: vec![kept], bytes: 0 })
+        let before = Progress { epoch, step, ..Progress::default() };
+        let behind = Progress { step: step + 1, ..before.clone() };
+        // A step that an error cuts short is taken again as a whole.
+        let progress = if error.is_some() { before.clone() } else { behind };
+        some.then(|| Self { number: 0, step, before, progress, rows, error, drawn, gaps, kept: vec![kept], bytes: 0 })
     }
 
     /// Applies the functions of whole batches, allocates, and starts filling. Runs on the pool.
@@ -161,6 +165,7 @@ impl Assembly {
         let work = Work {
             number: self.number,
             step: self.step,
+            before: self.before,
             progress: self.progress,
             left: AtomicUsize::new(tasks.len()),
             parts: Mutex::new(Some(parts)),
@@ -179,6 +184,7 @@ impl Assembly {
 struct Work {
     number: u64,
     step: u64,
+    before: Progress,
     progress: Progress,
     left: AtomicUsize,
     parts: Mutex<Option<Vec<Option<Part>>>>,
@@ -255,6 +261,7 @@ impl Work {
         let ended = ends
             .and_then(|ends| ends.into_iter().next())
             .map(|(row, error)| (row, if is_bad_record(&error) { error.or_leave_out() } else { error }));
+        let progress = if ended.is_some() { &self.before } else { &self.progress };
         let (end, error) = ended.map_or_else(|| (self.total, self.error.clone()), |(row, error)| (row, Some(error)));
         let term = |row: usize| {
             let part = parts.iter().flatten().rfind(|part| part.start <= row).expect("rows belong to parts");
@@ -283,7 +290,7 @@ impl Work {
                 kept.iter().flat_map(|rows| &samples[rows.clone()]).map(|sample| sample.id).collect();
             let columns = filling.finish(&kept, run.shared.allocator)?;
             let columns = deliver(columns, device)?;
-            let (progress, identity) = (self.progress.clone(), run.shared.pipeline.identity.clone());
+            let (progress, identity) = (progress.clone(), run.shared.pipeline.identity.clone());
             let origins =
                 if run.shared.traced { origins(&run.shared.pipeline, &self.kept, &samples) } else { Vec::new() };
             let batch = Batch { columns, len, step: self.step, samples, sums, progress, identity, origins };

@@ -225,7 +225,7 @@ impl LoaderBuilder {
         };
         check_budget(&shared)?;
         let current = Arc::new(Mutex::new(Current::default()));
-        let start = restored.map(|state| state.progress_for(&shared.pipeline.identity)).transpose()?;
+        let start = restored.map(|state| shared.pipeline.start_behind(state)).transpose()?;
         Ok(Loader { shared: Arc::new(shared), device, start: start.unwrap_or_default(), current })
     }
 

@@ -11,11 +11,11 @@ use crate::dataset::graph::{Files, Function, Node, visit};
 use crate::dataset::validate::{all_of, changes_rows};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::mix::{self, Mixing};
-use crate::plan::order::{ENDLESS, Lanes, Order, Turns};
+use crate::plan::order::{ENDLESS, Lanes, Order, PADDING, Turns};
 use crate::plan::shuffle::ShuffledOrder;
 use crate::plan::state::{Identity, Progress};
 use crate::plan::steps::Steps;
-use crate::plan::{Cursor, DataMark, Exhausted, Remainder, Shuffle};
+use crate::plan::{Cursor, DataMark, Exhausted, Remainder, Shuffle, State};
 use crate::random::Key;
 use crate::schema::{Column, Dtype, Shape};
 use crate::source::{Arriving, Source};
@@ -106,6 +106,56 @@ impl Pipeline {
         planned
     }
 
+    /// Positions that were delivered before a run begins, of the rows that arrive again for it.
+    pub(crate) fn passed_at(&self, start: &Progress) -> std::ops::Range<u64> {
+        let step = match self.planned_at(&start.cursors).first() {
+            Some(at) => at / self.steps.stream_share(),
+            None => start.step,
+        };
+        let next = step.saturating_mul(self.steps.batch);
+        self.order.first_arrival_for(next).map_or(0..0, |first| first..next)
+    }
+
+    /// Where a run begins that goes on from a state.
+    ///
+    /// # Errors
+    /// A state of another run, and numbers that no state of this loader has.
+    pub(crate) fn start_behind(&self, state: &State) -> Result<Progress> {
+        let start = state.progress_for(&self.identity)?;
+        self.check(&start).map(|()| start)
+    }
+
+    fn check(&self, start: &Progress) -> Result<()> {
+        let damaged = |what: String| {
+            Err(Error::config(format!("the state is damaged: {what}")).advice("restore it as it was saved"))
+        };
+        let rows = if self.order.arrives() { ENDLESS } else { self.order.rows().unwrap_or(ENDLESS) };
+        let streams = if self.expands { self.steps.own_streams() } else { 0 };
+        if start.epoch >= PADDING >> 1 || start.step > start_limit(self.steps, rows, self.expands) {
+            return damaged(format!("epoch {} step {}, which there is not", start.epoch, start.step));
+        }
+        if start.cursors.len() as u64 != streams {
+            return damaged(format!("{} cursors for {streams} streams", start.cursors.len()));
+        }
+        for (stream, cursor) in (self.steps.first_stream()..).zip(&start.cursors) {
+            let end = self.steps.stream_rows(stream, rows);
+            if cursor.position > end || cursor.expanded > u64::from(u32::MAX) {
+                return damaged(format!("stream {stream} stands at {} of {end}", cursor.position));
+            }
+        }
+        match (self.leaves.iter().find(|leaf| matches!(leaf, Leaf::Arriving(_))), start.read_from) {
+            (Some(Leaf::Arriving(source)), Some(read_from)) => {
+                if read_from.row > self.passed_at(start).start {
+                    return damaged(format!("reading begins at row {}, behind the next", read_from.row));
+                }
+                source.check(read_from)
+            }
+            (Some(_), None) if start.step > 0 => damaged("it does not say where reading begins".into()),
+            (None, Some(_)) => damaged("the shards have an index, and it says where reading begins".into()),
+            _ => Ok(()),
+        }
+    }
+
     /// What makes batches of rows that are not positions.
     pub(crate) fn rebatch(&self, start: &Progress) -> Option<Rebatch> {
         let rows = if self.order.arrives() { ENDLESS } else { self.order.rows().unwrap_or(ENDLESS) };
@@ -115,6 +165,14 @@ impl Pipeline {
     /// Rows of an epoch over all ranks, where they are known before it and are what batches are made of.
     pub(crate) fn known_rows(&self) -> Option<u64> {
         self.order.rows().filter(|&rows| rows != ENDLESS && !self.expands && !self.order.arrives())
+    }
+}
+
+/// Steps that a state may say were taken.
+fn start_limit(steps: Steps, rows: u64, expands: bool) -> u64 {
+    match rows {
+        _ if steps.stated.is_some() || expands => u64::from(u32::MAX) << 16,
+        rows => steps.per_epoch(rows).min(u64::from(u32::MAX) << 16),
     }
 }
 
@@ -389,6 +447,9 @@ pub(crate) fn lower(
         lowering.mistakes.push(error);
     }
     let turn = rows.filter(|_| steps.stated.is_some());
+    if turn == Some(0) && expands {
+        lowering.mistake("the data set has no rows".into(), "look at its URLs, .take() and .skip()");
+    }
     if let Some(stated) = steps.stated.filter(|_| expands) {
         limit = Some(limit.map_or(stated, |limit| limit.min(stated)));
     }
@@ -425,11 +486,16 @@ pub(crate) fn lower(
 
 /// What every state of a loader has in common.
 fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, seed: u64) -> Identity {
-    let (mut graph, mut stages) = (Vec::new(), Vec::new());
+    let (mut graph, mut stages, mut numbers) = (Vec::new(), Vec::new(), HashMap::new());
     visit(&dataset.node, &mut |node| {
+        let inputs: Vec<usize> = node.inputs().iter().map(|input| numbers[&Arc::as_ptr(input)]).collect();
         // How far is read ahead, and where the shards lie, changes no order.
         let stage = match node {
-            Node::Prefetch { .. } => return,
+            Node::Prefetch { .. } => {
+                numbers.insert(std::ptr::from_ref(node), inputs[0]);
+                return;
+            }
+            Node::Files(files) if files.options.records => "read TFRecord records".to_owned(),
             Node::Files(_) => "read TFRecord".to_owned(),
             other => other.to_string(),
         };
@@ -437,7 +503,10 @@ fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, seed: u64) -> 
             Node::Apply { name, .. } => name,
             _ => stage.split(' ').next().unwrap_or_default(),
         };
-        graph.push(Identity::mark(word, &stage));
+        numbers.insert(std::ptr::from_ref(node), graph.len());
+        // Which stages feed it belongs to what it does, where it is not the one before.
+        let fed = if inputs.is_empty() || inputs == [graph.len() - 1] { String::new() } else { format!("{inputs:?}") };
+        graph.push(Identity::mark(word, &format!("{stage}{fed}")));
         stages.push(stage);
     });
     if steps.stated.is_some() {
@@ -574,7 +643,11 @@ impl Lowering<'_> {
             }
             Node::Repeat { input, times } => {
                 let turns = times.map_or(Turns::Forever, Turns::Times);
-                boxed(self.node(input), &|input| Order::Repeat { turns, input })
+                let lowered = self.node(input);
+                if lowered.order.rows() == Some(0) {
+                    self.mistake("a repetition of no rows".into(), "look at the URLs, .take() and .skip() before it");
+                }
+                boxed(lowered, &|input| Order::Repeat { turns, input })
             }
             Node::Take { input, rows } => boxed(self.node(input), &|input| Order::Take { rows: *rows, input }),
             Node::Skip { input, rows } => boxed(self.node(input), &|input| Order::Skip { rows: *rows, input }),

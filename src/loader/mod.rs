@@ -104,7 +104,7 @@ impl Loader {
     /// # Errors
     /// As [`LoaderBuilder::restore`], which also takes the seed and the number of streams from the state.
     pub fn restore(&mut self, state: &State) -> Result<()> {
-        self.start = state.progress_for(&self.shared.pipeline.identity)?;
+        self.start = self.shared.pipeline.start_behind(state)?;
         self.supersede();
         Ok(())
     }
@@ -132,7 +132,7 @@ impl Loader {
             return Err(Error::config(format!("{steps} steps {why} end at a place that is not known before"))
                 .advice("restore a state, or take the batches and leave them unused"));
         }
-        self.start.step += steps;
+        self.start.step = self.start.step.saturating_add(steps);
         self.supersede();
         Ok(())
     }

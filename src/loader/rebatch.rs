@@ -87,7 +87,7 @@ impl Piece {
             Some(origin) => origin.partition_point(|&o| u64::from(o) < position),
             None => position.min(self.rows.len() as u64) as usize,
         };
-        (first(within) + cursor.expanded as usize).min(first(within + 1))
+        first(within).saturating_add(cursor.expanded as usize).min(first(within + 1))
     }
 
     /// The cursor behind a row.
@@ -178,6 +178,7 @@ impl Rebatch {
                     if skipped || counts.iter().any(|&count| count > 0) {
                         let mut last = self.take(counts, None);
                         self.streams.iter_mut().for_each(|stream| stream.pass(stream.end, &mut last.drawn));
+                        last.progress = self.progress();
                         batches.push(last);
                     }
                     break;
@@ -218,14 +219,18 @@ impl Rebatch {
 
     fn take(&mut self, counts: Vec<usize>, error: Option<Error>) -> Assembly {
         let (mut rows, mut kept, mut drawn) = (Vec::new(), Vec::new(), Drawn::default());
+        let before = self.progress();
         for (stream, count) in self.streams.iter_mut().zip(counts) {
             stream.take(count, &mut rows, &mut kept, &mut drawn);
         }
-        let cursors = self.streams.iter().map(|stream| stream.cursor).collect();
         self.step += 1;
-        let progress = Progress { epoch: self.epoch, step: self.step, cursors, ..Progress::default() };
-        let gaps = Vec::new();
-        Assembly { number: 0, step: self.step - 1, progress, rows, error, drawn, gaps, kept, bytes: 0 }
+        let (progress, gaps) = (self.progress(), Vec::new());
+        Assembly { number: 0, step: self.step - 1, before, progress, rows, error, drawn, gaps, kept, bytes: 0 }
+    }
+
+    fn progress(&self) -> Progress {
+        let cursors = self.streams.iter().map(|stream| stream.cursor).collect();
+        Progress { epoch: self.epoch, step: self.step, cursors, ..Progress::default() }
     }
 }
 

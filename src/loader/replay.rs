@@ -14,7 +14,7 @@ use crate::engine::io::Io;
 use crate::engine::pool::Pool;
 use crate::engine::{Budget, Scheduler};
 use crate::error::{Error, Result};
-use crate::plan::state::Progress;
+use crate::plan::state::{Identity, Progress};
 use crate::plan::steps::Steps;
 use crate::plan::{Ledger, State};
 use crate::telemetry::{Counters, Report, StageCounter};
@@ -71,7 +71,7 @@ impl Loader {
     /// # Errors
     /// As there; and a state that is not of this loader.
     pub fn replay_behind(&self, state: &State) -> Result<Replay> {
-        let start = state.progress_for(&self.shared.pipeline.identity)?;
+        let start = self.shared.pipeline.start_behind(state)?;
         self.replay_from(&start, start.step, self.shared.pipeline.steps.rank)
     }
 
@@ -82,6 +82,7 @@ impl Loader {
         let replayed = Shared {
             pipeline: Pipeline {
                 steps: Steps { rank, ..shared.pipeline.steps },
+                identity: Arc::new(Identity { rank, ..shared.pipeline.identity.as_ref().clone() }),
                 // Its own counts.
                 stages: stages
                     .map(|stage| super::lower::Stage { counter: Arc::<StageCounter>::default(), ..stage })

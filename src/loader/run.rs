@@ -280,6 +280,8 @@ pub(crate) struct State {
     planned: Vec<u64>,
     /// Where the first epoch's pass over shards without an index begins.
     place: Option<ReadPoint>,
+    /// Positions of that epoch that were delivered before, of the rows that arrive again.
+    passed: Range<u64>,
     tickets: VecDeque<Ticket>,
     /// Number of the first of `tickets`.
     first: u64,
@@ -334,6 +336,7 @@ impl Run {
             base: 0u64.wrapping_sub(step),
             planned: pipeline.planned_at(&start.cursors),
             place: start.read_from,
+            passed: pipeline.passed_at(start),
             tickets: VecDeque::new(),
             first: 0,
             started: 0,
@@ -1057,7 +1060,9 @@ impl State {
             None => Assembly::of_step(evaluation).into_iter().collect(),
         };
         for mut assembly in assemblies {
-            assembly.progress.read_from = self.read_point_behind(&run.shared.pipeline, &assembly.progress);
+            for progress in [&mut assembly.before, &mut assembly.progress] {
+                progress.read_from = self.read_point_behind(&run.shared.pipeline, progress);
+            }
             assembly.number = self.assigned;
             self.assigned += 1;
             if assembly.error.is_some() {
@@ -1101,15 +1106,8 @@ impl State {
 
     /// Forgets blocks that no ticket behind `number` needs.
     fn release(&mut self, number: u64, evaluation: &Evaluation) {
-        for (key, count) in &evaluation.counts {
-            if let Some(entry) = self.blocks.get_mut(key)
-                && let Some(left) = &mut entry.rows_left
-            {
-                *left = left.saturating_sub(*count);
-                if *left == 0 {
-                    self.blocks.remove(key);
-                }
-            }
+        for (&key, &count) in &evaluation.counts {
+            self.deliver_rows(key, count);
         }
         if evaluation.end.is_some() {
             self.blocks.retain(|key, entry| entry.rows_left.is_none() || key.epoch != evaluation.epoch);
@@ -1161,13 +1159,13 @@ impl State {
         let planned = if pipeline.expands {
             self.plan_streams(run, rows, &mut ahead)
         } else {
-            let known = if arrived.is_none() && self.order.arrives() { ENDLESS } else { rows };
-            self.plan_step(run, steps.slots(self.step, known), rows, &mut ahead)
+            self.plan_step(run, steps.slots(self.step, rows), rows, &mut ahead)
         };
         match planned {
             // No stream needs rows: batches wait to be taken.
             Ok(chunks) if chunks.is_empty() && pipeline.expands => false,
             Ok(chunks) => {
+                self.pass_over();
                 self.add_ticket(run, chunks, ahead);
                 self.step += 1;
                 true
@@ -1182,6 +1180,32 @@ impl State {
                     .entry(leaf)
                     .or_insert_with(|| ArrivalDriver::new(source.clone(), epoch, run.shared.seed, place));
                 driver.want(rows)
+            }
+        }
+    }
+
+    /// Lets go of rows that arrived again, and were delivered before the run began.
+    fn pass_over(&mut self) {
+        let passed = std::mem::take(&mut self.passed);
+        if passed.is_empty() {
+            return;
+        }
+        let positions = Positions::new(passed.collect(), 0);
+        let Ok(picked) = self.order.pick(positions, self.epoch, None, &self.arrivals) else { return };
+        let chunk = Chunk { picked, stream: 0, position: 0 };
+        for (key, count) in self.count_rows(&[chunk], self.epoch) {
+            self.deliver_rows(key, count);
+        }
+    }
+
+    /// Counts rows of a block that arrived as done with.
+    fn deliver_rows(&mut self, key: BlockKey, count: u64) {
+        if let Some(entry) = self.blocks.get_mut(&key)
+            && let Some(left) = &mut entry.rows_left
+        {
+            *left = left.saturating_sub(count);
+            if *left == 0 {
+                self.done_with.extend(self.blocks.remove(&key));
             }
         }
     }
@@ -1271,6 +1295,7 @@ impl State {
         self.base = self.first + self.tickets.len() as u64;
         self.planned.fill(0);
         self.place = None;
+        self.passed = 0..0;
         self.drivers.clear();
         let none = self.arrivals.iter().map(|_| Arrivals::from_row(0)).collect();
         self.arrived.push_back((self.epoch - 1, std::mem::replace(&mut self.arrivals, none)));
@@ -1373,6 +1398,8 @@ impl State {
         let (epoch, block) = (framed.epoch, driver.blocks());
         let arrived = driver.block_framed(framed);
         if let Some((rows, first_id, place)) = arrived {
+            // Of a block that arrives again the rows before the first position that is looked at are not wanted.
+            let before = self.passed.start.saturating_sub(self.arrivals[leaf].rows()).min(rows);
             self.arrivals[leaf].push(rows, first_id, place);
             let key = BlockKey { leaf, block, epoch };
             let entry = Entry {
@@ -1381,9 +1408,11 @@ impl State {
                 waiting: Vec::new(),
                 bytes: 0,
                 is_ahead: false,
-                rows_left: Some(rows),
+                rows_left: Some(rows - before),
             };
-            self.blocks.insert(key, entry);
+            if before < rows {
+                self.blocks.insert(key, entry);
+            }
             self.in_flight += 1;
             self.decoding += 1;
             return Some(key);

@@ -121,15 +121,7 @@ impl Tally {
 
     /// The error of a run that begins behind the last record that may be left out.
     pub(super) fn exceeded_before(&self) -> Option<Error> {
-        let seen = self.expected.unwrap_or(self.samples.max(AT_LEAST));
-        let (allowed, said) = self.allowed(seen);
-        (self.skipped > allowed).then(|| {
-            let (skipped, epoch) = (self.skipped, self.epoch);
-            Error::corrupt(format!(
-                "bad record {skipped} of epoch {epoch}, more than {said} allows, was met before the state was saved"
-            ))
-            .advice("allow more, or mend the shards: forebay verify lists what is wrong")
-        })
+        self.hold_against(self.expected.unwrap_or(self.samples.max(AT_LEAST))).err()
     }
 
     /// How many of so many samples may be left out, and who says so.
@@ -173,13 +165,17 @@ impl Tally {
 
     fn hold_against(&self, seen: u64) -> Result<(), Error> {
         let (allowed, said) = self.allowed(seen);
+        let (skipped, epoch) = (self.skipped, self.epoch);
         match &self.last {
-            Some(last) if self.skipped > allowed => Err(last.clone().advice(format!(
-                "this is bad record {} of epoch {}, more than {said} allows; \
-                     forebay verify lists what is wrong with the shards",
-                self.skipped, self.epoch
+            _ if skipped <= allowed => Ok(()),
+            Some(last) => Err(last.clone().advice(format!(
+                "this is bad record {skipped} of epoch {epoch}, more than {said} allows; \
+                     forebay verify lists what is wrong with the shards"
             ))),
-            _ => Ok(()),
+            None => Err(Error::corrupt(format!(
+                "bad record {skipped} of epoch {epoch}, more than {said} allows, was met before the state was saved"
+            ))
+            .advice("allow more, or mend the shards: forebay verify lists what is wrong")),
         }
     }
 }

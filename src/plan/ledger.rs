@@ -104,12 +104,13 @@ const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// `H_kind(a, b)`: a bijection of pairs of numbers for each kind, so that different pairs have different terms.
 ///
-/// It is taken three times for every row that is delivered, so it is three rounds of SplitMix64's finaliser rather than a general hash.
+/// It is taken three times for every row that is delivered, so it is two rounds of SplitMix64's finaliser rather than a general hash, of which the first is
+/// the same for all kinds.
+#[inline]
 fn hash(kind: u64, a: u64, b: u64) -> u128 {
     let a = mix(a.wrapping_add(STEP));
     let low = mix(a.wrapping_add(STEP.wrapping_mul(kind)) ^ b);
-    let high = mix(a.rotate_left(32) ^ low);
-    u128::from(high) << 64 | u128::from(low)
+    u128::from(a.rotate_left(32) ^ low) << 64 | u128::from(low)
 }
 
 /// What stands for a row: its sample id, or, for the later rows that a `flat_map` made of it, a number derived from that.
@@ -124,6 +125,7 @@ pub(crate) fn id_term(id: u64, part: u32, pass: u64) -> u128 {
 
 impl Sums {
     /// Adds a delivered row: the part of sample `id`, drawn in `pass`, at `position` of the epoch, whose record has this checksum.
+    #[inline]
     pub(crate) fn deliver(&mut self, id: u64, part: u32, pass: u64, position: u64, checksum: u32) {
         let name = name(id, part);
         self.samples += 1;
@@ -229,7 +231,7 @@ impl Ledger {
             return Ok(());
         }
         let message = format!("a ledger of version {}; this release knows version {VERSION}", self.version);
-        Err(Error::new(ErrorKind::NotFound, message).advice("compare ledgers with the release that wrote them"))
+        Err(Error::new(ErrorKind::Config, message).advice("compare ledgers with the release that wrote them"))
     }
 }
 
@@ -374,10 +376,10 @@ mod tests {
     }
 
     const PINNED: [&str; 4] = [
-        "aca9b81fe45930b5f53a29a2695577c0",
-        "d63076b714c25d77da3d2832fb37ba1d",
-        "1dd0d77d29fd2f68680d8cd94b1df319",
-        "3b77c999abc40a7040f6529dbf5531ab",
+        "ac0824750a9e9624f53a29a2695577c0",
+        "014c5423c7e4f6d7da3d2832fb37ba1d",
+        "313f810e28d612fd680d8cd94b1df319",
+        "19c45f4adc9ed04f40f6529dbf5531ab",
     ];
 
     #[test]

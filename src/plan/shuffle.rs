@@ -126,7 +126,8 @@ struct Piece {
     /// The child's row at which it starts here.
     first: u64,
     place: Place,
-    /// The last step that needs its block.
+    /// The last position that needs its block, and the step of that.
+    until: u64,
     hold: u64,
 }
 
@@ -315,10 +316,20 @@ impl ShuffledOrder {
         frame: Option<Frame>,
         place: &impl Fn(u64) -> Place,
     ) -> &Segment {
-        let known = self.segments.get(&stream);
-        if known.is_none_or(|s| s.pass != pass || s.frame != frame || within < s.start || within >= s.end) {
-            let segment = self.draw(pass, stream, within, frame, place);
-            self.segments.insert(stream, segment);
+        let known = self.segments.get_mut(&stream);
+        match known.filter(|s| s.pass == pass && s.start <= within && within < s.end) {
+            Some(segment) if segment.frame == frame => {}
+            // A stream that paused: the rows are the same, in other steps.
+            Some(segment) => {
+                segment.frame = frame;
+                for piece in &mut segment.pieces {
+                    piece.hold = frame.map_or(0, |frame| frame.step_of(piece.until));
+                }
+            }
+            None => {
+                let segment = self.draw(pass, stream, within, frame, place);
+                self.segments.insert(stream, segment);
+            }
         }
         &self.segments[&stream]
     }
@@ -339,8 +350,9 @@ impl ShuffledOrder {
             // A piece that goes on behind this segment stays until the last segment that it reaches.
             let last = starts[piece + 1].min(span.end) - 1 - span.start;
             let until = if last < end { end } else { self.segment_range(last).end.min(span.end - span.start) } - 1;
-            let hold = frame.map_or(0, |frame| frame.step_of(self.position(stream, until)));
-            taken.push(Piece { first, place: place(first), hold });
+            let until = self.position(stream, until);
+            let hold = frame.map_or(0, |frame| frame.step_of(until));
+            taken.push(Piece { first, place: place(first), until, hold });
             at = stop;
             piece += 1;
         }

@@ -135,7 +135,7 @@ impl std::fmt::Display for DataMark {
 }
 
 /// What all states of a loader have in common.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) seed: u64,
     pub(crate) streams: u64,
@@ -212,6 +212,7 @@ impl State {
     pub fn merge(states: impl IntoIterator<Item = State>) -> Result<State> {
         let mut states: Vec<State> = states.into_iter().collect();
         states.sort_by_key(|state| state.rank);
+        states.iter().try_for_each(State::check)?;
         let [first, others @ ..] = &states[..] else {
             return Err(Error::config("no state to merge").advice("give the states of all ranks"));
         };
@@ -235,7 +236,7 @@ impl State {
         Ok(State {
             rank: 0,
             world: 1,
-            left_out: states.iter().map(|state| state.left_out).sum(),
+            left_out: states.iter().fold(0, |sum, state| sum.saturating_add(state.left_out)),
             cursors: states.iter().flat_map(|state| state.cursors.iter().copied()).collect(),
             ..first.clone()
         })
@@ -246,6 +247,7 @@ impl State {
     /// # Errors
     /// A list of what is not as it was.
     pub(crate) fn progress_for(&self, identity: &Identity) -> Result<Progress> {
+        self.check()?;
         let differences = self.differences(identity);
         if !differences.is_empty() {
             let list: String = differences.iter().map(|difference| format!("\n  - {difference}")).collect();
@@ -265,8 +267,24 @@ impl State {
             .advice("save the states of all ranks, and restore State::merge of them"));
         };
         // Another number of ranks shares what was left out before as equally as can be said now.
-        let left_out = (self.left_out * self.world).div_ceil(identity.world);
+        let left_out = self.left_out.saturating_mul(self.world).div_ceil(identity.world);
         Ok(Progress { epoch: self.epoch, step: self.step, left_out, cursors, read_from: self.read_from })
+    }
+
+    /// Whether its numbers go together.
+    fn check(&self) -> Result<()> {
+        let streams = self.streams.checked_div(self.world).unwrap_or(0);
+        if self.rank < self.world && (self.cursors.is_empty() || self.cursors.len() as u64 == streams) {
+            return Ok(());
+        }
+        Err(Error::config(format!(
+            "the state is damaged: rank {} of {} with {} cursors of {} streams in all",
+            self.rank,
+            self.world,
+            self.cursors.len(),
+            self.streams
+        ))
+        .advice("restore it as it was saved"))
     }
 
     fn differences(&self, identity: &Identity) -> Vec<String> {

@@ -153,6 +153,9 @@ pub(crate) trait Arriving: Send + Sync + 'static {
     /// A mark that changes with the list of shards.
     fn mark(&self) -> DataMark;
 
+    /// Whether a pass can go on from a place.
+    fn check(&self, place: ReadPoint) -> Result<()>;
+
     /// Begins a pass, or goes on with one from a place; `key` is that of the shards' order, if they are to be shuffled.
     fn begin(&self, key: crate::random::Key, place: Option<ReadPoint>) -> Box<dyn ArrivingPass>;
 

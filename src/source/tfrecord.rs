@@ -694,6 +694,18 @@ impl Arriving for Unindexed {
         DataMark::new(self.common.objects.len(), None, hash.digest())
     }
 
+    fn check(&self, place: ReadPoint) -> Result<()> {
+        let object = usize::try_from(place.shard).ok().and_then(|shard| self.common.objects.get(shard));
+        if object.is_some_and(|object| place.offset < object.size) {
+            return Ok(());
+        }
+        let ReadPoint { shard, offset, .. } = place;
+        Err(Error::config(format!(
+            "the state is damaged: reading begins at byte {offset} of shard {shard}, which there is not"
+        ))
+        .advice("restore it as it was saved"))
+    }
+
     fn begin(&self, key: Key, place: Option<ReadPoint>) -> Box<dyn ArrivingPass> {
         let shards = self.common.objects.len() as u64;
         let permutation = Permutation::new(key, shards);

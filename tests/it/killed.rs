@@ -101,18 +101,23 @@ fn fifty_kills_change_nothing() {
             let mut child = start(&dir);
             let until = lines() + rng.random_range(0..12);
             let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-            while child.try_wait().unwrap().is_none() {
+            let ended = loop {
+                if let Some(status) = child.try_wait().unwrap() {
+                    break Some(status);
+                }
                 if kills < 50 && lines() > until {
                     child.kill().unwrap();
                     kills += 1;
-                    _ = child.wait();
+                    child.wait().unwrap();
+                    break None;
                 } else if std::time::Instant::now() > deadline {
                     child.kill().unwrap();
                     panic!("the run hangs behind {} lines", lines());
                 } else {
                     std::thread::yield_now();
                 }
-            }
+            };
+            assert!(ended.is_none_or(|status| status.success()), "run {runs} failed");
         }
         assert_eq!(fs::read_to_string(dir.join("log")).unwrap(), wanted, "run {runs}, {kills} kills so far");
         let differences = Saved::load(&dir).unwrap().ledger.compare(&ledger);

@@ -362,4 +362,4 @@ fn the_ledger_of_seed_42_never_changes() -> Result<()> {
 }
 
 const PINNED: [&str; 3] =
-    ["73acca57ee35f3410a389b08291e5809", "2aeffbbc8124c454513972fd24d878ea", "57ae303db54bdba647c3659f8d873eec"];
+    ["ecfb04edb9660e23211e5007149ba83d", "875e507cc5ffea29a0a6a0676a383ee9", "de38ee9bda12908ec16978afb2fed26a"];

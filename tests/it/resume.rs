@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::array::Int64Array;
+use forebay::plan::ReadPoint;
 use forebay::testing::restores_everywhere;
 use forebay::{
     Batch, Budget, Compression, Dataset, Error, ErrorKind, Exhausted, LoaderBuilder, Pad, Remainder, Result, Scheduler,
@@ -32,6 +33,10 @@ fn uneven(dataset: &Dataset) -> Dataset {
         let id = row.get::<i64>("id")?;
         Ok(id >= 100 && id % 3 == 0)
     })
+}
+
+fn even(dataset: &Dataset) -> Dataset {
+    dataset.filter("even@1", |_, row| Ok(row.get::<i64>("id")? % 2 == 0))
 }
 
 /// Makes 0 to 3 rows of each.
@@ -181,6 +186,120 @@ fn left_out_records_are_counted_on() -> Result<()> {
             assert_eq!(restored.len(), steps - behind, "restored behind step {behind}");
             assert!(restored[restored.len() - 1].as_ref().is_err_and(|e| e.to_string().contains("bad record 7")));
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_batch_that_an_error_cuts_is_taken_again_as_a_whole() -> Result<()> {
+    let dataset = |limit: i64| {
+        numbers(100).map("fails@1", [], move |_, row, _| match row.get::<i64>("id")? {
+            id if id == limit => Err(Error::new(ErrorKind::Transfer, "the disk is gone")),
+            _ => Ok(()),
+        })
+    };
+    for (failing, mended, cut, next) in [
+        (dataset(84).batch(8), dataset(-1).batch(8), 80, 80),
+        // Behind a filter a state tells rows, so none of them comes twice.
+        (even(&dataset(84)).batch(8), even(&dataset(-1)).batch(8), 80, 84),
+    ] {
+        let batches: Vec<_> = failing.loader().streams(1).build()?.epoch(0).collect();
+        let (last, error) = (&batches[batches.len() - 2], &batches[batches.len() - 1]);
+        assert!(error.is_err());
+        let last = last.as_ref().expect("what comes before the error");
+        assert!(ids(last).contains(&cut) && !ids(last).contains(&84), "{:?}", ids(last));
+        let rest = mended.loader().restore(&last.state()).build()?.epoch(0).next().expect("a batch")?;
+        assert_eq!(ids(&rest)[0], next);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_damaged_state_is_refused() -> Result<()> {
+    let positions = numbers(100).batch(8);
+    let filtered = uneven(&numbers(400)).batch(8);
+    let state = |dataset: &Dataset| {
+        let state = dataset.loader().build()?.epoch(0).next().expect("a batch")?.state();
+        Ok::<State, Error>(state)
+    };
+    type Damage = fn(&mut State);
+    let cases: [(&Dataset, Damage); 9] = [
+        (&positions, |state| state.step = 14),
+        (&positions, |state| state.epoch = u64::MAX),
+        (&positions, |state| state.world = 0),
+        (&positions, |state| state.cursors = vec![Default::default(); 8]),
+        (&positions, |state| state.read_from = Some(Default::default())),
+        (&filtered, |state| state.cursors.truncate(3)),
+        (&filtered, |state| state.cursors.clear()),
+        (&filtered, |state| state.cursors[2].position = 51),
+        (&filtered, |state| state.cursors[2].expanded = u64::MAX),
+    ];
+    for (number, (dataset, damage)) in cases.into_iter().enumerate() {
+        let mut state = state(dataset)?;
+        damage(&mut state);
+        let refused =
+            dataset.loader().restore(&state).build().err().unwrap_or_else(|| panic!("case {number} is taken"));
+        assert!(refused.to_string().contains("the state is damaged"), "{refused}");
+    }
+    let folder = Folder::new();
+    folder.put("0.tfrecord", &shard_of_ids(0..64, Compression::Gzip));
+    let arriving = folder.all().columns([int64("id")]).batch(8);
+    let state = folder.loader(&arriving).build()?.epoch(0).next().expect("a batch")?.state();
+    let cases: [Damage; 5] = [
+        |state| state.read_from = None,
+        |state| state.step = 0,
+        |state| state.read_from = Some(ReadPoint { row: 9, ..Default::default() }),
+        |state| state.read_from = Some(ReadPoint { shard: 1, ..Default::default() }),
+        |state| state.read_from = Some(ReadPoint { offset: 1 << 40, ..Default::default() }),
+    ];
+    for (number, damage) in cases.into_iter().enumerate() {
+        let mut state = state.clone();
+        damage(&mut state);
+        match folder.loader(&arriving).restore(&state).build() {
+            // An earlier step of the same shard is a state that there was.
+            Ok(mut loader) => assert!(number == 1 && loader.epoch(0).count() == 8),
+            Err(refused) => assert!(refused.to_string().contains("the state is damaged"), "{refused}"),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_graph_of_a_state_knows_what_feeds_what() -> Result<()> {
+    let (plain, shuffled) = (numbers(40), numbers(40).shuffle(Shuffle::buffer(16)));
+    let state = shuffled.concat(&plain).batch(8).loader().build()?.epoch(0).next().expect("a batch")?.state();
+    let fork = plain.shuffle(Shuffle::buffer(16));
+    let first = fork.concat(&plain).batch(8).loader().build()?.epoch(0).next().expect("a batch")?.state();
+    for other in [plain.concat(&fork), fork.concat(&fork)] {
+        assert!(other.batch(8).loader().restore(&first).build().is_err(), "{other}");
+    }
+    assert!(fork.concat(&plain).batch(8).prefetch(4).loader().restore(&first).build().is_ok());
+    assert_ne!(first.graph, state.graph);
+    Ok(())
+}
+
+#[test]
+fn a_stream_restored_late_lets_go_of_what_was_delivered() -> Result<()> {
+    let folder = Folder::new();
+    // 40 MB of blocks in one compressed shard, a budget of 48 MiB, and a state at nine tenths.
+    let large = (0..400).map(|id| {
+        forebay::format::example::Example::new()
+            .with_int64("id", [id])
+            .with_bytes("noise", [vec![id as u8; 100_000]])
+            .encode()
+    });
+    folder.put("0.tfrecord", &crate::support::shards::shard(large, Compression::Gzip));
+    for shuffle in [Shuffle::none(), Shuffle::buffer(40)] {
+        let dataset =
+            folder.all().columns([int64("id"), forebay::bytes("noise")]).shuffle(shuffle).batch(8).prefetch(1);
+        let loader = || {
+            let dir = folder.index_dir().join(shuffle.to_string());
+            folder.loader(&dataset).index_dir(dir).budget(Budget::mebibytes(48)).seed(1)
+        };
+        let whole = loader().build()?.epoch(0).collect::<Result<Vec<_>>>()?;
+        let mut restored = loader().restore(&whole[45].state()).build()?;
+        let tail = restored.epoch(0).collect::<Result<Vec<_>>>()?;
+        assert_eq!(tail.iter().map(ids).collect::<Vec<_>>(), whole[46..].iter().map(ids).collect::<Vec<_>>());
     }
     Ok(())
 }
@@ -422,10 +541,10 @@ fn steps_are_skipped_without_being_read() -> Result<()> {
     let counts = source.counts();
     let mut loader = source.dataset().batch(4).prefetch(1).loader().build()?;
     loader.skip_steps(40)?;
-    let steps = loader.epoch(0).map(|batch| batch.map(|b| (b.step(), ids(&b)[0]))).collect::<Result<Vec<_>>>()?;
+    let steps = loader.into_iter().map(|batch| batch.map(|b| (b.step(), ids(&b)[0]))).collect::<Result<Vec<_>>>()?;
     assert_eq!(steps[..2], [(40, 160), (41, 164)]);
     assert_eq!(steps.len(), 10);
-    assert!(counts.fetches()[..40].iter().all(|&fetches| fetches <= 1), "the next epoch is read ahead at most");
+    assert_eq!(counts.fetches()[..40], [0; 40]);
     let unknown = uneven(&numbers(100)).batch(4).loader().build()?.skip_steps(1).expect_err("not known");
     assert!(unknown.to_string().contains("restore a state"), "{unknown}");
     Ok(())
@@ -493,7 +612,7 @@ fn composition() -> impl Strategy<Value = (Dataset, String)> {
             0 => noise(&tree),
             1 => uneven(&noise(&tree)),
             2 => noise(&multiply(&tree)),
-            _ => tree.filter("even@1", |_, row| Ok(row.get::<i64>("id")? % 2 == 0)),
+            _ => even(&tree),
         };
         let tree = tree.batch(batch);
         let tree = if drop && kind > 0 { tree.drop_remainder() } else { tree };
@@ -506,7 +625,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
     #[test]
     fn random_compositions_restore_everywhere((dataset, text) in composition(), seed: u64) {
-        let restored = restores_everywhere(dataset.take(25).loader().seed(seed));
+        let loader = dataset.take(25).loader().seed(seed);
+        // Parts of a mix may be too short for one window.
+        prop_assume!(loader.clone().build().is_ok());
+        let restored = restores_everywhere(loader);
         prop_assert!(restored.is_ok(), "{}\n{text}", restored.unwrap_err());
     }
 }

@@ -55,6 +55,7 @@ mod tests {
         }
         assert!(age().is_some_and(|age| age >= Duration::from_millis(10)));
         assert!(resident_bytes().is_some_and(|bytes| bytes > 1 << 20));
-        assert!(peak_resident_bytes() >= resident_bytes());
+        let resident = resident_bytes();
+        assert!(peak_resident_bytes() >= resident);
     }
 }

@@ -30,9 +30,10 @@ impl Folder {
         self.root.path().join("index")
     }
 
-    /// Names of the stored indexes.
+    /// How many indexes are stored, without one that is being written for an epoch read ahead.
     pub(crate) fn indexes(&self) -> usize {
-        std::fs::read_dir(self.index_dir()).map_or(0, |files| files.flatten().count())
+        let names = std::fs::read_dir(self.index_dir()).into_iter().flatten().flatten().map(|file| file.file_name());
+        names.filter(|name| !name.to_string_lossy().contains(".part-")).count()
     }
 
     pub(crate) fn put(&self, name: &str, content: &[u8]) {
