@@ -151,7 +151,9 @@ fn check(state: &State, args: &ReplayArgs) -> Result<()> {
         .advice("call loader.replay(epoch, step, rank) in the program that has the graph"));
     }
     let words: Vec<&str> = state.graph.iter().filter_map(|mark| mark.split('#').next()).collect();
-    let moves = |word: &&&str| ["take", "skip", "repeat", "interleave", "concat", "zip", "mix"].contains(*word);
+    let moves = |word: &&&str| {
+        ["take", "skip", "repeat", "interleave", "concat", "zip", "mix"].contains(*word) || word.ends_with(" stages")
+    };
     let twice = words.iter().filter(|word| **word == "shuffle").nth(1);
     if let Some(word) = words.iter().find(moves).or(twice) {
         return Err(Error::config(format!("the run's graph has `{word}`, which arguments do not tell"))

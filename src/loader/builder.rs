@@ -181,7 +181,8 @@ impl LoaderBuilder {
         let restored = self.restored.as_ref();
         let streams = self.streams.or(restored.map(|state| state.streams));
         let seed = self.seed.or(restored.map(|state| state.seed)).unwrap_or(0);
-        let steps = Steps::new(spec.size, streams, ranks, spec.remainder).map_err(|e| wrong.push(e)).ok();
+        let steps = Steps::new(spec.size, streams, ranks, spec.remainder);
+        let steps = steps.map_err(|error| wrong.push(self.blame_state(error))).ok();
         if self.steps_per_epoch == Some(0) {
             wrong.push(Error::config("an epoch of 0 steps").advice(".steps_per_epoch(n) wants n of at least 1"));
         }
@@ -227,6 +228,17 @@ impl LoaderBuilder {
         let current = Arc::new(Mutex::new(Current::default()));
         let start = restored.map(|state| shared.pipeline.start_behind(state)).transpose()?;
         Ok(Loader { shared: Arc::new(shared), device, start: start.unwrap_or_default(), current })
+    }
+
+    /// Says where the number of streams came from, if it was a state.
+    fn blame_state(&self, error: Error) -> Error {
+        match &self.restored {
+            Some(state) if self.streams.is_none() => error.advice(format!(
+                "the state has {} streams, which stay: restore it with its batch, in a world that divides them",
+                state.streams
+            )),
+            _ => error,
+        }
     }
 
     fn wanted(&self, request: &Request, steps: Steps) -> Wanted {

@@ -514,7 +514,8 @@ fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, seed: u64) -> 
         graph.push(Identity::mark("steps_per_epoch", ""));
         stages.push("steps_per_epoch".to_owned());
     }
-    Identity { seed, streams: steps.streams, rank: steps.rank, world: steps.world, data, graph, stages }
+    let identity = Identity { seed, streams: steps.streams, rank: steps.rank, world: steps.world, data, graph, stages };
+    identity.bounded()
 }
 
 impl Lowering<'_> {

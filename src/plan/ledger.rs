@@ -231,7 +231,7 @@ impl Ledger {
             return Ok(());
         }
         let message = format!("a ledger of version {}; this release knows version {VERSION}", self.version);
-        Err(Error::new(ErrorKind::Config, message).advice("compare ledgers with the release that wrote them"))
+        Err(Error::new(ErrorKind::NotFound, message).advice("compare ledgers with the release that wrote them"))
     }
 }
 

@@ -320,7 +320,27 @@ impl State {
     }
 }
 
+/// Bytes of marks that a state may hold, and sources: of larger graphs it knows only that they are the same.
+const MARK_BYTES: usize = 500;
+const SOURCES: usize = 4;
+
 impl Identity {
+    /// Small enough for a state.
+    pub(crate) fn bounded(mut self) -> Self {
+        if self.graph.iter().map(|mark| mark.len() + 3).sum::<usize>() > MARK_BYTES {
+            let count = format!("{} stages", self.graph.len());
+            self.graph = vec![Self::mark(&count, &self.graph.concat())];
+            self.stages = vec![count];
+        }
+        if self.data.len() > SOURCES {
+            let digests: String = self.data.iter().map(|mark| mark.digest.as_str()).collect();
+            let shards = self.data.iter().map(|mark| mark.shards as usize).sum();
+            let rows = self.data.iter().map(|mark| mark.rows).sum();
+            self.data = vec![DataMark::new(shards, rows, xxhash_rust::xxh3::xxh3_64(digests.as_bytes()))];
+        }
+        self
+    }
+
     /// A stage as a state has it: a word to read, and a digest of all of it.
     pub(crate) fn mark(word: &str, stage: &str) -> String {
         let word: String = word.chars().take(24).collect();

@@ -444,6 +444,8 @@ fn a_state_of_another_run_is_refused_with_what_differs() -> Result<()> {
     for (builder, what) in [
         (dataset.loader().seed(5), vec!["the seed was 4, is 5"]),
         (dataset.loader().streams(4), vec!["the number of streams was 8, is 4"]),
+        (dataset.loader().world(World::new(0, 3).unwrap()), vec!["the state has 8 streams, which stay"]),
+        (dataset.take(3).loader(), vec!["the number of stages was 4, is 5"]),
         (graph("double@2", 16).loader(), vec!["`double@1`, is `map \"double@2\""]),
         (graph("double@1", 17).loader(), vec!["another `shuffle`, is `shuffle buffer of 17 samples`"]),
         (graph("triple", 17).loader().seed(1), vec!["the seed was 4", "is `map \"triple\"", "buffer of 17"]),
@@ -477,6 +479,19 @@ fn a_state_is_small_and_readable() -> Result<()> {
     assert!(text.len() <= 1024 + 16 * 256, "{} bytes: {text}", text.len());
     assert!(text.contains("\"epoch\":0,\"step\":1") && text.contains("noise@1#"), "{text}");
     assert_eq!(serde_json::from_str::<State>(&text).expect("as written"), state);
+
+    // Of many stages and sources it keeps less.
+    let mut many = (0..9).fold(numbers(40), |all, _| all.concat(&numbers(40)));
+    for stage in 0..40 {
+        many = many.map(format!("a stage of some length, number {stage}"), [], |_, _, _| Ok(()));
+    }
+    let dataset = many.batch(8);
+    let state = dataset.loader().build()?.epoch(0).next().expect("a batch")?.state();
+    let text = serde_json::to_string(&state).expect("plain data");
+    assert!(text.len() <= 1024, "{} bytes: {text}", text.len());
+    assert!(dataset.loader().restore(&state).build().is_ok());
+    let other = dataset.take(3);
+    assert!(other.loader().restore(&state).build().err().is_some_and(|e| e.to_string().contains("60 stages")));
     Ok(())
 }
 
