@@ -1,0 +1,108 @@
+//! What the loop waits for, moment by moment, and which stages stand still meanwhile.
+
+use std::time::{Duration, Instant};
+
+use super::{BlockStage, Shared, Stands, State};
+use crate::engine::pool::{Level, Pool};
+use crate::loader::arrival::ArrivalDriver;
+use crate::telemetry::{Counters, WaitedFor};
+
+impl State {
+    /// Charges the time since the last change to what stood still, and to what the loop waits for.
+    pub(super) fn account_time(&mut self, shared: &Shared) {
+        let (from, to) = self.clock.lap();
+        let counters = &shared.counters;
+        if self.waiting {
+            match self.waits_for(&shared.pool) {
+                Stands::Reading(first_byte) => {
+                    let came = first_byte.map_or(to, |came| came.clamp(from, to));
+                    counters.waited(WaitedFor::FirstByte, came - from);
+                    counters.waited(WaitedFor::Bandwidth, to - came);
+                }
+                Stands::In(what) => counters.waited(what, to - from),
+            }
+        }
+        self.account_stages(counters, to - from);
+    }
+
+    pub(super) fn account_stages(&self, counters: &Counters, time: Duration) {
+        let undelivered = self.undelivered();
+        let front_missing =
+            self.tickets.get((self.started - self.first) as usize).is_some_and(|ticket| ticket.missing > 0);
+        if self.fetching == 0 && (!self.needs.is_empty() || undelivered > 0) {
+            counters.read.waited_for_room(time);
+        }
+        if self.decoding == 0 {
+            if self.fetching > 0 {
+                counters.decode.waited_for_input(time)
+            } else {
+                counters.decode.waited_for_room(time)
+            }
+        }
+        if self.started == self.popped {
+            if front_missing {
+                counters.transform.waited_for_input(time)
+            } else {
+                counters.transform.waited_for_room(time)
+            }
+        }
+        if self.assigned == self.taken {
+            if undelivered == 0 {
+                counters.collate.waited_for_input(time)
+            } else {
+                counters.collate.waited_for_room(time)
+            }
+        }
+    }
+
+    /// What the next batch is waiting for: where its next task has no worker, what the workers do instead.
+    pub(super) fn waits_for(&self, pool: &Pool) -> Stands {
+        let stands = self.next_stage();
+        let level = match stands {
+            Stands::In(WaitedFor::Assemble) => Level::Collate,
+            Stands::In(WaitedFor::Evaluate) => Level::Transform,
+            Stands::In(WaitedFor::Decode) => Level::Decode,
+            _ => return stands,
+        };
+        Stands::In(match pool.busy_instead_of(level) {
+            Level::Collate => WaitedFor::Assemble,
+            Level::Transform => WaitedFor::Evaluate,
+            Level::Decode => WaitedFor::Decode,
+        })
+    }
+
+    /// Where the next batch stands.
+    pub(super) fn next_stage(&self) -> Stands {
+        if self.assigned > self.taken {
+            return Stands::In(if self.stalled.is_empty() { WaitedFor::Assemble } else { WaitedFor::Budget });
+        }
+        if self.started > self.popped {
+            return Stands::In(WaitedFor::Evaluate);
+        }
+        let Some(ticket) = self.tickets.front() else {
+            if self.drivers.values().any(ArrivalDriver::is_decoding) {
+                return Stands::In(WaitedFor::Decode);
+            }
+            return Stands::Reading(self.drivers.values().filter_map(ArrivalDriver::first_byte).min());
+        };
+        let (mut reading, mut first_byte) = (false, None::<Instant>);
+        let (mut wanted, mut decoding) = (false, false);
+        for entry in ticket.blocks.iter().filter_map(|key| self.blocks.get(key)) {
+            match &entry.stage {
+                BlockStage::Fetching(fetch) => {
+                    reading = true;
+                    first_byte = first_byte.into_iter().chain(fetch.first_byte.came()).min();
+                }
+                BlockStage::Wanted => wanted = true,
+                BlockStage::Decoding => decoding = true,
+                BlockStage::Ready(_) => {}
+            }
+        }
+        match (reading, wanted, decoding) {
+            (true, ..) => Stands::Reading(first_byte),
+            (_, true, _) => Stands::In(WaitedFor::Budget),
+            (_, _, true) => Stands::In(WaitedFor::Decode),
+            _ => Stands::In(WaitedFor::Evaluate),
+        }
+    }
+}
