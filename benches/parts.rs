@@ -86,7 +86,7 @@ fn decode(bencher: Bencher<'_, '_>, encoded: &[u8], image: &Image) {
 }
 
 /// What does decoding a window of a JPEG cost, by the window's sides? The picture is `tests/data/images/large.jpg`.
-#[divan::bench(args = [50, 100, 200])]
+#[divan::bench(args = [50, 100, 150])]
 fn window_decode(bencher: Bencher<'_, '_>, side: u32) {
     decode(bencher, &photograph(), &Image::rgb().center_crop(side, side).to_u8());
 }
