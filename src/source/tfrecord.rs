@@ -34,6 +34,7 @@ pub(crate) const PIECE_BYTES: u64 = 4 << 20;
 const FIRST_PIECE_BYTES: u64 = 1 << 20;
 
 /// Bytes of a record that commands hold in memory, at most.
+#[cfg(feature = "cli")]
 const LARGEST_RECORD: usize = 512 << 20;
 
 /// Records that the schema is inferred from.
@@ -432,6 +433,7 @@ fn fingerprint(object: &Object) -> Fingerprint {
 
 /// The index of a shard, as [`find_index`], for commands: without a budget, and with nothing to deliver before damage. `None` where it would
 /// take reading the shard.
+#[cfg(feature = "cli")]
 pub(crate) async fn index_of(
     store: Store,
     keeper: Keeper,
@@ -886,6 +888,7 @@ impl ShardReader {
     }
 
     /// The next block as [`next_block`](Self::next_block) gives it, for commands, which have no budget; `None` where another piece is wanted.
+    #[cfg(feature = "cli")]
     pub(crate) fn next_arrived(&mut self) -> Result<Option<Arrived>> {
         match self.next_block(LARGEST_RECORD)? {
             Next::Block(block) => Ok(Some(block)),
