@@ -1,53 +1,21 @@
 //! Data sets too large to list their rows.
 
-use std::sync::Arc;
-
-use arrow::array::{Int64Array, RecordBatch};
-use bytes::Bytes;
 use forebay::plan::Catalog;
-use forebay::source::{Decoded, Source};
-use forebay::{Column, Dataset, Exhausted, Result, Scheduler, Shuffle, int64};
+use forebay::{Dataset, Exhausted, Result, Scheduler, Shuffle};
 
 use crate::support::alone;
+use crate::support::quality::Numbered;
 
 /// A million shards of one block of a thousand rows.
-struct Vast {
-    columns: Vec<Column>,
-    catalog: Catalog,
-}
+const SHARDS: u64 = 1_000_000;
 
-impl Vast {
-    const SHARDS: u64 = 1_000_000;
-    const BLOCK_ROWS: u64 = 1000;
-
-    fn new() -> Self {
-        let mut catalog = Catalog::new();
-        for shard in 0..Self::SHARDS {
-            catalog.push_shard(format!("gs://bucket/data/train-{shard:07}-of-1000000.tfrecord"));
-            catalog.push_block(Self::BLOCK_ROWS, 1 << 20);
-        }
-        Self { columns: vec![int64("row")], catalog }
+fn vast() -> Numbered {
+    let mut catalog = Catalog::new();
+    for shard in 0..SHARDS {
+        catalog.push_shard(format!("gs://bucket/data/train-{shard:07}-of-1000000.tfrecord"));
+        catalog.push_block(1000, 1 << 20);
     }
-}
-
-impl Source for Vast {
-    fn name(&self) -> String {
-        "a thousand million row numbers".into()
-    }
-
-    fn columns(&self) -> &[Column] {
-        &self.columns
-    }
-
-    fn catalog(&self) -> &Catalog {
-        &self.catalog
-    }
-
-    fn decode(&self, block: usize, _: Bytes) -> Result<Decoded> {
-        let first = self.catalog.block_start(block) as i64;
-        let rows = Int64Array::from_iter_values(first..first + Self::BLOCK_ROWS as i64);
-        Ok(Decoded::good(RecordBatch::try_from_iter([("row", Arc::new(rows) as _)]).expect("one column")))
-    }
+    Numbered::new(catalog)
 }
 
 /// The most memory that this process has had.
@@ -63,11 +31,11 @@ fn a_thousand_million_rows_take_memory_for_their_blocks_alone() -> Result<()> {
         return Ok(());
     }
     let before = peak_bytes();
-    let source = Dataset::from_source(Vast::new());
+    let source = Dataset::from_source(vast());
     let with_catalog = peak_bytes();
     let catalog = with_catalog - before;
     // Names of 50 bytes, each an allocation of its own, and vectors that grow by doubling.
-    assert!(catalog < 200 * Vast::SHARDS, "{catalog} bytes for the catalog");
+    assert!(catalog < 200 * SHARDS, "{catalog} bytes for the catalog");
     let shuffled = source.shuffle(Shuffle::buffer(4096));
     for dataset in [shuffled.clone(), Dataset::mix([(shuffled, 3), (source.clone(), 1)], Exhausted::Stop)] {
         let mut loader = dataset.batch(64).loader().scheduler(Scheduler::single_threaded()).build()?;
@@ -79,6 +47,6 @@ fn a_thousand_million_rows_take_memory_for_their_blocks_alone() -> Result<()> {
     // A run has the order of the blocks and where each begins in it, 12 bytes a block, and the catalog 4 for finding rows; two runs overlap. A
     // list of rows would take 8,000 bytes a block.
     let planned = peak_bytes() - with_catalog;
-    assert!(planned < 48 * Vast::SHARDS, "{planned} bytes for the plan");
+    assert!(planned < 48 * SHARDS, "{planned} bytes for the plan");
     Ok(())
 }

@@ -45,7 +45,7 @@ impl Rows {
                 catalog.push_block(self.block_rows.min(self.shard_rows - start), 0);
             }
         }
-        let dataset = Dataset::from_source(Numbered { columns: vec![int64("row")], catalog });
+        let dataset = Dataset::from_source(Numbered::new(catalog));
         let loader = dataset.shuffle(shuffle).batch(self.batch as usize).loader().seed(1);
         let loader = loader.scheduler(Scheduler::single_threaded()).build().expect("a loader");
         loader.into_iter().flat_map(|batch| batch.expect("a batch").samples().to_vec()).collect()
@@ -172,9 +172,15 @@ pub(crate) struct Quality {
 }
 
 /// Rows that are their numbers.
-struct Numbered {
+pub(crate) struct Numbered {
     columns: Vec<Column>,
     catalog: Catalog,
+}
+
+impl Numbered {
+    pub(crate) fn new(catalog: Catalog) -> Self {
+        Self { columns: vec![int64("row")], catalog }
+    }
 }
 
 impl Source for Numbered {
