@@ -80,23 +80,23 @@ impl Source for Csv {
     }
 
     /// The bytes of a block. It runs beside the requests of other blocks, so what blocks goes to a thread for that.
-    fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Bytes>>> {
+    fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Vec<Bytes>>>> {
         let (path, range) = (self.path.clone(), self.offsets[block]..self.offsets[block + 1]);
         Some(Box::pin(async move {
             let read = tokio::task::spawn_blocking(move || {
                 let mut block = vec![0; (range.end - range.start) as usize];
                 let read = fs::File::open(&path).and_then(|file| file.read_exact_at(&mut block, range.start));
-                read.map(|()| Bytes::from(block)).map_err(|error| failed(&path, error))
+                read.map(|()| vec![Bytes::from(block)]).map_err(|error| failed(&path, error))
             });
             read.await.map_err(|error| Error::new(ErrorKind::Panicked, "the read did not end").because(error))?
         }))
     }
 
     /// The numbers of a block. A row that is none is bad by itself; the loop then gets its error, with the sample's place.
-    fn decode(&self, _block: usize, fetched: Bytes) -> Result<Decoded> {
+    fn decode(&self, _block: usize, fetched: Vec<Bytes>) -> Result<Decoded> {
         let mut values = vec![Vec::new(); self.columns.len()];
         let mut bad = Vec::new();
-        for (row, line) in fetched.split_inclusive(|&byte| byte == b'\n').enumerate() {
+        for (row, line) in fetched[0].split_inclusive(|&byte| byte == b'\n').enumerate() {
             let line = String::from_utf8_lossy(line);
             let numbers: std::result::Result<Vec<f32>, _> = line.trim().split(',').map(str::parse).collect();
             let numbers = match numbers {

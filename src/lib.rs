@@ -81,7 +81,7 @@ pub mod testing;
 pub mod transform;
 
 pub use batch::{Batch, Origin, Pad};
-pub use dataset::{Context, Dataset, Row, RowWriter, RowsWriter, TfRecord, Urls};
+pub use dataset::{Context, Dataset, Format, Row, RowWriter, RowsWriter, TfRecord, Urls};
 pub use device::Device;
 #[cfg(feature = "cuda")]
 pub use device::init_cuda;
@@ -92,7 +92,7 @@ pub use loader::{Epoch, Loader, LoaderBuilder, Replay, Skip, World};
 pub use plan::{Exhausted, Ledger, Remainder, Shuffle, State};
 pub use schema::{Column, Dtype, Element, Missing, Shape, bytes, float32, int64};
 pub use source::Source;
-pub use source::tfrecord::Index;
+pub use source::open::Index;
 pub use store::StoreOptions;
 pub use telemetry::Report;
 pub use transform::image::{Image, Layout};

@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::format::tfrecord::{Check, Compression, ShardIndex};
 use crate::loader::default_index_dir;
 use crate::source::Arrived;
-use crate::source::tfrecord::{Index, Keeper, index_of};
+use crate::source::open::Index;
+use crate::source::tfrecord::{Keeper, index_of};
 
 /// Where indexes are kept.
 #[derive(clap::Args, Clone, Debug)]

@@ -18,7 +18,8 @@ use crate::error::{Error, Result};
 use crate::format::example::{Feature, FeatureList, Values, either};
 use crate::format::tfrecord::{Check, Compression, HEADER_BYTES};
 use crate::source::Arrived;
-use crate::source::tfrecord::{Index, RECORD, index_of};
+use crate::source::open::Index;
+use crate::source::tfrecord::{RECORD, index_of};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

@@ -16,7 +16,8 @@ use crate::dataset::TfRecord;
 use crate::error::{Error, Result};
 use crate::format::tfrecord::{Check, ShardIndex};
 use crate::source::Arrived;
-use crate::source::tfrecord::{Index, Keeper, Kept, index_of};
+use crate::source::open::Index;
+use crate::source::tfrecord::{Keeper, Kept, index_of};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::loader::World;
 use crate::plan::state::Identity;
 use crate::plan::{Remainder, State};
-use crate::source::tfrecord::Index;
+use crate::source::open::Index;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
-use super::TfRecord;
+use super::files::Format;
 use super::function::{FilterFn, FlatMapFn, MapBatchFn, MapFn};
 use crate::batch::Pad;
 use crate::plan::{Exhausted, Remainder, Shuffle, mix};
@@ -33,11 +33,11 @@ pub(crate) enum Node {
     Prefetch { input: Arc<Node>, batches: usize },
 }
 
-/// TFRecord shards.
+/// Shards, in the format stated or told by their names; otherwise that of the names which are found.
 #[derive(Clone, Debug)]
 pub(crate) struct Files {
     pub(crate) patterns: Vec<String>,
-    pub(crate) options: TfRecord,
+    pub(crate) format: Option<Format>,
 }
 
 /// What is done to rows.
@@ -120,14 +120,12 @@ impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Node::Files(files) => {
-                write!(f, "read TFRecord {}", files.patterns.join(", "))?;
-                if let Some(compression) = files.options.compression {
-                    write!(f, ", {compression:?}")?;
+                f.write_str("read ")?;
+                let urls = files.patterns.join(", ");
+                match &files.format {
+                    Some(format) => write!(f, "{} {urls}{}", format.name(), format.options()),
+                    None => f.write_str(&urls),
                 }
-                if files.options.unchecked {
-                    f.write_str(", payload checksums not verified")?;
-                }
-                if files.options.records { f.write_str(" -> record: bytes") } else { Ok(()) }
             }
             Node::Source(source) => write!(f, "read {} -> {}", source.name(), list(source.columns())),
             Node::Columns { columns, .. } => write!(f, "columns {}", list(columns)),

@@ -1,6 +1,7 @@
 //! [`Dataset`]: the lazy graph of what is read and what happens to it.
 
 mod explain;
+pub(crate) mod files;
 pub(crate) mod function;
 pub(crate) mod graph;
 pub(crate) mod validate;
@@ -12,12 +13,12 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch};
 
 use crate::error::{Error, Result};
-use crate::format::tfrecord::Compression;
 use crate::loader::LoaderBuilder;
 use crate::plan::{Exhausted, Remainder, Shuffle};
 use crate::schema::Column;
 use crate::source::{Memory, Source};
 use crate::transform::image::Image;
+pub use files::{Format, TfRecord};
 pub use function::{Context, Row, RowWriter, RowsWriter};
 use graph::{Files, Function, Node};
 
@@ -93,51 +94,6 @@ impl<T: AsRef<str>> From<&[T]> for Urls {
     }
 }
 
-/// How TFRecord shards are read.
-///
-/// # Example
-/// ```
-/// use forebay::{Dataset, TfRecord};
-///
-/// let dataset = Dataset::open_with("data/*.tfrecord", TfRecord::new().records());
-/// assert!(dataset?.explain().contains("record"));
-/// # Ok::<(), forebay::Error>(())
-/// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct TfRecord {
-    pub(crate) compression: Option<Compression>,
-    pub(crate) unchecked: bool,
-    pub(crate) records: bool,
-}
-
-impl TfRecord {
-    /// `tf.Example` or `tf.SequenceExample` records, checksums verified, compression recognised by content.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// States the compression instead of recognising it.
-    #[must_use]
-    pub fn compression(mut self, compression: Compression) -> Self {
-        self.compression = Some(compression);
-        self
-    }
-
-    /// Leaves out the checksum of payloads. That of lengths is always verified.
-    #[must_use]
-    pub fn unchecked(mut self) -> Self {
-        self.unchecked = true;
-        self
-    }
-
-    /// Gives each payload as it is, in one column of bytes named `record`.
-    #[must_use]
-    pub fn records(mut self) -> Self {
-        self.records = true;
-        self
-    }
-}
-
 impl Dataset {
     fn new(node: Node) -> Self {
         Self { node: Arc::new(node) }
@@ -147,8 +103,10 @@ impl Dataset {
         Self::new(node(self.node.clone()))
     }
 
-    /// TFRecord shards by URL: `gs://`, `s3://`, `az://`, `http(s)://`, `file://`, paths; with globs (`*`, `?`, `[ab]`, `**`),
+    /// Shards by URL: `gs://`, `s3://`, `az://`, `http(s)://`, `file://`, paths; with globs (`*`, `?`, `[ab]`, `**`),
     /// braces (`{a,b}`), numeric ranges (`{00000..01023}`) and folders.
+    ///
+    /// Their names say which [`Format`] they have (`.parquet`, …); TFRecord is what is read where they say nothing.
     ///
     /// # Order
     /// Shards in byte order of their URLs.
@@ -156,19 +114,24 @@ impl Dataset {
     /// # Errors
     /// An empty list. What the URLs lead to is looked at by `build()`.
     pub fn open(urls: impl Into<Urls>) -> Result<Self> {
-        Self::open_with(urls, TfRecord::new())
+        let Urls(patterns) = urls.into();
+        Self::files(Format::of_patterns(&patterns), patterns)
     }
 
-    /// Like [`open`](Self::open), with a say in how the shards are read.
+    /// Like [`open`](Self::open), in a stated format, with a say in how it is read: [`TfRecord`], ….
     ///
     /// # Errors
     /// An empty list.
-    pub fn open_with(urls: impl Into<Urls>, options: TfRecord) -> Result<Self> {
+    pub fn open_with(urls: impl Into<Urls>, format: impl Into<Format>) -> Result<Self> {
         let Urls(patterns) = urls.into();
+        Self::files(Some(format.into()), patterns)
+    }
+
+    fn files(format: Option<Format>, patterns: Vec<String>) -> Result<Self> {
         if patterns.is_empty() {
             return Err(Error::config("an empty list of URLs").advice("give Dataset::open at least one"));
         }
-        Ok(Self::new(Node::Files(Files { patterns, options })))
+        Ok(Self::new(Node::Files(Files { patterns, format })))
     }
 
     /// Columns in memory. Text and byte strings become columns of bytes.

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::plan::shuffle::PIECES_PER_STREAM;
 use crate::plan::steps::Steps;
 use crate::plan::{Ledger, State};
-use crate::source::tfrecord::{self, Index, Opened, Wanted};
+use crate::source::open::{self, Index, Wanted};
 use crate::store::StoreOptions;
 use crate::telemetry::Counters;
 
@@ -196,15 +196,10 @@ impl LoaderBuilder {
         let store = self.store.clone().build();
         let (mut opened, mut notes) = (HashMap::new(), Vec::new());
         for (node, files, request) in requests(&self.dataset)? {
-            let wanted = self.wanted(&request, steps);
-            let open = tfrecord::open(store.clone(), files.patterns.clone(), files.options.clone(), wanted);
-            let opening = io.wait(open)?;
+            let wanted = self.wanted(&files.patterns, &request, steps);
+            let opening = io.wait(open::open(store.clone(), files.format.clone(), wanted))?;
             notes.extend(opening.notes);
-            let leaf = match opening.opened {
-                Opened::Indexed(shards) => Leaf::Indexed(Arc::new(shards)),
-                Opened::Arriving(shards) => Leaf::Arriving(Arc::new(shards)),
-            };
-            opened.insert(Arc::as_ptr(node), leaf);
+            opened.insert(Arc::as_ptr(node), opening.opened);
         }
         let mut pipeline = lower(&self.dataset, &opened, steps, seed)?;
         pipeline.notes.splice(0..0, notes);
@@ -241,7 +236,7 @@ impl LoaderBuilder {
         }
     }
 
-    fn wanted(&self, request: &Request, steps: Steps) -> Wanted {
+    fn wanted(&self, patterns: &[String], request: &Request, steps: Steps) -> Wanted {
         let shuffle = request.shuffle.filter(|shuffle| !shuffle.is_none());
         let global = shuffle.is_some_and(|shuffle| shuffle.is_global());
         // A run that began without an index goes on without, though its first pass left one behind.
@@ -254,6 +249,7 @@ impl LoaderBuilder {
             _ => None,
         };
         Wanted {
+            patterns: patterns.to_vec(),
             columns: request.columns.clone(),
             index: self.index,
             index_dir: self.index_dir.clone(),

@@ -7,6 +7,7 @@ use super::rebatch::Rebatch;
 use crate::batch::Pad;
 use crate::batch::collate::Layout;
 use crate::dataset::Dataset;
+use crate::dataset::files::Format;
 use crate::dataset::graph::{Files, Function, Node, visit};
 use crate::dataset::validate::{all_of, changes_rows};
 use crate::error::{Error, ErrorKind, Result};
@@ -18,7 +19,7 @@ use crate::plan::steps::Steps;
 use crate::plan::{Cursor, DataMark, Exhausted, Remainder, Shuffle, State};
 use crate::random::Key;
 use crate::schema::{Column, Dtype, Shape};
-use crate::source::{Arriving, Source};
+pub(crate) use crate::source::open::Opened as Leaf;
 use crate::telemetry::StageCounter;
 use crate::transform::image::Image;
 
@@ -29,32 +30,6 @@ pub(crate) struct Stage {
     pub(crate) function: Function,
     pub(crate) key: Key,
     pub(crate) counter: Arc<StageCounter>,
-}
-
-/// Where rows come from.
-#[derive(Clone)]
-pub(crate) enum Leaf {
-    /// Blocks of known row counts, in any order.
-    Indexed(Arc<dyn Source>),
-    /// Blocks as they come.
-    Arriving(Arc<dyn Arriving>),
-}
-
-impl Leaf {
-    /// Sample ids that its rows take, counted from the end of those before it; shards without index have their own.
-    fn num_ids(&self) -> u64 {
-        match self {
-            Leaf::Indexed(source) => source.catalog().rows(),
-            Leaf::Arriving(_) => 0,
-        }
-    }
-
-    fn columns(&self) -> &[Column] {
-        match self {
-            Leaf::Indexed(source) => source.columns(),
-            Leaf::Arriving(source) => source.columns(),
-        }
-    }
 }
 
 /// What a graph was lowered to.
@@ -495,8 +470,10 @@ fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, seed: u64) -> 
                 numbers.insert(std::ptr::from_ref(node), inputs[0]);
                 return;
             }
-            Node::Files(files) if files.options.records => "read TFRecord records".to_owned(),
-            Node::Files(_) => "read TFRecord".to_owned(),
+            Node::Files(files) => {
+                let mark = files.format.as_ref().map(Format::mark).unwrap_or_default();
+                if mark.is_empty() { "read".to_owned() } else { format!("read {mark}") }
+            }
             other => other.to_string(),
         };
         let word = match node {

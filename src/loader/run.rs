@@ -605,9 +605,9 @@ impl Run {
         }
     }
 
-    fn fetched(&self, key: BlockKey, grant: Grant, bytes: Result<Bytes>) {
-        if let Ok(bytes) = &bytes {
-            self.shared.counters.read.add(0, bytes.len() as u64);
+    fn fetched(&self, key: BlockKey, grant: Grant, bytes: Result<Vec<Bytes>>) {
+        if let Ok(pieces) = &bytes {
+            self.shared.counters.read.add(0, pieces.iter().map(|piece| piece.len() as u64).sum());
         }
         self.update(|state| {
             state.fetching -= 1;

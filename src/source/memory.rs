@@ -84,7 +84,7 @@ impl Source for Memory {
         &self.catalog
     }
 
-    fn decode(&self, block: usize, _fetched: Bytes) -> Result<Decoded> {
+    fn decode(&self, block: usize, _fetched: Vec<Bytes>) -> Result<Decoded> {
         let (start, rows) = (self.catalog.block_start(block), self.catalog.block_rows(block));
         Ok(Decoded::good(self.rows.slice(start as usize, rows as usize)))
     }

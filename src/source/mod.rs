@@ -2,6 +2,7 @@
 
 mod checksum;
 mod memory;
+pub(crate) mod open;
 pub(crate) mod tfrecord;
 
 use std::sync::Arc;
@@ -48,7 +49,7 @@ use crate::schema::Column;
 ///     fn catalog(&self) -> &Catalog {
 ///         &self.catalog
 ///     }
-///     fn decode(&self, block: usize, _fetched: Bytes) -> Result<Decoded> {
+///     fn decode(&self, block: usize, _fetched: Vec<Bytes>) -> Result<Decoded> {
 ///         let first = self.catalog.block_start(block) as i64;
 ///         let squares = Int64Array::from_iter_values((first..first + 100).map(|x| x * x));
 ///         Ok(Decoded::good(RecordBatch::try_from_iter([("square", Arc::new(squares) as _)]).expect("one column")))
@@ -76,22 +77,22 @@ pub trait Source: Send + Sync + 'static {
     /// The blocks and their row counts.
     fn catalog(&self) -> &Catalog;
 
-    /// A future that reads a block's bytes; `None` where there is nothing to read. The call itself must not wait: it may come
+    /// A future that reads a block's bytes, in as many pieces as it likes; `None` where there is nothing to read. The call itself must not wait: it may come
     /// on any thread, with the loader's lock held. The future runs on the loader's tokio runtime.
     ///
     /// A loop that waits for it waited for the `first byte`, says [`Report::waited`](crate::Report::waited), unless the future reads through a
     /// [`Store`](crate::store::Store), which tells when bytes begin to come: from then on it is `bandwidth`.
-    fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Bytes>>> {
+    fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Vec<Bytes>>>> {
         let _ = block;
         None
     }
 
-    /// Turns a block's bytes (none where nothing was fetched) into rows: as many as the catalog says, with the columns of [`columns`](Self::columns) in
+    /// Turns a block's bytes (no piece where nothing was fetched) into rows: as many as the catalog says, with the columns of [`columns`](Self::columns) in
     /// that order. Runs on a worker thread.
     ///
     /// # Errors
     /// An error stands for the whole block; rows that are bad by themselves are listed in [`Decoded::bad`].
-    fn decode(&self, block: usize, fetched: Bytes) -> Result<Decoded>;
+    fn decode(&self, block: usize, fetched: Vec<Bytes>) -> Result<Decoded>;
 }
 
 /// The rows of a block, and which of them are bad.

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt, stream};
 
+use super::open::{Index, Opened, Opening, Wanted};
 use super::{ARRIVED_BYTES, Arrived, Arriving, ArrivingPass, Decoded, Next, RecordPlaces, Source};
 use crate::dataset::TfRecord;
 use crate::error::{Error, ErrorKind, Result};
@@ -41,81 +42,13 @@ const LARGEST_RECORD: usize = 512 << 20;
 const INFER_RECORDS: usize = 256;
 
 /// Shards whose index is looked for, or built, at the same time.
-const INDEXING: usize = 16;
+pub(super) const INDEXING: usize = 16;
 
 /// Names the records' column when payloads are wanted as they are.
 pub(crate) const RECORD: &str = "record";
 
-/// Where row counts come from.
-///
-/// # Example
-/// ```no_run
-/// use forebay::{Dataset, Index};
-///
-/// let dataset = Dataset::open("gs://bucket/train-*.tfrecord")?.batch(256);
-/// let loader = dataset.loader().index(Index::Build).build()?;
-/// # Ok::<(), forebay::Error>(())
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Index {
-    /// Indexes that are there are used; local plain shards are indexed by hopping from header to header; others are read
-    /// as they come, and leave an index behind.
-    #[default]
-    Auto,
-    /// Shards without index are read once to build it, before the first batch.
-    Build,
-}
-
-/// What the loader wants of the shards.
-#[derive(Clone, Debug)]
-pub(crate) struct Wanted {
-    pub(crate) columns: Option<Vec<Column>>,
-    pub(crate) index: Index,
-    pub(crate) index_dir: Option<PathBuf>,
-    /// Blocks that a shuffle would like to mix, at least.
-    pub(crate) min_blocks: u64,
-    /// Rows up to which the data set is shuffled as a whole, in blocks as large as they come.
-    pub(crate) whole_rows: u64,
-    /// Rows are read one by one, in any order.
-    pub(crate) by_rows: bool,
-    pub(crate) shuffled: bool,
-    /// Why an index is needed, if it is.
-    pub(crate) needs_index: Option<String>,
-    /// Whether shards are to be read as if they had no index.
-    pub(crate) arrives: bool,
-    /// Whether what cannot be read of a damaged shard counts as one bad record, instead of ending the pass.
-    pub(crate) leave_out: bool,
-    /// The largest record that the budget lets be held.
-    pub(crate) max_bytes: usize,
-}
-
-impl Wanted {
-    /// The command that builds the indexes of these shards where the loader looks for them.
-    fn rebuild_command(&self, patterns: &[String]) -> String {
-        let mut command = "forebay index".to_owned();
-        patterns.iter().for_each(|pattern| command += &format!(" '{pattern}'"));
-        if let Some(dir) = &self.index_dir {
-            command += &format!(" --index-dir '{}'", dir.display());
-        }
-        command
-    }
-}
-
-/// Opened shards, and what is remarkable about their indexes.
-pub(crate) struct Opening {
-    pub(crate) opened: Opened,
-    pub(crate) notes: Vec<String>,
-}
-
-/// Opened shards.
-pub(crate) enum Opened {
-    Indexed(Shards),
-    Arriving(Unindexed),
-}
-
-/// Lists the shards, finds or builds their indexes, and settles the columns.
-pub(crate) async fn open(store: Store, patterns: Vec<String>, options: TfRecord, wanted: Wanted) -> Result<Opening> {
-    let objects = store.list(&patterns).await.map_err(|e| e.stage("list"))?;
+/// Finds or builds the indexes of listed shards, and settles the columns.
+pub(crate) async fn open(store: Store, objects: Vec<Object>, options: TfRecord, wanted: Wanted) -> Result<Opening> {
     let keeper = Keeper::new(wanted.index_dir.clone());
     let found: Vec<(Found, Option<String>)> = stream::iter(objects.iter().cloned())
         .map(|object| {
@@ -141,10 +74,10 @@ pub(crate) async fn open(store: Store, patterns: Vec<String>, options: TfRecord,
             Some(Stale { url: object.url.clone(), reason, rebuilt: matches!(found, Found::Whole(_)) })
         })
         .collect();
-    let rebuild = wanted.rebuild_command(&patterns);
+    let rebuild = wanted.rebuild_command();
     let notes = notes_of(&stale, &rebuild);
     if missing == 0 && !wanted.arrives {
-        return Ok(Opening { opened: Opened::Indexed(Shards::new(common, found, &wanted)), notes });
+        return Ok(Opening { opened: Opened::Indexed(Arc::new(Shards::new(common, found, &wanted))), notes });
     }
     if let Some(reason) = wanted.needs_index.as_ref().filter(|_| wanted.arrives) {
         return Err(Error::config(format!("the state is of a run without an index, which {reason} needs")).advice(
@@ -165,7 +98,7 @@ pub(crate) async fn open(store: Store, patterns: Vec<String>, options: TfRecord,
         }));
     }
     let unindexed = Unindexed { common, keeper, shuffled: wanted.shuffled, leave_out: wanted.leave_out };
-    Ok(Opening { opened: Opened::Arriving(unindexed), notes })
+    Ok(Opening { opened: Opened::Arriving(Arc::new(unindexed)), notes })
 }
 
 /// A shard whose stored index is damaged or of another version of it.
@@ -628,17 +561,18 @@ impl Source for Shards {
         &self.catalog
     }
 
-    fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Bytes>>> {
+    fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Vec<Bytes>>>> {
         let Block { shard, compression, offset, bytes, .. } = self.block(block);
         if bytes == 0 {
             return None;
         }
         let (store, object) = (self.common.store.clone(), self.common.objects[shard].clone());
         let range = if compression == Compression::None { offset..offset + bytes } else { 0..object.size };
-        Some(Box::pin(async move { store.read(&object, range).await }))
+        Some(Box::pin(async move { Ok(vec![store.read(&object, range).await?]) }))
     }
 
-    fn decode(&self, block: usize, fetched: Bytes) -> Result<Decoded> {
+    fn decode(&self, block: usize, fetched: Vec<Bytes>) -> Result<Decoded> {
+        let fetched = fetched.into_iter().next().unwrap_or_default();
         let Block { shard, compression, first_record, offset, bytes } = self.block(block);
         let url = &self.common.objects[shard].url;
         let damage = self.damage.get(&(shard as u32));

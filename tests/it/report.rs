@@ -58,24 +58,24 @@ impl Source for Slow {
     fn catalog(&self) -> &Catalog {
         &self.catalog
     }
-    fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Bytes>>> {
+    fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Vec<Bytes>>>> {
         Some(match &self.fetching {
             Fetching::Nothing => return None,
             Fetching::Sleeps(time) => {
                 let time = *time * (block as u32 + 1);
                 Box::pin(async move {
                     tokio::time::sleep(time).await;
-                    Ok(Bytes::new())
+                    Ok(Vec::new())
                 })
             }
             #[cfg(feature = "http")]
             Fetching::Reads(store, object) => {
                 let (store, object, start) = (store.clone(), object.clone(), block as u64 * BLOCK_BYTES);
-                Box::pin(async move { store.read(&object, start..start + BLOCK_BYTES).await })
+                Box::pin(async move { Ok(vec![store.read(&object, start..start + BLOCK_BYTES).await?]) })
             }
         })
     }
-    fn decode(&self, block: usize, _fetched: Bytes) -> Result<Decoded> {
+    fn decode(&self, block: usize, _fetched: Vec<Bytes>) -> Result<Decoded> {
         work(self.decoding);
         let first = self.catalog.block_start(block) as i64;
         let rows = Int64Array::from_iter_values(first..first + ROWS as i64);

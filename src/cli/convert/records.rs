@@ -12,7 +12,8 @@ use crate::dataset::TfRecord;
 use crate::engine::io::Io;
 use crate::error::{Error, Result};
 use crate::format::tfrecord::{Check, Compression, FOOTER_BYTES, Framed, HEADER_BYTES, ShardIndex, frame_block};
-use crate::source::tfrecord::{Index, Keeper, ShardReader, index_of};
+use crate::source::open::Index;
+use crate::source::tfrecord::{Keeper, ShardReader, index_of};
 use crate::store::{Object, Store};
 
 /// What is read of a shard at a time.

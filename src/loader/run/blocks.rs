@@ -64,7 +64,7 @@ impl State {
                 entry.stage = BlockStage::Decoding;
                 let source = source.clone();
                 self.todo.push(run.prepare(Level::Decode, move |run, _| {
-                    let decoded = run.decode(|| source.decode(key.block as usize, Bytes::new()));
+                    let decoded = run.decode(|| source.decode(key.block as usize, Vec::new()));
                     run.decoded(
                         key,
                         run.shared.pipeline.first_id(key.leaf, key.block),

@@ -85,7 +85,7 @@ impl Source for Numbers {
         &self.catalog
     }
 
-    fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Bytes>>> {
+    fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Vec<Bytes>>>> {
         self.counts.fetches[block].fetch_add(1, Ordering::SeqCst);
         let (first, rows) = (self.catalog.block_start(block), self.catalog.block_rows(block));
         let (fails, panics) = (self.fetch_fails_at == Some(block), self.fetch_panics_at == Some(block));
@@ -96,18 +96,18 @@ impl Source for Numbers {
             }
             // Another task may go first.
             tokio::task::yield_now().await;
-            Ok((first..first + rows).flat_map(|id| (id as i64).to_le_bytes()).collect())
+            Ok(vec![(first..first + rows).flat_map(|id| (id as i64).to_le_bytes()).collect()])
         };
         Some(read.boxed())
     }
 
-    fn decode(&self, block: usize, fetched: Bytes) -> Result<Decoded> {
+    fn decode(&self, block: usize, fetched: Vec<Bytes>) -> Result<Decoded> {
         self.counts.decodes[block].fetch_add(1, Ordering::SeqCst);
         assert!(self.decode_panics_at != Some(block), "no such codec");
         if self.decode_fails_at == Some(block) {
             return Err(Error::new(ErrorKind::Corrupt, "not a number"));
         }
-        let ids = fetched.chunks_exact(8).map(|id| i64::from_le_bytes(id.try_into().expect("8 bytes")));
+        let ids = fetched[0].chunks_exact(8).map(|id| i64::from_le_bytes(id.try_into().expect("8 bytes")));
         let ids = Int64Array::from_iter_values(ids.chain((0..self.extra_rows).map(|_| -1)));
         Ok(Decoded::good(RecordBatch::try_from_iter([("id", Arc::new(ids) as _)]).expect("one column")))
     }

@@ -1,0 +1,122 @@
+//! Opening shards: what the loader wants of them, and which source reads their format.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Arriving, Source, tfrecord};
+use crate::dataset::files::Format;
+use crate::error::{Error, Result};
+use crate::schema::Column;
+use crate::store::{Object, Store};
+
+/// Where row counts come from.
+///
+/// # Example
+/// ```no_run
+/// use forebay::{Dataset, Index};
+///
+/// let dataset = Dataset::open("gs://bucket/train-*.tfrecord")?.batch(256);
+/// let loader = dataset.loader().index(Index::Build).build()?;
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Index {
+    /// Indexes that are there are used; local plain shards are indexed by hopping from header to header; others are read
+    /// as they come, and leave an index behind.
+    #[default]
+    Auto,
+    /// Shards without index are read once to build it, before the first batch.
+    Build,
+}
+
+/// What the loader wants of the shards.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    /// The URLs and patterns, as the user wrote them.
+    pub(crate) patterns: Vec<String>,
+    pub(crate) columns: Option<Vec<Column>>,
+    pub(crate) index: Index,
+    pub(crate) index_dir: Option<PathBuf>,
+    /// Blocks that a shuffle would like to mix, at least.
+    pub(crate) min_blocks: u64,
+    /// Rows up to which the data set is shuffled as a whole, in blocks as large as they come.
+    pub(crate) whole_rows: u64,
+    /// Rows are read one by one, in any order.
+    pub(crate) by_rows: bool,
+    pub(crate) shuffled: bool,
+    /// Why an index is needed, if it is.
+    pub(crate) needs_index: Option<String>,
+    /// Whether shards are to be read as if they had no index.
+    pub(crate) arrives: bool,
+    /// Whether what cannot be read of a damaged shard counts as one bad record, instead of ending the pass.
+    pub(crate) leave_out: bool,
+    /// The largest record that the budget lets be held.
+    pub(crate) max_bytes: usize,
+}
+
+impl Wanted {
+    /// The command that builds the indexes of these shards where the loader looks for them.
+    pub(super) fn rebuild_command(&self) -> String {
+        let mut command = "forebay index".to_owned();
+        self.patterns.iter().for_each(|pattern| command += &format!(" '{pattern}'"));
+        if let Some(dir) = &self.index_dir {
+            command += &format!(" --index-dir '{}'", dir.display());
+        }
+        command
+    }
+}
+
+/// Opened shards, and what is remarkable about their indexes.
+pub(crate) struct Opening {
+    pub(crate) opened: Opened,
+    pub(crate) notes: Vec<String>,
+}
+
+/// Opened shards.
+#[derive(Clone)]
+pub(crate) enum Opened {
+    /// Blocks of known row counts, in any order.
+    Indexed(Arc<dyn Source>),
+    /// Blocks as they come.
+    Arriving(Arc<dyn Arriving>),
+}
+
+impl Opened {
+    /// Sample ids that its rows take, counted from the end of those before it; shards without index have their own.
+    pub(crate) fn num_ids(&self) -> u64 {
+        match self {
+            Self::Indexed(source) => source.catalog().rows(),
+            Self::Arriving(_) => 0,
+        }
+    }
+
+    pub(crate) fn columns(&self) -> &[Column] {
+        match self {
+            Self::Indexed(source) => source.columns(),
+            Self::Arriving(source) => source.columns(),
+        }
+    }
+}
+
+/// Lists the shards and opens them in their format: the one stated, or else that of their names.
+pub(crate) async fn open(store: Store, format: Option<Format>, wanted: Wanted) -> Result<Opening> {
+    let objects = store.list(&wanted.patterns).await.map_err(|e| e.stage("list"))?;
+    let format = match format {
+        Some(format) => format,
+        None => format_of(&objects)?,
+    };
+    match format {
+        Format::TfRecord(options) => tfrecord::open(store, objects, options, wanted).await,
+    }
+}
+
+/// The format that the names of the shards end in; TFRecord where they say nothing.
+fn format_of(objects: &[Object]) -> Result<Format> {
+    let mut named = objects.iter().filter_map(|object| Some((object, Format::of_name(&object.url)?)));
+    let Some((first, format)) = named.next() else { return Ok(Format::TfRecord(Default::default())) };
+    match named.find(|(_, other)| *other != format) {
+        None => Ok(format),
+        Some((other, _)) => Err(Error::config(format!("shards of several formats: {} and {}", first.url, other.url))
+            .advice("name those of one format, with a pattern such as data/*.parquet")),
+    }
+}
