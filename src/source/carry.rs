@@ -32,7 +32,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::schema::{Column, Dtype, Missing, Shape, arrow_schema};
 
 /// Names the mask of a column, behind the column's own name.
-const MASK: &str = ".is_present";
+pub(super) const MASK: &str = ".is_present";
 
 /// Elements of one sample, at most: a batch's offsets are 31 bits wide.
 const MAX_ELEMENTS: usize = i32::MAX as usize / 8;

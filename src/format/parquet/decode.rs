@@ -182,7 +182,7 @@ pub(super) fn page_rows(footer: &Footer, group: usize, leaf: usize) -> Option<Ve
     (!found.is_empty()).then_some(found)
 }
 
-/// The bytes of the file that some rows lie in, ascending, none twice; what touches is joined.
+/// The bytes of the file that some rows lie in, by column, ascending.
 pub(crate) fn ranges(footer: &Footer, projection: &Projection, part: &Part) -> Vec<Range<u64>> {
     let mut ranges: Vec<Range<u64>> = projection
         .leaves()
@@ -193,14 +193,7 @@ pub(crate) fn ranges(footer: &Footer, projection: &Projection, part: &Part) -> V
         .filter(|range| range.start < range.end)
         .collect();
     ranges.sort_unstable_by_key(|range| (range.start, range.end));
-    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => joined.push(range),
-        }
-    }
-    joined
+    ranges
 }
 
 /// Bytes of a file that were read: pieces with their offsets, ascending.
@@ -373,4 +366,22 @@ fn decode_general(footer: &Footer, part: &Part, leaves: &[usize], fetched: &Fetc
         }
         Ok(batch)
     })
+}
+
+/// Cuts a row group into about so many parts, at the pages of its largest column; into one where the file does not say where pages stand.
+pub(crate) fn cut(footer: &Footer, projection: &Projection, whole: &Part, parts: u64) -> Vec<Range<u64>> {
+    let all = whole.rows.clone();
+    let indexed: Option<Vec<_>> = projection.leaves().map(|leaf| page_rows(footer, whole.group, leaf)).collect();
+    let Some(indexed) = indexed.filter(|_| parts > 1) else { return vec![all] };
+    let bytes = |pages: &Vec<(u64, u64, Range<u64>)>| pages.iter().map(|(.., page)| page.end - page.start).sum::<u64>();
+    let Some(pages) = indexed.iter().max_by_key(|pages| bytes(pages)) else { return vec![all] };
+    let least = all.end.div_ceil(parts);
+    let mut cuts = vec![0];
+    for &(_, end, _) in pages {
+        if end - cuts[cuts.len() - 1] >= least || end == all.end {
+            cuts.push(end);
+        }
+    }
+    cuts.dedup();
+    cuts.windows(2).map(|pair| pair[0]..pair[1]).collect()
 }

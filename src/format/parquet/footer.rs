@@ -75,7 +75,6 @@ fn damaged(error: parquet::errors::ParquetError) -> Error {
 #[derive(Clone, Debug)]
 pub(crate) struct Footer {
     pub(super) reader: ArrowReaderMetadata,
-    pub(super) file_bytes: u64,
 }
 
 impl Footer {
@@ -111,7 +110,7 @@ impl Footer {
             let schema = with_views(known.map_err(unreadable)?.schema());
             ArrowReaderMetadata::try_new(metadata, options.with_schema(schema)).map_err(unreadable)
         })?;
-        Ok(Self { reader, file_bytes })
+        Ok(Self { reader })
     }
 
     /// The schema that row groups are decoded to: byte strings as views, dictionaries as their values.

@@ -13,7 +13,7 @@ mod thrift;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use decode::{Fetched, Part, Projection, decode, ranges};
+pub(crate) use decode::{Fetched, Part, Projection, cut, decode, ranges};
 pub(crate) use footer::{Footer, FooterReader, Progress};
 pub(crate) use page::Decompressor;
 
