@@ -251,6 +251,8 @@ impl LoaderBuilder {
         Wanted {
             patterns: patterns.to_vec(),
             columns: request.columns.clone(),
+            also: request.also.clone(),
+            conditions: request.conditions.clone(),
             index: self.index,
             index_dir: self.index_dir.clone(),
             min_blocks: if shuffle.is_some() { PIECES_PER_STREAM * steps.streams } else { 1 },

@@ -1,5 +1,6 @@
 //! Parquet files as a source: row groups are blocks, or runs of their pages where they are large.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,8 +12,10 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::carry::{Carrier, Leaf, column_for, leaves};
 use super::open::{Opened, Opening, Wanted};
 use super::{Decoded, RecordPlaces, Source};
+use crate::dataset::expr::{Bounds, Excludes, Expr, Value};
 use crate::dataset::files::Parquet;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::parquet::prune::{self, Asked, Bloom, Bound};
 use crate::format::parquet::{
     Decompressor, Fetched, Footer, FooterReader, Part, Progress, Projection, cut, decode, ranges,
 };
@@ -39,7 +42,7 @@ const REQUEST_BYTES: u64 = 8 << 20;
 const FOOTERS: usize = 16;
 
 /// Reads the footers and settles columns and blocks.
-pub(crate) async fn open(store: Store, objects: Vec<Object>, options: Parquet, wanted: Wanted) -> Result<Opening> {
+pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: Parquet, wanted: Wanted) -> Result<Opening> {
     let footers = stream::iter(objects.clone()).map(|object| {
         let store = store.clone();
         async move { read_footer(&store, &object).await.map_err(|e| e.url(object.url.clone()).stage("footer")) }
@@ -47,17 +50,28 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, options: Parquet, w
     let mut footers: Vec<Footer> = footers.buffered(FOOTERS).try_collect().await?;
     let mut notes = Vec::new();
     let columns = settle_columns(&objects, &footers, &wanted, &mut notes)?;
+    let conditions = Conditions::new(&wanted.conditions, &columns);
     let layouts = layouts(&objects, &footers, &columns)?;
     let total: u64 = footers.iter().zip(&layouts).map(|(footer, layout)| layout.total_bytes(footer)).sum();
     let target = (total / wanted.min_blocks.max(1)).clamp(SMALLEST_BLOCK_BYTES, BLOCK_BYTES);
     for ((object, footer), layout) in objects.iter().zip(&mut footers).zip(&layouts) {
-        // Where pages stand is of interest where a row group is too large for one block.
-        if whole_groups(footer).any(|part| layout.bytes(footer, &part) > 2 * target) {
+        // Where pages stand is of interest where a row group is too large for one block, or may be wanted in part.
+        if !conditions.is_empty() || whole_groups(footer).any(|part| layout.bytes(footer, &part) > 2 * target) {
             let indexed = read_page_index(&store, object, footer).await;
             *footer = indexed.map_err(|e| e.url(object.url.clone()).stage("footer"))?;
         }
     }
-    let files = Files::new(store, objects, footers, layouts, columns, options, target);
+    let mut kept = Vec::with_capacity(footers.len());
+    for (object, footer) in objects.iter().zip(&footers) {
+        let rows = conditions.rows(&store, object, footer).await;
+        kept.push(rows.map_err(|e| e.url(object.url.clone()).stage("footer"))?);
+    }
+    if !conditions.is_empty() {
+        let all: u64 = footers.iter().flat_map(whole_groups).map(|part| part.rows.end).sum();
+        let left: u64 = kept.iter().flatten().map(|part| part.rows.end - part.rows.start).sum();
+        notes.push(format!("of {all} rows {} are not read: statistics rule out that conditions hold", all - left));
+    }
+    let files = Files::new(store, objects, footers, layouts, columns, &kept, target);
     Ok(Opening { opened: Opened::Indexed(Arc::new(files)), notes })
 }
 
@@ -103,10 +117,16 @@ fn settle_columns(
     wanted: &Wanted,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Column>> {
-    if let Some(columns) = &wanted.columns {
-        return Ok(columns.clone());
-    }
     let stored = footers.first().map(|footer| leaves(footer.schema())).unwrap_or_default();
+    if let Some(declared) = &wanted.columns {
+        let mut columns = declared.clone();
+        for name in &wanted.also {
+            let is_known = columns.iter().any(|column| column.name() == name);
+            let found = stored.iter().find(|leaf| !is_known && leaf.name == name.as_ref());
+            columns.extend(found.and_then(|leaf| leaf.column().ok()));
+        }
+        return Ok(columns);
+    }
     let (mut columns, mut left_out) = (Vec::new(), Vec::new());
     for leaf in &stored {
         match leaf.column() {
@@ -227,6 +247,95 @@ fn described(schema: &Schema) -> String {
     format!("{{{}}}", fields.collect::<Vec<_>>().join(", "))
 }
 
+/// What holds for each row that is wanted.
+struct Conditions<'a> {
+    all: &'a [Arc<Expr>],
+    asked: Vec<Asked<'a>>,
+}
+
+impl<'a> Conditions<'a> {
+    fn new(all: &'a [Arc<Expr>], columns: &'a [Column]) -> Self {
+        let asked = columns.iter().map(|column| Asked { name: column.name(), dtype: column.dtype() });
+        let mut names = Vec::new();
+        all.iter().for_each(|condition| condition.visit(&mut |name, _| names.push(name.clone())));
+        Self { all, asked: asked.filter(|asked| names.iter().any(|name| name.as_ref() == asked.name)).collect() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// The rows of a file that may be wanted.
+    async fn rows(&self, store: &Store, object: &Object, footer: &Footer) -> Result<Vec<Part>> {
+        let mut kept = Vec::new();
+        for whole in whole_groups(footer) {
+            if self.is_empty() {
+                kept.push(whole);
+                continue;
+            }
+            let mut rows = self.possible_rows(footer, whole.group, &HashMap::new());
+            let blooms =
+                if rows.is_empty() { HashMap::new() } else { self.blooms(store, object, footer, &whole).await? };
+            if !blooms.is_empty() {
+                rows = self.possible_rows(footer, whole.group, &blooms);
+            }
+            kept.extend(rows.into_iter().map(|rows| Part { group: whole.group, rows }));
+        }
+        Ok(kept)
+    }
+
+    /// The bloom filters of a row group.
+    async fn blooms(
+        &self,
+        store: &Store,
+        object: &Object,
+        footer: &Footer,
+        whole: &Part,
+    ) -> Result<HashMap<&'a str, Arc<Bloom>>> {
+        let mut blooms = HashMap::new();
+        for &asked in &self.asked {
+            let Some(place) = Bloom::place(footer, whole.group, asked) else { continue };
+            let bytes = store.read(object, place).await?;
+            if let Some(bloom) = Bloom::read(footer, whole.group, asked, &bytes) {
+                blooms.insert(asked.name, Arc::new(bloom));
+            }
+        }
+        Ok(blooms)
+    }
+
+    fn possible_rows(&self, footer: &Footer, group: usize, blooms: &HashMap<&str, Arc<Bloom>>) -> Vec<Range<u64>> {
+        prune::rows(footer, group, &self.asked, &|known| {
+            let known = |name: &str| {
+                let (least, most) = known(name)?;
+                let excludes = blooms.get(name).cloned().map(|bloom| {
+                    let excludes = move |value: &Value| bloom.excludes(&bound(value));
+                    Arc::new(excludes) as Excludes
+                });
+                Some(Bounds { least: value(least), most: value(most), excludes })
+            };
+            self.all.iter().all(|condition| condition.possible(&known).holds)
+        })
+    }
+}
+
+fn value(bound: Bound) -> Value {
+    match bound {
+        Bound::Int(value) => Value::Int(value),
+        Bound::Float(value) => Value::Float(value),
+        Bound::Bool(value) => Value::Bool(value),
+        Bound::Bytes(value) => Value::Bytes(value),
+    }
+}
+
+fn bound(value: &Value) -> Bound {
+    match value {
+        Value::Int(value) => Bound::Int(*value),
+        Value::Float(value) => Bound::Float(*value),
+        Value::Bool(value) => Bound::Bool(*value),
+        Value::Bytes(value) => Bound::Bytes(value.clone()),
+    }
+}
+
 /// Parquet files, cut into blocks.
 struct Files {
     store: Store,
@@ -258,7 +367,7 @@ impl Files {
         footers: Vec<Footer>,
         layouts: Vec<Arc<Layout>>,
         columns: Vec<Column>,
-        _options: Parquet,
+        kept: &[Vec<Part>],
         target: u64,
     ) -> Self {
         let (mut catalog, mut blocks) = (Catalog::new(), Vec::new());
@@ -267,18 +376,25 @@ impl Files {
             File { object, footer, layout, is_local }
         });
         let files: Vec<File> = files.collect();
-        for (number, File { object, footer, layout, .. }) in files.iter().enumerate() {
+        for (number, (File { object, footer, layout, .. }, kept)) in files.iter().zip(kept).enumerate() {
             catalog.push_shard(object.url.clone());
-            let mut before = 0;
-            for whole in whole_groups(footer) {
-                let bytes = layout.bytes(footer, &whole);
-                for rows in cut(footer, &layout.projection, &whole, bytes.div_ceil(target)) {
+            let starts = whole_groups(footer).scan(0, |before, whole| {
+                *before += whole.rows.end;
+                Some(*before - whole.rows.end)
+            });
+            let starts: Vec<u64> = starts.collect();
+            for whole in kept {
+                // Row groups of twice the size are still one block: half a block is read no faster.
+                let parts = match layout.bytes(footer, whole) {
+                    bytes if bytes <= 2 * target => 1,
+                    bytes => bytes.div_ceil(target),
+                };
+                for rows in cut(footer, &layout.projection, whole, parts) {
                     let part = Part { group: whole.group, rows };
-                    let first_row = before + part.rows.start;
+                    let first_row = starts[part.group] + part.rows.start;
                     catalog.push_block(part.rows.end - part.rows.start, layout.bytes(footer, &part));
                     blocks.push(Block { file: number as u32, part, first_row });
                 }
-                before += whole.rows.end;
             }
         }
         Self { store, files, columns, catalog: catalog.indivisible(), blocks }
