@@ -220,9 +220,8 @@ impl std::ops::Not for Expr {
 
 /// What is known of a column's values in some rows, none of which is null.
 pub(crate) struct Bounds {
-    /// No value is smaller, or larger.
-    pub(crate) least: Value,
-    pub(crate) most: Value,
+    /// No value is smaller than the one, or larger than the other.
+    pub(crate) range: Option<(Value, Value)>,
     /// Says of a value that it is not there; otherwise it may be.
     pub(crate) excludes: Option<Excludes>,
 }
@@ -402,10 +401,16 @@ impl Node {
 
 impl Bounds {
     fn possible(&self, operator: Operator, value: &Value) -> Possible {
-        let (Some(least), Some(most)) = (self.least.compare(value), self.most.compare(value)) else {
-            return Possible::BOTH;
+        let excluded = || self.excludes.as_ref().is_some_and(|excludes| excludes(value));
+        let range = self.range.as_ref().and_then(|(least, most)| Some((least.compare(value)?, most.compare(value)?)));
+        let Some((least, most)) = range else {
+            return match operator {
+                Operator::Eq if excluded() => Possible { holds: false, fails: true },
+                Operator::Ne if excluded() => Possible { holds: true, fails: false },
+                _ => Possible::BOTH,
+            };
         };
-        if matches!(self.least, Value::Float(_)) {
+        if matches!(self.range, Some((Value::Float(_), _))) {
             // Bounds do not speak of NaNs, of which every comparison fails but `!=`.
             return match operator {
                 Operator::Eq => Possible { holds: least.is_le() && most.is_ge(), fails: true },
@@ -417,8 +422,7 @@ impl Bounds {
         match operator {
             Operator::Eq | Operator::Ne => {
                 let within = least.is_le() && most.is_ge();
-                let excluded = self.excludes.as_ref().is_some_and(|excludes| excludes(value));
-                let equal = within && !excluded;
+                let equal = within && !excluded();
                 let unequal = least.is_ne() || most.is_ne();
                 if operator == Operator::Eq {
                     Possible { holds: equal, fails: unequal }
@@ -575,6 +579,7 @@ mod tests {
             condition in any_expr(),
             a in prop::collection::vec(-3i64..4, 1..6),
             nan in any::<bool>(),
+            bounded in any::<bool>(),
         ) {
             let b: Vec<f32> = a.iter().enumerate().map(|(i, &v)| if nan && i == 0 { f32::NAN } else { v as f32 / 2.0 }).collect();
             let rows = RecordBatch::try_from_iter([
@@ -588,11 +593,14 @@ mod tests {
                 _ => false,
             });
             let known = |name: &str| match name {
-                "a" => Some(Bounds { least: Value::Int(*a.iter().min()?), most: Value::Int(*a.iter().max()?), excludes: Some(excludes.clone()) }),
+                "a" => Some(Bounds {
+                    range: bounded.then_some((Value::Int(*a.iter().min()?), Value::Int(*a.iter().max()?))),
+                    excludes: Some(excludes.clone()),
+                }),
                 _ => {
                     let numbers = || b.iter().copied().filter(|v| !v.is_nan()).map(f64::from);
                     let (least, most) = (numbers().reduce(f64::min)?, numbers().reduce(f64::max)?);
-                    Some(Bounds { least: Value::Float(least), most: Value::Float(most), excludes: None })
+                    Some(Bounds { range: Some((Value::Float(least), Value::Float(most))), excludes: None })
                 }
             };
             let possible = condition.possible(&known);

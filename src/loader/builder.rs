@@ -252,6 +252,7 @@ impl LoaderBuilder {
             patterns: patterns.to_vec(),
             columns: request.columns.clone(),
             also: request.also.clone(),
+            is_seen: request.is_seen,
             conditions: request.conditions.clone(),
             index: self.index,
             index_dir: self.index_dir.clone(),

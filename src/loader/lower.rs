@@ -213,6 +213,8 @@ pub(crate) struct Request {
     pub(crate) conditions: Vec<Arc<Expr>>,
     /// Columns of conditions, wanted as they are stored besides `columns`.
     pub(crate) also: Vec<Arc<str>>,
+    /// Whether anything but conditions, images and the batch looks at the rows, or joins them with those of other sources.
+    pub(crate) is_seen: bool,
 }
 
 /// The file nodes of a graph and what is wanted of each, in a fixed order.
@@ -227,6 +229,7 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
         columns: Option<Vec<Column>>,
         conditions: Vec<Arc<Expr>>,
         also: Vec<Arc<str>>,
+        is_seen: bool,
     }
     impl Above {
         /// Rows that are counted or paired must all be there.
@@ -236,7 +239,7 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
 
         /// Of rows that a function may have computed nothing is known.
         fn unknown() -> Self {
-            Self::default()
+            Self { is_seen: true, ..Self::default() }
         }
     }
     impl<'a> Walk<'a> {
@@ -296,8 +299,12 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
                         _ => "repeat",
                     };
                     for input in other.inputs() {
-                        let above =
-                            if matches!(other, Node::Zip { .. }) { Above::unknown() } else { above.with_all_rows() };
+                        let mut above = above.with_all_rows();
+                        match other {
+                            Node::Zip { .. } => above = Above::unknown(),
+                            Node::Concat { .. } | Node::Mix { .. } => above.is_seen = true,
+                            _ => {}
+                        }
                         self.go(input, above, shuffle, needs_index.or(Some(reason)));
                     }
                 }
@@ -312,13 +319,18 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
             shuffle: Option<Shuffle>,
             needs_index: Option<&'static str>,
         ) {
-            let Above { columns: wanted, conditions, also } = above;
+            let Above { columns: wanted, conditions, also, is_seen } = above;
             let Some((.., known)) = self.found.iter_mut().find(|(n, ..)| Arc::ptr_eq(n, node)) else {
-                self.found.push((node, files, Request { columns: wanted, shuffle, needs_index, conditions, also }));
+                self.found.push((
+                    node,
+                    files,
+                    Request { columns: wanted, shuffle, needs_index, conditions, also, is_seen },
+                ));
                 return;
             };
             // What one branch does not want, the other may.
             known.conditions.clear();
+            known.is_seen = true;
             known.also.extend(also);
             known.needs_index = known.needs_index.or(needs_index);
             known.shuffle =

@@ -38,6 +38,8 @@ pub(crate) struct Wanted {
     pub(crate) columns: Option<Vec<Column>>,
     /// Columns of conditions, wanted as they are stored besides `columns`.
     pub(crate) also: Vec<Arc<str>>,
+    /// Whether anything but conditions, images and the batch looks at the rows.
+    pub(crate) is_seen: bool,
     /// What holds for each row that is wanted: rows for which it does not may be left out.
     pub(crate) conditions: Vec<Arc<Expr>>,
     pub(crate) index: Index,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use arrow::array::{Array as _, AsArray as _, BinaryViewBuilder, RecordBatch};
 use arrow::datatypes::{DataType, Schema};
 use bytes::Bytes;
 use futures::future::{BoxFuture, try_join_all};
@@ -12,6 +13,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::carry::{Carrier, Leaf, column_for, leaves};
 use super::open::{Opened, Opening, Wanted};
 use super::{Decoded, RecordPlaces, Source};
+use crate::batch::collate::widens;
 use crate::dataset::expr::{Bounds, Excludes, Expr, Value};
 use crate::dataset::files::Parquet;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,7 +22,7 @@ use crate::format::parquet::{
     Decompressor, Fetched, Footer, FooterReader, Part, Progress, Projection, cut, decode, ranges,
 };
 use crate::plan::Catalog;
-use crate::schema::{Column, Dtype};
+use crate::schema::{Column, Dtype, arrow_schema};
 use crate::store::{Object, Store};
 
 /// Decoded bytes of a block, about, where a larger row group can be read in part: large enough that a request costs less than its bytes.
@@ -50,8 +52,9 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: Parquet, 
     let mut footers: Vec<Footer> = footers.buffered(FOOTERS).try_collect().await?;
     let mut notes = Vec::new();
     let columns = settle_columns(&objects, &footers, &wanted, &mut notes)?;
-    let conditions = Conditions::new(&wanted.conditions, &columns);
     let layouts = layouts(&objects, &footers, &columns)?;
+    let (layouts, columns) = put_off(&footers, layouts, columns, wanted.is_seen)?;
+    let conditions = Conditions::new(&wanted.conditions, &columns);
     let total: u64 = footers.iter().zip(&layouts).map(|(footer, layout)| layout.total_bytes(footer)).sum();
     let target = (total / wanted.min_blocks.max(1)).clamp(SMALLEST_BLOCK_BYTES, BLOCK_BYTES);
     for ((object, footer), layout) in objects.iter().zip(&mut footers).zip(&layouts) {
@@ -151,6 +154,8 @@ struct Layout {
     stored: Arc<Schema>,
     projection: Projection,
     carrier: Carrier,
+    /// Columns that are carried as views of their elements.
+    viewed: Vec<usize>,
     /// Bytes that a row takes once more, because its columns are stored in other types.
     converted: u64,
 }
@@ -160,8 +165,21 @@ impl Layout {
         let mut names: Vec<&str> = columns.iter().map(|column| column.name().as_ref()).collect();
         names.extend(columns.iter().filter_map(|column| column.name().strip_suffix(super::carry::MASK)));
         let projection = Projection::new(footer, Some(&names));
-        let carrier = Carrier::new(projection.schema(), Some(columns))?;
         let stored = leaves(projection.schema());
+        // What becomes a view of its elements is a list of them before.
+        let is_list = |column: &Column| {
+            let named = |leaf: &&Leaf| leaf.name == column.name().as_ref();
+            stored.iter().find(named).is_some_and(|leaf| matches!(leaf.field.data_type(), DataType::List(_)))
+        };
+        let viewed: Vec<usize> =
+            (0..columns.len()).filter(|&at| columns[at].is_raw() && is_list(&columns[at])).collect();
+        let mut columns = columns.to_vec();
+        for &at in &viewed {
+            let column = &columns[at];
+            columns[at] = Column::new(column.name().clone(), column.stored_dtype(), column.shape().clone())
+                .or(column.missing().clone());
+        }
+        let carrier = Carrier::new(projection.schema(), Some(&columns))?;
         let same = |column: &Column, leaf: &Leaf| {
             column_for(&leaf.field)
                 .is_ok_and(|found| found.dtype() == column.dtype() && found.shape() == column.shape())
@@ -171,7 +189,7 @@ impl Layout {
             stored.iter().find(|leaf| leaf.name == column.name().as_ref()).is_some_and(|leaf| !same(column, leaf))
         });
         let converted = converted.map(|column| column.sample_bytes().unwrap_or(16) as u64).sum();
-        Ok(Self { stored: footer.schema().clone(), projection, carrier, converted })
+        Ok(Self { stored: footer.schema().clone(), projection, carrier, viewed, converted })
     }
 
     /// Bytes of a block: what is read of it, and what becomes of that.
@@ -179,6 +197,18 @@ impl Layout {
         let (stored, decoded) = self.projection.bytes(footer, part);
         let converted = (part.rows.end - part.rows.start).saturating_mul(self.converted);
         stored.saturating_add(decoded).saturating_add(converted)
+    }
+
+    /// The dtype of the numbers that a column of lists is stored as.
+    fn numbers_of(&self, column: &Column) -> Option<Dtype> {
+        let leaves = leaves(self.projection.schema());
+        let leaf = leaves.iter().find(|leaf| leaf.name == column.name().as_ref())?;
+        match leaf.field.data_type() {
+            DataType::List(item) => {
+                Dtype::from_arrow(item.data_type()).filter(|dtype| dtype.size().is_some_and(|size| size > 1))
+            }
+            _ => None,
+        }
     }
 
     fn total_bytes(&self, footer: &Footer) -> u64 {
@@ -219,6 +249,45 @@ fn layouts(objects: &[Object], footers: &[Footer], columns: &[Column]) -> Result
         layouts.push(Arc::new(layout));
     }
     Ok(layouts)
+}
+
+/// Bytes of a sample from which on it is carried as a view of where it was decoded: copied once, into the batch.
+const VIEWED_BYTES: usize = 64;
+
+/// Columns of fixed extents are carried as they were decoded, where only the batch wants them: they are copied, and widened, when it is laid out.
+fn put_off(
+    footers: &[Footer],
+    layouts: Vec<Arc<Layout>>,
+    mut columns: Vec<Column>,
+    is_seen: bool,
+) -> Result<(Vec<Arc<Layout>>, Vec<Column>)> {
+    let stored: Vec<Option<Dtype>> = columns
+        .iter()
+        .map(|column| {
+            let is_large = column.sample_bytes().is_some_and(|bytes| bytes >= VIEWED_BYTES) && !column.is_raw();
+            let of_layout = |layout: &Arc<Layout>| layout.numbers_of(column);
+            let first = layouts.first().and_then(of_layout)?;
+            let alike = layouts.iter().all(|layout| of_layout(layout) == Some(first));
+            (!is_seen && is_large && alike && widens(first, column.dtype())).then_some(first)
+        })
+        .collect();
+    if stored.iter().all(Option::is_none) {
+        return Ok((layouts, columns));
+    }
+    for (column, stored) in columns.iter_mut().zip(&stored) {
+        if let Some(stored) = *stored {
+            *column = column.clone().carried_raw(stored);
+        }
+    }
+    let mut changed: Vec<Arc<Layout>> = Vec::with_capacity(layouts.len());
+    for (layout, footer) in layouts.iter().zip(footers) {
+        let known = changed.last().filter(|known| known.stored == layout.stored).cloned();
+        changed.push(match known {
+            Some(known) => known,
+            None => Arc::new(Layout::new(footer, &columns)?),
+        });
+    }
+    Ok((changed, columns))
 }
 
 /// Of columns that nobody declared, each file must have the same.
@@ -306,12 +375,12 @@ impl<'a> Conditions<'a> {
     fn possible_rows(&self, footer: &Footer, group: usize, blooms: &HashMap<&str, Arc<Bloom>>) -> Vec<Range<u64>> {
         prune::rows(footer, group, &self.asked, &|known| {
             let known = |name: &str| {
-                let (least, most) = known(name)?;
+                let range = known(name)?.map(|(least, most)| (value(least), value(most)));
                 let excludes = blooms.get(name).cloned().map(|bloom| {
                     let excludes = move |value: &Value| bloom.excludes(&bound(value));
                     Arc::new(excludes) as Excludes
                 });
-                Some(Bounds { least: value(least), most: value(most), excludes })
+                Some(Bounds { range, excludes })
             };
             self.all.iter().all(|condition| condition.possible(&known).holds)
         })
@@ -401,6 +470,28 @@ impl Files {
     }
 }
 
+/// The rows with lists of one length as views of their elements' memory.
+fn with_views(rows: &RecordBatch, viewed: &[usize], columns: &[Column]) -> Result<RecordBatch> {
+    let mut arrays = rows.columns().to_vec();
+    for &at in viewed {
+        let list = arrays[at].as_fixed_size_list();
+        let length = list.value_length() as usize;
+        let values = list.values().slice(list.value_offset(0) as usize, length * list.len()).to_data();
+        let width = values.data_type().primitive_width().unwrap_or(1);
+        let buffer = values.buffers()[0].slice_with_length(values.offset() * width, values.len() * width);
+        let mut views = BinaryViewBuilder::with_capacity(list.len());
+        let block = views.append_block(buffer);
+        for row in 0..list.len() {
+            let too_large = |e| Error::new(ErrorKind::Memory, "a block of 4 GiB or more cannot be viewed").because(e);
+            let start = u32::try_from(row * length * width).unwrap_or(u32::MAX);
+            views.try_append_view(block, start, (length * width) as u32).map_err(too_large)?;
+        }
+        arrays[at] = Arc::new(views.finish());
+    }
+    RecordBatch::try_new(arrow_schema(columns), arrays)
+        .map_err(|e| Error::corrupt("columns of a block that do not fit together").because(e))
+}
+
 /// What is asked of a store for some ranges of a file, ascending: each lies within one request.
 fn requests(ranges: Vec<Range<u64>>, is_local: bool) -> Vec<Range<u64>> {
     let gap = if is_local { 0 } else { GAP_BYTES };
@@ -448,7 +539,10 @@ impl Source for Files {
         let arrays = decode(footer, &layout.projection, part, &fetched, &mut Decompressor::default()).map_err(place)?;
         drop(fetched);
         let carried = layout.carrier.rows_of(rows, |at| arrays.get(at).cloned());
-        let (rows, bad) = carried.map_err(place)?;
+        let (mut rows, bad) = carried.map_err(place)?;
+        if !layout.viewed.is_empty() {
+            rows = with_views(&rows, &layout.viewed, &self.columns).map_err(place)?;
+        }
         let record = |(row, error): (usize, Error)| (row, place(error).record(first_row + row as u64).stage("decode"));
         let bad = bad.into_iter().map(record).collect();
         let mut decoded = Decoded::with_bad(rows, bad);

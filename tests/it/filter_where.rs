@@ -35,9 +35,9 @@ fn put(url: &str, properties: WriterPropertiesBuilder) {
     Store::memory_put(url, Bytes::from(file)).expect("memory");
 }
 
-/// The ids that are delivered, and the bytes that were read of rows.
+/// The ids that are delivered, by one stream and so in their order, and the bytes that were read of rows.
 fn delivered(dataset: &Dataset) -> Result<(Vec<i64>, u64)> {
-    let mut loader = dataset.batch(64).loader().seed(3).build()?;
+    let mut loader = dataset.batch(64).loader().seed(3).streams(1).build()?;
     let mut ids = Vec::new();
     for batch in &mut loader {
         ids.extend(batch?.values::<i64>("id")?.iter());

@@ -25,8 +25,11 @@ pub(crate) enum Bound {
     Bytes(Vec<u8>),
 }
 
-/// The least and the most of a column in some rows, none of which is null.
+/// The least and the most of a column in some rows.
 pub(crate) type Bounds = (Bound, Bound);
+
+/// What is known of a column in some rows, none of which is null: the bounds, if they are.
+pub(crate) type Known = Option<Bounds>;
 
 /// A column that a condition speaks of.
 #[derive(Clone, Copy, Debug)]
@@ -69,13 +72,15 @@ fn carried(bound: Bound, dtype: Dtype) -> Bound {
     }
 }
 
-/// Bounds of a column chunk.
-fn chunk_bounds(chunk: &ColumnChunkMetaData, dtype: Dtype) -> Option<Bounds> {
-    let statistics = chunk.statistics()?;
-    let no_nulls = chunk.column_descr().max_def_level() == 0 || statistics.null_count_opt() == Some(0);
-    if !no_nulls {
-        return None;
-    }
+/// What is known of a column chunk, unless there may be nulls.
+fn of_chunk(chunk: &ColumnChunkMetaData, dtype: Dtype) -> Option<Known> {
+    let statistics = chunk.statistics();
+    let nulls = statistics.and_then(Statistics::null_count_opt);
+    let no_nulls = chunk.column_descr().max_def_level() == 0 || nulls == Some(0);
+    no_nulls.then(|| statistics.and_then(|statistics| bounds(statistics, dtype)))
+}
+
+fn bounds(statistics: &Statistics, dtype: Dtype) -> Option<Bounds> {
     let (least, most) = match statistics {
         Statistics::Boolean(s) => (Bound::Bool(*s.min_opt()?), Bound::Bool(*s.max_opt()?)),
         Statistics::Int32(s) => (Bound::Int((*s.min_opt()?).into()), Bound::Int((*s.max_opt()?).into())),
@@ -95,11 +100,15 @@ fn floats(least: f64, most: f64) -> Option<Bounds> {
     (!least.is_nan() && !most.is_nan()).then_some((Bound::Float(least), Bound::Float(most)))
 }
 
-/// Bounds of a page.
-fn page_bounds(index: &ColumnIndexMetaData, page: usize, dtype: Dtype, nullable: bool) -> Option<Bounds> {
-    if page >= index.num_pages() as usize || index.is_null_page(page) || nullable && index.null_count(page) != Some(0) {
-        return None;
-    }
+/// What is known of a page, unless there may be nulls.
+fn of_page(index: &ColumnIndexMetaData, page: usize, dtype: Dtype, nullable: bool) -> Option<Known> {
+    // An index that is not there has no pages to be asked about.
+    let is_there = !matches!(index, ColumnIndexMetaData::NONE) && (page as u64) < index.num_pages();
+    let nulls = nullable && (!is_there || index.is_null_page(page) || index.null_count(page) != Some(0));
+    (!nulls).then(|| if is_there && !index.is_null_page(page) { page_bounds(index, page, dtype) } else { None })
+}
+
+fn page_bounds(index: &ColumnIndexMetaData, page: usize, dtype: Dtype) -> Option<Bounds> {
     let (least, most) = match index {
         ColumnIndexMetaData::BOOLEAN(i) => (Bound::Bool(*i.min_value(page)?), Bound::Bool(*i.max_value(page)?)),
         ColumnIndexMetaData::INT32(i) => {
@@ -156,7 +165,7 @@ pub(crate) fn rows(
     footer: &Footer,
     group: usize,
     asked: &[Asked<'_>],
-    possible: &dyn Fn(&dyn Fn(&str) -> Option<Bounds>) -> bool,
+    possible: &dyn Fn(&dyn Fn(&str) -> Option<Known>) -> bool,
 ) -> Vec<Range<u64>> {
     let metadata = footer.metadata();
     let all = 0..metadata.row_group(group).num_rows() as u64;
@@ -164,22 +173,22 @@ pub(crate) fn rows(
         .iter()
         .filter_map(|&asked| leaf_of(footer, asked).map(|leaf| (asked.name, (leaf, asked.dtype))))
         .collect();
-    let of_chunk = |name: &str| {
+    let in_chunk = |name: &str| {
         let &(leaf, dtype) = leaves.get(name)?;
-        chunk_bounds(metadata.row_group(group).column(leaf), dtype)
+        of_chunk(metadata.row_group(group).column(leaf), dtype)
     };
-    if all.is_empty() || !possible(&of_chunk) {
+    if all.is_empty() || !possible(&in_chunk) {
         return Vec::new();
     }
     // Pages of each column, with what the index knows of them.
-    let pages: HashMap<&str, (Vec<(u64, u64, Range<u64>)>, Arc<dyn Fn(usize) -> Option<Bounds> + '_>)> = leaves
+    let pages: HashMap<&str, (Vec<(u64, u64, Range<u64>)>, Arc<dyn Fn(usize) -> Option<Known> + '_>)> = leaves
         .iter()
         .filter_map(|(&name, &(leaf, dtype))| {
             let rows = page_rows(footer, group, leaf)?;
             let index = metadata.column_index()?.get(group)?.get(leaf)?;
             let nullable = metadata.row_group(group).column(leaf).column_descr().max_def_level() > 0;
-            let bounds = move |page| page_bounds(index, page, dtype, nullable);
-            Some((name, (rows, Arc::new(bounds) as Arc<dyn Fn(usize) -> Option<Bounds>>)))
+            let bounds = move |page| of_page(index, page, dtype, nullable);
+            Some((name, (rows, Arc::new(bounds) as Arc<dyn Fn(usize) -> Option<Known>>)))
         })
         .collect();
     if pages.is_empty() {
@@ -193,7 +202,7 @@ pub(crate) fn rows(
     for run in cuts.windows(2).map(|pair| pair[0]..pair[1]) {
         let of_run = |name: &str| match pages.get(name) {
             Some((rows, bounds)) => bounds(rows.partition_point(|(start, ..)| *start <= run.start) - 1),
-            None => of_chunk(name),
+            None => in_chunk(name),
         };
         if possible(&of_run) {
             match wanted.last_mut() {
