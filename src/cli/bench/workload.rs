@@ -96,7 +96,7 @@ impl Workload {
             #[cfg(feature = "parquet")]
             Self::Tokens => 40_000,
             #[cfg(feature = "parquet")]
-            Self::Wide => 16 * 16_384,
+            Self::Wide => 64 * 16_384,
             #[cfg(feature = "parquet")]
             Self::Latents => 192,
         }
