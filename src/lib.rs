@@ -80,7 +80,7 @@ pub mod telemetry;
 pub mod testing;
 pub mod transform;
 
-pub use batch::{Batch, Origin, Pad};
+pub use batch::{Batch, Origin, Pad, Side};
 pub use dataset::{Context, Dataset, Format, Row, RowWriter, RowsWriter, TfRecord, Urls};
 pub use device::Device;
 #[cfg(feature = "cuda")]

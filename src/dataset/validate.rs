@@ -49,6 +49,11 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
             Node::Columns { columns, .. } if columns.is_empty() => {
                 add("an empty list of columns".into(), "name at least one in .columns(), or leave the call out");
             }
+            Node::Pad { column, pad, .. } => {
+                if let Some((message, advice)) = pad.mistake() {
+                    add(format!("{column} is {message}"), advice);
+                }
+            }
             Node::Apply { function: Function::Image { column, image }, .. } => {
                 if let Err(error) = image.validate() {
                     add(format!("image {column}: {error}"), "see the documentation of Image");
