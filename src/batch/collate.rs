@@ -68,6 +68,8 @@ pub(crate) struct Layout {
     pub(crate) pad: Pad,
     /// The image operation that fills the slots, with the key of its randomness.
     pub(crate) image: Option<(Arc<Image>, Key)>,
+    /// Whether it holds no elements of a sample, but says where they lie: its padding is none.
+    pub(crate) is_index: bool,
 }
 
 impl Layout {
@@ -344,6 +346,19 @@ fn filler(dtype: Dtype, value: f64) -> [u8; 8] {
 }
 
 impl Filling {
+    /// Elements of the ragged columns, and what these are filled up with.
+    pub(crate) fn padding(&self) -> (u64, u64) {
+        let (mut tokens, mut all) = (0, 0);
+        for column in self.columns.iter().filter(|column| !column.layout.is_index) {
+            if let Some(lengths) = &column.lengths {
+                let inner = column.shape[2..].iter().product::<usize>() as u64;
+                tokens += lengths.iter().sum::<i64>() as u64 * inner;
+                all += column.shape.iter().product::<usize>() as u64;
+            }
+        }
+        (tokens, all - tokens)
+    }
+
     /// The finished columns, of which only the rows in `kept` are wanted. All slots must have been filled and dropped.
     pub(crate) fn finish(self, kept: &[Range<usize>], allocator: Allocator) -> Result<Vec<BatchColumn>> {
         let all = kept.iter().map(ExactSizeIterator::len).sum::<usize>() == self.len;
@@ -418,7 +433,7 @@ mod tests {
     }
 
     fn layout(column: Column, pad: Pad) -> Layout {
-        Layout { column, pad, image: None }
+        Layout { column, pad, image: None, is_index: false }
     }
 
     fn values<T: Element>(column: &BatchColumn) -> Vec<T> {

@@ -31,6 +31,7 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
     let mut add = |message: String, advice: &'static str| mistakes.push(Error::config(message).advice(advice));
     let mut batches = 0;
     let mut weights_wrong = Vec::new();
+    let (mut windows, mut mistaken) = (Vec::new(), Vec::new());
     visit(&dataset.node, &mut |node| {
         match node {
             Node::Mix { weights, .. } => weights_wrong.extend(mix::quotas(weights).err()),
@@ -59,6 +60,7 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
                     add(format!("image {column}: {error}"), "see the documentation of Image");
                 }
             }
+            Node::Apply { function, input, .. } => token_mistakes(function, input, &mut windows, &mut mistaken),
             _ => {}
         }
         let needs_positions = match node {
@@ -76,8 +78,10 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
             && changes_rows(input)
         {
             add(
-                format!("{verb} rows whose number is not known before a filter or flat_map has run"),
-                "put it before the .filter() or .flat_map(); .take(n) behind .batch() counts batches",
+                format!(
+                    "{verb} rows whose number is not known before a filter, flat_map, chunk, pack or bucket_by_length has run"
+                ),
+                "put it before the .filter() or what it is; .take(n) behind .batch() counts batches",
             );
         }
         if let Node::Repeat { input, times: None } = node
@@ -113,6 +117,15 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
             }
         });
     }
+    mistaken.into_iter().for_each(|(message, advice)| add(message, advice));
+    if let [first, others @ ..] = &windows[..]
+        && let Some(other) = others.iter().find(|other| *other != first)
+    {
+        add(
+            format!("windows of {first} and of {other} samples in one graph, whose streams have one"),
+            "state the same .window(n) for each",
+        );
+    }
     for name in dataset.function_names().1 {
         add(
             format!("two functions are called {name:?}, and would draw the same random numbers"),
@@ -121,6 +134,40 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
     }
     mistakes.extend(weights_wrong);
     mistakes
+}
+
+/// What is wrong with a function of tokens, and with where it stands.
+fn token_mistakes(
+    function: &Function,
+    input: &Arc<Node>,
+    windows: &mut Vec<u64>,
+    mistakes: &mut Vec<(String, &'static str)>,
+) {
+    match function {
+        Function::Chunk { column, chunk } if chunk.len == 0 => {
+            mistakes.push((format!("chunk {column} of 0 tokens"), ".chunk(column, len) wants a length of at least 1"));
+        }
+        Function::Pack(pack) => mistakes.extend(pack.mistakes()),
+        Function::Bucket { buckets, .. } => mistakes.extend(buckets.mistakes()),
+        _ => {}
+    }
+    windows.extend(function.window());
+    if !function.changes_rows() {
+        return;
+    }
+    visit(input, &mut |below| match below {
+        Node::Apply { function: Function::Bucket { .. }, .. } => mistakes.push((
+            format!(
+                "`{below}` deals whole shares of batches, and a filter, flat_map, chunk or pack behind it changes them"
+            ),
+            "put .bucket_by_length() last, right before .batch(n)",
+        )),
+        Node::Apply { function: Function::Pack(_), .. } if function.window().is_some() => mistakes.push((
+            format!("`{below}` stands below another pack or bucket_by_length, and packed rows are of one length"),
+            "leave one of them out",
+        )),
+        _ => {}
+    });
 }
 
 fn has_batch(node: &Arc<Node>) -> bool {

@@ -22,6 +22,7 @@ use crate::schema::{Column, Dtype, Shape};
 pub(crate) use crate::source::open::Opened as Leaf;
 use crate::telemetry::StageCounter;
 use crate::transform::image::Image;
+use crate::transform::tokens::{CU_SEQLENS, Part};
 
 /// A function of the graph, with the key of its randomness.
 #[derive(Clone)]
@@ -45,6 +46,11 @@ pub(crate) struct Pipeline {
     pub(crate) steps: Steps,
     /// Whether rows become none or several on their way.
     pub(crate) expands: bool,
+    /// Positions of a stream whose rows are evaluated together, where a function wants all rows of a window: a multiple of the stream's share of
+    /// a step.
+    pub(crate) group: Option<u64>,
+    /// Whether streams give shares of any number of rows, as they were marked, instead of so many rows.
+    pub(crate) shares: bool,
     /// Batches of an epoch at most, where they are counted behind an expanding stage.
     pub(crate) limit: Option<u64>,
     /// Rows after which an epoch of stated steps begins them anew.
@@ -70,7 +76,7 @@ impl Pipeline {
     pub(crate) fn planned_at(&self, cursors: &[Cursor]) -> Vec<u64> {
         let mut planned = vec![0; if self.expands { self.steps.own_streams() as usize } else { 0 }];
         for (at, cursor) in planned.iter_mut().zip(cursors) {
-            *at = cursor.position;
+            *at = self.planned_for(*cursor);
         }
         if self.order.arrives() {
             // One sequence feeds all streams: it begins with the step that the first of them stands in.
@@ -79,6 +85,21 @@ impl Pipeline {
             planned.fill(first);
         }
         planned
+    }
+
+    /// Where a stream that stands at a cursor is planned from: what a window became is made of all of it.
+    pub(crate) fn planned_for(&self, cursor: Cursor) -> u64 {
+        self.group.map_or(cursor.position, |group| cursor.position / group * group)
+    }
+
+    /// Whether all rows are written anew on their way, so that they do not point into blocks.
+    fn packs(&self) -> bool {
+        self.stages.iter().any(|stage| matches!(stage.function, Function::Pack(_)))
+    }
+
+    /// Positions of a stream that one ticket has.
+    pub(crate) fn unit(&self) -> u64 {
+        self.group.unwrap_or(self.steps.stream_share())
     }
 
     /// Positions that were delivered before a run begins, of the rows that arrive again for it.
@@ -132,9 +153,9 @@ impl Pipeline {
     }
 
     /// What makes batches of rows that are not positions.
-    pub(crate) fn rebatch(&self, start: &Progress) -> Option<Rebatch> {
+    pub(crate) fn rebatch(&self, start: &Progress, traced: bool) -> Option<Rebatch> {
         let rows = if self.order.arrives() { ENDLESS } else { self.order.rows().unwrap_or(ENDLESS) };
-        self.expands.then(|| Rebatch::new(self.steps, self.limit, rows, self.turn, start))
+        self.expands.then(|| Rebatch::new(self, rows, traced || !self.packs(), start))
     }
 
     /// Rows of an epoch over all ranks, where they are known before it and are what batches are made of.
@@ -317,6 +338,14 @@ struct Carried {
     pad: Option<Pad>,
     /// An image operation that waits until the batch is laid out.
     image: Option<(Arc<Image>, Key, String)>,
+    /// Whether it says where other columns' elements lie.
+    is_index: bool,
+}
+
+impl Carried {
+    fn new(column: Column, leaf: Option<usize>) -> Self {
+        Self { column, leaf, pad: None, image: None, is_index: false }
+    }
 }
 
 /// A node, lowered.
@@ -406,14 +435,15 @@ pub(crate) fn lower(
         lowering.mistake(message, "take .remainder(Remainder::Keep) or .drop_remainder()");
     }
     let mut layouts = Vec::new();
-    for Carried { column, pad, image, .. } in lowered.columns {
+    for Carried { column, pad, image, is_index, .. } in lowered.columns {
         let ragged = matches!(column.shape(), Shape::Ragged(_)) && column.dtype() != Dtype::Bytes;
         if pad.is_some() && !ragged {
             lowering
                 .mistakes
                 .push(Error::config(format!("`{column}` is padded, but is not ragged")).advice("remove its .pad()"));
         }
-        layouts.push(Layout { column, pad: pad.unwrap_or_default(), image: image.map(|(image, key, _)| (image, key)) });
+        let image = image.map(|(image, key, _)| (image, key));
+        layouts.push(Layout { column, pad: pad.unwrap_or_default(), image, is_index });
     }
     let rows = lowered.order.rows().filter(|&rows| rows != ENDLESS);
     if let Some(rows) = rows.filter(|_| !expands)
@@ -436,6 +466,20 @@ pub(crate) fn lower(
         lowered.order = Order::Repeat { turns: Turns::Stated, input: Box::new(lowered.order) };
     }
     all_of(lowering.mistakes)?;
+    let shares = lowering
+        .stages
+        .iter()
+        .any(|stage| matches!(&stage.function, Function::Bucket { part: Part { tokens: Some(_), .. }, .. }));
+    if shares && steps.own_streams() > 1 {
+        lowering.notes.push(format!(
+            "a token budget is held by the part of each of the {} streams, and a rank pads {} of them to one length: what they take together may be more; .streams({}) holds it for each rank",
+            steps.streams,
+            steps.own_streams(),
+            steps.world
+        ));
+    }
+    let share = steps.stream_share();
+    let group = lowering.stages.iter().filter_map(|stage| stage.function.window()).max();
     let window = window(spec.prefetch, &layouts, steps.batch / steps.world);
     let data = lowering.leaves.iter().map(|(_, leaf, _)| match leaf {
         Leaf::Indexed(source) => source.catalog().mark(),
@@ -451,6 +495,8 @@ pub(crate) fn lower(
         on_batches,
         steps,
         expands,
+        group: group.map(|window| window.next_multiple_of(share)),
+        shares,
         limit,
         window,
         turn,
@@ -632,7 +678,7 @@ impl Lowering<'_> {
             Node::Enumerate { input, column } => {
                 let mut lowered = self.node(input);
                 lowered.columns.retain(|c| c.column.name() != column.name());
-                lowered.columns.push(Carried { column: column.clone(), leaf: None, pad: None, image: None });
+                lowered.columns.push(Carried::new(column.clone(), None));
                 self.enumerated.push(column.clone());
                 let number = self.enumerated.len() - 1;
                 boxed(lowered, &|input| Order::Enumerate { column: number, input })
@@ -682,7 +728,7 @@ impl Lowering<'_> {
             self.leaves.len() - 1
         });
         let (_, leaf, first_id) = &self.leaves[at];
-        let carried = |column: &Column| Carried { column: column.clone(), leaf: Some(at), pad: None, image: None };
+        let carried = |column: &Column| Carried::new(column.clone(), Some(at));
         let columns = leaf.columns().iter().map(carried).collect();
         let order = match leaf {
             Leaf::Indexed(source) => {
@@ -733,7 +779,7 @@ impl Lowering<'_> {
             function
         {
             for output in outputs {
-                let made = Carried { column: output.clone(), leaf: None, pad: None, image: None };
+                let made = Carried::new(output.clone(), None);
                 match columns.iter_mut().find(|c| c.column.name() == output.name()) {
                     Some(carried) => *carried = made,
                     None => columns.push(made),
@@ -741,6 +787,9 @@ impl Lowering<'_> {
             }
         }
         let verb = match function {
+            Function::Chunk { .. } | Function::Pack(_) | Function::Bucket { .. } => {
+                return self.token_stage(name, function, columns);
+            }
             Function::Map { .. } => "map",
             Function::MapBatch { .. } => "map_batch",
             Function::Filter { .. } => "filter",
@@ -750,6 +799,61 @@ impl Lowering<'_> {
         let stage = self.add_stage(name, function.clone());
         self.stages[stage].name = format!("{verb} {name:?}");
         stage
+    }
+
+    /// Adds a function of tokens and what it does to the columns.
+    fn token_stage(&mut self, name: &str, function: &Function, columns: &mut Vec<Carried>) -> usize {
+        let mut function = function.clone();
+        match &mut function {
+            Function::Chunk { column, .. } => {
+                self.check_tokens(columns, column, ".chunk()", |column| matches!(column.shape(), Shape::Ragged(_)));
+                columns.iter_mut().for_each(|carried| carried.leaf = None);
+            }
+            Function::Pack(pack) => {
+                self.check_tokens(columns, &pack.column, ".pack()", |column| {
+                    let whole = matches!(column.dtype(), Dtype::U8 | Dtype::I8 | Dtype::I16 | Dtype::I32 | Dtype::I64);
+                    whole && *column.shape() == Shape::Ragged(Vec::new())
+                });
+                let carried = |column: Column| {
+                    // Rows with fewer documents end in segments without tokens.
+                    let is_index = column.name().as_ref() == CU_SEQLENS;
+                    let pad = is_index.then(|| Pad::longest().value(pack.len as f64));
+                    Carried { pad, is_index, ..Carried::new(column, None) }
+                };
+                *columns = pack.outputs().into_iter().map(carried).collect();
+            }
+            Function::Bucket { column, buckets, part } => {
+                self.check_tokens(columns, column, ".bucket_by_length()", |column| {
+                    matches!(column.shape(), Shape::Ragged(_))
+                        || column.dtype() == Dtype::Bytes && *column.shape() == Shape::Scalar
+                });
+                let share = buckets.tokens().map(|tokens| tokens / self.steps.streams);
+                if share == Some(0) {
+                    self.mistake(
+                        format!("a token budget that gives each of {} streams less than one", self.steps.streams),
+                        "take a larger one, or fewer .streams(n)",
+                    );
+                }
+                *part = Part { rows: self.steps.stream_share() as usize, tokens: share };
+                columns.iter_mut().for_each(|carried| carried.leaf = None);
+            }
+            _ => unreachable!("a function of tokens"),
+        }
+        self.add_stage(name, function)
+    }
+
+    fn check_tokens(&mut self, columns: &[Carried], name: &str, verb: &str, fits: impl Fn(&Column) -> bool) {
+        match columns.iter().find(|carried| carried.column.name().as_ref() == name) {
+            None => self.no_column(columns, name, verb),
+            Some(carried) if fits(&carried.column) => {}
+            Some(carried) => {
+                let found = carried.column.clone();
+                self.mistake(
+                    format!("{verb} of `{found}`, which holds no lists of tokens"),
+                    "name a ragged column of whole numbers: .tokenize() or .map() makes one",
+                );
+            }
+        }
     }
 
     /// Notes an image operation; it is done when the batch is laid out, unless somebody wants the pixels before.

@@ -19,10 +19,13 @@ pub(crate) fn smallest_budget(shared: &Shared, epoch: u64, batch_bytes: u64) -> 
     let arrivals: Vec<Arrivals> = Vec::new();
     let count = if rows == ENDLESS { ENDLESS } else { steps.per_epoch(rows) };
     let (mut live, mut most) = (HashMap::<(usize, u32), u64>::new(), 0);
-    for step in 0..count.min(ROWS / steps.batch.min(ROWS)) {
-        let slots = steps.slots(step, rows);
-        let positions = Positions::new((slots.start.min(rows)..slots.end.min(rows)).collect(), step);
-        let frame = Frame::of_epoch(steps.batch);
+    // A ticket has a step, or as many as a window of each stream is shared out to.
+    let unit = pipeline.unit() / steps.stream_share();
+    let (count, batch) = (count.div_ceil(unit), steps.batch * unit);
+    for step in 0..count.min(ROWS / batch.min(ROWS)) {
+        let slots = (step * unit..(step + 1) * unit).flat_map(|step| steps.slots(step, rows));
+        let positions = Positions::new(slots.filter(|&slot| slot < rows).collect(), step);
+        let frame = Frame::of_epoch(batch);
         let picked = order.pick(positions, epoch, Some(frame), &arrivals).ok()?;
         picked.for_each_rows(&mut |rows| {
             for &PickedBlock { block, hold, .. } in &rows.blocks {

@@ -252,7 +252,7 @@ fn report(shared: &Shared) -> Report {
     let pipeline = &shared.pipeline;
     let functions = pipeline.stages.iter().enumerate().filter_map(|(number, stage)| {
         let decodes_images = matches!(stage.function, Function::Image { .. });
-        (decodes_images || stage.function.is_users()).then(|| FunctionCounter {
+        (decodes_images || stage.function.is_reported()).then(|| FunctionCounter {
             name: stage.name.clone(),
             counter: stage.counter.clone(),
             on_batches: pipeline.on_batches.contains(&number),

@@ -258,6 +258,12 @@ enum Out {
     EndOfEpoch(u64),
 }
 
+/// What comes next behind all batches that were begun.
+enum Ready {
+    Batch(Assembly),
+    End(Out),
+}
+
 /// One of the iterators that share this run.
 struct Lane {
     items: VecDeque<Item>,
@@ -298,6 +304,8 @@ pub(crate) struct State {
     needs: VecDeque<BlockKey>,
     ahead: VecDeque<BlockKey>,
     rebatch: Option<Rebatch>,
+    /// Batches whose rows are there, and ends of epochs behind them, that the window has no room for yet.
+    ready: VecDeque<Ready>,
     /// Outs numbered, and taken out of `out`.
     assigned: u64,
     out: Reorder<Out>,
@@ -350,7 +358,8 @@ impl Run {
             releases: BinaryHeap::new(),
             needs: VecDeque::new(),
             ahead: VecDeque::new(),
-            rebatch: pipeline.rebatch(start),
+            rebatch: pipeline.rebatch(start, shared.traced),
+            ready: VecDeque::new(),
             assigned: 0,
             out: Reorder::default(),
             taken: 0,
@@ -430,6 +439,7 @@ impl Run {
             std::mem::take(&mut state.out),
             std::mem::take(&mut state.evaluated),
             std::mem::take(&mut state.stalled),
+            std::mem::take(&mut state.ready),
             state.rebatch.take(),
         );
         state.lanes.iter_mut().for_each(|lane| lane.items.clear());
@@ -817,6 +827,7 @@ impl State {
         while let Some(evaluation) = self.evaluated.pop() {
             self.hand_on(run, evaluation);
         }
+        self.begin_ready(run);
         while let Some(assembly) = self.stalled.pop_front() {
             if run.shared.account.used() + assembly.bytes > run.shared.account.total() {
                 self.stalled.push_front(assembly);
@@ -840,7 +851,7 @@ impl State {
     fn start_tickets(&mut self, run: &Run) -> bool {
         let window = run.shared.pipeline.window;
         let mut any = false;
-        while !self.failed && self.started - self.popped + self.undelivered() < window {
+        while !self.failed && self.started - self.popped + self.undelivered() + (self.ready.len() as u64) < window {
             let Some(ticket) = self.tickets.front_mut().filter(|ticket| ticket.missing == 0) else { break };
             let (chunks, blocks) = (std::mem::take(&mut ticket.chunks), std::mem::take(&mut ticket.blocks));
             let (epoch, step, end) = (ticket.epoch, ticket.step, ticket.end.take());
@@ -861,6 +872,7 @@ impl State {
                 while let Some(evaluation) = self.evaluated.pop() {
                     self.hand_on(run, evaluation);
                 }
+                self.begin_ready(run);
                 continue;
             }
             self.in_flight += 1;
@@ -888,34 +900,52 @@ impl State {
             for progress in [&mut assembly.before, &mut assembly.progress] {
                 progress.read_from = self.read_point_behind(&run.shared.pipeline, progress);
             }
-            assembly.number = self.assigned;
-            self.assigned += 1;
             if assembly.error.is_some() {
                 // Nothing comes behind an error.
                 self.planned_all = true;
                 self.go_on = false;
             }
-            self.in_flight += 1;
-            run.ungranted.fetch_add(1, Ordering::AcqRel);
-            self.todo.push(run.prepare(Level::Collate, move |run, scratch| assembly.begin(run, scratch)));
+            self.ready.push_back(Ready::Batch(assembly));
         }
         if self.rebatch.as_ref().is_some_and(|rebatch| rebatch.is_full(epoch)) {
             self.cut = Some(epoch);
         }
         if ended {
             self.arrived.retain(|(delivered, _)| *delivered > epoch);
-            let out = end_error.map_or(Out::EndOfEpoch(epoch), Out::Failed);
-            self.out.put(self.assigned, out);
-            self.assigned += 1;
-            self.distribute_if_next();
+            self.ready.push_back(Ready::End(end_error.map_or(Out::EndOfEpoch(epoch), Out::Failed)));
+        }
+    }
+
+    /// Begins the batches whose rows are there, as far as the window goes: a ticket may give many at once, where a few are wanted at a time.
+    fn begin_ready(&mut self, run: &Run) {
+        while let Some(ready) = self.ready.pop_front() {
+            match ready {
+                _ if self.failed => {}
+                Ready::Batch(_) if self.undelivered() >= run.shared.pipeline.window => {
+                    self.ready.push_front(ready);
+                    return;
+                }
+                Ready::Batch(mut assembly) => {
+                    assembly.number = self.assigned;
+                    self.assigned += 1;
+                    self.in_flight += 1;
+                    run.ungranted.fetch_add(1, Ordering::AcqRel);
+                    self.todo.push(run.prepare(Level::Collate, move |run, scratch| assembly.begin(run, scratch)));
+                }
+                Ready::End(out) => {
+                    self.out.put(self.assigned, out);
+                    self.assigned += 1;
+                    self.distribute_if_next();
+                }
+            }
         }
     }
 
     /// Where a pass over shards without an index would have to go on behind a batch.
     fn read_point_behind(&self, pipeline: &Pipeline, progress: &Progress) -> Option<ReadPoint> {
         let steps = pipeline.steps;
-        // One sequence feeds all streams: it begins with the step that the first of them stands in.
-        let step = progress.cursors.iter().map(|cursor| cursor.position / steps.stream_share()).min();
+        // One sequence feeds all streams: it begins with the step that the first of them is planned from.
+        let step = progress.cursors.iter().map(|cursor| pipeline.planned_for(*cursor) / steps.stream_share()).min();
         let row = self.order.first_arrival_for(step.unwrap_or(progress.step) * steps.batch)?;
         let of_epoch = self.arrived.iter().find(|(epoch, _)| *epoch == progress.epoch);
         let arrivals = of_epoch.map_or(&self.arrivals, |(_, arrivals)| arrivals);
@@ -965,6 +995,7 @@ fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) 
                 enumerated: &pipeline.enumerated,
                 blocks: &work.kept,
                 epoch: work.epoch,
+                window: position / pipeline.unit(),
                 counters: &run.shared.counters,
                 leave_out: run.shared.skip.is_some(),
             };

@@ -118,7 +118,8 @@ impl State {
         (steps.first_stream()..).zip(&self.planned).all(|(stream, &at)| at >= steps.stream_rows(stream, rows))
     }
 
-    /// The next rows of each stream that needs some, where what becomes of them is not known: a share each.
+    /// The next rows of each stream that needs some, where what becomes of them is not known: a share each, or a window as one chunk, where functions
+    /// work on windows.
     ///
     /// Streams lose rows at different rates, so they go at their own pace, and each is read no further than it is wanted. Rows of
     /// shards without an index come in one sequence only; there all streams keep step.
@@ -129,7 +130,10 @@ impl State {
         ahead: &mut Vec<Ahead>,
     ) -> Result<Vec<Chunk>, NeedsRows> {
         let (steps, arrives) = (run.shared.pipeline.steps, self.order.arrives());
-        let share = steps.stream_share();
+        let (share, unit) = (steps.stream_share(), run.shared.pipeline.unit());
+        let chunk_rows = if run.shared.pipeline.group.is_some() { u64::MAX } else { run.shared.chunk_rows as u64 };
+        // Positions of the epoch that all streams give in a ticket.
+        let batch = steps.batch * (unit / share);
         let (mut chunks, mut planned) = (Vec::new(), self.planned.clone());
         for (number, at) in planned.iter_mut().enumerate() {
             let stream = steps.first_stream() + number as u64;
@@ -137,17 +141,19 @@ impl State {
             if sated && !arrives {
                 continue;
             }
-            let end = steps.stream_rows(stream, rows).min((*at / share + 1) * share);
-            // The ticket takes the place of the step that these rows would be in if nothing were lost.
-            let offset = (self.step as i64).wrapping_sub((*at / share) as i64).wrapping_mul(steps.batch as i64);
-            let frame = Some(Frame::of_epoch(steps.batch).moved(offset.into()));
+            let end = steps.stream_rows(stream, rows).min((*at / unit + 1) * unit);
+            // The ticket takes the place of the step (or of the steps of a window) that these rows would be in if nothing were lost.
+            let offset = (self.step as i64).wrapping_sub((*at / unit) as i64).wrapping_mul(batch as i64);
+            let frame = Some(Frame::of_epoch(batch).moved(offset.into()));
             while *at < end {
-                let stop = end.min(at.saturating_add(run.shared.chunk_rows as u64));
-                let first = steps.position_of(stream, *at);
-                let positions = Positions::new((first..first + (stop - *at)).collect(), self.step);
+                let stop = end.min(at.saturating_add(chunk_rows));
+                let runs: Vec<Range<u64>> = steps.positions_of(stream, *at..stop).collect();
+                let positions = Positions::new(runs.iter().cloned().flatten().collect(), self.step);
                 let picked = self.order.pick(positions, self.epoch, frame, &self.arrivals)?;
                 chunks.push(Chunk { picked, stream: number, position: *at });
-                self.order.ahead(first..first + (stop - *at), self.epoch, frame, ahead);
+                for run in runs {
+                    self.order.ahead(run, self.epoch, frame, ahead);
+                }
                 *at = stop;
             }
         }
