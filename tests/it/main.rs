@@ -18,3 +18,4 @@ mod scale;
 mod stale;
 mod support;
 mod tfrecord;
+mod tokens;
