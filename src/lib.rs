@@ -96,6 +96,8 @@ pub use source::open::Index;
 pub use store::StoreOptions;
 pub use telemetry::Report;
 pub use transform::image::{Image, Layout};
+#[cfg(feature = "tokenizers")]
+pub use transform::tokens::Tokenizer;
 pub use transform::tokens::{Buckets, Chunk, Long, Pack};
 
 /// The loop in the README compiles.

@@ -63,6 +63,12 @@ pub(crate) enum Function {
         column: String,
         image: Arc<Image>,
     },
+    /// Text to tokens.
+    #[cfg(feature = "tokenizers")]
+    Tokenize {
+        column: String,
+        tokenizer: Arc<crate::transform::tokens::Tokenizer>,
+    },
     /// Token lists into pieces.
     Chunk {
         column: String,
@@ -105,6 +111,10 @@ impl Function {
 
     /// Whether it may draw random numbers by its name, so that no other may have it.
     pub(crate) fn draws(&self) -> bool {
+        #[cfg(feature = "tokenizers")]
+        if matches!(self, Self::Tokenize { .. }) {
+            return false;
+        }
         !matches!(self, Self::Chunk { .. } | Self::Pack(_) | Self::Select { .. })
     }
 }
@@ -164,6 +174,8 @@ impl fmt::Display for Node {
                 Function::Filter { .. } => write!(f, "filter {name:?}"),
                 Function::FlatMap { outputs, .. } => write!(f, "flat_map {name:?} -> {}", list(outputs)),
                 Function::Image { column, image } => write!(f, "image {column}: {image}"),
+                #[cfg(feature = "tokenizers")]
+                Function::Tokenize { column, tokenizer } => write!(f, "tokenize {column} {tokenizer}"),
                 Function::Chunk { column, chunk } => write!(f, "chunk {column} {chunk}"),
                 Function::Pack(pack) => write!(f, "pack {pack}"),
                 Function::Bucket { column, buckets, .. } => write!(f, "bucket_by_length {column} {buckets}"),

@@ -227,6 +227,42 @@ impl Dataset {
         self.apply(name, Function::FlatMap { outputs: outputs.into_iter().collect(), f: Arc::new(f) })
     }
 
+    /// Makes tokens of the text of a column, in a further column `tokens` (or as [`output`](crate::Tokenizer::output) says).
+    ///
+    /// # Shape
+    /// `column`: text, or bytes that are UTF-8 -> `i64` (or `i32`, if told) ragged `[n]`; n may be 0.
+    ///
+    /// # Order
+    /// That of the rows. States know the tokenizer file by its bytes: one of another is refused.
+    ///
+    /// # Errors
+    /// Bytes that are no UTF-8, and what the tokenizer says, are errors of their record. `build()` refuses a column that holds no text.
+    ///
+    /// # Example
+    /// ```
+    /// # use std::sync::Arc;
+    /// # let folder = tempfile::tempdir().expect("a folder");
+    /// # let path = folder.path().join("tokenizer.json");
+    /// # let model = r#"{"type": "WordLevel", "vocab": {"[UNK]": 0, "one": 1, "two": 2}, "unk_token": "[UNK]"}"#;
+    /// # let file = format!(r#"{{"version": "1.0", "pre_tokenizer": {{"type": "Whitespace"}}, "model": {model}}}"#);
+    /// # std::fs::write(&path, file).expect("a disk");
+    /// # let texts = arrow::array::StringArray::from(vec!["one two one", "two"]);
+    /// # let dataset = forebay::Dataset::from_columns([("text", Arc::new(texts) as _)])?;
+    /// use forebay::{Pack, Tokenizer};
+    ///
+    /// let tokens = dataset.tokenize("text", Tokenizer::from_file(path)?);
+    /// let packed = tokens.pack(Pack::best_fit(6).eos(9)).batch(1);
+    /// let batch = packed.loader().build()?.epoch(0).next().expect("a row")?;
+    /// assert_eq!(*batch.values::<i64>("input_ids")?, [1, 2, 1, 9, 2, 9]);
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    #[cfg(feature = "tokenizers")]
+    #[must_use]
+    pub fn tokenize(&self, column: impl Into<String>, tokenizer: crate::transform::tokens::Tokenizer) -> Self {
+        let column = column.into();
+        self.apply(format!("tokenize {column}"), Function::Tokenize { column, tokenizer: Arc::new(tokenizer) })
+    }
+
     /// Cuts the token lists of a column into pieces: each row becomes one row for each piece, with the other columns as they were. A row without
     /// tokens becomes none.
     ///

@@ -147,6 +147,8 @@ fn token_mistakes(
         Function::Chunk { column, chunk } if chunk.len == 0 => {
             mistakes.push((format!("chunk {column} of 0 tokens"), ".chunk(column, len) wants a length of at least 1"));
         }
+        #[cfg(feature = "tokenizers")]
+        Function::Tokenize { tokenizer, .. } => mistakes.extend(tokenizer.mistakes()),
         Function::Pack(pack) => mistakes.extend(pack.mistakes()),
         Function::Bucket { buckets, .. } => mistakes.extend(buckets.mistakes()),
         _ => {}

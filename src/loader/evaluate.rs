@@ -383,6 +383,12 @@ impl Env<'_> {
                     .map(|column| (column.clone(), arrow::array::new_empty_array(&column.arrow_type())))
                     .collect()
             }
+            #[cfg(feature = "tokenizers")]
+            Function::Tokenize { tokenizer, .. } => {
+                let column = tokenizer.column();
+                let none = arrow::array::new_empty_array(&column.arrow_type());
+                vec![(column, none)]
+            }
             _ => Vec::new(),
         };
         if input.rows.rows.num_columns() > 0
@@ -480,6 +486,23 @@ impl Env<'_> {
                 let mut expanded = expand(input, from, Some(parts), failing)?;
                 expanded.rows.rows = with_columns(&expanded.rows.rows, arrays)?;
                 Ok(expanded)
+            }
+            #[cfg(feature = "tokenizers")]
+            Function::Tokenize { column, tokenizer } => {
+                let texts = column_of(&input.rows.rows, column)?.as_binary_view_opt().cloned();
+                let texts = texts
+                    .ok_or_else(|| Error::new(ErrorKind::Schema, "not a column of bytes").column(column.as_str()))?;
+                let (mut tokenized, mut failing) = (tokens::Tokenized::new(tokenizer), Failing::default());
+                for (index, text) in texts.iter().flatten().enumerate() {
+                    if let Err(error) = no_panic(|| tokenized.push(text))
+                        && self.ends_at(&mut failing, index, blame(index, error.column(column.as_str())))
+                    {
+                        break;
+                    }
+                }
+                let mut result = failing.leave(input)?;
+                result.rows.rows = with_columns(&result.rows.rows, vec![tokenized.finish()])?;
+                Ok(result)
             }
             Function::Chunk { column, chunk } => {
                 let documents = column_of(&input.rows.rows, column)?;

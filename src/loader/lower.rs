@@ -787,6 +787,8 @@ impl Lowering<'_> {
             }
         }
         let verb = match function {
+            #[cfg(feature = "tokenizers")]
+            Function::Tokenize { .. } => return self.token_stage(name, function, columns),
             Function::Chunk { .. } | Function::Pack(_) | Function::Bucket { .. } => {
                 return self.token_stage(name, function, columns);
             }
@@ -805,6 +807,26 @@ impl Lowering<'_> {
     fn token_stage(&mut self, name: &str, function: &Function, columns: &mut Vec<Carried>) -> usize {
         let mut function = function.clone();
         match &mut function {
+            #[cfg(feature = "tokenizers")]
+            Function::Tokenize { column, tokenizer } => {
+                match columns.iter().find(|carried| carried.column.name().as_ref() == column.as_str()) {
+                    None => self.no_column(columns, column, ".tokenize()"),
+                    Some(carried)
+                        if carried.column.dtype() == Dtype::Bytes && *carried.column.shape() == Shape::Scalar => {}
+                    Some(carried) => {
+                        let found = carried.column.clone();
+                        self.mistake(
+                            format!("`{found}` holds no text"),
+                            "name a column of text, or of bytes that are UTF-8",
+                        );
+                    }
+                }
+                let made = Carried::new(tokenizer.column(), None);
+                match columns.iter_mut().find(|carried| carried.column.name() == made.column.name()) {
+                    Some(carried) => *carried = made,
+                    None => columns.push(made),
+                }
+            }
             Function::Chunk { column, .. } => {
                 self.check_tokens(columns, column, ".chunk()", |column| matches!(column.shape(), Shape::Ragged(_)));
                 columns.iter_mut().for_each(|carried| carried.leaf = None);

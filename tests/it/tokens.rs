@@ -403,6 +403,63 @@ fn padding_stands_where_it_is_told() -> Result<()> {
     Ok(())
 }
 
+/// A vocabulary of the digits, and `id` tokens of text for each document.
+#[cfg(feature = "tokenizers")]
+mod text {
+    use forebay::{Tokenizer, bytes};
+
+    use super::*;
+
+    const FILE: &str = r#"{"version": "1.0", "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "1": 1, "2": 2, "3": 3, "4": 4, "5": 5}, "unk_token": "[UNK]"}}"#;
+
+    fn texts(rows: u64) -> Dataset {
+        documents(rows).map("text@1", [bytes("text")], |_, row, out| {
+            let words: Vec<String> = (0..length(row.get::<i64>("id")?)).map(|t| (t % 7).to_string()).collect();
+            out.set_bytes("text", words.join(" ").as_bytes())
+        })
+    }
+
+    #[test]
+    fn tokenized_text_restores_everywhere() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, FILE).expect("a disk");
+        let tokenizer = || Tokenizer::from_file(&path);
+        let all = texts(150).shuffle(Shuffle::buffer(32)).tokenize("text", tokenizer()?.dtype(Dtype::I32));
+        restores_everywhere(&all.batch(8))?;
+        let packed = all.chunk("tokens", 9).pack(Pack::first_fit(16).window(12)).batch(8);
+        restores_everywhere(&packed)?;
+        let first = all.batch(2).loader().streams(1).build()?.epoch(0).next().expect("a batch")?;
+        assert!(first.values::<i32>("tokens")?.iter().all(|token| (0..=5).contains(token)));
+        // Another file of the same name makes other tokens.
+        let state = packed.loader().build()?.epoch(0).next().expect("a batch")?.state();
+        std::fs::write(&path, FILE.replace("\"5\": 5", "\"6\": 5")).expect("a disk");
+        let other = texts(150).shuffle(Shuffle::buffer(32)).tokenize("text", tokenizer()?.dtype(Dtype::I32));
+        let other = other.chunk("tokens", 9).pack(Pack::first_fit(16).window(12)).batch(8);
+        let refused = other.loader().restore(&state).build().err().expect("another tokenizer").to_string();
+        assert!(refused.contains("another `tokenize text`"), "{refused}");
+        Ok(())
+    }
+
+    #[test]
+    fn text_that_is_none_is_an_error_of_its_record() -> Result<()> {
+        let tokenizer = Tokenizer::from_bytes("words.json", FILE.as_bytes())?;
+        let texts = arrow::array::BinaryArray::from(vec![&b"1 2"[..], b"\xff", b"3"]);
+        let all = Dataset::from_columns([("text", Arc::new(texts) as _)])?.tokenize("text", tokenizer);
+        let batches: Vec<_> = all.batch(3).loader().streams(1).build()?.epoch(0).collect();
+        let error = batches[1].as_ref().expect_err("no text").to_string();
+        assert!(error.contains("column text") && error.contains("sample 1") && error.contains("not UTF-8"), "{error}");
+        let mut loader = all.batch(3).loader().streams(1).on_bad_record(Skip::up_to(1)).build()?;
+        let batch = loader.epoch(0).next().expect("two texts")?;
+        assert_eq!((batch.samples(), batch.lengths("tokens")?), (&[0, 2][..], &[2, 1][..]));
+        let scalars = documents(3).tokenize("id", Tokenizer::from_bytes("words.json", FILE.as_bytes())?).batch(1);
+        let text = scalars.loader().build().err().expect("numbers").to_string();
+        assert!(text.contains("holds no text"), "{text}");
+        Ok(())
+    }
+}
+
 #[test]
 fn all_mistakes_come_at_once() -> Result<()> {
     let all = in_memory((0..40).map(|i| i % 7))?;

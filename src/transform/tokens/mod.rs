@@ -7,6 +7,8 @@
 mod bucket;
 mod chunk;
 mod pack;
+#[cfg(feature = "tokenizers")]
+mod tokenize;
 
 use arrow::array::{ArrayRef, AsArray, ListArray};
 use arrow::datatypes::DataType;
@@ -19,6 +21,10 @@ pub use chunk::Chunk;
 pub(crate) use chunk::{Chunked, chunk};
 pub(crate) use pack::{CU_SEQLENS, Packed, Span, pack, unfit_to_pack};
 pub use pack::{Long, Pack};
+#[cfg(feature = "tokenizers")]
+pub(crate) use tokenize::Tokenized;
+#[cfg(feature = "tokenizers")]
+pub use tokenize::Tokenizer;
 
 /// Calls `$body` with the elements of an array of whole numbers as a slice; `$other` for arrays of anything else.
 macro_rules! with_integers {
