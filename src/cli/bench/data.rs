@@ -150,7 +150,7 @@ impl Maker {
                 self.payload = example.with_int64("label", [label]).encode();
                 Ok((&self.payload, label as u64))
             }
-            Workload::Raw | Workload::Tiny => {
+            Workload::Raw | Workload::Tiny | Workload::Pack => {
                 self.payload.resize(RAW_BYTES, 0);
                 rng.fill_bytes(&mut self.payload);
                 Ok((&self.payload, xxhash_rust::xxh3::xxh3_64(&self.payload)))
