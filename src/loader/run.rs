@@ -306,6 +306,8 @@ pub(crate) struct State {
     rebatch: Option<Rebatch>,
     /// Batches whose rows are there, and ends of epochs behind them, that the window has no room for yet.
     ready: VecDeque<Ready>,
+    /// How many of them the last ticket gave.
+    yielded: usize,
     /// Outs numbered, and taken out of `out`.
     assigned: u64,
     out: Reorder<Out>,
@@ -360,6 +362,7 @@ impl Run {
             ahead: VecDeque::new(),
             rebatch: pipeline.rebatch(start, shared.traced),
             ready: VecDeque::new(),
+            yielded: 0,
             assigned: 0,
             out: Reorder::default(),
             taken: 0,
@@ -847,11 +850,18 @@ impl State {
         }
     }
 
-    /// Starts tickets whose blocks are there, as far as the window of undelivered batches goes.
+    /// Whether there is room for what a further ticket gives: within the window of undelivered batches; and, where a ticket has windows of streams and
+    /// gives many batches, beside those of the ticket before, so that the loop takes the one's while the other is evaluated.
+    fn may_start(&self, run: &Run) -> bool {
+        let under_way = self.started - self.popped;
+        let beside = run.shared.pipeline.group.is_some() && under_way == 0 && self.ready.len() <= self.yielded;
+        beside || under_way + self.undelivered() + (self.ready.len() as u64) < run.shared.pipeline.window
+    }
+
+    /// Starts tickets whose blocks are there, as far as there is room for their batches.
     fn start_tickets(&mut self, run: &Run) -> bool {
-        let window = run.shared.pipeline.window;
         let mut any = false;
-        while !self.failed && self.started - self.popped + self.undelivered() + (self.ready.len() as u64) < window {
+        while !self.failed && self.may_start(run) {
             let Some(ticket) = self.tickets.front_mut().filter(|ticket| ticket.missing == 0) else { break };
             let (chunks, blocks) = (std::mem::take(&mut ticket.chunks), std::mem::take(&mut ticket.blocks));
             let (epoch, step, end) = (ticket.epoch, ticket.step, ticket.end.take());
@@ -896,6 +906,7 @@ impl State {
             None if ended => Vec::new(),
             None => Assembly::of_step(evaluation).into_iter().collect(),
         };
+        self.yielded = assemblies.len();
         for mut assembly in assemblies {
             for progress in [&mut assembly.before, &mut assembly.progress] {
                 progress.read_from = self.read_point_behind(&run.shared.pipeline, progress);
