@@ -63,6 +63,14 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
             Node::Apply { function, input, .. } => token_mistakes(function, input, &mut windows, &mut mistaken),
             _ => {}
         }
+        if node.inputs().len() > 1
+            && let Some(window) = node.inputs().iter().find_map(window_below)
+        {
+            add(
+                format!("`{window}` below `{node}`, whose parts have no windows of their own"),
+                "put it behind: windows are of what comes to the batch",
+            );
+        }
         let needs_positions = match node {
             Node::Take { input, .. } | Node::Skip { input, .. } if !has_batch(input) => {
                 Some((input, "take and skip count"))
@@ -170,6 +178,17 @@ fn token_mistakes(
         )),
         _ => {}
     });
+}
+
+/// A function that works on windows, somewhere below.
+fn window_below(node: &Arc<Node>) -> Option<String> {
+    let mut found = None;
+    visit(node, &mut |node| {
+        if matches!(node, Node::Apply { function, .. } if function.window().is_some()) {
+            found = Some(node.to_string());
+        }
+    });
+    found
 }
 
 fn has_batch(node: &Arc<Node>) -> bool {

@@ -289,7 +289,10 @@ fn holds_tokens(dataset: &Dataset) -> bool {
 fn chunk_rows(dataset: &Dataset) -> usize {
     let mut rows = usize::MAX;
     visit(&dataset.node, &mut |node| {
-        if let Node::Apply { function, .. } = node {
+        // What works on windows has all of one, however it was cut.
+        if let Node::Apply { function, .. } = node
+            && function.window().is_none()
+        {
             // An image takes about a millisecond, other functions microseconds; a task should take milliseconds.
             rows = rows.min(if matches!(function, Function::Image { .. }) { 8 } else { 256 });
         }

@@ -164,20 +164,37 @@ impl Env<'_> {
                 Ok(input)
             }
             Picked::Applied { stage, input } => {
-                let (stage, positions) = (&self.stages[*stage], input.positions());
                 let input = self.evaluate(input, scratch)?;
-                if stage.function.window().is_some() {
-                    let start = Instant::now();
-                    let applied = self.apply_to_window(stage, input, positions);
-                    stage.counter.busy(start.elapsed());
-                    if let Ok(applied) = &applied {
-                        stage.counter.add(applied.rows.len() as u64, 0);
-                    }
-                    return applied;
-                }
-                self.apply(stage, input, scratch)
+                self.apply(&self.stages[*stage], input, scratch)
             }
         }
+    }
+
+    /// Joins the parts of a window, each with the number of its positions, and applies functions to all of it.
+    ///
+    /// # Errors
+    /// Faults that no row is to blame for.
+    pub(crate) fn evaluate_window(
+        &self,
+        parts: Vec<(Evaluated, u64)>,
+        stages: &[usize],
+        scratch: &mut Scratch,
+    ) -> Result<Evaluated> {
+        let positions = parts.iter().map(|(_, positions)| positions).sum();
+        let mut evaluated = join(parts)?;
+        for &stage in stages {
+            let stage = &self.stages[stage];
+            evaluated = if stage.function.window().is_some() {
+                let start = Instant::now();
+                let applied = self.apply_to_window(stage, evaluated, positions)?;
+                stage.counter.busy(start.elapsed());
+                stage.counter.add(applied.rows.len() as u64, 0);
+                applied
+            } else {
+                self.apply(stage, evaluated, scratch)?
+            };
+        }
+        Ok(evaluated)
     }
 
     fn gather(&self, picked: &PickedRows) -> Result<Evaluated> {
@@ -659,6 +676,29 @@ fn expand(input: Evaluated, from: Vec<u32>, parts: Option<Vec<u32>>, failing: Fa
     Ok(Evaluated { rows: Rows { rows, samples }, origin: Some(origin), shares, skipped, error })
 }
 
+/// Rows of consecutive parts end to end, up to the first that failed; `positions` of each are counted on.
+fn join(mut parts: Vec<(Evaluated, u64)>) -> Result<Evaluated> {
+    if parts.len() == 1
+        && let Some((only, _)) = parts.pop()
+    {
+        return Ok(only);
+    }
+    let rows: Vec<Rows> = parts.iter().map(|(part, _)| &part.rows).filter(|rows| rows.len() > 0).cloned().collect();
+    let rows = match (rows.is_empty(), parts.iter().find(|(part, _)| part.rows.rows.num_columns() > 0)) {
+        (false, _) => Rows::concat(&rows)?,
+        (true, Some((part, _))) => part.rows.clone(),
+        (true, None) => parts[0].0.rows.clone(),
+    };
+    let (mut origin, mut skipped, mut error, mut first) = (Vec::with_capacity(rows.len()), Vec::new(), None, 0);
+    for (part, positions) in parts {
+        origin.extend((0..part.rows.len()).map(|row| first + part.position(row)));
+        skipped.extend(part.skipped.into_iter().map(|(position, error)| (first + position, error)));
+        error = error.or(part.error);
+        first += positions as u32;
+    }
+    Ok(Evaluated { rows, origin: Some(origin), shares: None, skipped, error })
+}
+
 /// Rows of several parts in the order of positions.
 fn regather(parts: &[Evaluated], from: &[(u32, u32)]) -> Result<Evaluated> {
     let expanded = parts.iter().any(|part| part.origin.is_some());
@@ -673,11 +713,6 @@ fn regather(parts: &[Evaluated], from: &[(u32, u32)]) -> Result<Evaluated> {
         })
         .collect();
     let (mut at, mut origin, mut samples) = (Vec::new(), Vec::new(), Vec::new());
-    // Shares are numbered part by part, and those of two parts are not one.
-    let shared = parts.iter().any(|part| part.shares.is_some());
-    let most = |part: &Evaluated| part.shares.iter().flatten().max().map_or(0, |&most| most + 1);
-    let firsts: Vec<u32> = parts.iter().scan(0, |sum, part| Some(std::mem::replace(sum, *sum + most(part)))).collect();
-    let mut shares = Vec::new();
     let (mut skipped, mut error) = (Vec::new(), None);
     for (position, &(part, index)) in from.iter().enumerate() {
         let (evaluated, index) = (&parts[part as usize], index as usize);
@@ -701,9 +736,6 @@ fn regather(parts: &[Evaluated], from: &[(u32, u32)]) -> Result<Evaluated> {
             at.push((part as usize, row));
             origin.push(position as u32);
             samples.push(evaluated.rows.samples[row]);
-            if let Some(numbers) = &evaluated.shares {
-                shares.push(firsts[part as usize] + numbers[row]);
-            }
         }
     }
     let sources: Vec<&RecordBatch> =
@@ -719,8 +751,7 @@ fn regather(parts: &[Evaluated], from: &[(u32, u32)]) -> Result<Evaluated> {
             interleave_record_batch(&sources, &at).map_err(internal)?
         }
     };
-    let shares = shared.then_some(shares);
-    Ok(Evaluated { rows: Rows { rows, samples }, origin: expanded.then_some(origin), shares, skipped, error })
+    Ok(Evaluated { rows: Rows { rows, samples }, origin: expanded.then_some(origin), shares: None, skipped, error })
 }
 
 /// Columns side by side, as far as all parts go.

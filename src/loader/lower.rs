@@ -46,9 +46,10 @@ pub(crate) struct Pipeline {
     pub(crate) steps: Steps,
     /// Whether rows become none or several on their way.
     pub(crate) expands: bool,
-    /// Positions of a stream whose rows are evaluated together, where a function wants all rows of a window: a multiple of the stream's share of
-    /// a step.
-    pub(crate) group: Option<u64>,
+    /// Positions of a stream in a window, where a function wants all rows of one: a multiple of the stream's share of a step.
+    pub(crate) window_rows: Option<u64>,
+    /// The functions that are applied to whole windows, by number of stage: the one that wants them, and all behind it.
+    pub(crate) on_windows: Vec<usize>,
     /// Whether streams give shares of any number of rows, as they were marked, instead of so many rows.
     pub(crate) shares: bool,
     /// Batches of an epoch at most, where they are counted behind an expanding stage.
@@ -89,7 +90,7 @@ impl Pipeline {
 
     /// Where a stream that stands at a cursor is planned from: what a window became is made of all of it.
     pub(crate) fn planned_for(&self, cursor: Cursor) -> u64 {
-        self.group.map_or(cursor.position, |group| cursor.position / group * group)
+        self.window_rows.map_or(cursor.position, |rows| cursor.position / rows * rows)
     }
 
     /// Whether all rows are written anew on their way, so that they do not point into blocks.
@@ -99,7 +100,12 @@ impl Pipeline {
 
     /// Positions of a stream that one ticket has.
     pub(crate) fn unit(&self) -> u64 {
-        self.group.unwrap_or(self.steps.stream_share())
+        self.window_rows.unwrap_or(self.steps.stream_share())
+    }
+
+    /// Tickets planned ahead of those that can start, at most; of those that have many steps' positions, fewer.
+    pub(crate) fn tickets_ahead(&self) -> u64 {
+        (TICKETS_AHEAD * self.steps.stream_share() / self.unit()).max(2)
     }
 
     /// Positions that were delivered before a run begins, of the rows that arrive again for it.
@@ -163,6 +169,9 @@ impl Pipeline {
         self.order.rows().filter(|&rows| rows != ENDLESS && !self.expands && !self.order.arrives())
     }
 }
+
+/// Steps whose positions are planned ahead of the tickets that can start, at most.
+const TICKETS_AHEAD: u64 = 64;
 
 /// Steps that a state may say were taken.
 fn start_limit(steps: Steps, rows: u64, expands: bool) -> u64 {
@@ -363,6 +372,8 @@ struct Lowering<'a> {
     seed: Key,
     leaves: Vec<(*const Node, Leaf, u64)>,
     stages: Vec<Stage>,
+    /// Functions of whole windows, and all behind one. They commute with whatever only reorders, so they are no part of the order.
+    on_windows: Vec<usize>,
     enumerated: Vec<Column>,
     /// The shuffle nodes met so far: one that feeds two branches has one order in both.
     shuffles: Vec<*const Node>,
@@ -386,6 +397,7 @@ pub(crate) fn lower(
         seed: Key::new(seed),
         leaves: Vec::new(),
         stages: Vec::new(),
+        on_windows: Vec::new(),
         enumerated: Vec::new(),
         shuffles: Vec::new(),
         mixes: Vec::new(),
@@ -479,7 +491,7 @@ pub(crate) fn lower(
         ));
     }
     let share = steps.stream_share();
-    let group = lowering.stages.iter().filter_map(|stage| stage.function.window()).max();
+    let window_rows = lowering.stages.iter().filter_map(|stage| stage.function.window()).max();
     let window = window(spec.prefetch, &layouts, steps.batch / steps.world);
     let data = lowering.leaves.iter().map(|(_, leaf, _)| match leaf {
         Leaf::Indexed(source) => source.catalog().mark(),
@@ -495,7 +507,8 @@ pub(crate) fn lower(
         on_batches,
         steps,
         expands,
-        group: group.map(|window| window.next_multiple_of(share)),
+        window_rows: window_rows.map(|window| window.next_multiple_of(share)),
+        on_windows: lowering.on_windows,
         shares,
         limit,
         window,
@@ -583,7 +596,7 @@ impl Lowering<'_> {
                 }
                 lowered = self.decode_images(lowered);
                 let stage = self.stage(name, function, &mut lowered.columns);
-                boxed(lowered, &|input| Order::Apply { stage, input })
+                self.applied(stage, lowered)
             }
             Node::Shuffle { input, shuffle } if shuffle.is_none() => self.node(input),
             Node::Shuffle { input, shuffle } => {
@@ -764,7 +777,17 @@ impl Lowering<'_> {
             return Lowered { columns, ..lowered };
         }
         let stage = self.add_stage("columns", Function::Select { columns: names(&columns) });
-        Lowered { order: Order::Apply { stage, input: Box::new(lowered.order) }, columns, ..lowered }
+        self.applied(stage, Lowered { columns, ..lowered })
+    }
+
+    /// Notes that a function is applied to the rows at hand.
+    fn applied(&mut self, stage: usize, lowered: Lowered) -> Lowered {
+        // A graph in which rows behind a window meet others never got here: `validate` looked at it.
+        if !self.on_windows.is_empty() || self.stages[stage].function.window().is_some() {
+            self.on_windows.push(stage);
+            return lowered;
+        }
+        Lowered { order: Order::Apply { stage, input: Box::new(lowered.order) }, ..lowered }
     }
 
     fn add_stage(&mut self, name: &str, function: Function) -> usize {
@@ -906,7 +929,7 @@ impl Lowering<'_> {
             let column = lowered.columns[i].column.name().to_string();
             let stage = self.add_stage(&name, Function::Image { column, image });
             self.stages[stage].key = key;
-            lowered.order = Order::Apply { stage, input: Box::new(lowered.order) };
+            lowered = self.applied(stage, lowered);
         }
         lowered
     }

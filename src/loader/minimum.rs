@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::lower::Leaf;
-use super::run::{Shared, TICKETS_AHEAD};
+use super::run::Shared;
 use crate::plan::order::{Arrivals, ENDLESS, Frame, PickedBlock, Positions};
 
 /// Rows of an epoch that are looked at, at most: the walk is made once, for an error message.
@@ -39,7 +39,7 @@ pub(crate) fn smallest_budget(shared: &Shared, epoch: u64, batch_bytes: u64) -> 
         };
         most = most.max(live.keys().map(bytes).sum());
         // A ticket planned ahead holds a block that is there, though it could be read again in its time.
-        live.retain(|_, until| *until + TICKETS_AHEAD > step);
+        live.retain(|_, until| *until + pipeline.tickets_ahead() > step);
     }
     Some(most + batch_bytes * pipeline.window)
 }

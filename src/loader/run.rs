@@ -121,9 +121,6 @@ const READ_AHEAD: u64 = 64 << 20;
 /// Up to so many batches on their way, room for one more is used at once.
 const FEW_BATCHES: u64 = 16;
 
-/// Tickets planned ahead of those that can start, at most.
-pub(crate) const TICKETS_AHEAD: u64 = 64;
-
 /// One pass, or several, over the data set.
 pub(crate) struct Run {
     pub(crate) shared: Arc<Shared>,
@@ -196,10 +193,27 @@ struct Ticket {
 
 /// Some consecutive rows of a ticket.
 struct Chunk {
-    picked: Picked,
+    /// In parts that a task each evaluates; more than one only of a window.
+    parts: Vec<Picked>,
     /// The stream they belong to and their position in it, where rows are not positions.
     stream: usize,
     position: u64,
+}
+
+impl Chunk {
+    fn positions(&self) -> u64 {
+        self.parts.iter().map(Picked::positions).sum()
+    }
+
+    /// The terms in the ledger of the positions that were left out.
+    fn left_out(&self, evaluated: &Evaluated) -> Vec<u128> {
+        if evaluated.skipped.is_empty() {
+            return Vec::new();
+        }
+        let drawn: Vec<(u64, u64)> = self.parts.iter().flat_map(Picked::drawn).collect();
+        let terms = evaluated.skipped.iter().map(|&(position, _)| drawn[position as usize]);
+        terms.map(|(id, pass)| id_term(id, 0, pass)).collect()
+    }
 }
 
 /// A ticket whose rows were evaluated.
@@ -854,7 +868,7 @@ impl State {
     /// gives many batches, beside those of the ticket before, so that the loop takes the one's while the other is evaluated.
     fn may_start(&self, run: &Run) -> bool {
         let under_way = self.started - self.popped;
-        let beside = run.shared.pipeline.group.is_some() && under_way == 0 && self.ready.len() <= self.yielded;
+        let beside = run.shared.pipeline.window_rows.is_some() && under_way == 0 && self.ready.len() <= self.yielded;
         beside || under_way + self.undelivered() + (self.ready.len() as u64) < run.shared.pipeline.window
     }
 
@@ -971,57 +985,73 @@ impl State {
     }
 }
 
-/// The terms in the ledger of the positions that were left out.
-fn left_out(picked: &Picked, evaluated: &Evaluated) -> Vec<u128> {
-    if evaluated.skipped.is_empty() {
-        return Vec::new();
-    }
-    let drawn = picked.drawn();
-    let terms = evaluated.skipped.iter().map(|&(position, _)| drawn[position as usize]);
-    terms.map(|(id, pass)| id_term(id, 0, pass)).collect()
-}
-
-/// Tasks that evaluate the chunks of a ticket; the last one hands the ticket on.
+/// Tasks that evaluate the chunks of a ticket, part by part; the last one of a chunk joins its parts, the last of all hands the ticket on.
 fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) -> impl Iterator<Item = Prepared> {
     struct Work {
         evaluation: Mutex<Evaluation>,
-        results: Vec<OnceLock<EvaluatedChunk>>,
+        chunks: Vec<ChunkWork>,
         left: AtomicUsize,
         kept: Kept,
         epoch: u64,
     }
+    struct ChunkWork {
+        chunk: Chunk,
+        parts: Vec<OnceLock<Evaluated>>,
+        left: AtomicUsize,
+        result: OnceLock<EvaluatedChunk>,
+    }
+    let chunk_work = |chunk: Chunk| ChunkWork {
+        parts: chunk.parts.iter().map(|_| OnceLock::new()).collect(),
+        left: AtomicUsize::new(chunk.parts.len()),
+        result: OnceLock::new(),
+        chunk,
+    };
+    let tasks: Vec<(usize, usize)> =
+        chunks.iter().enumerate().flat_map(|(i, chunk)| (0..chunk.parts.len()).map(move |part| (i, part))).collect();
     let work = Arc::new(Work {
-        results: chunks.iter().map(|_| OnceLock::new()).collect(),
         left: AtomicUsize::new(chunks.len()),
+        chunks: chunks.into_iter().map(chunk_work).collect(),
         kept: evaluation.kept.clone(),
         epoch: evaluation.epoch,
         evaluation: Mutex::new(evaluation),
     });
-    chunks.into_iter().enumerate().map(move |(i, Chunk { picked, stream, position })| {
+    tasks.into_iter().map(move |(i, part)| {
         let work = work.clone();
         run.prepare(Level::Transform, move |run, scratch| {
             let pipeline = &run.shared.pipeline;
+            let ChunkWork { chunk, parts, left, result } = &work.chunks[i];
             let env = Env {
                 stages: &pipeline.stages,
                 enumerated: &pipeline.enumerated,
                 blocks: &work.kept,
                 epoch: work.epoch,
-                window: position / pipeline.unit(),
+                window: chunk.position / pipeline.unit(),
                 counters: &run.shared.counters,
                 leave_out: run.shared.skip.is_some(),
             };
-            let evaluated = no_panic(|| env.evaluate(&picked, scratch)).unwrap_or_else(Evaluated::failed);
+            let evaluated = no_panic(|| env.evaluate(&chunk.parts[part], scratch)).unwrap_or_else(Evaluated::failed);
+            let evaluated = if pipeline.on_windows.is_empty() {
+                evaluated
+            } else {
+                _ = parts[part].set(evaluated);
+                if left.fetch_sub(1, Ordering::AcqRel) > 1 {
+                    return;
+                }
+                let parts = parts.iter().filter_map(OnceLock::get).cloned().zip(&chunk.parts);
+                let parts = parts.map(|(evaluated, picked)| (evaluated, picked.positions())).collect();
+                no_panic(|| env.evaluate_window(parts, &pipeline.on_windows, scratch)).unwrap_or_else(Evaluated::failed)
+            };
             run.shared.counters.transform.add(evaluated.rows.len() as u64, 0);
-            let left_out = left_out(&picked, &evaluated);
-            let positions = picked.positions();
-            _ = work.results[i].set(EvaluatedChunk { stream, position, positions, evaluated, left_out });
+            let Chunk { stream, position, .. } = *chunk;
+            let left_out = chunk.left_out(&evaluated);
+            _ = result.set(EvaluatedChunk { stream, position, positions: chunk.positions(), evaluated, left_out });
             if work.left.fetch_sub(1, Ordering::AcqRel) > 1 {
                 return;
             }
             // The last chunk: all others have let go of the work, or are about to.
             let mut evaluation = work.evaluation.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             let mut evaluation = std::mem::replace(&mut *evaluation, Evaluation::nothing());
-            evaluation.chunks = work.results.iter().filter_map(OnceLock::get).cloned().collect();
+            evaluation.chunks = work.chunks.iter().filter_map(|chunk| chunk.result.get()).cloned().collect();
             run.update(|state| {
                 state.in_flight -= 1;
                 state.evaluated.put(number, evaluation);

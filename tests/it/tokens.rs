@@ -106,10 +106,20 @@ fn token_pipelines_restore_everywhere() -> Result<()> {
     }
     let repeated = documents(50).shuffle(Shuffle::buffer(16)).repeat(3).pack(Pack::best_fit(24).window(20)).batch(4);
     restores_everywhere(&repeated)?;
-    let pack = || Pack::concat_then_split(24).window(9);
     let all = documents(90);
-    let joined = all.pack(pack()).concat(&all.skip(40).shuffle(Shuffle::buffer(16)).pack(pack()));
-    restores_everywhere(&joined.batch(4))
+    let joined = all.concat(&all.skip(40).shuffle(Shuffle::buffer(16)));
+    restores_everywhere(&joined.pack(Pack::concat_then_split(24).window(9)).batch(4))?;
+    // Whatever only reorders may stand behind it as well, and reorders what goes in.
+    let behind = |all: &Dataset| all.shuffle(Shuffle::buffer(16)).repeat(2);
+    let packed = behind(&noise(&all.pack(Pack::best_fit(24).window(9)))).batch(4);
+    restores_everywhere(&packed)?;
+    let seen = |graph: &Dataset| {
+        graph.loader().build()?.epoch(0).map(|batch| batch.map(|b| contents(&b))).collect::<Result<Vec<_>>>()
+    };
+    assert_eq!(seen(&packed)?, seen(&noise(&behind(&all).pack(Pack::best_fit(24).window(9))).batch(4))?);
+    // A window of more rows than one task takes.
+    let long = all.repeat(20).pack(Pack::best_fit(64).window(700)).batch(4).take(12);
+    restores_everywhere(long.loader().streams(2))
 }
 
 #[test]
@@ -483,6 +493,8 @@ fn all_mistakes_come_at_once() -> Result<()> {
     ] {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
+    let text = message(&all.pack(Pack::best_fit(8)).concat(&all.pack(Pack::best_fit(8))).batch(4));
+    assert!(text.contains("below `concat`") && text.contains("put it behind"), "{text}");
     let text = message(&all.pack(Pack::best_fit(8).column("text")).batch(4));
     assert!(text.contains("these exist: tokens"), "{text}");
     let scalars = Dataset::from_columns([("x", Arc::new(arrow::array::Int64Array::from(vec![1])) as _)])?;

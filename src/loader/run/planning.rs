@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{BlockKey, BlockStage, Chunk, READ_AHEAD, Run, State, TICKETS_AHEAD, Ticket};
+use super::{BlockKey, BlockStage, Chunk, READ_AHEAD, Run, State, Ticket};
 use crate::error::Error;
 use crate::loader::arrival::ArrivalDriver;
 use crate::loader::lower::Leaf;
@@ -16,7 +16,7 @@ impl State {
         let unstarted = self.tickets.len() as u64;
         let bytes: u64 = self.tickets.iter().map(|ticket| ticket.bytes).sum();
         let near = unstarted < 2;
-        let far = unstarted < TICKETS_AHEAD
+        let far = unstarted < run.shared.pipeline.tickets_ahead()
             && self.needs.is_empty()
             && bytes < READ_AHEAD.min(run.shared.account.total() / 4);
         if self.planned_all || self.failed || !(near || far) {
@@ -77,7 +77,7 @@ impl State {
         }
         let positions = Positions::new(passed.collect(), 0);
         let Ok(picked) = self.order.pick(positions, self.epoch, None, &self.arrivals) else { return };
-        let chunk = Chunk { picked, stream: 0, position: 0 };
+        let chunk = Chunk { parts: vec![picked], stream: 0, position: 0 };
         for (key, count) in self.count_rows(&[chunk], self.epoch) {
             self.deliver_rows(key, count);
         }
@@ -104,7 +104,7 @@ impl State {
             let positions = Positions::new((start..start + (stop - at)).collect(), self.step);
             let frame = (pass == self.epoch).then_some(frame);
             let picked = self.order.pick(positions, pass, frame, &self.arrivals)?;
-            chunks.push(Chunk { picked, stream: 0, position: at });
+            chunks.push(Chunk { parts: vec![picked], stream: 0, position: at });
             at = stop;
         }
         if slots.end <= rows {
@@ -131,7 +131,7 @@ impl State {
     ) -> Result<Vec<Chunk>, NeedsRows> {
         let (steps, arrives) = (run.shared.pipeline.steps, self.order.arrives());
         let (share, unit) = (steps.stream_share(), run.shared.pipeline.unit());
-        let chunk_rows = if run.shared.pipeline.group.is_some() { u64::MAX } else { run.shared.chunk_rows as u64 };
+        let windows = run.shared.pipeline.window_rows.is_some();
         // Positions of the epoch that all streams give in a ticket.
         let batch = steps.batch * (unit / share);
         let (mut chunks, mut planned) = (Vec::new(), self.planned.clone());
@@ -145,16 +145,24 @@ impl State {
             // The ticket takes the place of the step (or of the steps of a window) that these rows would be in if nothing were lost.
             let offset = (self.step as i64).wrapping_sub((*at / unit) as i64).wrapping_mul(batch as i64);
             let frame = Some(Frame::of_epoch(batch).moved(offset.into()));
+            let (mut parts, position) = (Vec::new(), *at);
             while *at < end {
-                let stop = end.min(at.saturating_add(chunk_rows));
+                let stop = end.min(at.saturating_add(run.shared.chunk_rows as u64));
                 let runs: Vec<Range<u64>> = steps.positions_of(stream, *at..stop).collect();
                 let positions = Positions::new(runs.iter().cloned().flatten().collect(), self.step);
                 let picked = self.order.pick(positions, self.epoch, frame, &self.arrivals)?;
-                chunks.push(Chunk { picked, stream: number, position: *at });
+                if windows {
+                    parts.push(picked);
+                } else {
+                    chunks.push(Chunk { parts: vec![picked], stream: number, position: *at });
+                }
                 for run in runs {
                     self.order.ahead(run, self.epoch, frame, ahead);
                 }
                 *at = stop;
+            }
+            if !parts.is_empty() {
+                chunks.push(Chunk { parts, stream: number, position });
             }
         }
         self.planned = planned;
@@ -193,10 +201,15 @@ impl State {
         // Blocks and their holds, each block once.
         let mut keys: Vec<(BlockKey, u64)> = Vec::new();
         for chunk in &chunks {
-            chunk.picked.for_each_rows(&mut |rows| {
-                keys.extend(rows.blocks.iter().map(|&PickedBlock { block, hold, .. }| {
-                    (BlockKey { leaf: rows.leaf, block, epoch: block_epoch }, self.base.wrapping_add(hold).max(number))
-                }));
+            chunk.parts.iter().for_each(|part| {
+                part.for_each_rows(&mut |rows| {
+                    keys.extend(rows.blocks.iter().map(|&PickedBlock { block, hold, .. }| {
+                        (
+                            BlockKey { leaf: rows.leaf, block, epoch: block_epoch },
+                            self.base.wrapping_add(hold).max(number),
+                        )
+                    }));
+                })
             });
         }
         keys.sort_unstable();
@@ -232,7 +245,7 @@ impl State {
                 self.ahead.push_back(key);
             }
         }
-        run.shared.counters.plan.add(chunks.iter().map(|chunk| chunk.picked.positions()).sum(), 0);
+        run.shared.counters.plan.add(chunks.iter().map(Chunk::positions).sum(), 0);
         let blocks = keys.into_iter().map(|(key, _)| key).collect();
         self.tickets.push_back(Ticket { epoch, step: self.step, chunks, blocks, missing, bytes, end: None });
     }
