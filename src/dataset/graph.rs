@@ -95,6 +95,23 @@ impl Function {
         matches!(self, Self::Filter { .. } | Self::FlatMap { .. } | Self::Chunk { .. }) || self.window().is_some()
     }
 
+    /// Its verb, with an article.
+    pub(crate) fn a_verb(&self) -> &'static str {
+        match self {
+            Self::Map { .. } => "a map",
+            Self::MapBatch { .. } => "a map_batch",
+            Self::Filter { .. } => "a filter",
+            Self::FlatMap { .. } => "a flat_map",
+            Self::Image { .. } => "an image",
+            #[cfg(feature = "tokenizers")]
+            Self::Tokenize { .. } => "a tokenize",
+            Self::Chunk { .. } => "a chunk",
+            Self::Pack(_) => "a pack",
+            Self::Bucket { .. } => "a bucket_by_length",
+            Self::Select { .. } => "columns",
+        }
+    }
+
     /// How many positions of a stream it works on at a time, where it wants all rows that they became.
     pub(crate) fn window(&self) -> Option<u64> {
         match self {

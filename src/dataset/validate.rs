@@ -19,10 +19,18 @@ pub(crate) fn all_of(mut mistakes: Vec<Error>) -> Result<()> {
     }
 }
 
-/// Whether rows below a node may become none or several.
+/// Whether rows below a node are no positions any more.
 pub(crate) fn changes_rows(node: &Arc<Node>) -> bool {
-    let mut found = false;
-    visit(node, &mut |node| found |= matches!(node, Node::Apply { function, .. } if function.changes_rows()));
+    row_changer(node).is_some()
+}
+
+/// The first function below a node behind which rows are no positions any more, with an article.
+pub(crate) fn row_changer(node: &Arc<Node>) -> Option<&'static str> {
+    let mut found = None;
+    visit(node, &mut |node| match node {
+        Node::Apply { function, .. } if function.changes_rows() => _ = found.get_or_insert(function.a_verb()),
+        _ => {}
+    });
     found
 }
 
@@ -83,13 +91,11 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
             _ => None,
         };
         if let Some((input, verb)) = needs_positions
-            && changes_rows(input)
+            && let Some(changer) = row_changer(input)
         {
             add(
-                format!(
-                    "{verb} rows whose number is not known before a filter, flat_map, chunk, pack or bucket_by_length has run"
-                ),
-                "put it before the .filter() or what it is; .take(n) behind .batch() counts batches",
+                format!("{verb} rows whose number is not known before {changer} has run"),
+                "put it before the .filter(), or what it is; .take(n) behind .batch() counts batches",
             );
         }
         if let Node::Repeat { input, times: None } = node

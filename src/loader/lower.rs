@@ -9,7 +9,7 @@ use crate::batch::collate::Layout;
 use crate::dataset::Dataset;
 use crate::dataset::files::Format;
 use crate::dataset::graph::{Files, Function, Node, visit};
-use crate::dataset::validate::{all_of, changes_rows};
+use crate::dataset::validate::{all_of, row_changer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::mix::{self, Mixing};
 use crate::plan::order::{ENDLESS, Lanes, Order, PADDING, Turns};
@@ -46,6 +46,8 @@ pub(crate) struct Pipeline {
     pub(crate) steps: Steps,
     /// Whether rows become none or several on their way.
     pub(crate) expands: bool,
+    /// What does that, with an article.
+    pub(crate) changer: &'static str,
     /// Positions of a stream in a window, where a function wants all rows of one: a multiple of the stream's share of a step.
     pub(crate) window_rows: Option<u64>,
     /// The functions that are applied to whole windows, by number of stage: the one that wants them, and all behind it.
@@ -405,7 +407,8 @@ pub(crate) fn lower(
         notes: Vec::new(),
     };
     let mut lowered = lowering.node(spec.input);
-    let expands = changes_rows(spec.input);
+    let changer = row_changer(spec.input);
+    let expands = changer.is_some();
     let (mut on_batches, mut limit) = (Vec::new(), None);
     for node in spec.above {
         match node {
@@ -417,8 +420,8 @@ pub(crate) fn lower(
                 lowered.order = Order::Skip { rows: rows.saturating_mul(spec.size), input: Box::new(lowered.order) };
             }
             Node::Skip { .. } => lowering.mistakes.push(
-                Error::config("skip behind a batch whose rows went through a filter or flat_map")
-                    .advice("skip rows before the .filter()"),
+                Error::config(format!("skip behind a batch whose rows went through {}", changer.unwrap_or_default()))
+                    .advice("skip rows before that"),
             ),
             Node::Apply { name, function, .. } => {
                 lowered = lowering.decode_images(lowered);
@@ -431,8 +434,9 @@ pub(crate) fn lower(
     if expands && steps.world > 1 && steps.stated.is_none() {
         lowering.mistakes.push(
             Error::config(format!(
-                "the {} ranks would take different numbers of steps behind a filter or flat_map",
-                steps.world
+                "the {} ranks would take different numbers of steps behind {}",
+                steps.world,
+                changer.unwrap_or_default()
             ))
             .advice(
                 "state the number with .steps_per_epoch(n), filter when the shards are written, or train with one rank",
@@ -441,8 +445,9 @@ pub(crate) fn lower(
     }
     if expands && matches!(steps.remainder, Remainder::Repeat | Remainder::Refuse) {
         let message = format!(
-            "Remainder::{:?} behind a filter or flat_map, where the remainder is not known before",
-            steps.remainder
+            "Remainder::{:?} behind {}, where the remainder is not known before",
+            steps.remainder,
+            changer.unwrap_or_default()
         );
         lowering.mistake(message, "take .remainder(Remainder::Keep) or .drop_remainder()");
     }
@@ -507,6 +512,7 @@ pub(crate) fn lower(
         on_batches,
         steps,
         expands,
+        changer: changer.unwrap_or_default(),
         window_rows: window_rows.map(|window| window.next_multiple_of(share)),
         on_windows: lowering.on_windows,
         shares,

@@ -128,7 +128,11 @@ impl Loader {
     pub fn skip_steps(&mut self, steps: u64) -> Result<()> {
         let pipeline = &self.shared.pipeline;
         if pipeline.expands || pipeline.order.arrives() {
-            let why = if pipeline.expands { "behind a filter or flat_map" } else { "in shards without an index" };
+            let why = if pipeline.expands {
+                format!("behind {}", pipeline.changer)
+            } else {
+                "in shards without an index".to_owned()
+            };
             return Err(Error::config(format!("{steps} steps {why} end at a place that is not known before"))
                 .advice("restore a state, or take the batches and leave them unused"));
         }

@@ -28,6 +28,8 @@ pub(crate) struct Rebatch {
     rows: u64,
     /// Rows of one turn of an endless order: a stream that none of so many leaves a row of is not waited for any longer.
     turn: Option<u64>,
+    /// What changes the number of rows, for messages.
+    changer: &'static str,
     /// Whether shares are marked in the rows.
     shares: bool,
     /// Whether rows point into blocks, which they then keep.
@@ -126,6 +128,7 @@ impl Rebatch {
             limit: pipeline.limit,
             rows,
             turn: pipeline.turn,
+            changer: pipeline.changer,
             shares: pipeline.shares,
             points,
             streams: Vec::new(),
@@ -179,7 +182,7 @@ impl Rebatch {
         // Rows that were written anew need no block any more.
         let kept = if self.points { evaluation.kept } else { Kept::default() };
         for chunk in evaluation.chunks {
-            self.streams[chunk.stream].push(chunk, &kept, self.turn);
+            self.streams[chunk.stream].push(chunk, &kept, self.turn, self.changer);
         }
         self.over |= evaluation.end.is_some();
         let mut batches = Vec::new();
@@ -301,7 +304,7 @@ impl Stream {
         }
     }
 
-    fn push(&mut self, chunk: EvaluatedChunk, kept: &Kept, turn: Option<u64>) {
+    fn push(&mut self, chunk: EvaluatedChunk, kept: &Kept, turn: Option<u64>, changer: &str) {
         if self.error.is_some() {
             return;
         }
@@ -324,10 +327,10 @@ impl Stream {
         self.barren = if piece.left() > 0 { 0 } else { self.barren + positions };
         self.error = evaluated.error;
         if self.error.is_none() && turn.is_some_and(|turn| self.barren > turn) {
-            self.error = Some(
-                Error::config(format!("of {} samples in a row a filter or flat_map left none", self.barren))
-                    .advice("an epoch of stated steps waits for some: look at what the .filter() lets through"),
-            );
+            self.error =
+                Some(Error::config(format!("of {} samples in a row {changer} left none", self.barren)).advice(
+                    "an epoch of stated steps waits for some: look at what it lets through, the .filter() above all",
+                ));
         }
         if piece.left() > 0 {
             self.rows += piece.left();
