@@ -245,11 +245,6 @@ pub(crate) fn fill(
     all_bad
 }
 
-/// Whether raw values of one dtype can be widened to another when they are laid out.
-pub(crate) fn widens(stored: Dtype, dtype: Dtype) -> bool {
-    stored == dtype || matches!((stored, dtype), (Dtype::I32, Dtype::I64) | (Dtype::F32, Dtype::F64))
-}
-
 fn copy_raw(
     column: &Column,
     array: &ArrayRef,
