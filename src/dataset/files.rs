@@ -20,6 +20,8 @@ use crate::format::tfrecord::Compression;
 pub enum Format {
     /// TFRecord: `.tfrecord`, and what else has no name of its own.
     TfRecord(TfRecord),
+    /// Arrow IPC files and streams: `.arrow`, `.feather`, `.ipc`, `.arrows`.
+    ArrowIpc(ArrowIpc),
 }
 
 impl Format {
@@ -29,6 +31,7 @@ impl Format {
         let plain = [".gz", ".zst", ".zstd", ".zlib"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
         match plain.rsplit_once('.')?.1 {
             "tfrecord" | "tfrecords" | "tfrec" => Some(Self::TfRecord(TfRecord::new())),
+            "arrow" | "arrows" | "feather" | "ipc" => Some(Self::ArrowIpc(ArrowIpc::new())),
             _ => None,
         }
     }
@@ -37,6 +40,7 @@ impl Format {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::TfRecord(_) => "TFRecord",
+            Self::ArrowIpc(_) => "Arrow IPC",
         }
     }
 
@@ -44,6 +48,7 @@ impl Format {
     pub(crate) fn options(&self) -> &dyn fmt::Display {
         match self {
             Self::TfRecord(options) => options,
+            Self::ArrowIpc(options) => options,
         }
     }
 
@@ -51,7 +56,7 @@ impl Format {
     pub(crate) fn mark(&self) -> String {
         match self {
             Self::TfRecord(options) if options.records => "records".into(),
-            Self::TfRecord(_) => String::new(),
+            Self::TfRecord(_) | Self::ArrowIpc(_) => String::new(),
         }
     }
 
@@ -72,6 +77,52 @@ impl fmt::Display for Format {
 impl From<TfRecord> for Format {
     fn from(options: TfRecord) -> Self {
         Self::TfRecord(options)
+    }
+}
+
+impl From<ArrowIpc> for Format {
+    fn from(options: ArrowIpc) -> Self {
+        Self::ArrowIpc(options)
+    }
+}
+
+/// How Arrow IPC files and streams are read: a record batch is a block, the columns are its fields. Which of the two a shard is, and whether
+/// its buffers are compressed, is recognised by content.
+///
+/// # Example
+/// ```
+/// use std::sync::Arc;
+///
+/// use arrow::array::{Int64Array, RecordBatch};
+/// use arrow::ipc::writer::FileWriter;
+/// use forebay::{ArrowIpc, Dataset, store::Store};
+///
+/// let ids = Arc::new(Int64Array::from_iter_values(0..10));
+/// let batch = RecordBatch::try_from_iter([("id", ids as _)])?;
+/// let mut writer = FileWriter::try_new(Vec::new(), &batch.schema())?;
+/// writer.write(&batch)?;
+/// writer.finish()?;
+/// Store::memory_put("memory://docs-ipc/ids", writer.into_inner()?.into())?;
+///
+/// let dataset = Dataset::open_with("memory://docs-ipc/ids", ArrowIpc::new())?.batch(10);
+/// let batch = dataset.loader().build()?.into_iter().next().expect("ten rows are a batch")?;
+/// assert_eq!(batch.values::<i64>("id")?.len(), 10);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct ArrowIpc {}
+
+impl ArrowIpc {
+    /// Files and streams, whichever a shard is.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl fmt::Display for ArrowIpc {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
     }
 }
 

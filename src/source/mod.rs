@@ -1,8 +1,9 @@
 //! Where rows come from: the [`Source`] trait and its implementations.
 
-#[allow(dead_code, reason = "for the sources of files with a schema of their own")]
 pub(crate) mod carry;
 mod checksum;
+mod cut;
+mod ipc;
 mod memory;
 pub(crate) mod open;
 pub(crate) mod tfrecord;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Arriving, Source, tfrecord};
+use super::{Arriving, Source, ipc, tfrecord};
 use crate::dataset::files::Format;
 use crate::error::{Error, Result};
 use crate::schema::Column;
@@ -107,6 +107,7 @@ pub(crate) async fn open(store: Store, format: Option<Format>, wanted: Wanted) -
     };
     match format {
         Format::TfRecord(options) => tfrecord::open(store, objects, options, wanted).await,
+        Format::ArrowIpc(options) => ipc::open(store, objects, options, wanted).await,
     }
 }
 

@@ -3,6 +3,7 @@
 mod dag;
 mod damage;
 mod faults;
+mod formats;
 #[cfg(feature = "gcs")]
 mod gcs;
 mod killed;
