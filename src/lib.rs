@@ -81,7 +81,7 @@ pub mod testing;
 pub mod transform;
 
 pub use batch::{Batch, Origin, Pad};
-pub use dataset::{ArrowIpc, Context, Dataset, Format, Row, RowWriter, RowsWriter, TfRecord, Urls};
+pub use dataset::{ArrowIpc, Context, Csv, Dataset, Format, JsonLines, Row, RowWriter, RowsWriter, TfRecord, Urls};
 pub use device::Device;
 #[cfg(feature = "cuda")]
 pub use device::init_cuda;

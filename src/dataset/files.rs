@@ -22,6 +22,10 @@ pub enum Format {
     TfRecord(TfRecord),
     /// Arrow IPC files and streams: `.arrow`, `.feather`, `.ipc`, `.arrows`.
     ArrowIpc(ArrowIpc),
+    /// A JSON object a line: `.jsonl`, `.ndjson`. Needs the feature `text`.
+    JsonLines(JsonLines),
+    /// Rows of fields: `.csv`, `.tsv`. Needs the feature `text`.
+    Csv(Csv),
 }
 
 impl Format {
@@ -32,6 +36,8 @@ impl Format {
         match plain.rsplit_once('.')?.1 {
             "tfrecord" | "tfrecords" | "tfrec" => Some(Self::TfRecord(TfRecord::new())),
             "arrow" | "arrows" | "feather" | "ipc" => Some(Self::ArrowIpc(ArrowIpc::new())),
+            "jsonl" | "ndjson" => Some(Self::JsonLines(JsonLines::new())),
+            "csv" | "tsv" => Some(Self::Csv(Csv::new())),
             _ => None,
         }
     }
@@ -41,6 +47,8 @@ impl Format {
         match self {
             Self::TfRecord(_) => "TFRecord",
             Self::ArrowIpc(_) => "Arrow IPC",
+            Self::JsonLines(_) => "JSON Lines",
+            Self::Csv(_) => "CSV",
         }
     }
 
@@ -49,6 +57,8 @@ impl Format {
         match self {
             Self::TfRecord(options) => options,
             Self::ArrowIpc(options) => options,
+            Self::JsonLines(options) => options,
+            Self::Csv(options) => options,
         }
     }
 
@@ -56,7 +66,8 @@ impl Format {
     pub(crate) fn mark(&self) -> String {
         match self {
             Self::TfRecord(options) if options.records => "records".into(),
-            Self::TfRecord(_) | Self::ArrowIpc(_) => String::new(),
+            Self::Csv(options) => options.mark(),
+            Self::TfRecord(_) | Self::ArrowIpc(_) | Self::JsonLines(_) => String::new(),
         }
     }
 
@@ -123,6 +134,114 @@ impl ArrowIpc {
 impl fmt::Display for ArrowIpc {
     fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
         Ok(())
+    }
+}
+
+impl From<JsonLines> for Format {
+    fn from(options: JsonLines) -> Self {
+        Self::JsonLines(options)
+    }
+}
+
+impl From<Csv> for Format {
+    fn from(options: Csv) -> Self {
+        Self::Csv(options)
+    }
+}
+
+/// How JSON Lines are read: an object a line, blank lines left out. Plain, gzip and zstd are told apart by content.
+///
+/// Columns are the fields of the objects, those of objects within them under dotted names. Without [`Dataset::columns`](crate::Dataset::columns) they
+/// are inferred from the first 256 lines. A field that is not there is null.
+///
+/// # Example
+/// ```
+/// use forebay::{Dataset, JsonLines, float32, int64, store::Store};
+///
+/// let lines = "{\"id\": 1, \"at\": {\"x\": 0.5}}\n{\"id\": 2, \"at\": {\"x\": 1.5}}\n";
+/// Store::memory_put("memory://docs-lines/log", lines.into())?;
+/// let dataset = Dataset::open_with("memory://docs-lines/log", JsonLines::new())?;
+/// # #[cfg(feature = "text")] {
+/// let mut loader = dataset.columns([int64("id"), float32("at.x")]).batch(2).loader().build()?;
+/// let batch = loader.epoch(0).next().expect("two lines are a batch")?;
+/// assert_eq!(*batch.values::<f32>("at.x")?, [0.5, 1.5]);
+/// # }
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct JsonLines {}
+
+impl JsonLines {
+    /// An object a line.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl fmt::Display for JsonLines {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
+    }
+}
+
+/// How CSV is read: as RFC 4180 has it, with line ends within quotes, a first row of names, blank lines left out. Plain, gzip and zstd are told apart by
+/// content.
+///
+/// An empty field is null, and an empty string in a column of bytes. Without [`Dataset::columns`](crate::Dataset::columns) types are inferred from
+/// the first 256 rows; dates and times become integers.
+///
+/// # Example
+/// ```
+/// use forebay::{Csv, Dataset, int64, store::Store};
+///
+/// Store::memory_put("memory://docs-csv/table", "id;name\n1;\"one; or more\"\n2;two\n".into())?;
+/// let dataset = Dataset::open_with("memory://docs-csv/table", Csv::new().delimiter(b';'))?;
+/// # #[cfg(feature = "text")] {
+/// let mut loader = dataset.batch(2).loader().build()?;
+/// let batch = loader.epoch(0).next().expect("two rows are a batch")?;
+/// assert_eq!(batch.bytes("name")?.next(), Some(&b"one; or more"[..]));
+/// # }
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Csv {
+    pub(crate) delimiter: Option<u8>,
+    pub(crate) no_header: bool,
+}
+
+impl Csv {
+    /// Fields between commas, or between tabs in shards whose name ends in `.tsv`; the first row names them.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// States what is between fields: one ASCII character.
+    #[must_use]
+    pub fn delimiter(mut self, delimiter: u8) -> Self {
+        self.delimiter = Some(delimiter);
+        self
+    }
+
+    /// The first row is a record like the others. Columns are called `column_1`, `column_2`, ….
+    #[must_use]
+    pub fn without_header(mut self) -> Self {
+        self.no_header = true;
+        self
+    }
+
+    fn mark(&self) -> String {
+        let delimiter = self.delimiter.map_or(String::new(), |delimiter| format!("delimiter {delimiter}"));
+        if self.no_header { format!("{delimiter} no header") } else { delimiter }
+    }
+}
+
+impl fmt::Display for Csv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(delimiter) = self.delimiter {
+            write!(f, ", fields between {:?}", char::from(delimiter))?;
+        }
+        if self.no_header { f.write_str(", without header") } else { Ok(()) }
     }
 }
 

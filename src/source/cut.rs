@@ -29,16 +29,14 @@ pub(super) trait Reading: Send + Sync + 'static {
     }
 
     /// As many rows as the block has, of its own range and then the others. Errors need no place but their column.
-    fn read(&self, block: &Block<'_>, fetched: Vec<Bytes>) -> Result<Parsed>;
+    fn read(&self, block: &Block, fetched: Vec<Bytes>) -> Result<Parsed>;
 }
 
 /// A block, as its reader sees it.
-pub(super) struct Block<'a> {
+pub(super) struct Block {
     pub(super) shard: usize,
-    pub(super) object: &'a Object,
     /// The number of the block within the catalog.
     pub(super) block: usize,
-    pub(super) first_record: u64,
     pub(super) rows: usize,
 }
 
@@ -88,10 +86,6 @@ impl Blocks {
         let known = error.url(self.catalog.shard_name(shard).clone());
         self.push(1, 0, offset..offset, offset);
         self.damage.insert(shard, known);
-    }
-
-    pub(super) fn rows(&self) -> u64 {
-        self.catalog.rows()
     }
 }
 
@@ -181,7 +175,7 @@ impl<R: Reading> Source for Cut<R> {
             return Ok(decoded);
         }
         let rows = self.catalog.block_rows(block) as usize;
-        let seen = Block { shard, object, block, first_record: self.catalog.record_of(block), rows };
+        let seen = Block { shard, block, rows };
         let parsed = self.reading.read(&seen, fetched);
         let Parsed { rows: batch, bad, starts } =
             parsed.map_err(|e| e.url(object.url.clone()).byte_offset(offset).stage("decode"))?;

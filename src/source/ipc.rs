@@ -315,7 +315,7 @@ impl Reading for Parts {
         &self.batches[block].2
     }
 
-    fn read(&self, block: &Block<'_>, fetched: Vec<Bytes>) -> Result<Parsed> {
+    fn read(&self, block: &Block, fetched: Vec<Bytes>) -> Result<Parsed> {
         let reader = self.readers[block.shard].as_ref().ok_or_else(|| Error::corrupt("a block of an empty shard"))?;
         let (extent, dictionaries, _) = &self.batches[block.block];
         let mut fetched = fetched.into_iter().map(Buffer::from);

@@ -6,6 +6,10 @@ mod cut;
 mod ipc;
 mod memory;
 pub(crate) mod open;
+#[cfg(any(feature = "text", feature = "tar"))]
+mod rows;
+#[cfg(feature = "text")]
+mod text;
 pub(crate) mod tfrecord;
 
 use std::sync::Arc;

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+#[cfg(feature = "text")]
+use super::text;
 use super::{Arriving, Source, ipc, tfrecord};
 use crate::dataset::files::Format;
 use crate::error::{Error, Result};
@@ -108,7 +110,20 @@ pub(crate) async fn open(store: Store, format: Option<Format>, wanted: Wanted) -
     match format {
         Format::TfRecord(options) => tfrecord::open(store, objects, options, wanted).await,
         Format::ArrowIpc(options) => ipc::open(store, objects, options, wanted).await,
+        #[cfg(feature = "text")]
+        Format::JsonLines(options) => text::open_json(store, objects, options, wanted).await,
+        #[cfg(feature = "text")]
+        Format::Csv(options) => text::open_csv(store, objects, options, wanted).await,
+        #[cfg(not(feature = "text"))]
+        Format::JsonLines(_) | Format::Csv(_) => Err(without("JSON Lines and CSV", "text")),
     }
+}
+
+/// A format that was left out when compiling.
+#[allow(dead_code, reason = "with all features there is none")]
+fn without(format: &str, feature: &str) -> Error {
+    Error::config(format!("{format} are not compiled in"))
+        .advice(format!("compile forebay with the feature `{feature}`: --features {feature}"))
 }
 
 /// The format that the names of the shards end in; TFRecord where they say nothing.

@@ -315,3 +315,270 @@ mod arrow_ipc {
         Ok(())
     }
 }
+
+#[cfg(feature = "text")]
+mod text {
+    use std::io::Write as _;
+
+    use forebay::{Csv, Index, JsonLines};
+
+    use super::*;
+
+    fn gzip(content: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(content).expect("memory takes it");
+        encoder.finish().expect("memory takes it")
+    }
+
+    fn lines(ids: Range<i64>) -> Vec<u8> {
+        let line = |id: i64| {
+            let list: Vec<i64> = (0..id % 3).collect();
+            let score = if id % 5 == 0 { "null".to_owned() } else { format!("{id}.5") };
+            format!(
+                "{{\"id\": {id}, \"name\": \"sample \\\"{id}\\\" \\u00e4\", \"list\": {list:?}, \"vector\": [{id}, 0.5], \
+                 \"at\": {{\"x\": {id}, \"flag\": {}}}, \"score\": {score}}}\n",
+                id % 2 == 0
+            )
+        };
+        ids.map(line).collect::<String>().into_bytes()
+    }
+
+    fn table(ids: Range<i64>, delimiter: char) -> Vec<u8> {
+        let row = |id: i64| {
+            let score = if id % 5 == 0 { String::new() } else { format!("{id}.5") };
+            [
+                id.to_string(),
+                format!("\"sample {id},\n\t\"\"second\"\" line\""),
+                score,
+                format!("2024-01-{:02}", id % 28 + 1),
+            ]
+            .join(&delimiter.to_string())
+        };
+        let heading = ["id", "name", "score", "day"].join(&delimiter.to_string());
+        std::iter::once(heading).chain(ids.map(row)).map(|row| row + "\r\n").collect::<String>().into_bytes()
+    }
+
+    #[test]
+    fn lines_are_read_as_they_were_written() -> Result<()> {
+        let plain = lines(0..12);
+        let mut shards = vec![("a.jsonl", plain.clone()), ("a.ndjson.gz", gzip(&plain))];
+        #[cfg(feature = "zstd")]
+        shards.push(("a.jsonl.zst", zstd::encode_all(&plain[..], 1).expect("memory takes it")));
+        for (name, shard) in shards {
+            let dataset = Dataset::open(put(name, shard))?;
+            let declared = dataset.columns([
+                int64("id"),
+                bytes("name"),
+                Column::new("list", Dtype::I32, Shape::Ragged(vec![])),
+                float32("vector").fixed([2]),
+                float32("at.x"),
+                Column::new("at.flag", Dtype::Bool, Shape::Scalar),
+                float32("score").or(Missing::Float(-1.0)),
+                Column::new("score.is_present", Dtype::Bool, Shape::Scalar),
+                int64("elsewhere").or(Missing::Int(7)),
+            ]);
+            let read = watched(move || -> Result<_> {
+                let mut loader = declared.pad("list", forebay::Pad::longest()).batch(12).loader().build()?;
+                let batch = loader.epoch(0).next().expect("twelve rows")?;
+                let names: Vec<Vec<u8>> = batch.bytes("name")?.map(<[u8]>::to_vec).collect();
+                Ok((
+                    names,
+                    batch.values::<f32>("vector")?.into_owned(),
+                    batch.values::<f32>("at.x")?.into_owned(),
+                    batch.values::<f32>("score")?.into_owned(),
+                    batch.values::<i64>("elsewhere")?.into_owned(),
+                ))
+            })?;
+            assert_eq!(read.0[7], "sample \"7\" ä".as_bytes(), "{name}");
+            assert_eq!(read.1[6..8], [3.0, 0.5]);
+            assert_eq!(read.2, (0..12).map(|id| id as f32).collect::<Vec<_>>());
+            assert_eq!(read.3[4..7], [4.5, -1.0, 6.5]);
+            assert_eq!(read.4, [7; 12]);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn columns_are_inferred_from_the_first_rows() -> Result<()> {
+        let names = |url: String| {
+            watched(move || -> Result<Vec<String>> {
+                let mut loader = Dataset::open(url)?.batch(1).loader().on_bad_record(Skip::up_to(5)).build()?;
+                let batch = loader.epoch(0).next().expect("a row")?;
+                let mut names: Vec<String> = batch.names().map(str::to_owned).collect();
+                names.sort_unstable();
+                Ok(names)
+            })
+        };
+        let lines =
+            b"{\"b\": 1, \"a\": {\"x\": 0.5, \"y\": \"text\"}}\n{\"b\": 2, \"a\": {\"x\": 1, \"y\": \"t\"}}\n".to_vec();
+        assert_eq!(names(put("a.jsonl", lines))?, ["a.x", "a.y", "b"]);
+        assert_eq!(names(put("a.csv", table(1..4, ',')))?, ["day", "id", "name", "score"]);
+        Ok(())
+    }
+
+    #[test]
+    fn tables_are_read_as_they_were_written() -> Result<()> {
+        let mut shards = vec![
+            ("a.csv", table(0..12, ','), Csv::new()),
+            ("a.tsv", table(0..12, '\t'), Csv::new()),
+            ("a.txt", table(0..12, ';'), Csv::new().delimiter(b';')),
+            ("a.csv.gz", gzip(&table(0..12, ',')), Csv::new()),
+            ("marked.csv", [&b"\xef\xbb\xbf"[..], &table(0..12, ',')].concat(), Csv::new()),
+        ];
+        #[cfg(feature = "zstd")]
+        shards.push(("a.tsv.zst", zstd::encode_all(&table(0..12, '\t')[..], 1).expect("memory takes it"), Csv::new()));
+        for (name, shard, options) in shards {
+            let dataset = Dataset::open_with(put(name, shard), options)?.columns([
+                int64("id"),
+                bytes("name"),
+                float32("score").or(Missing::Float(-1.0)),
+                int64("day"),
+            ]);
+            let read = watched(move || -> Result<_> {
+                let mut loader = dataset.batch(12).loader().build()?;
+                let batch = loader.epoch(0).next().expect("twelve rows")?;
+                let names: Vec<Vec<u8>> = batch.bytes("name")?.map(<[u8]>::to_vec).collect();
+                let days = batch.values::<i64>("day")?.into_owned();
+                Ok((batch.values::<i64>("id")?.into_owned(), names, batch.values::<f32>("score")?.into_owned(), days))
+            })?;
+            assert_eq!(read.0, (0..12).collect::<Vec<_>>(), "{name}");
+            assert_eq!(read.1[7], b"sample 7,\n\t\"second\" line", "{name}");
+            assert_eq!(read.2[4..7], [4.5, -1.0, 6.5]);
+            assert_eq!(read.3[0], 19_723, "days since 1970");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn shards_whose_columns_come_in_another_order_are_one_table() -> Result<()> {
+        let urls =
+            put_all(&["0.csv", "1.csv"], vec![b"id,x\n0,5\n1,6\n".to_vec(), b"other,x,id\na,7,2\n,8,3".to_vec()]);
+        assert_eq!(whole(Dataset::open(urls)?.columns([int64("id"), int64("x")]).batch(3).loader()), [0, 1, 2, 3]);
+        let plain = Dataset::open_with(put("a.csv", "0,a\n1,b\n"), Csv::new().without_header())?;
+        let renamed = plain
+            .columns([int64("column_1")])
+            .map("id", [int64("id")], |_, row, out| out.set("id", row.get::<i64>("column_1")?));
+        assert_eq!(whole(renamed.batch(2).loader()), [0, 1]);
+        Ok(())
+    }
+
+    #[test]
+    fn order_and_state_are_kept() -> Result<()> {
+        let urls = put_all(
+            &["0.jsonl", "1.jsonl.gz", "2.jsonl", "3.jsonl"],
+            vec![lines(0..10), gzip(&lines(10..13)), b"\n".to_vec(), lines(13..41)],
+        );
+        keeps_its_promises(&Dataset::open(urls)?.columns([int64("id"), bytes("name")]), 41);
+        let urls = put_all(
+            &["0.csv", "1.csv.gz", "2.csv"],
+            vec![table(0..10, ','), gzip(&table(10..17, ',')), table(17..41, ',')],
+        );
+        keeps_its_promises(&Dataset::open(urls)?.columns([int64("id"), bytes("name")]), 41);
+        let plain = put_all(&["0.jsonl", "1.jsonl"], vec![lines(0..20), lines(20..41)]);
+        keeps_its_promises(&Dataset::open(plain)?.columns([int64("id")]), 41);
+        Ok(())
+    }
+
+    #[test]
+    fn a_bad_line_is_a_bad_record_with_its_place() -> Result<()> {
+        let bad: [(&str, ErrorKind); 7] = [
+            ("{\"id\": 7", ErrorKind::Corrupt),
+            ("{\"id\": \"seven\"}", ErrorKind::Corrupt),
+            ("{\"id\": 7} {\"id\": 8}", ErrorKind::Corrupt),
+            ("{\"id\": 7}}", ErrorKind::Corrupt),
+            ("seven", ErrorKind::Corrupt),
+            ("{}", ErrorKind::Schema),
+            ("{\"id\": null}", ErrorKind::Schema),
+        ];
+        for (line, kind) in bad {
+            let mut rows: Vec<String> = (0..12).map(|id| format!("{{\"id\": {id}}}")).collect();
+            rows[7] = line.into();
+            let text = rows.join("\n").into_bytes();
+            let offset = rows[..7].iter().map(|row| row.len() as u64 + 1).sum();
+            check_place("a.jsonl", text.clone(), (7, offset), kind, line)?;
+            check_place("a.jsonl.gz", gzip(&text), (7, offset), kind, line)?;
+        }
+        for (line, kind) in [
+            ("7", ErrorKind::Corrupt),
+            ("7,8,9", ErrorKind::Corrupt),
+            ("seven,8", ErrorKind::Corrupt),
+            (",8", ErrorKind::Schema),
+        ] {
+            let mut rows: Vec<String> = (0..12).map(|id| format!("{id},\"a\nb\"")).collect();
+            rows[7] = line.into();
+            let text = format!("id,x\n{}\n", rows.join("\n")).into_bytes();
+            let offset = 5 + rows[..7].iter().map(|row| row.len() as u64 + 1).sum::<u64>();
+            check_place("a.csv", text.clone(), (7, offset), kind, line)?;
+            check_place("a.csv.gz", gzip(&text), (7, offset), kind, line)?;
+        }
+        Ok(())
+    }
+
+    fn check_place(name: &str, text: Vec<u8>, at: (u64, u64), kind: ErrorKind, line: &str) -> Result<()> {
+        let url = put(name, text);
+        let dataset = Dataset::open(url.clone())?.columns([int64("id")]);
+        for scheduler in [Scheduler::single_threaded(), Scheduler::threads(3)] {
+            let (ids, error) = ids_of(dataset.batch(7).loader().scheduler(scheduler))?;
+            let error = error.unwrap_or_else(|| panic!("{line}: no error"));
+            let place = error.place();
+            assert_eq!(ids, (0..7).collect::<Vec<_>>(), "{line}: {error}");
+            assert_eq!((place.record, place.byte_offset), (Some(at.0), Some(at.1)), "{line}: {error}");
+            assert_eq!((place.url.as_deref(), error.kind()), (Some(&*url), kind), "{line}: {error}");
+        }
+        let (ids, error) = ids_of(dataset.batch(2).loader().on_bad_record(Skip::up_to(1)))?;
+        assert_eq!((ids, error.map(|e| e.to_string())), ((0..12).filter(|id| *id != 7).collect(), None), "{line}");
+        Ok(())
+    }
+
+    #[test]
+    fn an_open_quote_is_one_bad_record_that_takes_the_rest() -> Result<()> {
+        let url = put("a.csv", "id,x\n0,a\n1,\"b\n2,c\n");
+        let dataset = Dataset::open(url)?.columns([int64("id"), bytes("x")]).batch(1);
+        let (ids, error) = ids_of(dataset.loader())?;
+        let error = error.expect("the quote is not closed");
+        assert_eq!((ids, error.place().record, error.place().byte_offset), (vec![0], Some(1), Some(9)), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn damage_ends_in_errors() {
+        let columns = [int64("id"), bytes("name").optional(), float32("score").optional()];
+        survives_damage(&lines(0..6), "a.jsonl", &JsonLines::new().into(), &columns);
+        survives_damage(&lines(0..6), "a.jsonl", &JsonLines::new().into(), &[]);
+        survives_damage(&table(0..6, ','), "a.csv", &Csv::new().into(), &columns);
+        survives_damage(&table(0..6, ','), "a.csv", &Csv::new().into(), &[]);
+        survives_damage(&gzip(&lines(0..6)), "a.jsonl", &JsonLines::new().into(), &columns);
+    }
+
+    #[test]
+    fn another_format_or_nothing_says_so() -> Result<()> {
+        let error = ids_of(Dataset::open_with(put("a", table(0..3, ',')), JsonLines::new())?.batch(1).loader());
+        let error = error.expect_err("a table is no JSON");
+        assert!(error.to_string().contains("no JSON") && error.place().record == Some(0), "{error}");
+        let error = ids_of(Dataset::open(put("a.jsonl", ""))?.batch(1).loader()).expect_err("nothing");
+        assert!(error.to_string().contains("no row to infer columns from"), "{error}");
+        let error = ids_of(Dataset::open(put("a.csv", "id,x\n"))?.columns([int64("id")]).batch(1).loader());
+        assert!(error.expect_err("a header alone").to_string().contains("no rows"));
+        let error = ids_of(Dataset::open(put("a.csv", "id,x\n1,2\n"))?.columns([int64("y")]).batch(1).loader());
+        let error = error.expect_err("no such column");
+        assert!(error.to_string().contains("there are id, x"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn where_rows_start_is_kept_beside_other_indexes() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let shard = folder.path().join("a.jsonl");
+        std::fs::write(&shard, lines(0..10)).expect("a file");
+        let dataset = Dataset::open(shard.display().to_string())?.columns([int64("id")]).batch(5);
+        let indexes = folder.path().join("index");
+        let loader = || dataset.loader().index_dir(indexes.clone()).index(Index::Auto);
+        assert_eq!(whole(loader()).len(), 10);
+        assert_eq!(std::fs::read_dir(&indexes).expect("a folder").count(), 1);
+        assert_eq!(whole(loader()).len(), 10);
+        // A shard that was written again is read again.
+        std::fs::write(&shard, lines(0..20)).expect("a file");
+        assert_eq!(whole(loader()).len(), 20);
+        Ok(())
+    }
+}
