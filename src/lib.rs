@@ -81,7 +81,9 @@ pub mod testing;
 pub mod transform;
 
 pub use batch::{Batch, Origin, Pad};
-pub use dataset::{ArrowIpc, Context, Csv, Dataset, Format, JsonLines, Row, RowWriter, RowsWriter, TfRecord, Urls};
+pub use dataset::{
+    ArrowIpc, Context, Csv, Dataset, Format, ImageFolder, JsonLines, Row, RowWriter, RowsWriter, Tar, TfRecord, Urls,
+};
 pub use device::Device;
 #[cfg(feature = "cuda")]
 pub use device::init_cuda;

@@ -26,6 +26,10 @@ pub enum Format {
     JsonLines(JsonLines),
     /// Rows of fields: `.csv`, `.tsv`. Needs the feature `text`.
     Csv(Csv),
+    /// Archives in the convention of WebDataset: `.tar`. Needs the feature `tar`.
+    Tar(Tar),
+    /// A folder of image files, to be stated.
+    Images(ImageFolder),
 }
 
 impl Format {
@@ -38,6 +42,7 @@ impl Format {
             "arrow" | "arrows" | "feather" | "ipc" => Some(Self::ArrowIpc(ArrowIpc::new())),
             "jsonl" | "ndjson" => Some(Self::JsonLines(JsonLines::new())),
             "csv" | "tsv" => Some(Self::Csv(Csv::new())),
+            "tar" | "tgz" => Some(Self::Tar(Tar::new())),
             _ => None,
         }
     }
@@ -49,6 +54,8 @@ impl Format {
             Self::ArrowIpc(_) => "Arrow IPC",
             Self::JsonLines(_) => "JSON Lines",
             Self::Csv(_) => "CSV",
+            Self::Tar(_) => "tar",
+            Self::Images(_) => "images",
         }
     }
 
@@ -59,6 +66,8 @@ impl Format {
             Self::ArrowIpc(options) => options,
             Self::JsonLines(options) => options,
             Self::Csv(options) => options,
+            Self::Tar(options) => options,
+            Self::Images(options) => options,
         }
     }
 
@@ -67,7 +76,9 @@ impl Format {
         match self {
             Self::TfRecord(options) if options.records => "records".into(),
             Self::Csv(options) => options.mark(),
-            Self::TfRecord(_) | Self::ArrowIpc(_) | Self::JsonLines(_) => String::new(),
+            Self::TfRecord(_) | Self::ArrowIpc(_) | Self::JsonLines(_) | Self::Tar(_) | Self::Images(_) => {
+                String::new()
+            }
         }
     }
 
@@ -146,6 +157,105 @@ impl From<JsonLines> for Format {
 impl From<Csv> for Format {
     fn from(options: Csv) -> Self {
         Self::Csv(options)
+    }
+}
+
+impl From<Tar> for Format {
+    fn from(options: Tar) -> Self {
+        Self::Tar(options)
+    }
+}
+
+/// How tar archives are read: in the convention of WebDataset. Plain, gzip and zstd are told apart by content; of a compressed archive nothing can be read
+/// alone, so it is one block.
+///
+/// Members that follow each other with one key are a sample; the key is a name up to the first dot of its last part, the column what is behind that dot, in
+/// lower case. A column is bytes, or, where a number is declared, what the member spells in ASCII. `__key__` is the key.
+///
+/// # Memory
+/// Bytes are views into the block that was read.
+///
+/// # Example
+/// ```
+/// # #[cfg(feature = "tar")] {
+/// use forebay::{Dataset, bytes, int64, store::Store};
+///
+/// let mut archive = tar::Builder::new(Vec::new());
+/// for (name, content) in [("0.jpg", "a picture"), ("0.cls", "7"), ("1.jpg", "another"), ("1.cls", "9")] {
+///     let mut header = tar::Header::new_gnu();
+///     header.set_size(content.len() as u64);
+///     archive.append_data(&mut header, name, content.as_bytes())?;
+/// }
+/// Store::memory_put("memory://docs-tar/train.tar", archive.into_inner()?.into())?;
+///
+/// let dataset = Dataset::open("memory://docs-tar/train.tar")?.columns([bytes("jpg"), int64("cls")]).batch(2);
+/// let mut loader = dataset.loader().build()?;
+/// let batch = loader.epoch(0).next().expect("two samples are a batch")?;
+/// assert_eq!(*batch.values::<i64>("cls")?, [7, 9]);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Tar {}
+
+impl Tar {
+    /// Samples by the names of members.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl fmt::Display for Tar {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
+    }
+}
+
+impl From<ImageFolder> for Format {
+    fn from(options: ImageFolder) -> Self {
+        Self::Images(options)
+    }
+}
+
+/// How a folder of images is read: each file whose name ends like an image's is a row; others are left out.
+///
+/// | column | |
+/// |---|---|
+/// | `image: bytes` | the file |
+/// | `label: i64` | the number of its class, in the order of names: that of the folder right below the one that all files lie in. 0 where there are no folders |
+/// | `path: bytes` | its name below the folder that all files lie in |
+///
+/// Classes are those of the files listed: list all of them, with `photos/` rather than `photos/cat*`, for the same numbers every time.
+///
+/// # Example
+/// ```
+/// use forebay::{Dataset, ImageFolder, store::Store};
+///
+/// for name in ["cat/0.png", "cat/1.png", "dog/0.png"] {
+///     Store::memory_put(&format!("memory://docs-images/photos/{name}"), "a picture".into())?;
+/// }
+/// let dataset = Dataset::open_with("memory://docs-images/photos/", ImageFolder::new())?.batch(3);
+/// let mut loader = dataset.loader().build()?;
+/// let batch = loader.epoch(0).next().expect("three files are a batch")?;
+/// assert_eq!(*batch.values::<i64>("label")?, [0, 0, 1]);
+/// assert_eq!(batch.bytes("path")?.last(), Some(&b"dog/0.png"[..]));
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct ImageFolder {}
+
+impl ImageFolder {
+    /// A row a file.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl fmt::Display for ImageFolder {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
     }
 }
 

@@ -122,6 +122,37 @@ impl<R: Reading> Cut<R> {
     }
 }
 
+/// A window over a shard, for headers with content between them that is not wanted.
+pub(super) struct Window<'a> {
+    store: &'a Store,
+    object: &'a Object,
+    /// Bytes that are read at once: headers that lie nearer to each other share a read.
+    most: u64,
+    start: u64,
+    bytes: Bytes,
+}
+
+impl<'a> Window<'a> {
+    pub(super) fn new(store: &'a Store, object: &'a Object, most: u64) -> Self {
+        Self { store, object, most, start: 0, bytes: Bytes::new() }
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.object.size
+    }
+
+    /// These bytes, or as many of them as there are.
+    pub(super) async fn get(&mut self, range: Range<u64>) -> Result<Bytes> {
+        let end = range.end.min(self.object.size);
+        if range.start < self.start || end > self.start + self.bytes.len() as u64 {
+            let end = end.max(range.start.saturating_add(self.most).min(self.object.size));
+            self.bytes = self.store.read(self.object, range.start..end).await?;
+            self.start = range.start;
+        }
+        Ok(self.bytes.slice((range.start - self.start) as usize..(end - self.start) as usize))
+    }
+}
+
 /// One row that holds nothing, for a record that cannot be found.
 pub(super) fn placeholder(columns: &[Column]) -> Result<RecordBatch> {
     let nothing: ArrayRef = std::sync::Arc::new(NullArray::new(1));
@@ -165,6 +196,7 @@ impl<R: Reading> Source for Cut<R> {
             first_record: self.catalog.record_of(block),
             offset,
             starts,
+            files: Vec::new(),
         };
         let last = block + 1 == self.catalog.blocks() || self.catalog.shard_of(block + 1) != shard;
         if let Some(damage) = self.damage.get(&shard).filter(|_| last) {

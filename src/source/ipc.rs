@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::carry::Carrier;
-use super::cut::{Block, Blocks, Cut, Parsed, Reading, row_bytes};
+use super::cut::{Block, Blocks, Cut, Parsed, Reading, Window, row_bytes};
 use super::open::{Opened, Opening, Wanted};
 use super::tfrecord::INDEXING;
 use crate::dataset::ArrowIpc;
@@ -155,29 +155,8 @@ async fn of_file(store: &Store, object: &Object, limit: usize) -> Result<Layout>
     Ok(Layout { schema: footer.schema, version: footer.version, dictionaries, batches, damage: None })
 }
 
-/// A window over the beginnings of messages.
-struct Window<'a> {
-    store: &'a Store,
-    object: &'a Object,
-    start: u64,
-    bytes: Bytes,
-}
-
-impl Window<'_> {
-    /// These bytes, or as many as there are.
-    async fn get(&mut self, range: Range<u64>) -> Result<Bytes> {
-        let end = range.end.min(self.object.size);
-        if range.start < self.start || end > self.start + self.bytes.len() as u64 {
-            let end = end.max(range.start.saturating_add(WINDOW_BYTES).min(self.object.size));
-            self.bytes = self.store.read(self.object, range.start..end).await?;
-            self.start = range.start;
-        }
-        Ok(self.bytes.slice((range.start - self.start) as usize..(end - self.start) as usize))
-    }
-}
-
 async fn of_stream(store: &Store, object: &Object, limit: usize) -> Result<Layout> {
-    let mut window = Window { store, object, start: 0, bytes: Bytes::new() };
+    let mut window = Window::new(store, object, WINDOW_BYTES);
     let mut at = 0;
     let mut layout: Option<Layout> = None;
     while at < object.size {
@@ -220,7 +199,7 @@ fn out_of_place(what: &str, extent: &Extent) -> Error {
 
 /// The message at an offset; none at the end of the stream.
 async fn next_message(window: &mut Window<'_>, at: u64, limit: usize) -> Result<Option<(Extent, Message)>> {
-    let size = window.object.size;
+    let size = window.size();
     let located = |error: Error| error.byte_offset(at);
     let cut =
         |what: &str| located(Error::corrupt(format!("ends inside a message's {what}")).advice("write the shard again"));

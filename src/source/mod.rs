@@ -3,11 +3,14 @@
 pub(crate) mod carry;
 mod checksum;
 mod cut;
+mod images;
 mod ipc;
 mod memory;
 pub(crate) mod open;
 #[cfg(any(feature = "text", feature = "tar"))]
 mod rows;
+#[cfg(feature = "tar")]
+mod tar;
 #[cfg(feature = "text")]
 mod text;
 pub(crate) mod tfrecord;
@@ -120,16 +123,28 @@ pub struct Decoded {
 pub(crate) struct RecordPlaces {
     pub(crate) url: Arc<str>,
     pub(crate) first_record: u64,
-    /// Offset of the block, and of each row's record behind it.
+    /// Offset of the block, and of each row's record behind it; none where rows have no place of their own within the block.
     pub(crate) offset: u64,
     pub(crate) starts: Vec<u32>,
+    /// The file of each row, where rows are whole files.
+    pub(crate) files: Vec<Arc<str>>,
 }
 
 impl RecordPlaces {
+    /// A row's shard, its record there, and the record's offset.
+    pub(crate) fn of(&self, row: usize) -> (Arc<str>, u64, Option<u64>) {
+        if let Some(file) = self.files.get(row) {
+            return (file.clone(), 0, None);
+        }
+        let offset = self.offset + u64::from(self.starts.get(row).copied().unwrap_or(0));
+        (self.url.clone(), self.first_record + row as u64, Some(offset))
+    }
+
     /// Adds a row's place to an error.
     pub(crate) fn locate(&self, row: usize, error: Error) -> Error {
-        let offset = self.offset + u64::from(self.starts.get(row).copied().unwrap_or(0));
-        error.url(self.url.clone()).record(self.first_record + row as u64).byte_offset(offset)
+        let (url, record, offset) = self.of(row);
+        let error = error.url(url).record(record);
+        if let Some(offset) = offset { error.byte_offset(offset) } else { error }
     }
 }
 

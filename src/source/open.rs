@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+#[cfg(feature = "tar")]
+use super::tar;
 #[cfg(feature = "text")]
 use super::text;
-use super::{Arriving, Source, ipc, tfrecord};
+use super::{Arriving, Source, images, ipc, tfrecord};
 use crate::dataset::files::Format;
 use crate::error::{Error, Result};
 use crate::schema::Column;
@@ -110,6 +112,11 @@ pub(crate) async fn open(store: Store, format: Option<Format>, wanted: Wanted) -
     match format {
         Format::TfRecord(options) => tfrecord::open(store, objects, options, wanted).await,
         Format::ArrowIpc(options) => ipc::open(store, objects, options, wanted).await,
+        Format::Images(options) => images::open(store, objects, options, wanted).await,
+        #[cfg(feature = "tar")]
+        Format::Tar(options) => tar::open(store, objects, options, wanted).await,
+        #[cfg(not(feature = "tar"))]
+        Format::Tar(_) => Err(without("tar archives", "tar")),
         #[cfg(feature = "text")]
         Format::JsonLines(options) => text::open_json(store, objects, options, wanted).await,
         #[cfg(feature = "text")]

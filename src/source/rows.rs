@@ -12,6 +12,7 @@ use crate::format::tfrecord::{Fingerprint, matches};
 use crate::store::{Object, Store};
 
 /// Finds rows in the pieces of a shard.
+#[cfg(feature = "text")]
 pub(super) trait Scan: Send + 'static {
     /// Takes the next piece.
     fn feed(&mut self, piece: &[u8]);
@@ -85,7 +86,7 @@ impl Shelf {
     }
 
     /// What is kept of this version of the shard.
-    fn look(&self, object: &Object) -> Option<RowIndex> {
+    pub(super) fn look(&self, object: &Object) -> Option<RowIndex> {
         let stored = std::fs::read(self.path(object)?).ok()?;
         self.parse(&stored, &fingerprint(object))
     }
@@ -137,7 +138,7 @@ impl Shelf {
     }
 
     /// Stores an index where it can; where not, the next run builds it again.
-    fn save(&self, object: &Object, index: &RowIndex) {
+    pub(super) fn save(&self, object: &Object, index: &RowIndex) {
         if let Some((path, bytes)) = self.path(object).zip(self.bytes(object, index)) {
             _ = write_whole(&path, bytes);
         }
@@ -169,6 +170,7 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
 ///
 /// # Memory
 /// 8 bytes a row; a compressed shard as a whole, which must fit `limit`.
+#[cfg(feature = "text")]
 pub(super) async fn rows_of<S: Scan>(
     store: &Store,
     object: &Object,

@@ -175,7 +175,7 @@ impl Common {
         };
         let bad = bad.into_iter().map(|(row, error)| (row, place(row, error, framed.payloads[row].start))).collect();
         let starts = framed.payloads.iter().map(|payload| payload.start.saturating_sub(HEADER_BYTES) as u32).collect();
-        let places = RecordPlaces { url: url.clone(), first_record: record, offset, starts };
+        let places = RecordPlaces { url: url.clone(), first_record: record, offset, starts, files: Vec::new() };
         Ok(Decoded { rows, bad, places: Some(places), checksums })
     }
 

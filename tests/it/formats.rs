@@ -107,13 +107,13 @@ fn survives_damage(stored: &[u8], name: &str, format: &Format, columns: &[Column
             Ok(rows)
         })
     };
-    for length in (0..stored.len()).step_by(1 + stored.len() / 400) {
+    for length in (0..stored.len()).step_by(1 + stored.len() / 250) {
         if let Err(error) = run(stored[..length].to_vec()) {
             assert_ne!(error.kind(), ErrorKind::Panicked, "cut to {length}: {error}");
         }
     }
     let mut state = 1u64;
-    for _ in 0..400 {
+    for _ in 0..250 {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let (at, bit) = ((state >> 20) as usize % stored.len(), (state >> 60) as u8 % 8);
         let mut content = stored.to_vec();
@@ -579,6 +579,258 @@ mod text {
         // A shard that was written again is read again.
         std::fs::write(&shard, lines(0..20)).expect("a file");
         assert_eq!(whole(loader()).len(), 20);
+        Ok(())
+    }
+}
+
+#[cfg(feature = "tar")]
+mod tar_archives {
+    use std::io::Write as _;
+
+    use forebay::Tar;
+
+    use super::*;
+
+    fn archive(members: &[(String, Vec<u8>)]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, content) in members {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, name, &content[..]).expect("memory takes it");
+        }
+        builder.into_inner().expect("memory takes it")
+    }
+
+    fn members(ids: Range<i64>) -> Vec<(String, Vec<u8>)> {
+        let sample = |id: i64| {
+            let folder = if id % 4 == 0 { "a rather long folder name/".repeat(6) } else { "train/".to_owned() };
+            let mut members = vec![
+                (format!("{folder}{id:06}.jpg"), vec![id as u8; (id * 97 % 1500) as usize]),
+                (format!("{folder}{id:06}.id"), format!("{id}\n").into_bytes()),
+            ];
+            if id % 5 != 0 {
+                members.push((format!("{folder}{id:06}.JSON"), format!("{{\"id\": {id}}}").into_bytes()));
+            }
+            members
+        };
+        ids.flat_map(sample).collect()
+    }
+
+    fn shard(ids: Range<i64>) -> Vec<u8> {
+        archive(&members(ids))
+    }
+
+    fn gzip(content: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(content).expect("memory takes it");
+        encoder.finish().expect("memory takes it")
+    }
+
+    #[test]
+    fn samples_are_read_as_they_were_written() -> Result<()> {
+        let mut shards =
+            vec![("a.tar", shard(0..12)), ("a.tar.gz", gzip(&shard(0..12))), ("a.tgz", gzip(&shard(0..12)))];
+        #[cfg(feature = "zstd")]
+        shards.push(("a.tar.zst", zstd::encode_all(&shard(0..12)[..], 1).expect("memory takes it")));
+        for (name, shard) in shards {
+            let dataset = Dataset::open(put(name, shard))?.batch(12);
+            let read = watched(move || -> Result<_> {
+                let mut loader = dataset.loader().build()?;
+                let batch = loader.epoch(0).next().expect("twelve samples")?;
+                let bytes =
+                    |name: &str| -> Result<Vec<Vec<u8>>> { Ok(batch.bytes(name)?.map(<[u8]>::to_vec).collect()) };
+                Ok((bytes("__key__")?, bytes("jpg")?, bytes("id")?, bytes("json")?))
+            })?;
+            assert_eq!(
+                (&read.0[1][..], &read.1[2][..], &read.2[3][..]),
+                (&b"train/000001"[..], &[2; 194][..], &b"3\n"[..])
+            );
+            assert_eq!((&read.3[5][..], &read.3[6][..]), (&b""[..], &b"{\"id\": 6}"[..]), "{name}");
+            assert!(read.0[4].starts_with(b"a rather long"));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn order_and_state_are_kept() -> Result<()> {
+        let urls = put_all(&["0.tar", "1.tar.gz", "2.tar"], vec![shard(0..10), gzip(&shard(10..13)), shard(13..41)]);
+        keeps_its_promises(&Dataset::open(urls)?.columns([int64("id"), bytes("jpg")]), 41);
+        let plain = put_all(&["0.tar", "1.tar"], vec![shard(0..20), shard(20..41)]);
+        keeps_its_promises(&Dataset::open(plain)?.columns([int64("id"), bytes("__key__")]), 41);
+        Ok(())
+    }
+
+    #[test]
+    fn a_bad_sample_is_a_bad_record_with_its_place() -> Result<()> {
+        let cases: [(&str, Option<&[u8]>, &str); 3] = [
+            ("jpg", None, "has no member .jpg"),
+            ("id", Some(b"seven"), "is no integer"),
+            ("id", Some(b"7.5"), "is no integer"),
+        ];
+        for (column, content, words) in cases {
+            let name = format!("train/000007.{column}");
+            let mut members = members(0..12);
+            let at = members.iter().position(|(member, _)| *member == name).expect("it is there");
+            match content {
+                None => _ = members.remove(at),
+                Some(content) => members[at].1 = content.to_vec(),
+            }
+            let offset = shard(0..7).len() as u64 - 1024;
+            for (name, shard) in [("a.tar", archive(&members)), ("a.tar.gz", gzip(&archive(&members)))] {
+                let url = put(name, shard);
+                let dataset = Dataset::open(url.clone())?.columns([int64("id"), bytes("jpg")]);
+                let (ids, error) = ids_of(dataset.batch(7).loader())?;
+                let error = error.unwrap_or_else(|| panic!("{words}: no error"));
+                let place = error.place();
+                assert_eq!((ids.len(), place.record, place.byte_offset), (7, Some(7), Some(offset)), "{error}");
+                assert!(error.to_string().contains(words) && place.url.as_deref() == Some(&*url), "{error}");
+                let (ids, error) = ids_of(dataset.batch(2).loader().on_bad_record(Skip::up_to(1)))?;
+                assert_eq!((ids, error.is_none()), ((0..12).filter(|id| *id != 7).collect(), true));
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_archive_that_breaks_off_gives_what_is_before() -> Result<()> {
+        for packed in [false, true] {
+            let mut stored = shard(1..12);
+            // In the header of the last member of the seventh sample.
+            stored.truncate(shard(1..8).len() - 1024 - 600);
+            let stored = if packed { gzip(&stored) } else { stored };
+            let dataset = Dataset::open(put("a.tar", stored))?.columns([int64("id")]).batch(6);
+            let (ids, error) = ids_of(dataset.loader())?;
+            let error = error.expect("it breaks off");
+            assert_eq!(ids, (1..7).collect::<Vec<_>>(), "{error}");
+            assert_eq!((error.kind(), error.place().record), (ErrorKind::Corrupt, Some(6)), "{error}");
+            assert!(
+                error.to_string().contains("ends inside a header") && error.place().byte_offset.is_some(),
+                "{error}"
+            );
+            let (ids, error) = ids_of(dataset.loader().on_bad_record(Skip::up_to(1)))?;
+            assert_eq!((ids.len(), error.map(|e| e.to_string())), (6, None));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn damage_ends_in_errors() {
+        let columns = [int64("id"), bytes("jpg")];
+        survives_damage(&shard(1..5), "a.tar", &Tar::new().into(), &columns);
+        survives_damage(&shard(1..5), "a.tar", &Tar::new().into(), &[]);
+        survives_damage(&gzip(&shard(1..5)), "a.tar", &Tar::new().into(), &columns);
+    }
+
+    #[test]
+    fn what_is_no_archive_or_empty_says_so() -> Result<()> {
+        let build = |content: &[u8], columns: &[Column]| {
+            let dataset = Dataset::open_with(put("a", content), Tar::new()).expect("a pattern").batch(1);
+            let dataset = if columns.is_empty() { dataset } else { dataset.columns(columns.to_vec()).batch(1) };
+            ids_of(dataset.loader()).expect_err("nothing to read").to_string()
+        };
+        assert!(build(&[b'x'; 2000], &[]).contains("checksum"));
+        assert!(build(b"", &[]).contains("no sample to infer columns from"));
+        assert!(build(&[0; 1024], &[]).contains("no sample to infer columns from"));
+        let list = [float32("id").ragged()];
+        let dataset = Dataset::open(put("a.tar", shard(0..3)))?.columns(list).batch(1);
+        assert!(ids_of(dataset.loader()).expect_err("a list").to_string().contains(".raw("));
+        Ok(())
+    }
+
+    #[test]
+    fn a_column_twice_in_a_sample_is_bad() -> Result<()> {
+        let twice = vec![("0.id".to_owned(), b"1".to_vec()), ("0.id".to_owned(), b"2".to_vec())];
+        let dataset = Dataset::open(put("a.tar", archive(&twice)))?.columns([int64("id")]).batch(1);
+        let (_, error) = ids_of(dataset.loader())?;
+        assert!(error.expect("two of one name").to_string().contains("two members .id"));
+        Ok(())
+    }
+}
+
+mod images {
+    use forebay::{Image, ImageFolder};
+
+    use super::*;
+
+    fn picture(id: u8) -> Vec<u8> {
+        let pixels = image::RgbImage::from_fn(6, 4, |x, y| image::Rgb([id, x as u8, y as u8]));
+        let mut encoded = std::io::Cursor::new(Vec::new());
+        pixels.write_to(&mut encoded, image::ImageFormat::Png).expect("memory takes it");
+        encoded.into_inner()
+    }
+
+    /// Pictures in three folders, with a file of another kind between them.
+    fn folder(spoil: impl Fn(usize, Vec<u8>) -> Vec<u8>) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        for id in 0..41 {
+            let class = folder.path().join("photos & more").join(["ape", "bee", "cat"][id * 3 / 41]);
+            std::fs::create_dir_all(&class).expect("a folder");
+            std::fs::write(class.join(format!("{id:02}.PNG")), spoil(id, picture(id as u8))).expect("a file");
+            std::fs::write(class.join("notes.txt"), "none").expect("a file");
+        }
+        folder
+    }
+
+    fn open(folder: &tempfile::TempDir) -> Dataset {
+        Dataset::open_with(folder.path().join("photos & more").display().to_string(), ImageFolder::new())
+            .expect("a folder")
+    }
+
+    #[test]
+    fn files_are_rows_with_the_number_of_their_folder() -> Result<()> {
+        let folder = folder(|_, content| content);
+        let dataset = open(&folder).image("image", Image::rgb().resize(4, 6)).batch(41);
+        let (labels, paths, pixels, notes) = watched(move || -> Result<_> {
+            let mut loader = dataset.loader().build()?;
+            let batch = loader.epoch(0).next().expect("a batch")?;
+            let paths: Vec<Vec<u8>> = batch.bytes("path")?.map(<[u8]>::to_vec).collect();
+            let pixels = batch.values::<u8>("image")?.into_owned();
+            Ok((batch.values::<i64>("label")?.into_owned(), paths, pixels, loader.report().to_string()))
+        })?;
+        assert_eq!(labels, (0..41).map(|id| id * 3 / 41).collect::<Vec<_>>());
+        assert_eq!((&paths[0][..], &paths[40][..]), (&b"ape/00.PNG"[..], &b"cat/40.PNG"[..]));
+        assert_eq!(pixels.len(), 41 * 72);
+        assert!(notes.contains("3 of 44 files are not called like images"), "{notes}");
+        Ok(())
+    }
+
+    #[test]
+    fn order_and_state_are_kept() {
+        let folder = folder(|_, content| content);
+        let numbered = open(&folder).map("id@1", [int64("id")], |_, row, out| {
+            let path = row.bytes("path")?;
+            let digits = &path[path.len() - 6..path.len() - 4];
+            out.set("id", i64::from(digits[0] - b'0') * 10 + i64::from(digits[1] - b'0'))
+        });
+        keeps_its_promises(&numbered, 41);
+    }
+
+    #[test]
+    fn a_bad_image_is_named_by_its_file() -> Result<()> {
+        let folder = folder(|id, content| if id == 7 { content[..20].to_vec() } else { content });
+        let dataset = open(&folder).image("image", Image::rgb().resize(4, 6)).batch(7);
+        watched(move || {
+            let mut loader = dataset.loader().build()?;
+            let mut batches = loader.epoch(0);
+            assert!(batches.next().expect("a batch").is_ok());
+            let error = batches.next().expect("an error").expect_err("half an image");
+            assert!(error.place().url.as_deref().is_some_and(|url| url.ends_with("ape/07.PNG")), "{error}");
+            let mut loader = dataset.loader().on_bad_record(Skip::up_to(1)).build()?;
+            let rows = loader.epoch(0).map(|batch| Ok(batch?.len())).sum::<Result<usize>>()?;
+            assert_eq!(rows, 40);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn other_folders_and_columns_say_what_there_is() -> Result<()> {
+        let url = put("notes.txt", "none");
+        let error = ids_of(Dataset::open_with(url, ImageFolder::new())?.batch(1).loader()).expect_err("no image");
+        assert!(error.to_string().contains(".webp"), "{error}");
+        let url = put("a.png", picture(1));
+        let error = ids_of(Dataset::open_with(url, ImageFolder::new())?.columns([int64("class")]).batch(1).loader());
+        assert!(error.expect_err("another column").to_string().contains("int64(\"label\")"));
         Ok(())
     }
 }
