@@ -138,10 +138,10 @@ async fn open(
         .collect()
         .await;
     for Found { rows, .. } in &found {
-        if let Err(error) = rows {
-            if !(wanted.leave_out && error.kind() == ErrorKind::Corrupt) {
-                return Err(error.clone());
-            }
+        if let Err(error) = rows
+            && !(wanted.leave_out && error.kind() == ErrorKind::Corrupt)
+        {
+            return Err(error.clone());
         }
     }
     let inferred = infer(&store, &found, &wanted).await?;

@@ -58,6 +58,10 @@ pub(crate) fn form_of(first_bytes: &[u8]) -> Result<Form> {
         return Err(Error::corrupt("is a Feather file of version 1, which Arrow's readers no longer read")
             .advice("write it again with pyarrow.feather.write_feather(.., version=2)"));
     }
+    if first_bytes.starts_with(b"\x1f\x8b") || first_bytes.starts_with(b"\x28\xb5\x2f\xfd") {
+        return Err(Error::corrupt("is compressed as a whole, so that no batch of it could be read alone")
+            .advice("write it plain, with compressed buffers"));
+    }
     // A stream begins with the message of its schema, whose metadata is short.
     match prefix(first_bytes) {
         Some(Prefix::Message { bytes, .. }) if (16..1 << 28).contains(&bytes) => Ok(Form::Stream),
@@ -428,5 +432,137 @@ impl Expected {
             }
         }
         Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, AsArray, DictionaryArray, Int64Array, StringViewArray};
+    use arrow::datatypes::{Int32Type, Int64Type};
+    use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
+
+    use super::*;
+
+    fn rows() -> RecordBatch {
+        let names = (0..100).map(|id| format!("a name of more than twelve bytes, {id}"));
+        RecordBatch::try_from_iter([
+            ("id", Arc::new(Int64Array::from_iter_values(0..100)) as ArrayRef),
+            ("kind", Arc::new(DictionaryArray::<Int32Type>::from_iter((0..100).map(|_| "one kind"))) as ArrayRef),
+            ("name", Arc::new(StringViewArray::from_iter_values(names)) as ArrayRef),
+        ])
+        .unwrap()
+    }
+
+    fn file(options: IpcWriteOptions) -> Vec<u8> {
+        let mut writer = FileWriter::try_new_with_options(Vec::new(), &rows().schema(), options).unwrap();
+        writer.write(&rows()).unwrap();
+        writer.finish().unwrap();
+        writer.into_inner().unwrap()
+    }
+
+    fn footer_of(file: &[u8]) -> Result<(Footer, Range<u64>)> {
+        let trailer = &file[file.len() - TRAILER_BYTES as usize..];
+        let range = footer_range(trailer, file.len() as u64)?;
+        Ok((footer(&file[range.start as usize..range.end as usize], range.start)?, range))
+    }
+
+    fn message_of(file: &[u8], extent: &Extent) -> Buffer {
+        let range = extent.range();
+        Buffer::from(&file[range.start as usize..range.end as usize])
+    }
+
+    #[test]
+    fn batches_are_decoded_alone_with_the_columns_wanted() {
+        let file = file(IpcWriteOptions::default());
+        let (footer, _) = footer_of(&file).unwrap();
+        assert_eq!((footer.dictionaries.len(), footer.batches.len()), (1, 1));
+        let mut decoder = Decoder::new(footer.schema.clone(), footer.version, vec![0, 1]);
+        let Message::Dictionary { id, delta: false, .. } =
+            message(&message_of(&file, &footer.dictionaries[0])).unwrap()
+        else {
+            panic!("a dictionary")
+        };
+        assert!(decoder.needs(id) && !Decoder::new(footer.schema.clone(), footer.version, vec![0, 2]).needs(id));
+        decoder.dictionary(&footer.dictionaries[0], &message_of(&file, &footer.dictionaries[0]), 1 << 20).unwrap();
+        let batch = decoder.batch(&footer.batches[0], &message_of(&file, &footer.batches[0]), 1 << 20).unwrap();
+        assert_eq!((batch.num_columns(), batch.num_rows()), (2, 100));
+        assert_eq!(batch.column(0).as_primitive::<Int64Type>().values()[99], 99);
+    }
+
+    #[test]
+    fn lengths_beyond_the_file_are_refused_before_they_are_used() {
+        let sound = file(IpcWriteOptions::default());
+        let (footer, range) = footer_of(&sound).unwrap();
+        // The batch's lengths in the footer: offset, length of the metadata (32 bits and as many of nothing), length of the body.
+        let batch = footer.batches[0];
+        let stored: Vec<u8> = [batch.offset, batch.metadata, batch.body].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let at = sound.windows(24).rposition(|bytes| bytes == stored).unwrap();
+        assert!(at as u64 >= range.start);
+        for (field, value) in [(0, 1u64 << 60), (0, u64::MAX), (16, 1 << 60), (16, u64::MAX), (0, range.end)] {
+            let mut file = sound.clone();
+            file[at + field..at + field + 8].copy_from_slice(&value.to_le_bytes());
+            let error = footer_of(&file).unwrap_err();
+            assert!(error.to_string().contains("message 0 does not lie within the file"), "{error}");
+        }
+        let size = sound.len();
+        for length in [0, -1, i32::MAX, size as i32] {
+            let mut file = sound.clone();
+            file[size - 10..size - 6].copy_from_slice(&length.to_le_bytes());
+            assert!(footer_of(&file).unwrap_err().to_string().contains("a footer of"));
+        }
+    }
+
+    #[test]
+    fn lengths_within_a_message_are_held_against_its_body() {
+        let file = file(IpcWriteOptions::default());
+        let (footer, _) = footer_of(&file).unwrap();
+        let extent = footer.batches[0];
+        let decoder = Decoder::new(footer.schema.clone(), footer.version, vec![0, 2]);
+        let sound = message_of(&file, &extent).to_vec();
+        // Whatever eight bytes of the metadata say, it costs nothing: they are an error, or do not matter.
+        for at in 0..extent.metadata as usize - 8 {
+            for value in [1u64 << 60, u64::MAX, 1 << 31, 1 << 40] {
+                let mut bytes = sound.clone();
+                bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+                if let Ok(batch) = decoder.batch(&extent, &bytes.into(), 1 << 20) {
+                    assert_eq!(batch.num_columns(), 2);
+                }
+            }
+        }
+    }
+
+    #[cfg(feature = "zstd")]
+    #[test]
+    fn what_decompresses_to_too_much_is_refused_before_memory_is_taken() {
+        for kind in [ipc::CompressionType::LZ4_FRAME, ipc::CompressionType::ZSTD] {
+            let file = file(IpcWriteOptions::default().try_with_compression(Some(kind)).unwrap());
+            let (footer, _) = footer_of(&file).unwrap();
+            let extent = footer.batches[0];
+            let decoder = Decoder::new(footer.schema.clone(), footer.version, vec![0, 2]);
+            let mut bytes = message_of(&file, &extent).to_vec();
+            assert_eq!(decoder.batch(&extent, &bytes.clone().into(), 1 << 20).unwrap().num_rows(), 100);
+            let error = decoder.batch(&extent, &bytes.clone().into(), 1000).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
+            // The first compressed buffer holds 100 integers.
+            let body = extent.metadata as usize;
+            let at = body + bytes[body..].windows(8).position(|bytes| *bytes == 800u64.to_le_bytes()).unwrap();
+            bytes[at..at + 8].copy_from_slice(&(1u64 << 60).to_le_bytes());
+            let error = decoder.batch(&extent, &bytes.into(), 1 << 30).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
+        }
+    }
+
+    #[test]
+    fn forms_are_told_apart_by_their_beginning() {
+        let file = file(IpcWriteOptions::default());
+        let mut writer = StreamWriter::try_new(Vec::new(), &rows().schema()).unwrap();
+        writer.finish().unwrap();
+        let stream = writer.into_inner().unwrap();
+        assert_eq!(form_of(&file[..8]).unwrap(), Form::File);
+        assert_eq!(form_of(&stream[..8]).unwrap(), Form::Stream);
+        assert_eq!(form_of(&stream[4..12]).unwrap(), Form::Stream, "as before Arrow 0.15");
+        for other in [&b""[..], b"PAR1", b"{\"id\": 1}", b"\x1f\x8b\x08\0\0\0\0\0", &[0; 8], &[255; 8]] {
+            assert!(form_of(other).is_err(), "{other:?}");
+        }
     }
 }
