@@ -37,6 +37,10 @@ pub(super) struct Block {
     pub(super) shard: usize,
     /// The number of the block within the catalog.
     pub(super) block: usize,
+    #[cfg_attr(
+        not(any(feature = "text", feature = "tar")),
+        expect(dead_code, reason = "only found rows are counted again")
+    )]
     pub(super) rows: usize,
 }
 

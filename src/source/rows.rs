@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use super::open::Wanted;
-use super::tfrecord::{PIECE_BYTES, fingerprint, on_disk_thread, write_whole};
+#[cfg(feature = "text")]
+use super::tfrecord::PIECE_BYTES;
+use super::tfrecord::{fingerprint, on_disk_thread, write_whole};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::packed::{Packing, unpack};
 use crate::format::tfrecord::{Fingerprint, matches};
