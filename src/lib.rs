@@ -82,7 +82,8 @@ pub mod transform;
 
 pub use batch::{Batch, Origin, Pad};
 pub use dataset::{
-    ArrowIpc, Context, Csv, Dataset, Format, ImageFolder, JsonLines, Row, RowWriter, RowsWriter, Tar, TfRecord, Urls,
+    ArrowIpc, Col, Context, Csv, Dataset, Expr, Format, ImageFolder, JsonLines, Parquet, Row, RowWriter, RowsWriter,
+    Tar, TfRecord, Urls, Value, col,
 };
 pub use device::Device;
 #[cfg(feature = "cuda")]

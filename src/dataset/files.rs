@@ -20,6 +20,8 @@ use crate::format::tfrecord::Compression;
 pub enum Format {
     /// TFRecord: `.tfrecord`, and what else has no name of its own.
     TfRecord(TfRecord),
+    /// Parquet: `.parquet`.
+    Parquet(Parquet),
     /// Arrow IPC files and streams: `.arrow`, `.feather`, `.ipc`, `.arrows`.
     ArrowIpc(ArrowIpc),
     /// A JSON object a line: `.jsonl`, `.ndjson`. Needs the feature `text`.
@@ -39,6 +41,7 @@ impl Format {
         let plain = [".gz", ".zst", ".zstd", ".zlib"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
         match plain.rsplit_once('.')?.1 {
             "tfrecord" | "tfrecords" | "tfrec" => Some(Self::TfRecord(TfRecord::new())),
+            "parquet" | "parq" | "pq" => Some(Self::Parquet(Parquet::new())),
             "arrow" | "arrows" | "feather" | "ipc" => Some(Self::ArrowIpc(ArrowIpc::new())),
             "jsonl" | "ndjson" => Some(Self::JsonLines(JsonLines::new())),
             "csv" | "tsv" => Some(Self::Csv(Csv::new())),
@@ -51,6 +54,7 @@ impl Format {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::TfRecord(_) => "TFRecord",
+            Self::Parquet(_) => "Parquet",
             Self::ArrowIpc(_) => "Arrow IPC",
             Self::JsonLines(_) => "JSON Lines",
             Self::Csv(_) => "CSV",
@@ -63,6 +67,7 @@ impl Format {
     pub(crate) fn options(&self) -> &dyn fmt::Display {
         match self {
             Self::TfRecord(options) => options,
+            Self::Parquet(options) => options,
             Self::ArrowIpc(options) => options,
             Self::JsonLines(options) => options,
             Self::Csv(options) => options,
@@ -76,9 +81,12 @@ impl Format {
         match self {
             Self::TfRecord(options) if options.records => "records".into(),
             Self::Csv(options) => options.mark(),
-            Self::TfRecord(_) | Self::ArrowIpc(_) | Self::JsonLines(_) | Self::Tar(_) | Self::Images(_) => {
-                String::new()
-            }
+            Self::TfRecord(_)
+            | Self::Parquet(_)
+            | Self::ArrowIpc(_)
+            | Self::JsonLines(_)
+            | Self::Tar(_)
+            | Self::Images(_) => String::new(),
         }
     }
 
@@ -409,5 +417,37 @@ impl fmt::Display for TfRecord {
             f.write_str(", payload checksums not verified")?;
         }
         if self.records { f.write_str(" -> record: bytes") } else { Ok(()) }
+    }
+}
+
+/// How Parquet files are read.
+///
+/// # Example
+/// ```
+/// use forebay::{Dataset, Parquet};
+///
+/// let dataset = Dataset::open_with("gs://bucket/train/", Parquet::new())?;
+/// assert!(dataset.explain().contains("Parquet"));
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parquet {}
+
+impl Parquet {
+    /// Row groups as blocks; the columns that are asked for.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl fmt::Display for Parquet {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
+    }
+}
+
+impl From<Parquet> for Format {
+    fn from(options: Parquet) -> Self {
+        Self::Parquet(options)
     }
 }

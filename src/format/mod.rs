@@ -4,6 +4,8 @@ pub mod example;
 pub(crate) mod ipc;
 #[cfg(any(feature = "text", feature = "tar"))]
 pub(crate) mod packed;
+#[cfg(feature = "parquet")]
+pub(crate) mod parquet;
 #[cfg(feature = "tar")]
 pub(crate) mod tar;
 #[cfg(feature = "text")]

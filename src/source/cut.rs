@@ -48,7 +48,7 @@ pub(super) struct Block {
 pub(super) struct Parsed {
     pub(super) rows: RecordBatch,
     pub(super) bad: Vec<(usize, Error)>,
-    /// Where each row starts within the block; none where rows have no place of their own.
+    /// Where each row starts within the block.
     pub(super) starts: Vec<u32>,
 }
 
@@ -100,6 +100,17 @@ pub(super) fn target_bytes(wanted: &Wanted, rows: u64, bytes: u64) -> u64 {
         Wanted { whole_rows, .. } if rows <= *whole_rows => BLOCK_BYTES,
         Wanted { min_blocks, .. } => (bytes / (*min_blocks).max(1)).clamp(1, BLOCK_BYTES),
     }
+}
+
+/// The declared columns, and those of conditions as they are stored.
+pub(super) fn with_also(declared: &[Column], wanted: &Wanted, stored: impl Fn(&str) -> Option<Column>) -> Vec<Column> {
+    let mut columns = declared.to_vec();
+    for name in &wanted.also {
+        if columns.iter().all(|column| column.name() != name) {
+            columns.extend(stored(name));
+        }
+    }
+    columns
 }
 
 /// Bytes that a row's columns take, apart from byte strings and lists.
@@ -204,7 +215,7 @@ impl<R: Reading> Source for Cut<R> {
         };
         let last = block + 1 == self.catalog.blocks() || self.catalog.shard_of(block + 1) != shard;
         if let Some(damage) = self.damage.get(&shard).filter(|_| last) {
-            let places = places(Vec::new());
+            let places = places(vec![0]);
             let error = places.locate(0, damage.clone().stage("decode"));
             let mut decoded = Decoded::with_bad(placeholder(self.columns())?, vec![(0, error)]);
             decoded.places = Some(places);

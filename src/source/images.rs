@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::carry::carry;
-use super::cut::{row_bytes, target_bytes};
+use super::cut::{row_bytes, target_bytes, with_also};
 use super::open::{Opened, Opening, Wanted};
 use super::{Decoded, RecordPlaces, Source};
 use crate::dataset::ImageFolder;
@@ -40,7 +40,13 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _: ImageFolder, wan
         return Err(Error::new(ErrorKind::NotFound, format!("none of the {total} files is called like an image"))
             .advice(format!("their names end in {}", ENDINGS.map(|ending| format!(".{ending}")).join(" "))));
     }
-    let columns = wanted.columns.clone().unwrap_or_else(|| vec![bytes(IMAGE), int64(LABEL), bytes(PATH)]);
+    let all = || vec![bytes(IMAGE), int64(LABEL), bytes(PATH)];
+    let columns = match &wanted.columns {
+        Some(declared) => {
+            with_also(declared, &wanted, |name| all().into_iter().find(|column| column.name().as_ref() == name))
+        }
+        None => all(),
+    };
     columns.iter().try_for_each(validate)?;
     // Names of local files are those on the disk, not those in URLs.
     let name = |object: &Object| {

@@ -9,8 +9,8 @@ use arrow::ipc::MetadataVersion;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::carry::Carrier;
-use super::cut::{Block, Blocks, Cut, Parsed, Reading, Window, row_bytes};
+use super::carry::{Carrier, inferred, leaves};
+use super::cut::{Block, Blocks, Cut, Parsed, Reading, Window, row_bytes, with_also};
 use super::open::{Opened, Opening, Wanted};
 use super::tfrecord::INDEXING;
 use crate::dataset::ArrowIpc;
@@ -61,15 +61,19 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: ArrowIpc,
         .buffered(INDEXING)
         .collect()
         .await;
-    let schemas = layouts.iter().filter_map(|(object, found)| Some((object, found.as_ref().ok()?.as_ref()?)));
-    let mut columns = wanted.columns.clone();
-    if columns.is_none() {
-        let mut schemas = schemas.map(|(object, layout)| {
-            let carrier = Carrier::new(&layout.schema, None);
-            Ok(carrier.map_err(|e| e.url(object.url.clone()).stage("infer"))?.columns().to_vec())
-        });
-        columns = schemas.next().transpose()?;
-    }
+    let mut schemas = layouts.iter().filter_map(|(object, found)| Some((object, found.as_ref().ok()?.as_ref()?)));
+    let mut notes = Vec::new();
+    let first = schemas.next().map(|(object, layout)| (object, leaves(&layout.schema)));
+    let columns = match (&wanted.columns, first) {
+        (Some(declared), None) => Some(declared.clone()),
+        (Some(declared), Some((_, stored))) => {
+            Some(with_also(declared, &wanted, |name| stored.iter().find(|leaf| leaf.name == name)?.column().ok()))
+        }
+        (None, Some((object, stored))) => {
+            Some(inferred(&stored, &mut notes).map_err(|e| e.url(object.url.clone()).stage("infer"))?)
+        }
+        (None, None) => None,
+    };
     let first_error = || layouts.iter().find_map(|(_, found)| found.as_ref().err().cloned());
     let columns = columns.ok_or_else(|| {
         first_error().unwrap_or_else(|| {
@@ -92,7 +96,7 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: ArrowIpc,
     }
     blocks.indivisible();
     let source = Cut::new("Arrow IPC", store, objects, blocks, parts);
-    Ok(Opening { opened: Opened::Indexed(Arc::new(source)), notes: Vec::new() })
+    Ok(Opening { opened: Opened::Indexed(Arc::new(source)), notes })
 }
 
 /// The messages of a shard; nothing is in an empty one.
@@ -305,6 +309,7 @@ impl Reading for Parts {
         }
         let batch = decoder.batch(extent, &batch, self.limit)?;
         let (rows, bad) = reader.carrier.projected_rows(&batch)?;
-        Ok(Parsed { rows, bad, starts: Vec::new() })
+        // Rows have no place of their own within a batch.
+        Ok(Parsed { starts: vec![0; rows.num_rows()], rows, bad })
     }
 }

@@ -7,6 +7,8 @@ mod images;
 mod ipc;
 mod memory;
 pub(crate) mod open;
+#[cfg(feature = "parquet")]
+mod parquet;
 #[cfg(any(feature = "text", feature = "tar"))]
 mod rows;
 #[cfg(feature = "tar")]
@@ -123,7 +125,7 @@ pub struct Decoded {
 pub(crate) struct RecordPlaces {
     pub(crate) url: Arc<str>,
     pub(crate) first_record: u64,
-    /// Offset of the block, and of each row's record behind it; none where rows have no place of their own within the block.
+    /// Offset of the block, and of each row's record behind it; none where rows are not stored one behind the other.
     pub(crate) offset: u64,
     pub(crate) starts: Vec<u32>,
     /// The file of each row, where rows are whole files.
@@ -136,8 +138,8 @@ impl RecordPlaces {
         if let Some(file) = self.files.get(row) {
             return (file.clone(), 0, None);
         }
-        let offset = self.offset + u64::from(self.starts.get(row).copied().unwrap_or(0));
-        (self.url.clone(), self.first_record + row as u64, Some(offset))
+        let offset = self.starts.get(row).map(|&start| self.offset + u64::from(start));
+        (self.url.clone(), self.first_record + row as u64, offset)
     }
 
     /// Adds a row's place to an error.

@@ -8,6 +8,7 @@ use super::tar;
 #[cfg(feature = "text")]
 use super::text;
 use super::{Arriving, Source, images, ipc, tfrecord};
+use crate::dataset::expr::Expr;
 use crate::dataset::files::Format;
 use crate::error::{Error, Result};
 use crate::schema::Column;
@@ -39,6 +40,12 @@ pub(crate) struct Wanted {
     /// The URLs and patterns, as the user wrote them.
     pub(crate) patterns: Vec<String>,
     pub(crate) columns: Option<Vec<Column>>,
+    /// Columns of conditions, wanted as they are stored besides `columns`.
+    pub(crate) also: Vec<Arc<str>>,
+    /// Whether anything but conditions, images and the batch looks at the rows.
+    pub(crate) is_seen: bool,
+    /// What holds for each row that is wanted: rows for which it does not may be left out.
+    pub(crate) conditions: Vec<Arc<Expr>>,
     pub(crate) index: Index,
     pub(crate) index_dir: Option<PathBuf>,
     /// Blocks that a shuffle would like to mix, at least.
@@ -111,6 +118,12 @@ pub(crate) async fn open(store: Store, format: Option<Format>, wanted: Wanted) -
     };
     match format {
         Format::TfRecord(options) => tfrecord::open(store, objects, options, wanted).await,
+        #[cfg(feature = "parquet")]
+        Format::Parquet(options) => super::parquet::open(store, objects, options, wanted).await,
+        #[cfg(not(feature = "parquet"))]
+        Format::Parquet(_) => {
+            Err(Error::config("this build reads no Parquet").advice("switch on the feature `parquet`"))
+        }
         Format::ArrowIpc(options) => ipc::open(store, objects, options, wanted).await,
         Format::Images(options) => images::open(store, objects, options, wanted).await,
         #[cfg(feature = "tar")]

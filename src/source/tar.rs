@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 
 use super::carry::carry;
-use super::cut::{Block, Blocks, Cut, Parsed, Reading, Window, row_bytes, target_bytes};
+use super::cut::{Block, Blocks, Cut, Parsed, Reading, Window, row_bytes, target_bytes, with_also};
 use super::open::{Opened, Opening, Wanted};
 use super::rows::{RowIndex, Shelf, beginning, whole};
 use super::tfrecord::{INDEXING, on_disk_thread};
@@ -65,7 +65,7 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: Tar, want
         }
     }
     let columns = match &wanted.columns {
-        Some(columns) => columns.clone(),
+        Some(declared) => with_also(declared, &wanted, |name| Some(bytes(name))),
         None => infer(&store, &archives, limit).await?,
     };
     columns.iter().try_for_each(validate)?;

@@ -13,8 +13,8 @@ use arrow::json;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 
-use super::carry::{Carrier, leaves};
-use super::cut::{Block, Blocks, Cut, Parsed, Reading, row_bytes, target_bytes};
+use super::carry::{self, Carrier, leaves};
+use super::cut::{Block, Blocks, Cut, Parsed, Reading, row_bytes, target_bytes, with_also};
 use super::open::{Opened, Opening, Wanted};
 use super::rows::{RowIndex, Scan, Shelf, beginning, rows_of};
 use super::tfrecord::INDEXING;
@@ -145,9 +145,13 @@ async fn open(
         }
     }
     let inferred = infer(&store, &found, &wanted).await?;
+    let mut notes = Vec::new();
     let columns = match &wanted.columns {
-        Some(columns) => columns.clone(),
-        None => of_schema(&inferred)?,
+        Some(declared) => with_also(declared, &wanted, |name| {
+            let leaves = leaves(&inferred).into_iter().filter(|leaf| leaf.name == name);
+            leaves.map(|leaf| leaf.column().ok()).next().flatten()
+        }),
+        None => carry::inferred(&leaves(&inferred), &mut notes)?,
     };
     let reading = Text { shards: shards_of(&store, &found, &inferred, &columns, limit).await?, columns, limit };
     let good = || found.iter().filter_map(|found| Some((found, found.rows.as_ref().ok()?)));
@@ -181,7 +185,7 @@ async fn open(
     }
     let name = found.first().map_or("text", |found| found.dialect.name());
     let source = Cut::new(name, store, objects, blocks, reading);
-    Ok(Opening { opened: Opened::Indexed(Arc::new(source)), notes: Vec::new() })
+    Ok(Opening { opened: Opened::Indexed(Arc::new(source)), notes })
 }
 
 // --- columns -----------------------------------------------------------------------------------------------------------
@@ -258,18 +262,6 @@ fn infer_csv(head: &[u8], sample: &[&[u8]], delimiter: u8, header: bool) -> Resu
         Err(e) if header => names.map_err(|_| (0, Error::corrupt("the header cannot be read").because(e))),
         Err(e) => Err((0, Error::corrupt("the first rows cannot be read").because(e))),
     }
-}
-
-/// The columns of a schema, without fields of which no value was seen.
-fn of_schema(schema: &Schema) -> Result<Vec<Column>> {
-    let leaves = leaves(schema).into_iter().filter(|leaf| *leaf.field.data_type() != DataType::Null);
-    let columns: Vec<Column> = leaves.map(|leaf| leaf.column()).collect::<Result<_>>()?;
-    if columns.is_empty() {
-        return Err(
-            Error::new(ErrorKind::Schema, "the first rows hold no value").advice("name the columns with .columns()")
-        );
-    }
-    Ok(columns)
 }
 
 /// The type that a field is read as, so that it can become the column: that of the column's elements, in lists as there were in the first rows.

@@ -3,6 +3,8 @@
 mod dag;
 mod damage;
 mod faults;
+#[cfg(feature = "parquet")]
+mod filter_where;
 mod formats;
 #[cfg(feature = "gcs")]
 mod gcs;
