@@ -16,7 +16,7 @@ use forebay::store::Store;
 use forebay::testing::restores_everywhere;
 use forebay::{
     ArrowIpc, Column, Dataset, Dtype, Error, ErrorKind, Format, LoaderBuilder, Missing, Result, Scheduler, Shape,
-    Shuffle, Skip, World, bytes, float32, int64,
+    Shuffle, Skip, World, bytes, col, float32, int64,
 };
 
 use crate::support::watched;
@@ -527,6 +527,17 @@ mod text {
         }
         let (ids, error) = ids_of(dataset.batch(2).loader().on_bad_record(Skip::up_to(1)))?;
         assert_eq!((ids, error.map(|e| e.to_string())), ((0..12).filter(|id| *id != 7).collect(), None), "{line}");
+        Ok(())
+    }
+
+    #[test]
+    fn columns_of_conditions_are_read_besides_those_declared() -> Result<()> {
+        for url in [put("a.jsonl", lines(0..12)), put("a.csv", table(0..12, ','))] {
+            let dataset = Dataset::open(url)?.filter_where(col("name").eq("sample \"7\" ä").or(col("id").gt(9)));
+            let named = dataset.columns([int64("id")]).batch(1);
+            let ids = whole(named.loader());
+            assert!(ids == [7, 10, 11] || ids == [10, 11], "{ids:?}");
+        }
         Ok(())
     }
 
