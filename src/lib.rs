@@ -47,7 +47,7 @@
 //! | [`source`] | where rows come from: shards, columns in memory, the trait [`Source`] for your own |
 //! | [`store`] | URLs, patterns, reads of ranges, retries |
 //! | [`mod@format`] | TFRecord and `tf.Example`, reading and writing |
-//! | [`transform`] | images: decode, crop, resize, flip, normalise |
+//! | [`transform`] | images: decode, crop, resize, flip, normalise; tokens: chunk, pack, bucket |
 //! | [`loader`] | one execution of a data set; its page tells how a run goes |
 //! | [`telemetry`] | what each stage did and waited for |
 //! | [`testing`] | checks of one's own pipelines: restoring from everywhere |
@@ -80,7 +80,7 @@ pub mod telemetry;
 pub mod testing;
 pub mod transform;
 
-pub use batch::{Batch, Origin, Pad};
+pub use batch::{Batch, Origin, Pad, Side};
 pub use dataset::{
     ArrowIpc, Col, Context, Csv, Dataset, Expr, Format, ImageFolder, JsonLines, Parquet, Row, RowWriter, RowsWriter,
     Tar, TfRecord, Urls, Value, col,
@@ -99,6 +99,9 @@ pub use source::open::Index;
 pub use store::StoreOptions;
 pub use telemetry::Report;
 pub use transform::image::{Image, Layout};
+#[cfg(feature = "tokenizers")]
+pub use transform::tokens::Tokenizer;
+pub use transform::tokens::{Buckets, Chunk, Long, Pack};
 
 /// The loop in the README compiles.
 #[cfg(doctest)]

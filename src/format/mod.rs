@@ -5,7 +5,8 @@ pub(crate) mod ipc;
 #[cfg(any(feature = "text", feature = "tar"))]
 pub(crate) mod packed;
 #[cfg(feature = "parquet")]
-pub(crate) mod parquet;
+#[doc(hidden)]
+pub mod parquet;
 #[cfg(feature = "tar")]
 pub(crate) mod tar;
 #[cfg(feature = "text")]

@@ -13,7 +13,6 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::carry::{Carrier, Leaf, column_for, leaves};
 use super::open::{Opened, Opening, Wanted};
 use super::{Decoded, RecordPlaces, Source};
-use crate::batch::collate::widens;
 use crate::dataset::expr::{Bounds, Excludes, Expr, Value};
 use crate::dataset::files::Parquet;
 use crate::error::{Error, ErrorKind, Result};
@@ -268,7 +267,7 @@ fn put_off(
             let of_layout = |layout: &Arc<Layout>| layout.numbers_of(column);
             let first = layouts.first().and_then(of_layout)?;
             let alike = layouts.iter().all(|layout| of_layout(layout) == Some(first));
-            (!is_seen && is_large && alike && widens(first, column.dtype())).then_some(first)
+            (!is_seen && is_large && alike && first.widens_to(column.dtype())).then_some(first)
         })
         .collect();
     if stored.iter().all(Option::is_none) {

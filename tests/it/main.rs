@@ -21,3 +21,4 @@ mod scale;
 mod stale;
 mod support;
 mod tfrecord;
+mod tokens;
