@@ -58,7 +58,8 @@
 //!
 //! # Features
 //!
-//! `tch` (batches as libtorch tensors), `cuda` (loaded at run time), `gcs`, `s3`, `azure`, `http`, `jpeg` and `cli` are on by default.
+//! `tch` (batches as libtorch tensors), `cuda` (loaded at run time), `gcs`, `s3`, `azure`, `http`, `jpeg`, `parquet`, `tar`, `text` (JSON Lines and CSV),
+//! `zstd` and `cli` are on by default.
 //! Without them the core needs neither libtorch, nor a C compiler, nor a network.
 
 pub(crate) mod batch;
