@@ -581,7 +581,7 @@ impl Source for Files {
         let bad = bad.into_iter().map(record).collect();
         let mut decoded = Decoded::with_bad(rows, bad);
         let (url, starts) = (object.url.clone(), Vec::new());
-        decoded.places = Some(RecordPlaces { url, first_record: *first_row, offset: 0, starts });
+        decoded.places = Some(RecordPlaces { url, first_record: *first_row, offset: 0, starts, files: Vec::new() });
         Ok(decoded)
     }
 }
