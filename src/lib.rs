@@ -48,6 +48,7 @@
 //! | [`store`] | URLs, patterns, reads of ranges, retries |
 //! | [`mod@format`] | TFRecord and `tf.Example`, reading and writing |
 //! | [`transform`] | images: decode, crop, resize, flip, normalise |
+//! | [`writer`] | shards of several formats, written in parallel, whole or not at all |
 //! | [`loader`] | one execution of a data set; its page tells how a run goes |
 //! | [`telemetry`] | what each stage did and waited for |
 //! | [`testing`] | checks of one's own pipelines: restoring from everywhere |
@@ -79,6 +80,7 @@ pub mod store;
 pub mod telemetry;
 pub mod testing;
 pub mod transform;
+pub mod writer;
 
 pub use batch::{Batch, Origin, Pad};
 pub use dataset::{Context, Dataset, Format, Row, RowWriter, RowsWriter, TfRecord, Urls};
@@ -96,6 +98,7 @@ pub use source::open::Index;
 pub use store::StoreOptions;
 pub use telemetry::Report;
 pub use transform::image::{Image, Layout};
+pub use writer::{Manifest, Writer};
 
 /// The loop in the README compiles.
 #[cfg(doctest)]

@@ -19,9 +19,9 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::part::{self, Part};
 use super::plan;
 use crate::error::{Error, Result};
+use crate::writer::part::{self, Part};
 
 pub(super) const MANIFEST: &str = "_forebay-convert.json";
 pub(super) const LABELS: &str = "_labels.txt";

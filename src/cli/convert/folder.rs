@@ -6,8 +6,8 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use super::part;
 use crate::error::{Error, Result};
+use crate::writer::part;
 
 /// What the names of images end in, in any case.
 const EXTENSIONS: [&str; 10] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"];

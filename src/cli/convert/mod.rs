@@ -13,7 +13,6 @@ mod destination;
 mod folder;
 mod images;
 mod labels;
-mod part;
 mod picture;
 mod plan;
 mod records;

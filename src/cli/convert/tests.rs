@@ -6,6 +6,7 @@ use super::super::terminal::{Color, Terminal};
 use super::*;
 use crate::format::example::Example;
 use crate::format::tfrecord::{Check, Decoder, Framed, Framer, Writer};
+use crate::writer::part;
 
 #[derive(clap::Parser)]
 struct Line {

@@ -7,10 +7,10 @@ use std::sync::{Mutex, PoisonError};
 use indicatif::ProgressBar;
 
 use super::destination::{Destination, Done, Skipped};
-use super::part::Part;
 use super::plan::Cut;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::tfrecord::{Compression, Writer};
+use crate::writer::part::Part;
 
 /// What is converted: inputs that are numbered from 0, in the order in which they go into shards.
 pub(super) trait Input: Sync {
