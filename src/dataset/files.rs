@@ -20,6 +20,8 @@ use crate::format::tfrecord::Compression;
 pub enum Format {
     /// TFRecord: `.tfrecord`, and what else has no name of its own.
     TfRecord(TfRecord),
+    /// Parquet: `.parquet`.
+    Parquet(Parquet),
 }
 
 impl Format {
@@ -29,6 +31,7 @@ impl Format {
         let plain = [".gz", ".zst", ".zstd", ".zlib"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
         match plain.rsplit_once('.')?.1 {
             "tfrecord" | "tfrecords" | "tfrec" => Some(Self::TfRecord(TfRecord::new())),
+            "parquet" | "parq" | "pq" => Some(Self::Parquet(Parquet::new())),
             _ => None,
         }
     }
@@ -37,6 +40,7 @@ impl Format {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::TfRecord(_) => "TFRecord",
+            Self::Parquet(_) => "Parquet",
         }
     }
 
@@ -44,6 +48,7 @@ impl Format {
     pub(crate) fn options(&self) -> &dyn fmt::Display {
         match self {
             Self::TfRecord(options) => options,
+            Self::Parquet(options) => options,
         }
     }
 
@@ -51,7 +56,7 @@ impl Format {
     pub(crate) fn mark(&self) -> String {
         match self {
             Self::TfRecord(options) if options.records => "records".into(),
-            Self::TfRecord(_) => String::new(),
+            Self::TfRecord(_) | Self::Parquet(_) => String::new(),
         }
     }
 
@@ -129,5 +134,37 @@ impl fmt::Display for TfRecord {
             f.write_str(", payload checksums not verified")?;
         }
         if self.records { f.write_str(" -> record: bytes") } else { Ok(()) }
+    }
+}
+
+/// How Parquet files are read.
+///
+/// # Example
+/// ```
+/// use forebay::{Dataset, Parquet};
+///
+/// let dataset = Dataset::open_with("gs://bucket/train/", Parquet::new())?;
+/// assert!(dataset.explain().contains("Parquet"));
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parquet {}
+
+impl Parquet {
+    /// Row groups as blocks; the columns that are asked for.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl fmt::Display for Parquet {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
+    }
+}
+
+impl From<Parquet> for Format {
+    fn from(options: Parquet) -> Self {
+        Self::Parquet(options)
     }
 }

@@ -18,7 +18,7 @@ use crate::plan::{Exhausted, Remainder, Shuffle};
 use crate::schema::Column;
 use crate::source::{Memory, Source};
 use crate::transform::image::Image;
-pub use files::{Format, TfRecord};
+pub use files::{Format, Parquet, TfRecord};
 pub use function::{Context, Row, RowWriter, RowsWriter};
 use graph::{Files, Function, Node};
 

@@ -1,4 +1,6 @@
 //! Record formats: framing, compression, and records to columns.
 
 pub mod example;
+#[cfg(feature = "parquet")]
+pub(crate) mod parquet;
 pub mod tfrecord;

@@ -1,8 +1,12 @@
 //! Where rows come from: the [`Source`] trait and its implementations.
 
+#[allow(dead_code, reason = "for the sources of files with a schema of their own")]
+pub(crate) mod carry;
 mod checksum;
 mod memory;
 pub(crate) mod open;
+#[cfg(feature = "parquet")]
+mod parquet;
 pub(crate) mod tfrecord;
 
 use std::sync::Arc;
@@ -113,7 +117,7 @@ pub struct Decoded {
 pub(crate) struct RecordPlaces {
     pub(crate) url: Arc<str>,
     pub(crate) first_record: u64,
-    /// Offset of the block, and of each row's record behind it.
+    /// Offset of the block, and of each row's record behind it; none where rows are not stored one behind the other.
     pub(crate) offset: u64,
     pub(crate) starts: Vec<u32>,
 }
@@ -121,8 +125,11 @@ pub(crate) struct RecordPlaces {
 impl RecordPlaces {
     /// Adds a row's place to an error.
     pub(crate) fn locate(&self, row: usize, error: Error) -> Error {
-        let offset = self.offset + u64::from(self.starts.get(row).copied().unwrap_or(0));
-        error.url(self.url.clone()).record(self.first_record + row as u64).byte_offset(offset)
+        let error = error.url(self.url.clone()).record(self.first_record + row as u64);
+        match self.starts.get(row) {
+            Some(&start) => error.byte_offset(self.offset + u64::from(start)),
+            None => error,
+        }
     }
 }
 

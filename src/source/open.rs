@@ -107,6 +107,12 @@ pub(crate) async fn open(store: Store, format: Option<Format>, wanted: Wanted) -
     };
     match format {
         Format::TfRecord(options) => tfrecord::open(store, objects, options, wanted).await,
+        #[cfg(feature = "parquet")]
+        Format::Parquet(options) => super::parquet::open(store, objects, options, wanted).await,
+        #[cfg(not(feature = "parquet"))]
+        Format::Parquet(_) => {
+            Err(Error::config("this build reads no Parquet").advice("switch on the feature `parquet`"))
+        }
     }
 }
 

@@ -47,7 +47,7 @@ impl Made {
 }
 
 /// Where the data lies: `target/bench` in a project, else the user's cache.
-pub(super) fn folder(workload: Workload, samples: u64) -> PathBuf {
+pub(super) fn folder(workload: Workload, samples: u64, snappy: bool) -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = if Path::new("target").is_dir() {
         PathBuf::from("target/bench")
@@ -55,13 +55,15 @@ pub(super) fn folder(workload: Workload, samples: u64) -> PathBuf {
         let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
         cache.unwrap_or_else(std::env::temp_dir).join("forebay/bench")
     };
-    root.join(format!("{}-{samples}", workload.name()))
+    let codec = if snappy && workload.is_columnar() { "-snappy" } else { "" };
+    root.join(format!("{}{codec}-{samples}", workload.name()))
 }
 
 /// The data of a workload, made unless it is there.
 pub(super) fn made(
     workload: Workload,
     samples: u64,
+    snappy: bool,
     folder: &Path,
     threads: usize,
     terminal: &Terminal,
@@ -78,12 +80,15 @@ pub(super) fn made(
     std::fs::create_dir_all(folder).map_err(failed(folder))?;
     let per_shard = match workload {
         Workload::Raw => RAW_RECORDS,
+        #[cfg(feature = "parquet")]
+        workload if workload.is_columnar() => samples.div_ceil(super::columnar::layout(workload, samples).0),
         _ => samples.div_ceil(8).max(1),
     };
     let shards = samples.div_ceil(per_shard);
     let progress = terminal.progress("making data", samples, Unit::Things);
     let (next, sum) = (AtomicU64::new(0), AtomicU64::new(0));
-    let name = |shard: u64| format!("{}-{shard:05}-of-{shards:05}.tfrecord", workload.name());
+    let ending = if workload.is_columnar() { "parquet" } else { "tfrecord" };
+    let name = |shard: u64| format!("{}-{shard:05}-of-{shards:05}.{ending}", workload.name());
     let work = || -> Result<()> {
         let mut maker = Maker::default();
         loop {
@@ -92,6 +97,15 @@ pub(super) fn made(
                 return Ok(());
             }
             let path = folder.join(name(shard));
+            #[cfg(feature = "parquet")]
+            if workload.is_columnar() {
+                let rows = shard * per_shard..samples.min((shard + 1) * per_shard);
+                let group = super::columnar::layout(workload, samples).1;
+                let done = |rows| progress.inc(rows);
+                let value = super::columnar::write(workload, snappy, &path, rows, group, &done)?;
+                sum.fetch_add(value, Ordering::Relaxed);
+                continue;
+            }
             let mut writer = Writer::new(File::create(&path).map_err(failed(&path))?, Compression::None);
             for sample in shard * per_shard..samples.min((shard + 1) * per_shard) {
                 let (payload, value) = maker.record(workload, sample)?;
@@ -150,7 +164,7 @@ impl Maker {
                 self.payload = example.with_int64("label", [label]).encode();
                 Ok((&self.payload, label as u64))
             }
-            Workload::Raw | Workload::Tiny => {
+            _ => {
                 self.payload.resize(RAW_BYTES, 0);
                 rng.fill_bytes(&mut self.payload);
                 Ok((&self.payload, xxhash_rust::xxh3::xxh3_64(&self.payload)))

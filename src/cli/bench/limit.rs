@@ -31,7 +31,7 @@ const IMAGES: usize = 2000;
 const LONG_ENOUGH: Duration = Duration::from_secs(3);
 
 /// Runs `task` for all of `0..count` on `threads` threads, again and again until it took long enough; tasks a second.
-fn rate<S>(
+pub(super) fn rate<S>(
     threads: usize,
     count: usize,
     start: impl Fn() -> S + Sync,
@@ -79,6 +79,8 @@ pub(super) fn limits(
         (Workload::Image, Some(shards)) => image(&workload.image(u8), input, batch, shards, threads),
         (Workload::Features, Some(shards)) => features(workload, input, shards, threads),
         (Workload::Raw, Some(shards)) => raw(input, batch, shards, threads),
+        #[cfg(feature = "parquet")]
+        (Workload::Tokens | Workload::Wide | Workload::Latents, _) => super::columnar::limits(workload, input, threads),
         _ => tiny(input.rows as usize, batch, shuffle as usize, threads),
     }
 }

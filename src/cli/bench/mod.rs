@@ -1,5 +1,7 @@
 //! `forebay bench`: whole loaders, measured over whole epochs, beside what the machine can do at all.
 
+#[cfg(feature = "parquet")]
+mod columnar;
 mod data;
 mod limit;
 mod process;
@@ -43,12 +45,15 @@ pub(super) struct BenchArgs {
     /// Epochs that are measured, after one that warms up and is checked.
     #[arg(long, value_name = "E", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     epochs: u64,
-    /// Samples of a batch [default: 256 image, 4096 features, 400 raw, 1024 tiny].
+    /// Samples of a batch [default: 256 image, 4096 features, 400 raw, 1024 tiny, 32 tokens, 16384 wide, 48 latents].
     #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
     /// Samples of the shuffle buffer, 0 for none [default: 1000 image, 100000 tiny, 0].
     #[arg(long, value_name = "S")]
     shuffle: Option<u64>,
+    /// Parquet compressed with snappy instead of zstd.
+    #[arg(long)]
+    snappy: bool,
     /// Images as u8, not normalised.
     #[arg(long)]
     u8: bool,
@@ -191,8 +196,8 @@ fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input
         return Ok((input, Some((samples, (samples * samples.saturating_sub(1) / 2)))));
     }
     if input.is_made {
-        let folder = data::folder(workload, samples);
-        let made = data::made(workload, samples, &folder, threads, terminal)?;
+        let folder = data::folder(workload, samples, args.snappy);
+        let made = data::made(workload, samples, args.snappy, &folder, threads, terminal)?;
         input.urls = made.urls(&folder);
         return Ok((input, Some((made.samples, made.sum))));
     }

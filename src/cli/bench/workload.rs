@@ -1,4 +1,4 @@
-//! The four workloads: what each reads, does, and how one sees that it was done.
+//! The workloads: what each reads, does, and how one sees that it was done.
 
 use std::sync::Arc;
 
@@ -23,6 +23,15 @@ pub(in crate::cli) enum Workload {
     Raw,
     /// Eight bytes a row, from memory, through a shuffle buffer of 100,000.
     Tiny,
+    /// Parquet: lists of 2,048 int32 tokens, to int64.
+    #[cfg(feature = "parquet")]
+    Tokens,
+    /// Parquet: 40 of 200 columns of numbers.
+    #[cfg(feature = "parquet")]
+    Wide,
+    /// Parquet: samples of 2,164,832 bytes in five columns of f32, not compressed.
+    #[cfg(feature = "parquet")]
+    Latents,
 }
 
 /// What a workload reads.
@@ -45,6 +54,12 @@ impl Workload {
             Self::Features => "features",
             Self::Raw => "raw",
             Self::Tiny => "tiny",
+            #[cfg(feature = "parquet")]
+            Self::Tokens => "tokens",
+            #[cfg(feature = "parquet")]
+            Self::Wide => "wide",
+            #[cfg(feature = "parquet")]
+            Self::Latents => "latents",
         }
     }
 
@@ -54,14 +69,20 @@ impl Workload {
             Self::Features => 4096,
             Self::Raw => 400,
             Self::Tiny => 1024,
+            #[cfg(feature = "parquet")]
+            Self::Tokens => 32,
+            #[cfg(feature = "parquet")]
+            Self::Wide => 16_384,
+            #[cfg(feature = "parquet")]
+            Self::Latents => 48,
         }
     }
 
     pub(super) fn default_shuffle(self) -> u64 {
         match self {
             Self::Image => 1000,
-            Self::Features | Self::Raw => 0,
             Self::Tiny => 100_000,
+            _ => 0,
         }
     }
 
@@ -72,6 +93,12 @@ impl Workload {
             Self::Features => 400_000,
             Self::Raw => 4 * data::RAW_RECORDS,
             Self::Tiny => 10_000_000,
+            #[cfg(feature = "parquet")]
+            Self::Tokens => 40_000,
+            #[cfg(feature = "parquet")]
+            Self::Wide => 16 * 16_384,
+            #[cfg(feature = "parquet")]
+            Self::Latents => 192,
         }
     }
 
@@ -87,7 +114,14 @@ impl Workload {
             }
             Self::Raw => Some(vec![bytes("record").raw(Dtype::U8, [input.record_bytes])]),
             Self::Tiny => None,
+            #[cfg(feature = "parquet")]
+            Self::Tokens | Self::Wide | Self::Latents => Some(super::columnar::columns(self)),
         }
+    }
+
+    /// Whether it reads Parquet.
+    pub(super) fn is_columnar(self) -> bool {
+        !matches!(self, Self::Image | Self::Features | Self::Raw | Self::Tiny)
     }
 
     /// The image operation of `image`.
@@ -98,10 +132,10 @@ impl Workload {
 
     /// The graph that runs where nothing is said, over the data made here.
     pub(in crate::cli) fn default_dataset(self) -> Result<Dataset> {
-        let folder = data::folder(self, self.default_samples());
+        let folder = data::folder(self, self.default_samples(), false);
         let label = if self == Self::Image { "image/class/label" } else { "label" };
         let input = Input {
-            urls: vec![folder.join("*.tfrecord").display().to_string()],
+            urls: vec![folder.join(if self.is_columnar() { "*.parquet" } else { "*.tfrecord" }).display().to_string()],
             is_made: true,
             image: "image/encoded".into(),
             label: label.into(),
@@ -117,6 +151,7 @@ impl Workload {
         let options = if self == Self::Raw { options.records() } else { options };
         let mut dataset = match self {
             Self::Tiny => Dataset::from_columns([("x", Arc::new(Int64Array::from_iter_values(0..input.rows)) as _)])?,
+            _ if self.is_columnar() => Dataset::open(input.urls.clone())?,
             _ => Dataset::open_with(input.urls.clone(), options)?,
         };
         if let Some(columns) = self.columns(input) {
@@ -145,6 +180,8 @@ impl Workload {
                 Ok(records.fold(0, |sum, record| sum.wrapping_add(xxhash_rust::xxh3::xxh3_64(record))))
             }
             Self::Tiny => ints("x"),
+            #[cfg(feature = "parquet")]
+            Self::Tokens | Self::Wide | Self::Latents => super::columnar::sum(self, batch),
         }
     }
 }

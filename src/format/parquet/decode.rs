@@ -1,0 +1,387 @@
+//! A run of rows of one row group: which bytes of the file it lies in, and their columns.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use bytes::{Buf, Bytes};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection, RowSelector};
+use parquet::file::reader::{ChunkReader, Length};
+
+use super::caught;
+use super::footer::Footer;
+use super::numbers::{self, Chunk, Levels};
+use super::page::{Decompressor, Pages};
+use crate::error::{Error, Result};
+
+/// Which columns of a file are read, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Projection {
+    /// The schema of what is decoded: the wanted columns, structs with their wanted fields alone.
+    schema: SchemaRef,
+    columns: Vec<ProjectedColumn>,
+}
+
+/// One column at the top of the schema.
+#[derive(Clone, Debug)]
+struct ProjectedColumn {
+    /// Its columns in the file: several for structs.
+    leaves: Vec<usize>,
+    /// Levels, where it is decoded directly.
+    direct: Option<Levels>,
+}
+
+/// Some rows of a row group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) group: usize,
+    /// Rows within the row group.
+    pub(crate) rows: Range<u64>,
+}
+
+impl Projection {
+    /// Of a file: the columns of these dotted names (those that there are), or all.
+    pub(crate) fn new(footer: &Footer, names: Option<&[&str]>) -> Self {
+        let descr = footer.metadata().file_metadata().schema_descr();
+        let (mut fields, mut columns) = (Vec::new(), Vec::new());
+        for (root, field) in footer.schema().fields().iter().enumerate() {
+            let mut paths = Vec::new();
+            let Some(field) = pick(field, &mut vec![field.name().clone()], names, &mut paths) else { continue };
+            let leaves = (0..descr.num_columns()).filter(|&leaf| {
+                let parts = descr.columns()[leaf].path().parts();
+                descr.get_column_root_idx(leaf) == root && paths.iter().any(|path| parts.starts_with(path))
+            });
+            let leaves: Vec<usize> = leaves.collect();
+            let direct = match leaves[..] {
+                [leaf] => {
+                    let column = descr.column(leaf);
+                    let (max_definition, max_repetition) = (column.max_def_level(), column.max_rep_level());
+                    let levels =
+                        Levels { max_definition, max_repetition, element: column.repeated_ancestor_def_level() };
+                    let is_covered = numbers::is_covered(column.physical_type(), field.data_type(), levels);
+                    is_covered.then_some(levels)
+                }
+                _ => None,
+            };
+            fields.push(field);
+            columns.push(ProjectedColumn { leaves, direct });
+        }
+        Self { schema: Arc::new(Schema::new(fields)), columns }
+    }
+
+    /// The schema of what is decoded.
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// The columns of the file that are read.
+    pub(crate) fn leaves(&self) -> impl Iterator<Item = usize> {
+        self.columns.iter().flat_map(|column| column.leaves.iter().copied())
+    }
+
+    /// Bytes that some rows take: as they are stored, and as they are decoded (about).
+    pub(crate) fn bytes(&self, footer: &Footer, part: &Part) -> (u64, u64) {
+        let group = footer.metadata().row_group(part.group);
+        let (rows, wanted) = (group.num_rows().max(1) as u64, part.rows.end - part.rows.start);
+        let share = |bytes: u64| (u128::from(bytes) * u128::from(wanted) / u128::from(rows)) as u64;
+        let stored: u64 = ranges(footer, self, part).iter().map(|range| range.end - range.start).sum();
+        let decoded = self.columns.iter().flat_map(|column| {
+            column.leaves.iter().map(|&leaf| {
+                let chunk = group.column(leaf);
+                let values = chunk.num_values() as u64;
+                match column.direct {
+                    Some(levels) => {
+                        let offsets = if levels.max_repetition > 0 { 4 * rows } else { 0 };
+                        values.saturating_mul(width(chunk.column_type())) + offsets
+                    }
+                    // Byte strings stay in their pages; views of them take 16 bytes.
+                    None => (chunk.uncompressed_size() as u64).saturating_add(values.saturating_mul(16)),
+                }
+            })
+        });
+        (stored, decoded.map(share).fold(0, u64::saturating_add))
+    }
+}
+
+fn width(stored: parquet::basic::Type) -> u64 {
+    match stored {
+        parquet::basic::Type::INT64 | parquet::basic::Type::DOUBLE => 8,
+        _ => 4,
+    }
+}
+
+/// A field with those of its parts that are wanted; `paths` collects their names in the file.
+fn pick(
+    field: &Arc<Field>,
+    path: &mut Vec<String>,
+    names: Option<&[&str]>,
+    paths: &mut Vec<Vec<String>>,
+) -> Option<Arc<Field>> {
+    let DataType::Struct(children) = field.data_type() else {
+        let name = path.join(".");
+        if names.is_some_and(|names| !names.contains(&name.as_str())) {
+            return None;
+        }
+        paths.push(path.clone());
+        return Some(field.clone());
+    };
+    let picked = children.iter().filter_map(|child| {
+        path.push(child.name().clone());
+        let picked = pick(child, path, names, paths);
+        path.pop();
+        picked
+    });
+    let picked: Fields = picked.collect();
+    (!picked.is_empty()).then(|| Arc::new(field.as_ref().clone().with_data_type(DataType::Struct(picked))))
+}
+
+/// Where the pages of a column stand that hold some rows: the dictionary, the pages, and the row at which these begin.
+struct Located {
+    dictionary: Option<Range<u64>>,
+    pages: Range<u64>,
+    first_row: u64,
+}
+
+fn locate(footer: &Footer, part: &Part, leaf: usize) -> Located {
+    let chunk = footer.chunk_range(part.group, leaf);
+    let rows = footer.metadata().row_group(part.group).num_rows() as u64;
+    let whole = Located { dictionary: None, pages: chunk.clone(), first_row: 0 };
+    if part.rows == (0..rows) {
+        return whole;
+    }
+    let Some(pages) = page_rows(footer, part.group, leaf) else { return whole };
+    let mut wanted = pages.iter().filter(|(start, end, _)| *start < part.rows.end && *end > part.rows.start);
+    let Some((first_row, _, first)) = wanted.next().cloned() else { return whole };
+    let end = wanted.next_back().map_or(first.end, |(.., last)| last.end);
+    let before = pages.first().map_or(first.start, |(.., page)| page.start);
+    let dictionary = (chunk.start < before).then(|| chunk.start..before);
+    Located { dictionary, pages: first.start..end, first_row }
+}
+
+/// Rows and place of each page of a column, where the file has an index of its pages that holds together.
+pub(super) fn page_rows(footer: &Footer, group: usize, leaf: usize) -> Option<Vec<(u64, u64, Range<u64>)>> {
+    let metadata = footer.metadata();
+    let rows = metadata.row_group(group).num_rows() as u64;
+    let chunk = footer.chunk_range(group, leaf);
+    let pages = metadata.offset_index()?.get(group)?.get(leaf)?.page_locations();
+    let mut found: Vec<(u64, u64, Range<u64>)> = Vec::with_capacity(pages.len());
+    for (at, page) in pages.iter().enumerate() {
+        let start = u64::try_from(page.first_row_index).ok()?;
+        let end = pages.get(at + 1).map_or(Some(rows), |next| u64::try_from(next.first_row_index).ok())?;
+        let offset = u64::try_from(page.offset).ok()?;
+        let range = offset..offset.checked_add(u64::try_from(page.compressed_page_size).ok()?)?;
+        let follows =
+            found.last().map_or(start == 0, |(_, before, place)| *before == start && place.end == range.start);
+        if !follows || end < start || end > rows || range.start < chunk.start || range.end > chunk.end {
+            return None;
+        }
+        found.push((start, end, range));
+    }
+    (!found.is_empty()).then_some(found)
+}
+
+/// The bytes of the file that some rows lie in, by column, ascending.
+pub(crate) fn ranges(footer: &Footer, projection: &Projection, part: &Part) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = projection
+        .leaves()
+        .flat_map(|leaf| {
+            let Located { dictionary, pages, .. } = locate(footer, part, leaf);
+            dictionary.into_iter().chain([pages])
+        })
+        .filter(|range| range.start < range.end)
+        .collect();
+    ranges.sort_unstable_by_key(|range| (range.start, range.end));
+    ranges
+}
+
+/// Bytes of a file that were read: pieces with their offsets, ascending.
+#[derive(Clone, Debug)]
+pub(crate) struct Fetched {
+    pieces: Arc<Vec<(u64, Bytes)>>,
+    file_bytes: u64,
+}
+
+impl Fetched {
+    pub(crate) fn new(pieces: Vec<(u64, Bytes)>, file_bytes: u64) -> Self {
+        debug_assert!(pieces.is_sorted_by_key(|piece| piece.0));
+        Self { pieces: Arc::new(pieces), file_bytes }
+    }
+
+    fn get(&self, range: Range<u64>) -> Option<Bytes> {
+        if range.start == range.end {
+            return Some(Bytes::new());
+        }
+        let at = self.pieces.partition_point(|(start, _)| *start <= range.start).checked_sub(1)?;
+        let (start, piece) = &self.pieces[at];
+        let (from, to) = (range.start - start, range.end.checked_sub(*start)?);
+        (to <= piece.len() as u64).then(|| piece.slice(from as usize..to as usize))
+    }
+
+    fn from(&self, start: u64) -> Option<Bytes> {
+        let at = self.pieces.partition_point(|(first, _)| *first <= start).checked_sub(1)?;
+        let (first, piece) = &self.pieces[at];
+        piece.len().checked_sub((start - first) as usize).map(|_| piece.slice((start - first) as usize..))
+    }
+}
+
+impl Length for Fetched {
+    fn len(&self) -> u64 {
+        self.file_bytes
+    }
+}
+
+impl ChunkReader for Fetched {
+    type T = bytes::buf::Reader<Bytes>;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
+        let missing = || parquet::errors::ParquetError::General(format!("byte {start} was not read"));
+        self.from(start).map(Buf::reader).ok_or_else(missing)
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        let missing = || parquet::errors::ParquetError::General(format!("{length} bytes at {start} were not read"));
+        let end = start.checked_add(length as u64).ok_or_else(missing)?;
+        self.get(start..end).ok_or_else(missing)
+    }
+}
+
+/// Decodes some rows: an array for each column at the top of the projection's schema.
+///
+/// # Errors
+/// Damage, with the byte offset in the file where that is known, and the column.
+pub(crate) fn decode(
+    footer: &Footer,
+    projection: &Projection,
+    part: &Part,
+    fetched: &Fetched,
+    decompressor: &mut Decompressor,
+) -> Result<Vec<ArrayRef>> {
+    let rows = (part.rows.end - part.rows.start) as usize;
+    let mut arrays: Vec<Option<ArrayRef>> = vec![None; projection.columns.len()];
+    for (at, column) in projection.columns.iter().enumerate() {
+        let Some(levels) = column.direct else { continue };
+        let decoded = decode_numbers(footer, part, column.leaves[0], levels, fetched, decompressor);
+        let array = decoded.map_err(|error| error.column(projection.schema.field(at).name().as_str()))?;
+        // Pages that hold fewer rows than they should are damaged like any others.
+        arrays[at] = array.filter(|array| array.len() == rows);
+    }
+    let general: Vec<usize> = (0..arrays.len()).filter(|&at| arrays[at].is_none()).collect();
+    if !general.is_empty() {
+        let leaves = general.iter().flat_map(|&at| projection.columns[at].leaves.iter().copied());
+        let leaves: Vec<usize> = leaves.collect();
+        check_sizes(footer, part, &leaves, fetched)?;
+        let decoded = decode_general(footer, part, &leaves, fetched)?;
+        for (&at, array) in general.iter().zip(decoded.columns()) {
+            arrays[at] = Some(array.clone());
+        }
+    }
+    Ok(arrays.into_iter().map(|array| array.expect("each was decoded by one or the other")).collect())
+}
+
+fn decode_numbers(
+    footer: &Footer,
+    part: &Part,
+    leaf: usize,
+    levels: Levels,
+    fetched: &Fetched,
+    decompressor: &mut Decompressor,
+) -> Result<Option<ArrayRef>> {
+    let column = footer.metadata().row_group(part.group).column(leaf);
+    let Located { dictionary, pages, first_row } = locate(footer, part, leaf);
+    let missing = || Error::corrupt("bytes of a column were not read");
+    let chunk = Chunk {
+        dictionary: dictionary.map(|range| fetched.get(range).ok_or_else(missing)).transpose()?,
+        pages: fetched.get(pages.clone()).ok_or_else(missing)?,
+        bytes: column.uncompressed_size() as u64,
+        values: column.num_values() as u64,
+        codec: column.compression_codec(),
+    };
+    let decoded = numbers::decode(&chunk, column.column_type(), levels, decompressor);
+    let decoded = decoded.map_err(|error| {
+        let offset = error.place().byte_offset.unwrap_or(0);
+        error.byte_offset(pages.start + offset)
+    })?;
+    let (skipped, rows) = ((part.rows.start - first_row) as usize, (part.rows.end - part.rows.start) as usize);
+    Ok(decoded.map(|array| {
+        let there = array.len().saturating_sub(skipped).min(rows);
+        array.slice(skipped.min(array.len()), there)
+    }))
+}
+
+/// Looks at the headers of all pages before they are decompressed by the general reader, which believes them.
+fn check_sizes(footer: &Footer, part: &Part, leaves: &[usize], fetched: &Fetched) -> Result<()> {
+    for &leaf in leaves {
+        let column = footer.metadata().row_group(part.group).column(leaf);
+        let Located { dictionary, pages, .. } = locate(footer, part, leaf);
+        let mut values = column.num_values() as u64;
+        for range in dictionary.into_iter().chain([pages]) {
+            let data = fetched.get(range.clone()).ok_or_else(|| Error::corrupt("bytes of a column were not read"))?;
+            let place = |error: Error| {
+                let offset = error.place().byte_offset.unwrap_or(0);
+                error.byte_offset(range.start + offset).column(column.column_path().string())
+            };
+            let length = data.len();
+            let mut pages = Pages::new(data, 0..length, column.uncompressed_size() as u64);
+            while let Some(page) = pages.next().map_err(place)? {
+                if page.header.is_data() {
+                    values = values
+                        .checked_sub(page.header.values.into())
+                        .ok_or_else(|| place(Error::corrupt("pages hold more values than the footer says")))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn decode_general(footer: &Footer, part: &Part, leaves: &[usize], fetched: &Fetched) -> Result<RecordBatch> {
+    let group = footer.metadata().row_group(part.group);
+    let (all, rows) = (group.num_rows() as u64, part.rows.end - part.rows.start);
+    caught(|| {
+        let mask = ProjectionMask::leaves(footer.metadata().file_metadata().schema_descr(), leaves.iter().copied());
+        let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(fetched.clone(), footer.reader.clone())
+            .with_row_groups(vec![part.group])
+            .with_projection(mask)
+            .with_batch_size(rows as usize);
+        if rows < all {
+            let selectors = [
+                RowSelector::skip(part.rows.start as usize),
+                RowSelector::select(rows as usize),
+                RowSelector::skip((all - part.rows.end) as usize),
+            ];
+            builder = builder.with_row_selection(RowSelection::from(selectors.to_vec()));
+        }
+        let failed = |error| Error::corrupt("a row group cannot be decoded").because(error);
+        let reader = builder.build().map_err(|e| failed(arrow::error::ArrowError::from(e)))?;
+        let schema = arrow::array::RecordBatchReader::schema(&reader);
+        let batches = reader.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        let batch = match <[RecordBatch; 1]>::try_from(batches) {
+            Ok([batch]) => batch,
+            Err(batches) => arrow::compute::concat_batches(&schema, &batches).map_err(failed)?,
+        };
+        if batch.num_rows() as u64 != rows {
+            return Err(Error::corrupt(format!("{} rows, where the footer says {rows}", batch.num_rows())));
+        }
+        Ok(batch)
+    })
+}
+
+/// Cuts a row group into about so many parts, at the pages of its largest column; into one where the file does not say where pages stand.
+pub(crate) fn cut(footer: &Footer, projection: &Projection, whole: &Part, parts: u64) -> Vec<Range<u64>> {
+    let all = whole.rows.clone();
+    let indexed: Option<Vec<_>> = projection.leaves().map(|leaf| page_rows(footer, whole.group, leaf)).collect();
+    let Some(indexed) = indexed.filter(|_| parts > 1) else { return vec![all] };
+    let bytes = |pages: &Vec<(u64, u64, Range<u64>)>| pages.iter().map(|(.., page)| page.end - page.start).sum::<u64>();
+    let Some(pages) = indexed.iter().max_by_key(|pages| bytes(pages)) else { return vec![all] };
+    let least = all.end.div_ceil(parts);
+    let mut cuts = vec![0];
+    for &(_, end, _) in pages {
+        if end - cuts[cuts.len() - 1] >= least || end == all.end {
+            cuts.push(end);
+        }
+    }
+    cuts.dedup();
+    cuts.windows(2).map(|pair| pair[0]..pair[1]).collect()
+}

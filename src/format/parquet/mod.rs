@@ -1,0 +1,29 @@
+//! Parquet: footers, pages, and row groups to columns.
+//!
+//! The `parquet` crate reads footers, and all columns that are not numbers or lists of them. Those are decoded here (`numbers`): what accelerators
+//! ask for most.
+
+mod decode;
+mod footer;
+mod hybrid;
+mod numbers;
+mod page;
+mod thrift;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use decode::{Fetched, Part, Projection, cut, decode, ranges};
+pub(crate) use footer::{Footer, FooterReader, Progress};
+pub(crate) use page::Decompressor;
+
+use crate::error::{Error, Result};
+
+/// Turns a panic of the `parquet` crate, which trusts files further than we do, into an error.
+fn caught<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(Error::corrupt(format!("cannot be decoded: {}", said.unwrap_or("the decoder gave up")))
+            .advice("fetch or write the shard again"))
+    })
+}

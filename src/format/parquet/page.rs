@@ -1,0 +1,341 @@
+//! Pages of a column chunk: headers, checksums, decompression. Sizes that headers declare are held against the chunk before memory is taken.
+//!
+//! Source: Apache Parquet, "File Format" and `parquet.thrift`.
+
+use std::io::Read as _;
+use std::ops::Range;
+
+use bytes::Bytes;
+use parquet::basic::CompressionCodec as Codec;
+
+use super::thrift::{Kind, Reader};
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a page holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PageKind {
+    Data,
+    DataV2 {
+        rows: u32,
+        nulls: u32,
+        definition_bytes: u32,
+        repetition_bytes: u32,
+        is_compressed: bool,
+    },
+    Dictionary,
+    /// Index pages, and what later versions may bring: passed over.
+    Other,
+}
+
+/// How values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Plain,
+    /// Indexes into the dictionary page.
+    Dictionary,
+    Rle,
+    BitPacked,
+    Other(i32),
+}
+
+/// The header of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PageHeader {
+    pub(super) kind: PageKind,
+    pub(super) values: u32,
+    pub(super) encoding: Encoding,
+    /// How levels are stored, in pages of the first version.
+    pub(super) levels: Encoding,
+    pub(super) stored_bytes: u32,
+    pub(super) bytes: u32,
+    crc: Option<u32>,
+}
+
+impl PageHeader {
+    /// Reads a header from the front of `data`; also its own length.
+    pub(super) fn read(data: &[u8]) -> Result<(Self, usize)> {
+        let mut reader = Reader::new(data);
+        let (mut kind, mut sizes, mut crc) = (None, [None; 2], None);
+        let mut inner: Option<(i64, [i64; 8])> = None;
+        let mut last = 0;
+        while let Some((field, wire)) = reader.field(&mut last)? {
+            match (field, wire) {
+                (1, Kind::Int) => kind = Some(reader.int()?),
+                (2 | 3, Kind::Int) => sizes[field as usize - 2] = Some(size(reader.int()?)?),
+                (4, Kind::Int) => crc = Some(reader.int()? as u32),
+                (5 | 7 | 8, Kind::Struct) => inner = Some((field, numbers(&mut reader)?)),
+                (_, wire) => reader.skip(wire)?,
+            }
+        }
+        let (Some(kind), [Some(bytes), Some(stored_bytes)]) = (kind, sizes) else {
+            return Err(Error::corrupt("a page header lacks its type or sizes"));
+        };
+        let (field, numbers) = inner.unwrap_or((0, [0; 8]));
+        let (kind, values, encoding, levels) = match (kind, field) {
+            (0, 5) => (PageKind::Data, numbers[0], numbers[1], numbers[2].max(numbers[3])),
+            (2, 7) => (PageKind::Dictionary, numbers[0], numbers[1], 3),
+            (3, 8) => {
+                let [_, nulls, rows, _, definition_bytes, repetition_bytes, uncompressed, _] = numbers;
+                let kind = PageKind::DataV2 {
+                    rows: size(rows)?,
+                    nulls: size(nulls)?,
+                    definition_bytes: size(definition_bytes)?,
+                    repetition_bytes: size(repetition_bytes)?,
+                    is_compressed: uncompressed == 0,
+                };
+                (kind, numbers[0], numbers[3], 3)
+            }
+            (0 | 2 | 3, _) => return Err(Error::corrupt("a page header lacks the part that its type has")),
+            _ => (PageKind::Other, 0, 0, 3),
+        };
+        let header = Self {
+            kind,
+            values: size(values)?,
+            encoding: encoding_of(encoding),
+            levels: encoding_of(levels),
+            stored_bytes,
+            bytes,
+            crc,
+        };
+        Ok((header, reader.position()))
+    }
+
+    /// Whether it is a page of values.
+    pub(super) fn is_data(&self) -> bool {
+        matches!(self.kind, PageKind::Data | PageKind::DataV2 { .. })
+    }
+}
+
+fn size(value: i64) -> Result<u32> {
+    u32::try_from(value)
+        .ok()
+        .filter(|&size| size <= i32::MAX as u32)
+        .ok_or_else(|| Error::corrupt(format!("a page header declares a size of {value}")))
+}
+
+/// The first eight fields of a structure: integers, and 1 where a truth value is false (the only one of interest is true unless said otherwise).
+fn numbers(reader: &mut Reader<'_>) -> Result<[i64; 8]> {
+    let (mut numbers, mut last) = ([0; 8], 0);
+    while let Some((field, wire)) = reader.field(&mut last)? {
+        let slot = usize::try_from(field - 1).ok().and_then(|at| numbers.get_mut(at));
+        match (slot, wire) {
+            (Some(slot), Kind::Int) => *slot = reader.int()?,
+            (Some(slot), Kind::False) => *slot = 1,
+            (_, wire) => reader.skip(wire)?,
+        }
+    }
+    Ok(numbers)
+}
+
+fn encoding_of(code: i64) -> Encoding {
+    match code {
+        0 => Encoding::Plain,
+        2 | 8 => Encoding::Dictionary,
+        3 => Encoding::Rle,
+        4 => Encoding::BitPacked,
+        other => Encoding::Other(other as i32),
+    }
+}
+
+/// A page as it is stored.
+#[derive(Clone, Debug)]
+pub(super) struct StoredPage {
+    pub(super) header: PageHeader,
+    /// Where its header stands, counted from the chunk's beginning.
+    pub(super) offset: usize,
+    body: Bytes,
+}
+
+/// Walks the pages in some bytes of a column chunk, which begin with a header.
+pub(super) struct Pages {
+    data: Bytes,
+    at: usize,
+    end: usize,
+    /// Bytes that all its pages may decompress to.
+    left: u64,
+}
+
+impl Pages {
+    /// The pages within `range` of `data`; they may decompress to `bytes` in all.
+    pub(super) fn new(data: Bytes, range: Range<usize>, bytes: u64) -> Self {
+        Self { end: range.end.min(data.len()), data, at: range.start, left: bytes }
+    }
+
+    /// The next page; `None` behind the last.
+    pub(super) fn next(&mut self) -> Result<Option<StoredPage>> {
+        if self.at >= self.end {
+            return Ok(None);
+        }
+        let offset = self.at;
+        let located = |error: Error| error.byte_offset(offset as u64);
+        let (header, length) = PageHeader::read(&self.data[self.at..self.end]).map_err(located)?;
+        let start = self.at + length;
+        let end = start + header.stored_bytes as usize;
+        if end > self.end {
+            let there = self.end - start;
+            let message = format!("a page of {} bytes, and {there} are left of its column", header.stored_bytes);
+            return Err(located(Error::corrupt(message)));
+        }
+        // The header counts towards a chunk's size as well, so pages never add up to more.
+        self.left = self.left.checked_sub(u64::from(header.bytes)).ok_or_else(|| {
+            located(Error::corrupt(format!(
+                "a page says that it decompresses to {} bytes, more than its column's footer allows",
+                header.bytes
+            )))
+        })?;
+        self.at = end;
+        Ok(Some(StoredPage { header, offset, body: self.data.slice(start..end) }))
+    }
+}
+
+/// A page's content, decompressed: levels and values.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) header: PageHeader,
+    /// The levels of a page of the second version, which come uncompressed in front.
+    pub(super) repetition: Bytes,
+    pub(super) definition: Bytes,
+    /// In pages of the first version levels, then values; otherwise values.
+    pub(super) data: Bytes,
+}
+
+/// Decompresses pages, with what a codec keeps from one to the next.
+#[derive(Default)]
+pub(crate) struct Decompressor {
+    zstd: Option<zstd::bulk::Decompressor<'static>>,
+    snappy: Option<snap::raw::Decoder>,
+}
+
+impl Decompressor {
+    /// The page's content.
+    ///
+    /// # Errors
+    /// A wrong checksum, content that is other than its header says.
+    pub(super) fn open(&mut self, page: StoredPage, codec: Codec) -> Result<Page> {
+        let StoredPage { header, offset, body } = page;
+        let opened = self.content(&header, body, codec);
+        opened.map_err(|error| error.byte_offset(offset as u64))
+    }
+
+    fn content(&mut self, header: &PageHeader, body: Bytes, codec: Codec) -> Result<Page> {
+        if let Some(stored) = header.crc {
+            let computed = crc32fast::hash(&body);
+            if computed != stored {
+                return Err(Error::corrupt(format!("page checksum {computed:08x}, stored {stored:08x}"))
+                    .advice("fetch or write the shard again"));
+            }
+        }
+        let (mut levels, mut is_compressed) = ([Bytes::new(), Bytes::new()], codec != Codec::UNCOMPRESSED);
+        let mut rest = body;
+        let mut bytes = header.bytes as usize;
+        if let PageKind::DataV2 { definition_bytes, repetition_bytes, is_compressed: stated, .. } = header.kind {
+            is_compressed &= stated;
+            for (level, length) in levels.iter_mut().zip([repetition_bytes, definition_bytes]) {
+                let length = length as usize;
+                if length > rest.len() || length > bytes {
+                    return Err(Error::corrupt(format!("levels of {length} bytes, and {} are there", rest.len())));
+                }
+                *level = rest.split_to(length);
+                bytes -= length;
+            }
+        }
+        let data = match is_compressed {
+            // A page of nulls alone may have nothing to decompress.
+            true if rest.is_empty() && bytes == 0 => rest,
+            true => self.decompress(&rest, bytes, codec)?,
+            false if rest.len() == bytes => rest,
+            false => {
+                return Err(Error::corrupt(format!("an uncompressed page of {} bytes declares {bytes}", rest.len())));
+            }
+        };
+        let [repetition, definition] = levels;
+        Ok(Page { header: *header, repetition, definition, data })
+    }
+
+    fn decompress(&mut self, stored: &[u8], bytes: usize, codec: Codec) -> Result<Bytes> {
+        let wrong = |what: String| Error::corrupt(format!("a page does not decompress: {what}"));
+        let mut data = Vec::new();
+        let found = match codec {
+            Codec::ZSTD => {
+                let zstd = match &mut self.zstd {
+                    Some(zstd) => zstd,
+                    none => none.insert(zstd::bulk::Decompressor::new().map_err(|e| wrong(e.to_string()))?),
+                };
+                data = zstd.decompress(stored, bytes).map_err(|e| wrong(e.to_string()))?;
+                data.len()
+            }
+            Codec::SNAPPY => {
+                let length = snap::raw::decompress_len(stored).map_err(|e| wrong(e.to_string()))?;
+                if length == bytes {
+                    data.resize(bytes, 0);
+                    let snappy = self.snappy.get_or_insert_with(snap::raw::Decoder::new);
+                    snappy.decompress(stored, &mut data).map_err(|e| wrong(e.to_string()))?
+                } else {
+                    length
+                }
+            }
+            Codec::GZIP => read_up_to(flate2::read::MultiGzDecoder::new(stored), bytes, &mut data)
+                .map_err(|e| wrong(e.to_string()))?,
+            Codec::BROTLI => read_up_to(brotli::Decompressor::new(stored, 4096), bytes, &mut data)
+                .map_err(|e| wrong(e.to_string()))?,
+            Codec::LZ4_RAW => {
+                data.resize(bytes, 0);
+                lz4_flex::block::decompress_into(stored, &mut data).map_err(|e| wrong(e.to_string()))?
+            }
+            Codec::LZ4 => {
+                data.resize(bytes, 0);
+                lz4_hadoop(stored, &mut data).map_err(wrong)?
+            }
+            other => {
+                return Err(Error::new(
+                    ErrorKind::Schema,
+                    format!("compressed with {other:?}, which is not supported"),
+                )
+                .advice("write the file with zstd, snappy, gzip, lz4 or brotli"));
+            }
+        };
+        if found != bytes {
+            return Err(wrong(format!("it gives other than the {bytes} bytes that its header says")));
+        }
+        Ok(data.into())
+    }
+}
+
+/// Reads to the end, but no more than a byte beyond what is expected.
+fn read_up_to(reader: impl std::io::Read, bytes: usize, data: &mut Vec<u8>) -> std::io::Result<usize> {
+    data.try_reserve(bytes + 1)?;
+    reader.take(bytes as u64 + 1).read_to_end(data)
+}
+
+/// The codec of old files: Hadoop's frames of big-endian lengths, or LZ4's frame format, or a bare block.
+fn lz4_hadoop(stored: &[u8], out: &mut [u8]) -> Result<usize, String> {
+    fn framed(mut stored: &[u8], out: &mut [u8]) -> Option<usize> {
+        let mut at = 0usize;
+        while !stored.is_empty() {
+            let length = |at: usize| Some(u32::from_be_bytes(stored.get(at..at + 4)?.try_into().ok()?) as usize);
+            let (bytes, compressed) = (length(0)?, length(4)?);
+            let block = stored.get(8..8 + compressed)?;
+            let slot = out.get_mut(at..at.checked_add(bytes)?)?;
+            if lz4_flex::block::decompress_into(block, slot).ok()? != bytes {
+                return None;
+            }
+            at += bytes;
+            stored = &stored[8 + compressed..];
+        }
+        Some(at)
+    }
+    fn frame_format(stored: &[u8], out: &mut [u8]) -> Option<usize> {
+        let mut decoder = lz4_flex::frame::FrameDecoder::new(stored);
+        let mut at = 0;
+        loop {
+            match decoder.read(&mut out[at..]).ok()? {
+                0 => return Some(at),
+                read => at += read,
+            }
+        }
+    }
+    framed(stored, out)
+        .or_else(|| frame_format(stored, out))
+        .or_else(|| lz4_flex::block::decompress_into(stored, out).ok())
+        .ok_or_else(|| "neither in frames nor as a block of LZ4".to_owned())
+}

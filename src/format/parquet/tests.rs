@@ -1,0 +1,259 @@
+//! What is decoded here is what the `parquet` crate decodes, for every way of storing it; and no damage does harm.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, BinaryArray, BooleanArray, Float32Array, Float64Array, Int32Array, Int64Array, ListArray,
+    RecordBatch, StringArray, StructArray,
+};
+use arrow::datatypes::{DataType, Field, Int32Type, Int64Type};
+use bytes::Bytes;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
+use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder, WriterVersion};
+use proptest::prelude::*;
+
+use super::*;
+
+fn written(batch: &RecordBatch, properties: WriterPropertiesBuilder) -> Bytes {
+    let mut file = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut file, batch.schema(), Some(properties.build())).unwrap();
+    writer.write(batch).unwrap();
+    writer.close().unwrap();
+    file.into()
+}
+
+/// The footer, with page indexes, in as many steps as the reader wants.
+fn footer_of(file: &Bytes) -> Result<Footer> {
+    let finish = |mut reader: FooterReader| loop {
+        match reader.next()? {
+            Progress::Done(metadata) => return Ok(metadata),
+            Progress::Wants(ranges) => {
+                for range in ranges {
+                    let bytes = file.slice(range.start as usize..range.end as usize);
+                    reader.supply(range, bytes)?;
+                }
+            }
+        }
+    };
+    let metadata = finish(FooterReader::new(file.len() as u64)?)?;
+    let metadata = finish(FooterReader::of_page_index(file.len() as u64, &metadata)?)?;
+    Footer::new(Arc::new(*metadata), file.len() as u64)
+}
+
+/// Decodes rows, with only the bytes at hand that are asked for.
+fn decoded(file: &Bytes, footer: &Footer, names: Option<&[&str]>, part: &Part) -> Result<RecordBatch> {
+    let projection = Projection::new(footer, names);
+    let pieces = ranges(footer, &projection, part).into_iter();
+    let pieces = pieces.map(|range| (range.start, file.slice(range.start as usize..range.end as usize))).collect();
+    let fetched = Fetched::new(pieces, file.len() as u64);
+    let arrays = decode(footer, &projection, part, &fetched, &mut Decompressor::default())?;
+    let fields: Vec<Field> = projection.schema().fields().iter().map(|field| field.as_ref().clone()).collect();
+    let fields = fields
+        .into_iter()
+        .zip(&arrays)
+        .map(|(field, array)| field.with_data_type(array.data_type().clone()).with_nullable(true));
+    Ok(RecordBatch::try_new(Arc::new(arrow::datatypes::Schema::new(fields.collect::<Vec<_>>())), arrays).unwrap())
+}
+
+fn expected(file: &Bytes, footer: &Footer) -> RecordBatch {
+    let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file.clone(), footer.reader.clone());
+    let reader = reader.with_batch_size(1 << 20).build().unwrap();
+    let schema = arrow::array::RecordBatchReader::schema(&reader);
+    let batches: Vec<RecordBatch> = reader.collect::<Result<_, _>>().unwrap();
+    arrow::compute::concat_batches(&schema, &batches).unwrap()
+}
+
+fn assert_equal(found: &RecordBatch, wanted: &RecordBatch, rows: Range<usize>, what: &str) {
+    let wanted = wanted.slice(rows.start, rows.len());
+    for (at, (a, b)) in found.columns().iter().zip(wanted.columns()).enumerate() {
+        // Names of list items differ between writers, and do not matter.
+        let b = arrow::compute::cast(b, a.data_type()).unwrap();
+        assert_eq!(a, &b, "{what}, column {} rows {rows:?}", wanted.schema().field(at).name());
+    }
+    assert_eq!(found.num_columns(), wanted.num_columns());
+}
+
+/// Rows of every covered kind, and some that are left to the general reader.
+fn rows(count: usize, nulls: bool) -> RecordBatch {
+    let there = |row: usize, every: usize| !nulls || !row.is_multiple_of(every);
+    let int32 = Int32Array::from_iter((0..count).map(|row| there(row, 3).then_some((row as i32).wrapping_mul(7919))));
+    let few = Int64Array::from_iter((0..count).map(|row| there(row, 5).then_some(row as i64 % 7)));
+    let float = Float32Array::from_iter((0..count).map(|row| there(row, 7).then_some(row as f32 / 3.0)));
+    let double = Float64Array::from_iter_values((0..count).map(|row| row as f64 * -0.5));
+    let lists = ListArray::from_iter_primitive::<Int32Type, _, _>((0..count).map(|row| {
+        there(row, 11).then(|| (0..row % 5).map(move |i| there(row + i, 4).then_some((row * 3 + i) as i32)))
+    }));
+    let long = ListArray::from_iter_primitive::<Int64Type, _, _>(
+        (0..count).map(|row| Some((0..40).map(move |i| Some((row * i) as i64)))),
+    );
+    let text = StringArray::from_iter((0..count).map(|row| there(row, 2).then(|| format!("row {row}"))));
+    let bytes = BinaryArray::from_iter_values((0..count).map(|row| vec![row as u8; row % 50]));
+    let truth = BooleanArray::from_iter((0..count).map(|row| there(row, 6).then_some(row % 2 == 0)));
+    let image = StructArray::from(vec![
+        (Arc::new(Field::new("bytes", DataType::Binary, true)), Arc::new(bytes.clone()) as ArrayRef),
+        (Arc::new(Field::new("size", DataType::Int32, true)), Arc::new(int32.clone()) as ArrayRef),
+    ]);
+    RecordBatch::try_from_iter_with_nullable(vec![
+        ("int32", Arc::new(int32) as ArrayRef, true),
+        ("few", Arc::new(few), true),
+        ("float", Arc::new(float), true),
+        ("double", Arc::new(double), false),
+        ("lists", Arc::new(lists), true),
+        ("long", Arc::new(long), true),
+        ("text", Arc::new(text), true),
+        ("bytes", Arc::new(bytes), false),
+        ("truth", Arc::new(truth), true),
+        ("image", Arc::new(image), true),
+    ])
+    .unwrap()
+}
+
+fn ways() -> Vec<(&'static str, WriterPropertiesBuilder)> {
+    let base = || WriterProperties::builder().set_data_page_row_count_limit(30).set_write_batch_size(10);
+    let with = |compression| base().set_compression(compression);
+    vec![
+        ("plain", base().set_dictionary_enabled(false)),
+        ("dictionary", base()),
+        ("version 2", base().set_writer_version(WriterVersion::PARQUET_2_0)),
+        ("one page", WriterProperties::builder()),
+        ("snappy", with(Compression::SNAPPY)),
+        ("zstd", with(Compression::ZSTD(ZstdLevel::default()))),
+        (
+            "zstd, version 2",
+            with(Compression::ZSTD(ZstdLevel::default())).set_writer_version(WriterVersion::PARQUET_2_0),
+        ),
+        ("gzip", with(Compression::GZIP(GzipLevel::default()))),
+        ("brotli", with(Compression::BROTLI(BrotliLevel::default()))),
+        ("lz4", with(Compression::LZ4_RAW)),
+        ("old lz4", with(Compression::LZ4)),
+        ("small dictionary", base().set_dictionary_page_size_limit(64)),
+        ("row groups of 70", base().set_max_row_group_row_count(Some(70))),
+    ]
+}
+
+#[test]
+fn every_way_of_storing_gives_what_the_crate_gives() {
+    for nulls in [false, true] {
+        let batch = rows(200, nulls);
+        for (way, properties) in ways() {
+            let what = format!("{way}, nulls {nulls}");
+            let file = written(&batch, properties);
+            let footer = footer_of(&file).unwrap();
+            let wanted = expected(&file, &footer);
+            let mut before = 0;
+            for group in 0..footer.metadata().num_row_groups() {
+                let all = footer.metadata().row_group(group).num_rows() as u64;
+                for part in [0..all, 0..1, all / 3..all / 2, all - 1..all, 29..31] {
+                    let rows = (before + part.start) as usize..(before + part.end) as usize;
+                    let found = decoded(&file, &footer, None, &Part { group, rows: part }).unwrap();
+                    assert_equal(&found, &wanted, rows, &what);
+                }
+                before += all;
+            }
+        }
+    }
+}
+
+#[test]
+fn chosen_columns_alone_are_read() {
+    let file = written(&rows(200, true), ways()[0].1.clone());
+    let footer = footer_of(&file).unwrap();
+    let projection = Projection::new(&footer, Some(&["few", "image.bytes"]));
+    let names: Vec<_> = projection.schema().fields().iter().map(|field| field.name().as_str()).collect();
+    assert_eq!(names, ["few", "image"]);
+    let whole = Part { group: 0, rows: 0..200 };
+    let read: u64 = ranges(&footer, &projection, &whole).iter().map(|range| range.end - range.start).sum();
+    let chunks = footer.metadata().row_group(0).columns();
+    let wanted = chunks.iter().filter(|chunk| ["few", "image.bytes"].contains(&chunk.column_path().string().as_str()));
+    assert_eq!(read, wanted.map(|chunk| chunk.compressed_size() as u64).sum::<u64>());
+    let found = decoded(&file, &footer, Some(&["few", "image.bytes"]), &whole).unwrap();
+    assert_eq!(
+        found.column(1).data_type(),
+        &DataType::Struct(vec![Field::new("bytes", DataType::BinaryView, true)].into())
+    );
+    // A few rows take a few pages.
+    let part = Part { group: 0, rows: 100..110 };
+    let few: u64 = ranges(&footer, &projection, &part).iter().map(|range| range.end - range.start).sum();
+    assert!(few * 3 < read, "{few} of {read} bytes for 10 of 200 rows");
+}
+
+#[test]
+fn every_cut_ends_in_an_error_or_the_right_rows() {
+    let file = written(&rows(40, true), ways()[5].1.clone());
+    for end in 0..file.len() {
+        assert!(footer_of(&file.slice(..end)).is_err(), "cut at {end}");
+    }
+}
+
+#[test]
+fn every_flipped_byte_ends_in_an_error_or_in_rows() {
+    for way in [0, 2, 5] {
+        let file = written(&rows(12, true), ways()[way].1.clone());
+        for at in 0..file.len() {
+            let mut damaged = file.to_vec();
+            damaged[at] ^= 1 << (at % 8);
+            let damaged = Bytes::from(damaged);
+            let Ok(footer) = footer_of(&damaged) else { continue };
+            for group in 0..footer.metadata().num_row_groups() {
+                let rows = footer.metadata().row_group(group).num_rows() as u64;
+                let part = Part { group, rows: 0..rows };
+                let projection = Projection::new(&footer, None);
+                // As the loader, which refuses blocks that do not fit its budget.
+                if rows > 0 && projection.bytes(&footer, &part).1 < 1 << 24 && rows < 1 << 20 {
+                    _ = decoded(&damaged, &footer, None, &part).map(|batch| assert_eq!(batch.num_rows() as u64, rows));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_page_that_claims_to_be_large_is_refused_before_memory_is_taken() {
+    let batch = RecordBatch::try_from_iter([("text", Arc::new(StringArray::from(vec!["a"; 10])) as ArrayRef)]).unwrap();
+    let file = written(&batch, ways()[5].1.clone()).to_vec();
+    let footer = footer_of(&Bytes::from(file.clone())).unwrap();
+    // The first page header: 15 (type) xx 15 (uncompressed size) varint.
+    let start = footer.chunk_range(0, 0).start as usize;
+    let mut bomb = file[..start].to_vec();
+    let (header, length) = page::PageHeader::read(&file[start..]).unwrap();
+    assert!(header.bytes < 64 && length > 4);
+    assert_eq!((file[start], file[start + 2]), (0x15, 0x15));
+    bomb.extend([file[start], file[start + 1], 0x15, file[start + 3] | 0x80, 0xff, 0xff, 0xff, 0x0f]);
+    bomb.extend(&file[start + 4..]);
+    let fetched = Fetched::new(vec![(0, bomb.into())], file.len() as u64);
+    let projection = Projection::new(&footer, None);
+    let error = decode(&footer, &projection, &Part { group: 0, rows: 0..10 }, &fetched, &mut Decompressor::default())
+        .unwrap_err();
+    assert!(error.to_string().contains("more than its column's footer allows"), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn lists_of_any_lengths_come_back(
+        lists in prop::collection::vec(prop::option::weighted(0.9, prop::collection::vec(prop::option::weighted(0.9, any::<i32>()), 0..20)), 1..120),
+        page_rows in 1usize..40,
+        dictionary: bool,
+        version2: bool,
+    ) {
+        let array: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(lists.clone()));
+        let batch = RecordBatch::try_from_iter_with_nullable([("lists", array, true)]).unwrap();
+        let mut properties = WriterProperties::builder()
+            .set_dictionary_enabled(dictionary)
+            .set_data_page_row_count_limit(page_rows)
+            .set_write_batch_size(5);
+        if version2 {
+            properties = properties.set_writer_version(WriterVersion::PARQUET_2_0);
+        }
+        let file = written(&batch, properties);
+        let footer = footer_of(&file).unwrap();
+        let wanted = expected(&file, &footer);
+        let (half, all) = (lists.len() / 2, lists.len());
+        for rows in [0..all, half..all] {
+            let part = Part { group: 0, rows: rows.start as u64..rows.end as u64 };
+            assert_equal(&decoded(&file, &footer, None, &part).unwrap(), &wanted, rows, "any");
+        }
+    }
+}
