@@ -67,6 +67,8 @@ pub struct WriterBuilder {
     row_group_bytes: Option<u64>,
     image: Option<String>,
     label: Option<String>,
+    payloads: bool,
+    more: BTreeMap<String, serde_json::Value>,
 }
 
 impl WriterBuilder {
@@ -90,6 +92,8 @@ impl WriterBuilder {
             row_group_bytes: None,
             image: None,
             label: None,
+            payloads: false,
+            more: BTreeMap::new(),
         }
     }
 
@@ -209,6 +213,20 @@ impl WriterBuilder {
         self
     }
 
+    /// TFRecord: the one column holds payloads, which are stored as they are.
+    #[cfg(feature = "cli")]
+    pub(crate) fn payloads(mut self, payloads: bool) -> Self {
+        self.payloads = payloads;
+        self
+    }
+
+    /// Another thing that shows in the shards, and so has to be the same to go on.
+    #[cfg(feature = "cli")]
+    pub(crate) fn option(mut self, name: &str, value: serde_json::Value) -> Self {
+        self.more.insert(name.to_owned(), value);
+        self
+    }
+
     /// Makes the folder ready, and the threads.
     ///
     /// # Errors
@@ -295,6 +313,7 @@ impl WriterBuilder {
 
     fn encoder(&self, columns: &[Column], packing: Packing) -> Result<Arc<dyn Encode>> {
         Ok(match self.output {
+            Output::TfRecord if self.payloads => Arc::new(TfRecord::of_payloads(&columns[0], packing)),
             Output::TfRecord => Arc::new(TfRecord::new(columns, packing, self.narrow)?),
             #[cfg(feature = "parquet")]
             Output::Parquet => {
@@ -312,11 +331,12 @@ impl WriterBuilder {
 
     /// The options that show in the shards.
     fn options(&self, limits: Limits, packing: Packing) -> BTreeMap<String, serde_json::Value> {
-        let mut options = BTreeMap::from([("name".to_owned(), json!(self.name))]);
+        let mut options = self.more.clone();
         let mut put = |key: &str, value: serde_json::Value| _ = options.insert(key.to_owned(), value);
         for (key, limit) in [("rows_per_shard", limits.rows), ("bytes_per_shard", limits.bytes)] {
             limit.into_iter().for_each(|limit| put(key, json!(limit)));
         }
+        put("name", json!(self.name));
         put("compression", json!(packing.codec));
         put("level", json!(packing.level));
         self.shuffle.into_iter().for_each(|seed| put("shuffle", json!(seed)));

@@ -187,6 +187,12 @@ impl Folder {
         (state.done.len() as u64, rows, state.done.values().next_back().map_or(0, |shard| shard.end))
     }
 
+    /// Rows of the source that were left out.
+    #[cfg(feature = "cli")]
+    pub(super) fn num_skipped(&self) -> u64 {
+        self.state().skipped.len() as u64
+    }
+
     /// Notes that a shard is whole and has its name.
     pub(super) fn note(&self, shard: Done) -> Result<()> {
         let mut state = self.state();
@@ -196,6 +202,7 @@ impl Folder {
     }
 
     /// Notes that a row of the source was left out.
+    #[cfg(feature = "cli")]
     pub(super) fn note_skipped(&self, skipped: Skipped) -> Result<()> {
         let mut state = self.state();
         if state.skipped.contains(&skipped) {
@@ -221,6 +228,12 @@ impl Folder {
     /// Writes the manifest, all shards being whole, and takes the journal away.
     pub(super) fn complete(&self) -> Result<Manifest> {
         let mut state = self.state();
+        if let Some(stated) = self.identity.num_shards.filter(|stated| *stated != state.done.len() as u64) {
+            let there = state.done.len();
+            return Err(Error::config(format!("the shards are called one of {stated}, and there are {there}"))
+                .url(self.path.to_string_lossy().into_owned())
+                .advice("write as many rows as .expected_rows(n) says, or leave it out"));
+        }
         let shards: Vec<ShardEntry> = state.done.values().map(|shard| shard.entry.clone()).collect();
         let labels: BTreeSet<String> = state.done.values().flat_map(|shard| shard.labels.iter().cloned()).collect();
         state.skipped.sort_by_key(|skipped| skipped.row);

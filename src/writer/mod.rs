@@ -152,10 +152,11 @@ impl Writer {
         self.write_rows(rows, Consumed::Rows(numbers), end)
     }
 
-    /// Notes that a row of the source is left out.
+    /// Notes that a row of the source is left out, once. Returns how many are.
     #[cfg(feature = "cli")]
-    pub(crate) fn leave_out(&self, skipped: Skipped) -> Result<()> {
-        self.folder.note_skipped(skipped)
+    pub(crate) fn leave_out(&self, skipped: Skipped) -> Result<u64> {
+        self.folder.note_skipped(skipped)?;
+        Ok(self.folder.num_skipped())
     }
 
     fn write_rows(&mut self, rows: &RecordBatch, consumed: Consumed, end: u64) -> Result<()> {

@@ -62,7 +62,7 @@ pub enum Codec {
 
 /// A codec with its level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Packing {
+pub(crate) struct Packing {
     pub(super) codec: Codec,
     pub(super) level: u32,
 }
@@ -116,7 +116,7 @@ impl Output {
     /// # Errors
     /// [`ErrorKind::Config`](crate::ErrorKind::Config) for a format that is not compiled in, a codec that it does not know, and a
     /// level that the codec does not have.
-    pub(super) fn packing(self, codec: Option<Codec>, level: Option<u32>) -> Result<Packing> {
+    pub(crate) fn packing(self, codec: Option<Codec>, level: Option<u32>) -> Result<Packing> {
         let missing = match self {
             Self::Parquet if !cfg!(feature = "parquet") => Some("parquet"),
             Self::Tar if !cfg!(feature = "tar") => Some("tar"),

@@ -1,5 +1,6 @@
 //! Rows as `tf.Example`s in TFRecord shards.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use arrow::array::RecordBatch;
@@ -18,6 +19,8 @@ pub(super) struct TfRecord {
     columns: Vec<Column>,
     packing: Packing,
     is_sequence: bool,
+    /// Whether the one column holds payloads as they are.
+    as_they_are: bool,
 }
 
 impl TfRecord {
@@ -30,7 +33,12 @@ impl TfRecord {
                 .then(|| ("f64".into(), "write Parquet, or let it be rounded to f32: .narrow(true), --narrow".into()))
         })?;
         let is_sequence = columns.iter().any(Column::is_sequence);
-        Ok(Self { columns: columns.to_vec(), packing, is_sequence })
+        Ok(Self { columns: columns.to_vec(), packing, is_sequence, as_they_are: false })
+    }
+
+    /// Payloads are the values of the one column.
+    pub(super) fn of_payloads(column: &Column, packing: Packing) -> Self {
+        Self { columns: vec![column.clone()], packing, is_sequence: false, as_they_are: true }
     }
 
     fn payload(&self, columns: &[Cells<'_>], row: usize) -> Vec<u8> {
@@ -74,7 +82,10 @@ impl Encode for TfRecord {
         let mut writer = Writer::new(Vec::new(), Compression::None);
         let mut ends = Vec::with_capacity(rows.num_rows());
         for row in 0..rows.num_rows() {
-            let payload = self.payload(&columns, row);
+            let payload: Cow<'_, [u8]> = match self.as_they_are {
+                true => columns[0].values.bytes(row).unwrap_or_default().into(),
+                false => self.payload(&columns, row).into(),
+            };
             if payload.len() as u64 > MAX_RECORD_BYTES {
                 let what =
                     format!("a record of {} bytes, more than the {MAX_RECORD_BYTES} that readers take", payload.len());

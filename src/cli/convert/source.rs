@@ -14,6 +14,8 @@ pub(super) enum From {
     Images,
     /// TFRecord shards.
     Tfrecord,
+    /// Shards of the format that their names end in.
+    Shards,
 }
 
 /// The path of a local file or folder; nothing for URLs of stores.

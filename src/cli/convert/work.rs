@@ -40,6 +40,7 @@ impl From<Error> for Halt {
 /// How shards are written.
 pub(super) struct Settings {
     pub(super) compression: Compression,
+    pub(super) level: u32,
     pub(super) threads: usize,
     /// Inputs that may be left out, over all shards.
     pub(super) max_skipped: u64,
@@ -149,7 +150,7 @@ pub(super) fn run(
 
 /// Writes one shard.
 fn write(worker: &mut dyn Worker, name: &str, cut: &Cut, destination: &Destination, run: &Run<'_>) -> Result<(), Halt> {
-    let writer = Writer::new(destination.part(name)?, run.settings.compression);
+    let writer = Writer::with_level(destination.part(name)?, run.settings.compression, run.settings.level);
     let mut shard = Shard { writer, skipped: Vec::new(), run };
     shard.advance(0)?;
     worker.fill(cut.inputs.clone(), &mut shard)?;
