@@ -381,8 +381,8 @@ fn clear(folder: &Path, journal: Option<&Journal>) -> Result<()> {
         for folder in labels.iter().map(|label| folder.join(label)).chain([folder.to_owned()]) {
             // Not through a link to somewhere else.
             if std::fs::symlink_metadata(&folder).is_ok_and(|metadata| metadata.is_dir()) {
-                let numbered = names(&folder)?.into_iter().filter(|name| is_numbered(name));
-                numbered.map(|name| remove(&folder.join(name))).collect::<Result<()>>()?;
+                let mut numbered = names(&folder)?.into_iter().filter(|name| is_numbered(name));
+                numbered.try_for_each(|name| remove(&folder.join(name)))?;
             }
         }
         // Those that hold something else stay.

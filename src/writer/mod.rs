@@ -107,7 +107,6 @@ pub struct Writer {
 
 impl Writer {
     /// Describes a writer of this format.
-    #[must_use]
     pub fn builder(output: Output) -> WriterBuilder {
         WriterBuilder::new(output)
     }
