@@ -83,7 +83,9 @@ pub mod transform;
 pub mod writer;
 
 pub use batch::{Batch, Origin, Pad};
-pub use dataset::{Context, Dataset, Format, Parquet, Row, RowWriter, RowsWriter, TfRecord, Urls};
+pub use dataset::{
+    Col, Context, Dataset, Expr, Format, Parquet, Row, RowWriter, RowsWriter, TfRecord, Urls, Value, col,
+};
 pub use device::Device;
 #[cfg(feature = "cuda")]
 pub use device::init_cuda;

@@ -207,6 +207,9 @@ pub struct Column {
     shape: Shape,
     missing: Missing,
     raw: bool,
+    /// The dtype of the elements that raw values hold, where it is another than that of the batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stored: Option<Dtype>,
     sequence: bool,
 }
 
@@ -228,7 +231,7 @@ pub fn float32(name: impl Into<Arc<str>>) -> Column {
 impl Column {
     /// A column of this dtype and shape; a missing value is an error.
     pub fn new(name: impl Into<Arc<str>>, dtype: Dtype, shape: Shape) -> Self {
-        Self { name: name.into(), dtype, shape, missing: Missing::Error, raw: false, sequence: false }
+        Self { name: name.into(), dtype, shape, missing: Missing::Error, raw: false, stored: None, sequence: false }
     }
 
     /// Every sample holds exactly these extents, in row-major order.
@@ -252,6 +255,18 @@ impl Column {
         self.shape = Shape::Fixed(extents.into());
         self.raw = true;
         self
+    }
+
+    /// Carried as the bytes of its elements, which are of dtype `stored` and widened when the batch is laid out.
+    pub(crate) fn carried_raw(mut self, stored: Dtype) -> Self {
+        self.raw = true;
+        self.stored = (stored != self.dtype).then_some(stored);
+        self
+    }
+
+    /// The dtype of the elements that raw values hold.
+    pub(crate) fn stored_dtype(&self) -> Dtype {
+        self.stored.unwrap_or(self.dtype)
     }
 
     /// The column is a feature list of a `tf.SequenceExample`: one row of elements a time step.

@@ -233,7 +233,7 @@ pub(crate) fn fill(
                     }
                 }
             }
-            None if layout.column.is_raw() => copy_raw(array, part.bytes(), *sample_bytes, &mut bad),
+            None if layout.column.is_raw() => copy_raw(&layout.column, array, part.bytes(), *sample_bytes, &mut bad),
             None => fill_values(layout, array, part.bytes(), *sample_bytes),
         }
     }
@@ -243,18 +243,42 @@ pub(crate) fn fill(
     all_bad
 }
 
-fn copy_raw(array: &ArrayRef, out: &mut [u8], sample_bytes: usize, bad: &mut dyn FnMut(usize, Error) -> bool) {
-    let values = array.as_binary_view();
+/// Whether raw values of one dtype can be widened to another when they are laid out.
+pub(crate) fn widens(stored: Dtype, dtype: Dtype) -> bool {
+    stored == dtype || matches!((stored, dtype), (Dtype::I32, Dtype::I64) | (Dtype::F32, Dtype::F64))
+}
+
+fn copy_raw(
+    column: &Column,
+    array: &ArrayRef,
+    out: &mut [u8],
+    sample_bytes: usize,
+    bad: &mut dyn FnMut(usize, Error) -> bool,
+) {
+    let (values, stored) = (array.as_binary_view(), column.stored_dtype());
+    let size = |dtype: Dtype| dtype.size().expect("raw columns hold numbers");
+    let wanted = sample_bytes / size(column.dtype()) * size(stored);
     for (row, slot) in out.chunks_exact_mut(sample_bytes.max(1)).enumerate() {
         let value = values.value(row);
-        if value.len() == slot.len() {
-            slot.copy_from_slice(value);
+        if value.len() == wanted {
+            match (stored, column.dtype()) {
+                (Dtype::I32, Dtype::I64) => widen(value, slot, |v| i64::from(i32::from_ne_bytes(v)).to_ne_bytes()),
+                (Dtype::F32, Dtype::F64) => widen(value, slot, |v| f64::from(f32::from_ne_bytes(v)).to_ne_bytes()),
+                _ => slot.copy_from_slice(value),
+            }
         } else {
-            let message = format!("{} bytes, {} declared", value.len(), slot.len());
+            let message = format!("{} bytes, {wanted} declared", value.len());
             if !bad(row, Error::new(ErrorKind::Schema, message).stage("collate")) {
                 return;
             }
         }
+    }
+}
+
+/// Elements of four bytes to elements of eight.
+fn widen(value: &[u8], slot: &mut [u8], element: impl Fn([u8; 4]) -> [u8; 8]) {
+    for (from, to) in value.as_chunks::<4>().0.iter().zip(slot.as_chunks_mut::<8>().0) {
+        *to = element(*from);
     }
 }
 

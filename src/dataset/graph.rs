@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
+use super::expr::Expr;
 use super::files::Format;
 use super::function::{FilterFn, FlatMapFn, MapBatchFn, MapFn};
 use crate::batch::Pad;
@@ -54,6 +55,9 @@ pub(crate) enum Function {
     Filter {
         f: Arc<FilterFn>,
     },
+    Where {
+        condition: Arc<Expr>,
+    },
     FlatMap {
         outputs: Vec<Column>,
         f: Arc<FlatMapFn>,
@@ -71,12 +75,12 @@ pub(crate) enum Function {
 impl Function {
     /// Whether a row may become none or several.
     pub(crate) fn changes_rows(&self) -> bool {
-        matches!(self, Self::Filter { .. } | Self::FlatMap { .. })
+        matches!(self, Self::Filter { .. } | Self::Where { .. } | Self::FlatMap { .. })
     }
 
     /// Whether it is the user's code.
     pub(crate) fn is_users(&self) -> bool {
-        !matches!(self, Self::Image { .. } | Self::Select { .. })
+        !matches!(self, Self::Where { .. } | Self::Image { .. } | Self::Select { .. })
     }
 }
 
@@ -133,6 +137,7 @@ impl fmt::Display for Node {
                 Function::Map { outputs, .. } => write!(f, "map {name:?} -> {}", list(outputs)),
                 Function::MapBatch { outputs, .. } => write!(f, "map_batch {name:?} -> {}", list(outputs)),
                 Function::Filter { .. } => write!(f, "filter {name:?}"),
+                Function::Where { condition } => write!(f, "filter where {condition}"),
                 Function::FlatMap { outputs, .. } => write!(f, "flat_map {name:?} -> {}", list(outputs)),
                 Function::Image { column, image } => write!(f, "image {column}: {image}"),
                 Function::Select { columns } => write!(f, "columns {}", columns.join(", ")),

@@ -1,6 +1,7 @@
 //! [`Dataset`]: the lazy graph of what is read and what happens to it.
 
 mod explain;
+pub(crate) mod expr;
 pub(crate) mod files;
 pub(crate) mod function;
 pub(crate) mod graph;
@@ -18,6 +19,7 @@ use crate::plan::{Exhausted, Remainder, Shuffle};
 use crate::schema::Column;
 use crate::source::{Memory, Source};
 use crate::transform::image::Image;
+pub use expr::{Col, Expr, Value, col};
 pub use files::{Format, Parquet, TfRecord};
 pub use function::{Context, Row, RowWriter, RowsWriter};
 use graph::{Files, Function, Node};
@@ -212,6 +214,31 @@ impl Dataset {
         f: impl Fn(&Context, Row<'_>) -> Result<bool> + Send + Sync + 'static,
     ) -> Self {
         self.apply(name, Function::Filter { f: Arc::new(f) })
+    }
+
+    /// Keeps the rows for which a condition on columns holds: `filter_where(col("lang").eq("en"))`.
+    ///
+    /// What a source can tell beforehand is never read: right above Parquet files (with nothing but shuffles, other conditions and images of other
+    /// columns between), row groups and pages are left out whose statistics, bloom filters or page indexes rule out that any row of them holds. Their rows are
+    /// then no part of the data set: they have no sample ids, and shuffles do not count them. All others are looked at row by row, so
+    /// the rows delivered are the same either way. The condition's columns are read for it, also where [`columns`](Self::columns)
+    /// above it do not name them.
+    ///
+    /// # Example
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use arrow::array::Int64Array;
+    /// use forebay::{Dataset, col};
+    ///
+    /// # let dataset = Dataset::from_columns([("label", Arc::new(Int64Array::from(vec![1, 2, 3, 2])) as _)])?;
+    /// for batch in dataset.filter_where(col("label").is_in([2, 4])).batch(8).loader().build()? {
+    ///     assert_eq!(*batch?.values::<i64>("label")?, [2, 2]);
+    /// }
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    #[must_use]
+    pub fn filter_where(&self, condition: Expr) -> Self {
+        self.apply(condition.to_string(), Function::Where { condition: Arc::new(condition) })
     }
 
     /// Turns each row into any number of rows: `f` calls [`RowsWriter::push`] for each. They have the columns of `outputs`, and

@@ -251,6 +251,9 @@ impl LoaderBuilder {
         Wanted {
             patterns: patterns.to_vec(),
             columns: request.columns.clone(),
+            also: request.also.clone(),
+            is_seen: request.is_seen,
+            conditions: request.conditions.clone(),
             index: self.index,
             index_dir: self.index_dir.clone(),
             min_blocks: if shuffle.is_some() { PIECES_PER_STREAM * steps.streams } else { 1 },

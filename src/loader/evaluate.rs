@@ -339,6 +339,11 @@ impl Env<'_> {
                 }
                 expand(input, kept, None, failing)
             }
+            Function::Where { condition } => {
+                let held = condition.of_rows(&input.rows.rows)?;
+                let kept = (0..len as u32).filter(|&row| held[row as usize]).collect();
+                expand(input, kept, None, Failing::default())
+            }
             Function::FlatMap { outputs, f } => {
                 let mut written = Outputs::new(outputs);
                 let (mut from, mut parts) = (Vec::with_capacity(len), Vec::with_capacity(len));

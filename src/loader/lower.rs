@@ -7,6 +7,7 @@ use super::rebatch::Rebatch;
 use crate::batch::Pad;
 use crate::batch::collate::Layout;
 use crate::dataset::Dataset;
+use crate::dataset::expr::Expr;
 use crate::dataset::files::Format;
 use crate::dataset::graph::{Files, Function, Node, visit};
 use crate::dataset::validate::{all_of, changes_rows};
@@ -208,6 +209,12 @@ pub(crate) struct Request {
     pub(crate) shuffle: Option<Shuffle>,
     /// Why row counts must be known before reading, if they must.
     pub(crate) needs_index: Option<&'static str>,
+    /// What holds for each row that is wanted: rows for which it does not may be left out.
+    pub(crate) conditions: Vec<Arc<Expr>>,
+    /// Columns of conditions, wanted as they are stored besides `columns`.
+    pub(crate) also: Vec<Arc<str>>,
+    /// Whether anything but conditions, images and the batch looks at the rows, or joins them with those of other sources.
+    pub(crate) is_seen: bool,
 }
 
 /// The file nodes of a graph and what is wanted of each, in a fixed order.
@@ -216,41 +223,72 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
         found: Vec<(&'a Arc<Node>, &'a Files, Request)>,
         conflicts: Vec<Error>,
     }
+    /// What the stages above say about rows.
+    #[derive(Clone, Default)]
+    struct Above {
+        columns: Option<Vec<Column>>,
+        conditions: Vec<Arc<Expr>>,
+        also: Vec<Arc<str>>,
+        is_seen: bool,
+    }
+    impl Above {
+        /// Rows that are counted or paired must all be there.
+        fn with_all_rows(&self) -> Self {
+            Self { conditions: Vec::new(), ..self.clone() }
+        }
+
+        /// Of rows that a function may have computed nothing is known.
+        fn unknown() -> Self {
+            Self { is_seen: true, ..Self::default() }
+        }
+    }
     impl<'a> Walk<'a> {
         fn go(
             &mut self,
             node: &'a Arc<Node>,
-            wanted: Option<Vec<Column>>,
+            above: Above,
             shuffle: Option<Shuffle>,
             needs_index: Option<&'static str>,
         ) {
             match &**node {
-                Node::Files(files) => self.request(node, files, wanted, shuffle, needs_index),
-                Node::Columns { input, columns } => self.go(input, Some(columns.clone()), shuffle, needs_index),
+                Node::Files(files) => self.request(node, files, above, shuffle, needs_index),
+                Node::Columns { input, columns } => {
+                    let above = Above { columns: Some(columns.clone()), also: Vec::new(), ..above };
+                    self.go(input, above, shuffle, needs_index);
+                }
                 Node::Shuffle { input, shuffle: mode } => {
                     let again = shuffle.is_some().then_some("two shuffles");
-                    self.go(input, wanted, shuffle.or(Some(*mode)), needs_index.or(again));
+                    self.go(input, above, shuffle.or(Some(*mode)), needs_index.or(again));
+                }
+                Node::Apply { input, function: Function::Where { condition }, .. } => {
+                    let mut above = above;
+                    condition.visit(&mut |column, _| above.also.push(column.clone()));
+                    above.conditions.push(condition.clone());
+                    self.go(input, above, shuffle, needs_index);
                 }
                 Node::Apply { input, function: Function::Image { .. }, .. }
                 | Node::Pad { input, .. }
-                | Node::Batch { input, .. } => {
-                    self.go(input, wanted, shuffle, needs_index);
+                | Node::Batch { input, .. }
+                | Node::Prefetch { input, .. } => {
+                    self.go(input, above, shuffle, needs_index);
                 }
                 Node::Enumerate { input, column } => {
-                    let wanted = wanted.map(|w| w.into_iter().filter(|c| c.name() != column.name()).collect());
-                    self.go(input, wanted, shuffle, needs_index.or(Some("enumerate")));
+                    let mut above = above.with_all_rows();
+                    above.columns =
+                        above.columns.map(|w| w.into_iter().filter(|c| c.name() != column.name()).collect());
+                    above.also.retain(|name| name != column.name());
+                    self.go(input, above, shuffle, needs_index.or(Some("enumerate")));
                 }
                 Node::Take { input, .. } => {
                     let below = shuffle.is_some_and(|shuffle| !shuffle.is_none()).then_some("a take below a shuffle");
-                    self.go(input, wanted, shuffle, needs_index.or(below));
+                    self.go(input, above.with_all_rows(), shuffle, needs_index.or(below));
                 }
-                Node::Prefetch { input, .. } => self.go(input, wanted, shuffle, needs_index),
                 Node::Remainder { input, remainder } => {
                     // What has arrived is gone when the last batch is to be filled up from the front.
                     let again = (*remainder == Remainder::Repeat).then_some("a remainder made up by repetition");
-                    self.go(input, wanted, shuffle, needs_index.or(again));
+                    self.go(input, above, shuffle, needs_index.or(again));
                 }
-                Node::Apply { input, .. } => self.go(input, None, shuffle, needs_index),
+                Node::Apply { input, .. } => self.go(input, Above::unknown(), shuffle, needs_index),
                 other => {
                     let reason = match other {
                         Node::Zip { .. } => "zip",
@@ -261,8 +299,13 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
                         _ => "repeat",
                     };
                     for input in other.inputs() {
-                        let wanted = if matches!(other, Node::Zip { .. }) { None } else { wanted.clone() };
-                        self.go(input, wanted, shuffle, needs_index.or(Some(reason)));
+                        let mut above = above.with_all_rows();
+                        match other {
+                            Node::Zip { .. } => above = Above::unknown(),
+                            Node::Concat { .. } | Node::Mix { .. } => above.is_seen = true,
+                            _ => {}
+                        }
+                        self.go(input, above, shuffle, needs_index.or(Some(reason)));
                     }
                 }
             }
@@ -272,14 +315,23 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
             &mut self,
             node: &'a Arc<Node>,
             files: &'a Files,
-            wanted: Option<Vec<Column>>,
+            above: Above,
             shuffle: Option<Shuffle>,
             needs_index: Option<&'static str>,
         ) {
+            let Above { columns: wanted, conditions, also, is_seen } = above;
             let Some((.., known)) = self.found.iter_mut().find(|(n, ..)| Arc::ptr_eq(n, node)) else {
-                self.found.push((node, files, Request { columns: wanted, shuffle, needs_index }));
+                self.found.push((
+                    node,
+                    files,
+                    Request { columns: wanted, shuffle, needs_index, conditions, also, is_seen },
+                ));
                 return;
             };
+            // What one branch does not want, the other may.
+            known.conditions.clear();
+            known.is_seen = true;
+            known.also.extend(also);
             known.needs_index = known.needs_index.or(needs_index);
             known.shuffle =
                 [known.shuffle, shuffle].into_iter().flatten().max_by_key(|s| s.samples().unwrap_or(u64::MAX));
@@ -303,7 +355,7 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
         }
     }
     let mut walk = Walk { found: Vec::new(), conflicts: Vec::new() };
-    walk.go(&dataset.node, None, None, None);
+    walk.go(&dataset.node, Above::default(), None, None);
     all_of(walk.conflicts)?;
     Ok(walk.found)
 }
@@ -740,15 +792,23 @@ impl Lowering<'_> {
                 }
             }
         }
+        if let Function::Where { condition } = function {
+            let columns: Vec<&Column> = columns.iter().map(|carried| &carried.column).collect();
+            self.mistakes.extend(condition.mistakes(&columns));
+        }
         let verb = match function {
             Function::Map { .. } => "map",
             Function::MapBatch { .. } => "map_batch",
             Function::Filter { .. } => "filter",
             Function::FlatMap { .. } => "flat_map",
+            Function::Where { .. } => "",
             Function::Image { .. } | Function::Select { .. } => unreachable!("handled by their callers"),
         };
         let stage = self.add_stage(name, function.clone());
-        self.stages[stage].name = format!("{verb} {name:?}");
+        self.stages[stage].name = match function {
+            Function::Where { .. } => format!("filter where {name}"),
+            _ => format!("{verb} {name:?}"),
+        };
         stage
     }
 

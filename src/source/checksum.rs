@@ -6,15 +6,54 @@ use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::DataType;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// A checksum of each row's values, column by column: the lower half of XXH3-64, seeded with that of the columns before.
+/// A checksum of each row's values, column by column, the lower half of 64 bits into which each is mixed.
 ///
-/// Of a fixed number of elements their bytes are hashed; of a list their number before; of byte strings each by itself.
+/// A number is mixed in by a multiplication: hashing each by itself took longer than decoding it from Parquet. Anything longer is hashed with XXH3-64,
+/// seeded with what the columns before gave: of a fixed number of elements their bytes; of a list their number before; of byte strings each by itself.
 pub(crate) fn row_checksums(rows: &RecordBatch) -> Vec<u32> {
     let mut hashes = vec![0; rows.num_rows()];
     for column in rows.columns() {
-        fold(column, &|row| row..row + 1, &mut hashes);
+        if !mix_numbers(column, &mut hashes) {
+            fold(column, &|row| row..row + 1, &mut hashes);
+        }
     }
     hashes.into_iter().map(|hash| hash as u32).collect()
+}
+
+/// Mixes a column of single numbers into the rows' hashes; `false` where it is none.
+fn mix_numbers(array: &ArrayRef, hashes: &mut [u64]) -> bool {
+    /// A bijection of the value for each hash, and of the hash for each value: no change is lost.
+    fn mix(hash: &mut u64, value: u64) {
+        // The golden ratio's odd neighbour, as in SplitMix64.
+        let mixed = (*hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        *hash = mixed ^ mixed >> 32;
+    }
+    macro_rules! numbers {
+        ($($variant:pat => $type:ident, $bits:expr;)*) => {
+            match array.data_type() {
+                $($variant => {
+                    let values = array.as_primitive::<arrow::datatypes::$type>().values();
+                    hashes.iter_mut().zip(values).for_each(|(hash, &value)| mix(hash, $bits(value)));
+                })*
+                DataType::Boolean => {
+                    let values = array.as_boolean().values();
+                    hashes.iter_mut().zip(values).for_each(|(hash, value)| mix(hash, u64::from(value)));
+                }
+                _ => return false,
+            }
+        };
+    }
+    numbers! {
+        DataType::UInt8 => UInt8Type, u64::from;
+        DataType::Int8 => Int8Type, |value| value as u64;
+        DataType::Int16 => Int16Type, |value| value as u64;
+        DataType::Int32 => Int32Type, |value| value as u64;
+        DataType::Int64 => Int64Type, |value| value as u64;
+        DataType::Float16 => Float16Type, |value: half::f16| u64::from(value.to_bits());
+        DataType::Float32 => Float32Type, |value: f32| u64::from(value.to_bits());
+        DataType::Float64 => Float64Type, f64::to_bits;
+    }
+    true
 }
 
 /// Hashes the items of `array` that belong to each row onto the row's hash.
@@ -117,7 +156,7 @@ mod tests {
         assert_eq!(row_checksums(&batch(rows())), PINNED);
     }
 
-    const PINNED: [u32; 3] = [239897959, 32884825, 3013137271];
+    const PINNED: [u32; 3] = [1960993926, 3165891664, 3234176646];
 
     #[test]
     fn a_change_of_any_value_changes_the_checksum_of_its_row_alone() {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{Arriving, Source, tfrecord};
+use crate::dataset::expr::Expr;
 use crate::dataset::files::Format;
 use crate::error::{Error, Result};
 use crate::schema::Column;
@@ -35,6 +36,12 @@ pub(crate) struct Wanted {
     /// The URLs and patterns, as the user wrote them.
     pub(crate) patterns: Vec<String>,
     pub(crate) columns: Option<Vec<Column>>,
+    /// Columns of conditions, wanted as they are stored besides `columns`.
+    pub(crate) also: Vec<Arc<str>>,
+    /// Whether anything but conditions, images and the batch looks at the rows.
+    pub(crate) is_seen: bool,
+    /// What holds for each row that is wanted: rows for which it does not may be left out.
+    pub(crate) conditions: Vec<Arc<Expr>>,
     pub(crate) index: Index,
     pub(crate) index_dir: Option<PathBuf>,
     /// Blocks that a shuffle would like to mix, at least.

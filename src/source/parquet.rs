@@ -1,8 +1,10 @@
 //! Parquet files as a source: row groups are blocks, or runs of their pages where they are large.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use arrow::array::{Array as _, AsArray as _, BinaryViewBuilder, RecordBatch};
 use arrow::datatypes::{DataType, Schema};
 use bytes::Bytes;
 use futures::future::{BoxFuture, try_join_all};
@@ -11,13 +13,16 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::carry::{Carrier, Leaf, column_for, leaves};
 use super::open::{Opened, Opening, Wanted};
 use super::{Decoded, RecordPlaces, Source};
+use crate::batch::collate::widens;
+use crate::dataset::expr::{Bounds, Excludes, Expr, Value};
 use crate::dataset::files::Parquet;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::parquet::prune::{self, Asked, Bloom, Bound};
 use crate::format::parquet::{
     Decompressor, Fetched, Footer, FooterReader, Part, Progress, Projection, cut, decode, ranges,
 };
 use crate::plan::Catalog;
-use crate::schema::{Column, Dtype};
+use crate::schema::{Column, Dtype, arrow_schema};
 use crate::store::{Object, Store};
 
 /// Decoded bytes of a block, about, where a larger row group can be read in part: large enough that a request costs less than its bytes.
@@ -39,7 +44,7 @@ const REQUEST_BYTES: u64 = 8 << 20;
 const FOOTERS: usize = 16;
 
 /// Reads the footers and settles columns and blocks.
-pub(crate) async fn open(store: Store, objects: Vec<Object>, options: Parquet, wanted: Wanted) -> Result<Opening> {
+pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: Parquet, wanted: Wanted) -> Result<Opening> {
     let footers = stream::iter(objects.clone()).map(|object| {
         let store = store.clone();
         async move { read_footer(&store, &object).await.map_err(|e| e.url(object.url.clone()).stage("footer")) }
@@ -48,16 +53,28 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, options: Parquet, w
     let mut notes = Vec::new();
     let columns = settle_columns(&objects, &footers, &wanted, &mut notes)?;
     let layouts = layouts(&objects, &footers, &columns)?;
+    let (layouts, columns) = put_off(&footers, layouts, columns, wanted.is_seen)?;
+    let conditions = Conditions::new(&wanted.conditions, &columns);
     let total: u64 = footers.iter().zip(&layouts).map(|(footer, layout)| layout.total_bytes(footer)).sum();
     let target = (total / wanted.min_blocks.max(1)).clamp(SMALLEST_BLOCK_BYTES, BLOCK_BYTES);
     for ((object, footer), layout) in objects.iter().zip(&mut footers).zip(&layouts) {
-        // Where pages stand is of interest where a row group is too large for one block.
-        if whole_groups(footer).any(|part| layout.bytes(footer, &part) > 2 * target) {
+        // Where pages stand is of interest where a row group is too large for one block, or may be wanted in part.
+        if !conditions.is_empty() || whole_groups(footer).any(|part| layout.bytes(footer, &part) > 2 * target) {
             let indexed = read_page_index(&store, object, footer).await;
             *footer = indexed.map_err(|e| e.url(object.url.clone()).stage("footer"))?;
         }
     }
-    let files = Files::new(store, objects, footers, layouts, columns, options, target);
+    let mut kept = Vec::with_capacity(footers.len());
+    for (object, footer) in objects.iter().zip(&footers) {
+        let rows = conditions.rows(&store, object, footer).await;
+        kept.push(rows.map_err(|e| e.url(object.url.clone()).stage("footer"))?);
+    }
+    if !conditions.is_empty() {
+        let all: u64 = footers.iter().flat_map(whole_groups).map(|part| part.rows.end).sum();
+        let left: u64 = kept.iter().flatten().map(|part| part.rows.end - part.rows.start).sum();
+        notes.push(format!("of {all} rows {} are not read: statistics rule out that conditions hold", all - left));
+    }
+    let files = Files::new(store, objects, footers, layouts, columns, &kept, target);
     Ok(Opening { opened: Opened::Indexed(Arc::new(files)), notes })
 }
 
@@ -103,10 +120,16 @@ fn settle_columns(
     wanted: &Wanted,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Column>> {
-    if let Some(columns) = &wanted.columns {
-        return Ok(columns.clone());
-    }
     let stored = footers.first().map(|footer| leaves(footer.schema())).unwrap_or_default();
+    if let Some(declared) = &wanted.columns {
+        let mut columns = declared.clone();
+        for name in &wanted.also {
+            let is_known = columns.iter().any(|column| column.name() == name);
+            let found = stored.iter().find(|leaf| !is_known && leaf.name == name.as_ref());
+            columns.extend(found.and_then(|leaf| leaf.column().ok()));
+        }
+        return Ok(columns);
+    }
     let (mut columns, mut left_out) = (Vec::new(), Vec::new());
     for leaf in &stored {
         match leaf.column() {
@@ -131,6 +154,8 @@ struct Layout {
     stored: Arc<Schema>,
     projection: Projection,
     carrier: Carrier,
+    /// Columns that are carried as views of their elements.
+    viewed: Vec<usize>,
     /// Bytes that a row takes once more, because its columns are stored in other types.
     converted: u64,
 }
@@ -140,8 +165,21 @@ impl Layout {
         let mut names: Vec<&str> = columns.iter().map(|column| column.name().as_ref()).collect();
         names.extend(columns.iter().filter_map(|column| column.name().strip_suffix(super::carry::MASK)));
         let projection = Projection::new(footer, Some(&names));
-        let carrier = Carrier::new(projection.schema(), Some(columns))?;
         let stored = leaves(projection.schema());
+        // What becomes a view of its elements is a list of them before.
+        let is_list = |column: &Column| {
+            let named = |leaf: &&Leaf| leaf.name == column.name().as_ref();
+            stored.iter().find(named).is_some_and(|leaf| matches!(leaf.field.data_type(), DataType::List(_)))
+        };
+        let viewed: Vec<usize> =
+            (0..columns.len()).filter(|&at| columns[at].is_raw() && is_list(&columns[at])).collect();
+        let mut columns = columns.to_vec();
+        for &at in &viewed {
+            let column = &columns[at];
+            columns[at] = Column::new(column.name().clone(), column.stored_dtype(), column.shape().clone())
+                .or(column.missing().clone());
+        }
+        let carrier = Carrier::new(projection.schema(), Some(&columns))?;
         let same = |column: &Column, leaf: &Leaf| {
             column_for(&leaf.field)
                 .is_ok_and(|found| found.dtype() == column.dtype() && found.shape() == column.shape())
@@ -151,7 +189,7 @@ impl Layout {
             stored.iter().find(|leaf| leaf.name == column.name().as_ref()).is_some_and(|leaf| !same(column, leaf))
         });
         let converted = converted.map(|column| column.sample_bytes().unwrap_or(16) as u64).sum();
-        Ok(Self { stored: footer.schema().clone(), projection, carrier, converted })
+        Ok(Self { stored: footer.schema().clone(), projection, carrier, viewed, converted })
     }
 
     /// Bytes of a block: what is read of it, and what becomes of that.
@@ -159,6 +197,18 @@ impl Layout {
         let (stored, decoded) = self.projection.bytes(footer, part);
         let converted = (part.rows.end - part.rows.start).saturating_mul(self.converted);
         stored.saturating_add(decoded).saturating_add(converted)
+    }
+
+    /// The dtype of the numbers that a column of lists is stored as.
+    fn numbers_of(&self, column: &Column) -> Option<Dtype> {
+        let leaves = leaves(self.projection.schema());
+        let leaf = leaves.iter().find(|leaf| leaf.name == column.name().as_ref())?;
+        match leaf.field.data_type() {
+            DataType::List(item) => {
+                Dtype::from_arrow(item.data_type()).filter(|dtype| dtype.size().is_some_and(|size| size > 1))
+            }
+            _ => None,
+        }
     }
 
     fn total_bytes(&self, footer: &Footer) -> u64 {
@@ -201,6 +251,45 @@ fn layouts(objects: &[Object], footers: &[Footer], columns: &[Column]) -> Result
     Ok(layouts)
 }
 
+/// Bytes of a sample from which on it is carried as a view of where it was decoded: copied once, into the batch.
+const VIEWED_BYTES: usize = 64;
+
+/// Columns of fixed extents are carried as they were decoded, where only the batch wants them: they are copied, and widened, when it is laid out.
+fn put_off(
+    footers: &[Footer],
+    layouts: Vec<Arc<Layout>>,
+    mut columns: Vec<Column>,
+    is_seen: bool,
+) -> Result<(Vec<Arc<Layout>>, Vec<Column>)> {
+    let stored: Vec<Option<Dtype>> = columns
+        .iter()
+        .map(|column| {
+            let is_large = column.sample_bytes().is_some_and(|bytes| bytes >= VIEWED_BYTES) && !column.is_raw();
+            let of_layout = |layout: &Arc<Layout>| layout.numbers_of(column);
+            let first = layouts.first().and_then(of_layout)?;
+            let alike = layouts.iter().all(|layout| of_layout(layout) == Some(first));
+            (!is_seen && is_large && alike && widens(first, column.dtype())).then_some(first)
+        })
+        .collect();
+    if stored.iter().all(Option::is_none) {
+        return Ok((layouts, columns));
+    }
+    for (column, stored) in columns.iter_mut().zip(&stored) {
+        if let Some(stored) = *stored {
+            *column = column.clone().carried_raw(stored);
+        }
+    }
+    let mut changed: Vec<Arc<Layout>> = Vec::with_capacity(layouts.len());
+    for (layout, footer) in layouts.iter().zip(footers) {
+        let known = changed.last().filter(|known| known.stored == layout.stored).cloned();
+        changed.push(match known {
+            Some(known) => known,
+            None => Arc::new(Layout::new(footer, &columns)?),
+        });
+    }
+    Ok((changed, columns))
+}
+
 /// Of columns that nobody declared, each file must have the same.
 fn check_drift(first: &Schema, other: &Schema, columns: &[Column]) -> Result<()> {
     let (first, other) = (leaves(first), leaves(other));
@@ -225,6 +314,95 @@ fn check_drift(first: &Schema, other: &Schema, columns: &[Column]) -> Result<()>
 fn described(schema: &Schema) -> String {
     let fields = leaves(schema).into_iter().map(|leaf| format!("{}: {}", leaf.name, leaf.field.data_type()));
     format!("{{{}}}", fields.collect::<Vec<_>>().join(", "))
+}
+
+/// What holds for each row that is wanted.
+struct Conditions<'a> {
+    all: &'a [Arc<Expr>],
+    asked: Vec<Asked<'a>>,
+}
+
+impl<'a> Conditions<'a> {
+    fn new(all: &'a [Arc<Expr>], columns: &'a [Column]) -> Self {
+        let asked = columns.iter().map(|column| Asked { name: column.name(), dtype: column.dtype() });
+        let mut names = Vec::new();
+        all.iter().for_each(|condition| condition.visit(&mut |name, _| names.push(name.clone())));
+        Self { all, asked: asked.filter(|asked| names.iter().any(|name| name.as_ref() == asked.name)).collect() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// The rows of a file that may be wanted.
+    async fn rows(&self, store: &Store, object: &Object, footer: &Footer) -> Result<Vec<Part>> {
+        let mut kept = Vec::new();
+        for whole in whole_groups(footer) {
+            if self.is_empty() {
+                kept.push(whole);
+                continue;
+            }
+            let mut rows = self.possible_rows(footer, whole.group, &HashMap::new());
+            let blooms =
+                if rows.is_empty() { HashMap::new() } else { self.blooms(store, object, footer, &whole).await? };
+            if !blooms.is_empty() {
+                rows = self.possible_rows(footer, whole.group, &blooms);
+            }
+            kept.extend(rows.into_iter().map(|rows| Part { group: whole.group, rows }));
+        }
+        Ok(kept)
+    }
+
+    /// The bloom filters of a row group.
+    async fn blooms(
+        &self,
+        store: &Store,
+        object: &Object,
+        footer: &Footer,
+        whole: &Part,
+    ) -> Result<HashMap<&'a str, Arc<Bloom>>> {
+        let mut blooms = HashMap::new();
+        for &asked in &self.asked {
+            let Some(place) = Bloom::place(footer, whole.group, asked) else { continue };
+            let bytes = store.read(object, place).await?;
+            if let Some(bloom) = Bloom::read(footer, whole.group, asked, &bytes) {
+                blooms.insert(asked.name, Arc::new(bloom));
+            }
+        }
+        Ok(blooms)
+    }
+
+    fn possible_rows(&self, footer: &Footer, group: usize, blooms: &HashMap<&str, Arc<Bloom>>) -> Vec<Range<u64>> {
+        prune::rows(footer, group, &self.asked, &|known| {
+            let known = |name: &str| {
+                let range = known(name)?.map(|(least, most)| (value(least), value(most)));
+                let excludes = blooms.get(name).cloned().map(|bloom| {
+                    let excludes = move |value: &Value| bloom.excludes(&bound(value));
+                    Arc::new(excludes) as Excludes
+                });
+                Some(Bounds { range, excludes })
+            };
+            self.all.iter().all(|condition| condition.possible(&known).holds)
+        })
+    }
+}
+
+fn value(bound: Bound) -> Value {
+    match bound {
+        Bound::Int(value) => Value::Int(value),
+        Bound::Float(value) => Value::Float(value),
+        Bound::Bool(value) => Value::Bool(value),
+        Bound::Bytes(value) => Value::Bytes(value),
+    }
+}
+
+fn bound(value: &Value) -> Bound {
+    match value {
+        Value::Int(value) => Bound::Int(*value),
+        Value::Float(value) => Bound::Float(*value),
+        Value::Bool(value) => Bound::Bool(*value),
+        Value::Bytes(value) => Bound::Bytes(value.clone()),
+    }
 }
 
 /// Parquet files, cut into blocks.
@@ -258,7 +436,7 @@ impl Files {
         footers: Vec<Footer>,
         layouts: Vec<Arc<Layout>>,
         columns: Vec<Column>,
-        _options: Parquet,
+        kept: &[Vec<Part>],
         target: u64,
     ) -> Self {
         let (mut catalog, mut blocks) = (Catalog::new(), Vec::new());
@@ -267,22 +445,51 @@ impl Files {
             File { object, footer, layout, is_local }
         });
         let files: Vec<File> = files.collect();
-        for (number, File { object, footer, layout, .. }) in files.iter().enumerate() {
+        for (number, (File { object, footer, layout, .. }, kept)) in files.iter().zip(kept).enumerate() {
             catalog.push_shard(object.url.clone());
-            let mut before = 0;
-            for whole in whole_groups(footer) {
-                let bytes = layout.bytes(footer, &whole);
-                for rows in cut(footer, &layout.projection, &whole, bytes.div_ceil(target)) {
+            let starts = whole_groups(footer).scan(0, |before, whole| {
+                *before += whole.rows.end;
+                Some(*before - whole.rows.end)
+            });
+            let starts: Vec<u64> = starts.collect();
+            for whole in kept {
+                // Row groups of twice the size are still one block: half a block is read no faster.
+                let parts = match layout.bytes(footer, whole) {
+                    bytes if bytes <= 2 * target => 1,
+                    bytes => bytes.div_ceil(target),
+                };
+                for rows in cut(footer, &layout.projection, whole, parts) {
                     let part = Part { group: whole.group, rows };
-                    let first_row = before + part.rows.start;
+                    let first_row = starts[part.group] + part.rows.start;
                     catalog.push_block(part.rows.end - part.rows.start, layout.bytes(footer, &part));
                     blocks.push(Block { file: number as u32, part, first_row });
                 }
-                before += whole.rows.end;
             }
         }
         Self { store, files, columns, catalog: catalog.indivisible(), blocks }
     }
+}
+
+/// The rows with lists of one length as views of their elements' memory.
+fn with_views(rows: &RecordBatch, viewed: &[usize], columns: &[Column]) -> Result<RecordBatch> {
+    let mut arrays = rows.columns().to_vec();
+    for &at in viewed {
+        let list = arrays[at].as_fixed_size_list();
+        let length = list.value_length() as usize;
+        let values = list.values().slice(list.value_offset(0) as usize, length * list.len()).to_data();
+        let width = values.data_type().primitive_width().unwrap_or(1);
+        let buffer = values.buffers()[0].slice_with_length(values.offset() * width, values.len() * width);
+        let mut views = BinaryViewBuilder::with_capacity(list.len());
+        let block = views.append_block(buffer);
+        for row in 0..list.len() {
+            let too_large = |e| Error::new(ErrorKind::Memory, "a block of 4 GiB or more cannot be viewed").because(e);
+            let start = u32::try_from(row * length * width).unwrap_or(u32::MAX);
+            views.try_append_view(block, start, (length * width) as u32).map_err(too_large)?;
+        }
+        arrays[at] = Arc::new(views.finish());
+    }
+    RecordBatch::try_new(arrow_schema(columns), arrays)
+        .map_err(|e| Error::corrupt("columns of a block that do not fit together").because(e))
 }
 
 /// What is asked of a store for some ranges of a file, ascending: each lies within one request.
@@ -332,7 +539,10 @@ impl Source for Files {
         let arrays = decode(footer, &layout.projection, part, &fetched, &mut Decompressor::default()).map_err(place)?;
         drop(fetched);
         let carried = layout.carrier.rows_of(rows, |at| arrays.get(at).cloned());
-        let (rows, bad) = carried.map_err(place)?;
+        let (mut rows, bad) = carried.map_err(place)?;
+        if !layout.viewed.is_empty() {
+            rows = with_views(&rows, &layout.viewed, &self.columns).map_err(place)?;
+        }
         let record = |(row, error): (usize, Error)| (row, place(error).record(first_row + row as u64).stage("decode"));
         let bad = bad.into_iter().map(record).collect();
         let mut decoded = Decoded::with_bad(rows, bad);

@@ -3,6 +3,8 @@
 mod dag;
 mod damage;
 mod faults;
+#[cfg(feature = "parquet")]
+mod filter_where;
 #[cfg(feature = "gcs")]
 mod gcs;
 mod killed;

@@ -368,20 +368,20 @@ fn decode_general(footer: &Footer, part: &Part, leaves: &[usize], fetched: &Fetc
     })
 }
 
-/// Cuts a row group into about so many parts, at the pages of its largest column; into one where the file does not say where pages stand.
+/// Cuts rows into about so many parts, at the pages of their largest column; into one where the file does not say where pages stand.
 pub(crate) fn cut(footer: &Footer, projection: &Projection, whole: &Part, parts: u64) -> Vec<Range<u64>> {
     let all = whole.rows.clone();
     let indexed: Option<Vec<_>> = projection.leaves().map(|leaf| page_rows(footer, whole.group, leaf)).collect();
     let Some(indexed) = indexed.filter(|_| parts > 1) else { return vec![all] };
     let bytes = |pages: &Vec<(u64, u64, Range<u64>)>| pages.iter().map(|(.., page)| page.end - page.start).sum::<u64>();
     let Some(pages) = indexed.iter().max_by_key(|pages| bytes(pages)) else { return vec![all] };
-    let least = all.end.div_ceil(parts);
-    let mut cuts = vec![0];
+    let least = (all.end - all.start).div_ceil(parts);
+    let mut cuts = vec![all.start];
     for &(_, end, _) in pages {
-        if end - cuts[cuts.len() - 1] >= least || end == all.end {
+        if end < all.end && end >= cuts[cuts.len() - 1] + least {
             cuts.push(end);
         }
     }
-    cuts.dedup();
+    cuts.push(all.end);
     cuts.windows(2).map(|pair| pair[0]..pair[1]).collect()
 }

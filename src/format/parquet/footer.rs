@@ -75,6 +75,7 @@ fn damaged(error: parquet::errors::ParquetError) -> Error {
 #[derive(Clone, Debug)]
 pub(crate) struct Footer {
     pub(super) reader: ArrowReaderMetadata,
+    file_bytes: u64,
 }
 
 impl Footer {
@@ -110,12 +111,16 @@ impl Footer {
             let schema = with_views(known.map_err(unreadable)?.schema());
             ArrowReaderMetadata::try_new(metadata, options.with_schema(schema)).map_err(unreadable)
         })?;
-        Ok(Self { reader })
+        Ok(Self { reader, file_bytes })
     }
 
     /// The schema that row groups are decoded to: byte strings as views, dictionaries as their values.
     pub(crate) fn schema(&self) -> &SchemaRef {
         self.reader.schema()
+    }
+
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.file_bytes
     }
 
     pub(crate) fn metadata(&self) -> &ParquetMetaData {

@@ -8,6 +8,7 @@ mod footer;
 mod hybrid;
 mod numbers;
 mod page;
+pub(crate) mod prune;
 mod thrift;
 
 #[cfg(test)]

@@ -1,0 +1,611 @@
+//! Conditions on columns that are data, not code, so that files can be asked whether they hold any such row.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::{
+    DataType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
+};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::schema::{Column, Dtype, Shape};
+
+/// A condition on the columns of a row, for [`Dataset::filter_where`](crate::Dataset::filter_where).
+///
+/// Numbers are compared exactly, also an integer with a float; byte strings byte by byte. A NaN is unequal to everything.
+///
+/// # Example
+/// ```
+/// use forebay::col;
+///
+/// let condition = col("lang").eq("en").and(col("tokens").gt(100).or(col("quality").is_in([4, 5])));
+/// assert_eq!(condition.to_string(), "lang = \"en\" and (tokens > 100 or quality in [4, 5])");
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Expr(pub(crate) Node);
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Node {
+    Compare { column: Arc<str>, operator: Operator, value: Value },
+    In { column: Arc<str>, values: Vec<Value> },
+    And(Box<Node>, Box<Node>),
+    Or(Box<Node>, Box<Node>),
+    Not(Box<Node>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operator {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+}
+
+/// What a column is compared with: a number, a truth value, text or a byte string.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Value {
+    /// An integer.
+    Int(i64),
+    /// A float.
+    Float(f64),
+    /// A truth value.
+    Bool(bool),
+    /// A byte string; text is one.
+    Bytes(Vec<u8>),
+}
+
+macro_rules! values {
+    ($($from:ty => $variant:ident ($make:expr);)*) => {$(
+        impl From<$from> for Value {
+            fn from(value: $from) -> Self {
+                Value::$variant($make(value))
+            }
+        }
+    )*};
+}
+
+values! {
+    i64 => Int(|v| v);
+    i32 => Int(i64::from);
+    u32 => Int(i64::from);
+    u8 => Int(i64::from);
+    f64 => Float(|v| v);
+    f32 => Float(f64::from);
+    bool => Bool(|v| v);
+    &str => Bytes(|v: &str| v.as_bytes().to_vec());
+    String => Bytes(String::into_bytes);
+    &[u8] => Bytes(<[u8]>::to_vec);
+}
+
+/// The column of this name, to be compared.
+pub fn col(name: impl Into<Arc<str>>) -> Col {
+    Col(name.into())
+}
+
+/// A column in a condition.
+///
+/// # Example
+/// ```
+/// use forebay::col;
+///
+/// assert_eq!(col("label").ne(3).to_string(), "label != 3");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Col(Arc<str>);
+
+impl Col {
+    fn compare(self, operator: Operator, value: impl Into<Value>) -> Expr {
+        Expr(Node::Compare { column: self.0, operator, value: value.into() })
+    }
+
+    /// Equal to a value.
+    pub fn eq(self, value: impl Into<Value>) -> Expr {
+        self.compare(Operator::Eq, value)
+    }
+
+    /// Unequal to a value.
+    pub fn ne(self, value: impl Into<Value>) -> Expr {
+        self.compare(Operator::Ne, value)
+    }
+
+    /// Less than a value.
+    pub fn lt(self, value: impl Into<Value>) -> Expr {
+        self.compare(Operator::Lt, value)
+    }
+
+    /// At most a value.
+    pub fn le(self, value: impl Into<Value>) -> Expr {
+        self.compare(Operator::Le, value)
+    }
+
+    /// Greater than a value.
+    pub fn gt(self, value: impl Into<Value>) -> Expr {
+        self.compare(Operator::Gt, value)
+    }
+
+    /// At least a value.
+    pub fn ge(self, value: impl Into<Value>) -> Expr {
+        self.compare(Operator::Ge, value)
+    }
+
+    /// Equal to one of some values.
+    pub fn is_in(self, values: impl IntoIterator<Item = impl Into<Value>>) -> Expr {
+        Expr(Node::In { column: self.0, values: values.into_iter().map(Into::into).collect() })
+    }
+}
+
+impl Expr {
+    /// Both.
+    #[must_use]
+    pub fn and(self, other: Expr) -> Self {
+        Self(Node::And(Box::new(self.0), Box::new(other.0)))
+    }
+
+    /// One or both.
+    #[must_use]
+    pub fn or(self, other: Expr) -> Self {
+        Self(Node::Or(Box::new(self.0), Box::new(other.0)))
+    }
+
+    /// Calls `f` with each comparison's column and values.
+    pub(crate) fn visit(&self, f: &mut dyn FnMut(&Arc<str>, &[Value])) {
+        fn walk(node: &Node, f: &mut dyn FnMut(&Arc<str>, &[Value])) {
+            match node {
+                Node::Compare { column, value, .. } => f(column, std::slice::from_ref(value)),
+                Node::In { column, values } => f(column, values),
+                Node::And(a, b) | Node::Or(a, b) => {
+                    walk(a, f);
+                    walk(b, f);
+                }
+                Node::Not(inner) => walk(inner, f),
+            }
+        }
+        walk(&self.0, f);
+    }
+
+    /// What is wrong with it for rows of these columns.
+    pub(crate) fn mistakes(&self, columns: &[&Column]) -> Vec<Error> {
+        let mut mistakes = Vec::new();
+        self.visit(&mut |name, values| {
+            let Some(column) = columns.iter().find(|column| column.name() == name) else {
+                let names: Vec<_> = columns.iter().map(|column| column.name().as_ref()).collect();
+                mistakes.push(
+                    Error::new(
+                        ErrorKind::Schema,
+                        format!("a condition on a column {name:?}; these exist: {}", names.join(", ")),
+                    )
+                    .advice("look at the spelling, and at what .columns() before it leaves"),
+                );
+                return;
+            };
+            let fits = |value: &Value| match (column.dtype(), value) {
+                _ if *column.shape() != Shape::Scalar || column.is_raw() => false,
+                (Dtype::Bytes, Value::Bytes(_)) | (Dtype::Bool, Value::Bool(_)) => true,
+                (Dtype::Bytes | Dtype::Bool, _) | (_, Value::Bytes(_) | Value::Bool(_)) => false,
+                _ => true,
+            };
+            if let Some(value) = values.iter().find(|value| !fits(value)) {
+                mistakes.push(
+                    Error::new(ErrorKind::Schema, format!("`{column}` compared with {value}"))
+                        .advice("compare scalars with numbers, and bytes with text; .filter() takes any function"),
+                );
+            }
+        });
+        mistakes
+    }
+
+    /// Which rows it holds for.
+    pub(crate) fn of_rows(&self, rows: &RecordBatch) -> Result<Vec<bool>> {
+        self.0.of_rows(rows)
+    }
+
+    /// Whether it can hold for some row of which only bounds are known, and whether it can fail for some.
+    pub(crate) fn possible(&self, known: &dyn Fn(&str) -> Option<Bounds>) -> Possible {
+        self.0.possible(known)
+    }
+}
+
+impl std::ops::Not for Expr {
+    type Output = Self;
+
+    fn not(self) -> Self {
+        Self(Node::Not(Box::new(self.0)))
+    }
+}
+
+/// What is known of a column's values in some rows, none of which is null.
+pub(crate) struct Bounds {
+    /// No value is smaller than the one, or larger than the other.
+    pub(crate) range: Option<(Value, Value)>,
+    /// Says of a value that it is not there; otherwise it may be.
+    pub(crate) excludes: Option<Excludes>,
+}
+
+pub(crate) type Excludes = Arc<dyn Fn(&Value) -> bool>;
+
+/// Whether a condition can hold, and can fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Possible {
+    pub(crate) holds: bool,
+    pub(crate) fails: bool,
+}
+
+impl Possible {
+    const BOTH: Self = Self { holds: true, fails: true };
+}
+
+impl Operator {
+    /// What it says of two values that compare like this; `None`: one is not a number.
+    fn holds(self, ordering: Option<Ordering>) -> bool {
+        match (self, ordering) {
+            (Operator::Ne, None) => true,
+            (_, None) => false,
+            (Operator::Eq, Some(ordering)) => ordering.is_eq(),
+            (Operator::Ne, Some(ordering)) => ordering.is_ne(),
+            (Operator::Lt, Some(ordering)) => ordering.is_lt(),
+            (Operator::Le, Some(ordering)) => ordering.is_le(),
+            (Operator::Gt, Some(ordering)) => ordering.is_gt(),
+            (Operator::Ge, Some(ordering)) => ordering.is_ge(),
+        }
+    }
+}
+
+/// An integer beside a float, without rounding either.
+fn int_with_float(int: i64, float: f64) -> Option<Ordering> {
+    // 2^63: the first float above all integers; its negative is one.
+    const ABOVE: f64 = 9_223_372_036_854_775_808.0;
+    match float {
+        float if float.is_nan() => None,
+        ABOVE.. => Some(Ordering::Less),
+        float if float < -ABOVE => Some(Ordering::Greater),
+        float => {
+            let whole = float.trunc();
+            Some(int.cmp(&(whole as i64)).then(whole.partial_cmp(&float)?))
+        }
+    }
+}
+
+impl Value {
+    fn compare(&self, other: &Self) -> Option<Ordering> {
+        match (self, other) {
+            (Value::Int(a), Value::Int(b)) => Some(a.cmp(b)),
+            (Value::Float(a), Value::Float(b)) => a.partial_cmp(b),
+            (Value::Int(a), Value::Float(b)) => int_with_float(*a, *b),
+            (Value::Float(a), Value::Int(b)) => int_with_float(*b, *a).map(Ordering::reverse),
+            (Value::Bool(a), Value::Bool(b)) => Some(a.cmp(b)),
+            (Value::Bytes(a), Value::Bytes(b)) => Some(a.cmp(b)),
+            _ => None,
+        }
+    }
+}
+
+/// Calls `f` with how each value of a column compares with one.
+fn compare_all(array: &ArrayRef, value: &Value, f: &mut dyn FnMut(Option<Ordering>)) {
+    macro_rules! ints {
+        ($type:ty) => {
+            match value {
+                Value::Int(value) => {
+                    array.as_primitive::<$type>().values().iter().for_each(|&v| f(Some(i64::from(v).cmp(value))))
+                }
+                Value::Float(value) => {
+                    array.as_primitive::<$type>().values().iter().for_each(|&v| f(int_with_float(v.into(), *value)))
+                }
+                _ => (0..array.len()).for_each(|_| f(None)),
+            }
+        };
+    }
+    macro_rules! floats {
+        ($type:ty) => {
+            match value {
+                Value::Float(value) => {
+                    array.as_primitive::<$type>().values().iter().for_each(|&v| f(f64::from(v).partial_cmp(value)))
+                }
+                Value::Int(value) => array
+                    .as_primitive::<$type>()
+                    .values()
+                    .iter()
+                    .for_each(|&v| f(int_with_float(*value, v.into()).map(Ordering::reverse))),
+                _ => (0..array.len()).for_each(|_| f(None)),
+            }
+        };
+    }
+    match (array.data_type(), value) {
+        (DataType::UInt8, _) => ints!(UInt8Type),
+        (DataType::Int8, _) => ints!(Int8Type),
+        (DataType::Int16, _) => ints!(Int16Type),
+        (DataType::Int32, _) => ints!(Int32Type),
+        (DataType::Int64, _) => ints!(Int64Type),
+        (DataType::Float16, _) => floats!(Float16Type),
+        (DataType::Float32, _) => floats!(Float32Type),
+        (DataType::Float64, _) => floats!(Float64Type),
+        (DataType::Boolean, Value::Bool(value)) => {
+            array.as_boolean().values().iter().for_each(|v| f(Some(v.cmp(value))));
+        }
+        (DataType::BinaryView, Value::Bytes(value)) => {
+            let array = array.as_binary_view();
+            (0..array.len()).for_each(|row| f(Some(array.value(row).cmp(value))));
+        }
+        // Refused when the graph was lowered.
+        _ => (0..array.len()).for_each(|_| f(None)),
+    }
+}
+
+impl Node {
+    fn of_rows(&self, rows: &RecordBatch) -> Result<Vec<bool>> {
+        let column = |name: &str| {
+            let gone = || Error::new(ErrorKind::Schema, "the column of a condition is gone").column(name);
+            rows.column_by_name(name).ok_or_else(gone)
+        };
+        let both = |a: &Node, b: &Node, join: fn(bool, bool) -> bool| -> Result<Vec<bool>> {
+            let mut held = a.of_rows(rows)?;
+            held.iter_mut().zip(b.of_rows(rows)?).for_each(|(a, b)| *a = join(*a, b));
+            Ok(held)
+        };
+        match self {
+            Node::Compare { column: name, operator, value } => {
+                let mut held = Vec::with_capacity(rows.num_rows());
+                compare_all(column(name)?, value, &mut |ordering| held.push(operator.holds(ordering)));
+                Ok(held)
+            }
+            Node::In { column: name, values } => {
+                let mut held = vec![false; rows.num_rows()];
+                for value in values {
+                    let mut at = held.iter_mut();
+                    compare_all(column(name)?, value, &mut |ordering| {
+                        if let Some(held) = at.next() {
+                            *held |= ordering.is_some_and(Ordering::is_eq);
+                        }
+                    });
+                }
+                Ok(held)
+            }
+            Node::And(a, b) => both(a, b, |a, b| a && b),
+            Node::Or(a, b) => both(a, b, |a, b| a || b),
+            Node::Not(inner) => Ok(inner.of_rows(rows)?.into_iter().map(|held| !held).collect()),
+        }
+    }
+
+    fn possible(&self, known: &dyn Fn(&str) -> Option<Bounds>) -> Possible {
+        match self {
+            Node::Compare { column, operator, value } => {
+                known(column).map_or(Possible::BOTH, |bounds| bounds.possible(*operator, value))
+            }
+            Node::In { column, values } => {
+                let Some(bounds) = known(column) else { return Possible::BOTH };
+                let each = values.iter().map(|value| bounds.possible(Operator::Eq, value));
+                each.fold(Possible { holds: false, fails: true }, |all, one| Possible {
+                    holds: all.holds || one.holds,
+                    fails: all.fails && one.fails,
+                })
+            }
+            Node::And(a, b) => {
+                let (a, b) = (a.possible(known), b.possible(known));
+                Possible { holds: a.holds && b.holds, fails: a.fails || b.fails }
+            }
+            Node::Or(a, b) => {
+                let (a, b) = (a.possible(known), b.possible(known));
+                Possible { holds: a.holds || b.holds, fails: a.fails && b.fails }
+            }
+            Node::Not(inner) => {
+                let Possible { holds, fails } = inner.possible(known);
+                Possible { holds: fails, fails: holds }
+            }
+        }
+    }
+}
+
+impl Bounds {
+    fn possible(&self, operator: Operator, value: &Value) -> Possible {
+        let excluded = || self.excludes.as_ref().is_some_and(|excludes| excludes(value));
+        let range = self.range.as_ref().and_then(|(least, most)| Some((least.compare(value)?, most.compare(value)?)));
+        let Some((least, most)) = range else {
+            return match operator {
+                Operator::Eq if excluded() => Possible { holds: false, fails: true },
+                Operator::Ne if excluded() => Possible { holds: true, fails: false },
+                _ => Possible::BOTH,
+            };
+        };
+        if matches!(self.range, Some((Value::Float(_), _))) {
+            // Bounds do not speak of NaNs, of which every comparison fails but `!=`.
+            return match operator {
+                Operator::Eq => Possible { holds: least.is_le() && most.is_ge(), fails: true },
+                Operator::Ne => Possible::BOTH,
+                Operator::Lt | Operator::Le => Possible { holds: operator.holds(Some(least)), fails: true },
+                Operator::Gt | Operator::Ge => Possible { holds: operator.holds(Some(most)), fails: true },
+            };
+        }
+        match operator {
+            Operator::Eq | Operator::Ne => {
+                let within = least.is_le() && most.is_ge();
+                let equal = within && !excluded();
+                let unequal = least.is_ne() || most.is_ne();
+                if operator == Operator::Eq {
+                    Possible { holds: equal, fails: unequal }
+                } else {
+                    Possible { holds: unequal, fails: equal }
+                }
+            }
+            Operator::Lt | Operator::Le => {
+                Possible { holds: operator.holds(Some(least)), fails: !operator.holds(Some(most)) }
+            }
+            Operator::Gt | Operator::Ge => {
+                Possible { holds: operator.holds(Some(most)), fails: !operator.holds(Some(least)) }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Int(value) => write!(f, "{value}"),
+            Value::Float(value) => write!(f, "{value:?}"),
+            Value::Bool(value) => write!(f, "{value}"),
+            Value::Bytes(value) => write!(f, "\"{}\"", value.escape_ascii()),
+        }
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The parts of a joined condition, in parentheses where they are joined otherwise.
+        let part = |f: &mut fmt::Formatter<'_>, part: &Node, is_same: fn(&Node) -> bool| match part {
+            Node::And(..) | Node::Or(..) if !is_same(part) => write!(f, "({part})"),
+            part => write!(f, "{part}"),
+        };
+        match self {
+            Node::Compare { column, operator, value } => {
+                let operator = match operator {
+                    Operator::Eq => "=",
+                    Operator::Ne => "!=",
+                    Operator::Lt => "<",
+                    Operator::Le => "<=",
+                    Operator::Gt => ">",
+                    Operator::Ge => ">=",
+                };
+                write!(f, "{column} {operator} {value}")
+            }
+            Node::In { column, values } => {
+                let values: Vec<String> = values.iter().map(ToString::to_string).collect();
+                write!(f, "{column} in [{}]", values.join(", "))
+            }
+            Node::And(a, b) => {
+                part(f, a, |node| matches!(node, Node::And(..)))?;
+                f.write_str(" and ")?;
+                part(f, b, |node| matches!(node, Node::And(..)))
+            }
+            Node::Or(a, b) => {
+                part(f, a, |node| matches!(node, Node::Or(..)))?;
+                f.write_str(" or ")?;
+                part(f, b, |node| matches!(node, Node::Or(..)))
+            }
+            Node::Not(inner) => write!(f, "not ({inner})"),
+        }
+    }
+}
+
+impl fmt::Display for Expr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{BinaryViewArray, BooleanArray, Float32Array, Int64Array};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{bytes, float32, int64};
+
+    fn rows() -> RecordBatch {
+        RecordBatch::try_from_iter([
+            ("i", Arc::new(Int64Array::from(vec![-3, 0, 2, i64::MAX])) as ArrayRef),
+            ("f", Arc::new(Float32Array::from(vec![-0.5, 0.0, f32::NAN, 2.5]))),
+            ("t", Arc::new(BinaryViewArray::from_iter_values([&b""[..], b"a", b"en", b"en"]))),
+            ("b", Arc::new(BooleanArray::from(vec![true, false, true, false]))),
+        ])
+        .unwrap()
+    }
+
+    #[test]
+    fn conditions_hold_for_the_rows_they_describe() {
+        for (condition, held) in [
+            (col("i").eq(2), [false, false, true, false]),
+            (col("i").lt(0.5), [true, true, false, false]),
+            (col("i").lt(9_223_372_036_854_775_808.0), [true; 4]),
+            (col("f").ge(0), [false, true, false, true]),
+            (col("f").ne(0.0), [true, false, true, true]),
+            (!col("f").lt(0.0), [false, true, true, true]),
+            (col("t").eq("en"), [false, false, true, true]),
+            (col("t").gt("a").and(col("b").eq(true)), [false, false, true, false]),
+            (col("i").is_in([0, -3]).or(col("t").eq("en")), [true; 4]),
+            (col("b").ne(true).and(col("i").le(1)), [false, true, false, false]),
+        ] {
+            assert_eq!(condition.of_rows(&rows()).unwrap(), held, "{condition}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_named() {
+        let columns = [int64("i"), bytes("t"), float32("v").fixed([2])];
+        let columns: Vec<&Column> = columns.iter().collect();
+        let said = |condition: Expr| {
+            condition.mistakes(&columns).iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(said(col("i").gt(1.5).and(col("t").eq("x"))), "");
+        assert!(said(col("x").eq(1)).contains("these exist: i, t, v"));
+        assert!(said(col("i").eq("x")).contains("`i: i64` compared with \"x\""));
+        assert!(said(col("v").eq(1.0)).contains("v: f32[2]"));
+    }
+
+    fn leaf() -> impl Strategy<Value = Expr> {
+        let value = prop_oneof![(-4i64..5).prop_map(Value::Int), (-8i64..9).prop_map(|v| Value::Float(v as f64 / 2.0))];
+        let values = prop::collection::vec(value.clone(), 0..3);
+        let name = prop_oneof![Just("a"), Just("b")];
+        let operator = prop_oneof![
+            Just(Operator::Eq),
+            Just(Operator::Ne),
+            Just(Operator::Lt),
+            Just(Operator::Le),
+            Just(Operator::Gt),
+            Just(Operator::Ge)
+        ];
+        prop_oneof![
+            (name.clone(), operator, value).prop_map(|(name, operator, value)| col(name).compare(operator, value)),
+            (name, values).prop_map(|(name, values)| col(name).is_in(values)),
+        ]
+    }
+
+    fn any_expr() -> impl Strategy<Value = Expr> {
+        leaf().prop_recursive(3, 12, 2, |inner| {
+            prop_oneof![
+                (inner.clone(), inner.clone()).prop_map(|(a, b)| a.and(b)),
+                (inner.clone(), inner.clone()).prop_map(|(a, b)| a.or(b)),
+                inner.prop_map(|a| !a),
+            ]
+        })
+    }
+
+    proptest! {
+        /// Rows are never ruled out that a condition holds for.
+        #[test]
+        fn bounds_rule_out_no_row_that_holds(
+            condition in any_expr(),
+            a in prop::collection::vec(-3i64..4, 1..6),
+            nan in any::<bool>(),
+            bounded in any::<bool>(),
+        ) {
+            let b: Vec<f32> = a.iter().enumerate().map(|(i, &v)| if nan && i == 0 { f32::NAN } else { v as f32 / 2.0 }).collect();
+            let rows = RecordBatch::try_from_iter([
+                ("a", Arc::new(Int64Array::from(a.clone())) as ArrayRef),
+                ("b", Arc::new(Float32Array::from(b.clone()))),
+            ]).unwrap();
+            let held = condition.of_rows(&rows).unwrap();
+            let there = a.clone();
+            let excludes: Excludes = Arc::new(move |value: &Value| match value {
+                Value::Int(value) => !there.contains(value),
+                _ => false,
+            });
+            let known = |name: &str| match name {
+                "a" => Some(Bounds {
+                    range: bounded.then_some((Value::Int(*a.iter().min()?), Value::Int(*a.iter().max()?))),
+                    excludes: Some(excludes.clone()),
+                }),
+                _ => {
+                    let numbers = || b.iter().copied().filter(|v| !v.is_nan()).map(f64::from);
+                    let (least, most) = (numbers().reduce(f64::min)?, numbers().reduce(f64::max)?);
+                    Some(Bounds { range: Some((Value::Float(least), Value::Float(most))), excludes: None })
+                }
+            };
+            let possible = condition.possible(&known);
+            prop_assert!(possible.holds || !held.contains(&true), "{condition} of {a:?} {b:?}");
+            prop_assert!(possible.fails || !held.contains(&false), "{condition} of {a:?} {b:?}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Which rows of a row group a condition can hold for, by statistics, bloom filters and page indexes.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use parquet::basic::{ConvertedType, LogicalType, Type as Physical};
+use parquet::bloom_filter::Sbbf;
+use parquet::data_type::ByteArray;
+use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::page_index::column_index::ColumnIndexMetaData;
+use parquet::file::statistics::Statistics;
+use parquet::schema::types::ColumnDescriptor;
+
+use super::decode::page_rows;
+use super::footer::Footer;
+use crate::schema::Dtype;
+
+/// A value of a column, as it is carried.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Bound {
+    Int(i64),
+    Float(f64),
+    Bool(bool),
+    Bytes(Vec<u8>),
+}
+
+/// The least and the most of a column in some rows.
+pub(crate) type Bounds = (Bound, Bound);
+
+/// What is known of a column in some rows, none of which is null: the bounds, if they are.
+pub(crate) type Known = Option<Bounds>;
+
+/// A column that a condition speaks of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) name: &'a str,
+    /// What it is carried as.
+    pub(crate) dtype: Dtype,
+}
+
+/// The column of the file that holds an asked one, where its values are carried in the order that they are stored in.
+fn leaf_of(footer: &Footer, asked: Asked<'_>) -> Option<usize> {
+    let descr = footer.metadata().file_metadata().schema_descr();
+    let columns = descr.columns();
+    let leaf = columns.iter().position(|column| column.path().string() == asked.name && column.max_rep_level() == 0)?;
+    is_ordered(&columns[leaf], asked.dtype).then_some(leaf)
+}
+
+fn is_ordered(column: &ColumnDescriptor, carried: Dtype) -> bool {
+    let unsigned = matches!(column.converted_type(), ConvertedType::UINT_32 | ConvertedType::UINT_64)
+        || matches!(column.logical_type_ref(), Some(LogicalType::Integer(int)) if int.bit_width >= 32 && !int.is_signed);
+    let decimal = column.converted_type() == ConvertedType::DECIMAL
+        || matches!(column.logical_type_ref(), Some(LogicalType::Decimal { .. }));
+    match (column.physical_type(), carried) {
+        (_, Dtype::F16) => false,
+        (Physical::BOOLEAN, carried) => carried == Dtype::Bool,
+        (Physical::INT32 | Physical::INT64, carried) => !unsigned && !decimal && carried != Dtype::Bytes,
+        (Physical::FLOAT | Physical::DOUBLE, carried) => matches!(carried, Dtype::F32 | Dtype::F64),
+        (Physical::BYTE_ARRAY, carried) => !decimal && carried == Dtype::Bytes,
+        _ => false,
+    }
+}
+
+/// Rounded as the values are: rounding keeps their order.
+fn carried(bound: Bound, dtype: Dtype) -> Bound {
+    match (bound, dtype) {
+        (Bound::Int(value), Dtype::F64) => Bound::Float(value as f64),
+        (Bound::Int(value), Dtype::F32) => Bound::Float(f64::from(value as f32)),
+        (Bound::Float(value), Dtype::F32) => Bound::Float(f64::from(value as f32)),
+        (bound, _) => bound,
+    }
+}
+
+/// What is known of a column chunk, unless there may be nulls.
+fn of_chunk(chunk: &ColumnChunkMetaData, dtype: Dtype) -> Option<Known> {
+    let statistics = chunk.statistics();
+    let nulls = statistics.and_then(Statistics::null_count_opt);
+    let no_nulls = chunk.column_descr().max_def_level() == 0 || nulls == Some(0);
+    no_nulls.then(|| statistics.and_then(|statistics| bounds(statistics, dtype)))
+}
+
+fn bounds(statistics: &Statistics, dtype: Dtype) -> Option<Bounds> {
+    let (least, most) = match statistics {
+        Statistics::Boolean(s) => (Bound::Bool(*s.min_opt()?), Bound::Bool(*s.max_opt()?)),
+        Statistics::Int32(s) => (Bound::Int((*s.min_opt()?).into()), Bound::Int((*s.max_opt()?).into())),
+        Statistics::Int64(s) => (Bound::Int(*s.min_opt()?), Bound::Int(*s.max_opt()?)),
+        Statistics::Float(s) => floats((*s.min_opt()?).into(), (*s.max_opt()?).into())?,
+        Statistics::Double(s) => floats(*s.min_opt()?, *s.max_opt()?)?,
+        // The statistics of old writers compare bytes as signed ones.
+        Statistics::ByteArray(s) if !statistics.is_min_max_deprecated() => {
+            (Bound::Bytes(s.min_opt()?.data().to_vec()), Bound::Bytes(s.max_opt()?.data().to_vec()))
+        }
+        _ => return None,
+    };
+    Some((carried(least, dtype), carried(most, dtype)))
+}
+
+fn floats(least: f64, most: f64) -> Option<Bounds> {
+    (!least.is_nan() && !most.is_nan()).then_some((Bound::Float(least), Bound::Float(most)))
+}
+
+/// What is known of a page, unless there may be nulls.
+fn of_page(index: &ColumnIndexMetaData, page: usize, dtype: Dtype, nullable: bool) -> Option<Known> {
+    // An index that is not there has no pages to be asked about.
+    let is_there = !matches!(index, ColumnIndexMetaData::NONE) && (page as u64) < index.num_pages();
+    let nulls = nullable && (!is_there || index.is_null_page(page) || index.null_count(page) != Some(0));
+    (!nulls).then(|| if is_there && !index.is_null_page(page) { page_bounds(index, page, dtype) } else { None })
+}
+
+fn page_bounds(index: &ColumnIndexMetaData, page: usize, dtype: Dtype) -> Option<Bounds> {
+    let (least, most) = match index {
+        ColumnIndexMetaData::BOOLEAN(i) => (Bound::Bool(*i.min_value(page)?), Bound::Bool(*i.max_value(page)?)),
+        ColumnIndexMetaData::INT32(i) => {
+            (Bound::Int((*i.min_value(page)?).into()), Bound::Int((*i.max_value(page)?).into()))
+        }
+        ColumnIndexMetaData::INT64(i) => (Bound::Int(*i.min_value(page)?), Bound::Int(*i.max_value(page)?)),
+        ColumnIndexMetaData::FLOAT(i) => floats((*i.min_value(page)?).into(), (*i.max_value(page)?).into())?,
+        ColumnIndexMetaData::DOUBLE(i) => floats(*i.min_value(page)?, *i.max_value(page)?)?,
+        ColumnIndexMetaData::BYTE_ARRAY(i) => {
+            (Bound::Bytes(i.min_value(page)?.to_vec()), Bound::Bytes(i.max_value(page)?.to_vec()))
+        }
+        _ => return None,
+    };
+    Some((carried(least, dtype), carried(most, dtype)))
+}
+
+/// A filter of the values that a column of a row group has.
+#[derive(Clone, Debug)]
+pub(crate) struct Bloom {
+    filter: Sbbf,
+    stored: Physical,
+}
+
+impl Bloom {
+    /// Where the filter of a column of a row group stands, if there is one.
+    pub(crate) fn place(footer: &Footer, group: usize, asked: Asked<'_>) -> Option<Range<u64>> {
+        let chunk = footer.metadata().row_group(group).column(leaf_of(footer, asked)?);
+        let start = u64::try_from(chunk.bloom_filter_offset()?).ok()?;
+        let end = start.checked_add(u64::try_from(chunk.bloom_filter_length()?).ok()?)?;
+        (end <= footer.file_bytes()).then_some(start..end)
+    }
+
+    /// The filter in these bytes; one that cannot be read says nothing.
+    pub(crate) fn read(footer: &Footer, group: usize, asked: Asked<'_>, bytes: &[u8]) -> Option<Self> {
+        let chunk = footer.metadata().row_group(group).column(leaf_of(footer, asked)?);
+        let filter = super::caught(|| Ok(Sbbf::from_bytes(bytes).ok())).ok()??;
+        Some(Self { filter, stored: chunk.column_type() })
+    }
+
+    /// Whether it is certain that the column has no such value.
+    pub(crate) fn excludes(&self, value: &Bound) -> bool {
+        match (self.stored, value) {
+            (Physical::INT32, Bound::Int(value)) => i32::try_from(*value).is_ok_and(|value| !self.filter.check(&value)),
+            (Physical::INT64, Bound::Int(value)) => !self.filter.check(value),
+            (Physical::BYTE_ARRAY, Bound::Bytes(value)) => !self.filter.check(&ByteArray::from(value.clone())),
+            _ => false,
+        }
+    }
+}
+
+/// The rows of a row group for which `possible` says that they may be wanted. It is asked with what is known of each asked column, in the row group
+/// as a whole and then in each run of rows between page boundaries.
+pub(crate) fn rows(
+    footer: &Footer,
+    group: usize,
+    asked: &[Asked<'_>],
+    possible: &dyn Fn(&dyn Fn(&str) -> Option<Known>) -> bool,
+) -> Vec<Range<u64>> {
+    let metadata = footer.metadata();
+    let all = 0..metadata.row_group(group).num_rows() as u64;
+    let leaves: HashMap<&str, (usize, Dtype)> = asked
+        .iter()
+        .filter_map(|&asked| leaf_of(footer, asked).map(|leaf| (asked.name, (leaf, asked.dtype))))
+        .collect();
+    let in_chunk = |name: &str| {
+        let &(leaf, dtype) = leaves.get(name)?;
+        of_chunk(metadata.row_group(group).column(leaf), dtype)
+    };
+    if all.is_empty() || !possible(&in_chunk) {
+        return Vec::new();
+    }
+    // Pages of each column, with what the index knows of them.
+    let pages: HashMap<&str, (Vec<(u64, u64, Range<u64>)>, Arc<dyn Fn(usize) -> Option<Known> + '_>)> = leaves
+        .iter()
+        .filter_map(|(&name, &(leaf, dtype))| {
+            let rows = page_rows(footer, group, leaf)?;
+            let index = metadata.column_index()?.get(group)?.get(leaf)?;
+            let nullable = metadata.row_group(group).column(leaf).column_descr().max_def_level() > 0;
+            let bounds = move |page| of_page(index, page, dtype, nullable);
+            Some((name, (rows, Arc::new(bounds) as Arc<dyn Fn(usize) -> Option<Known>>)))
+        })
+        .collect();
+    if pages.is_empty() {
+        return vec![all];
+    }
+    let mut cuts: Vec<u64> = pages.values().flat_map(|(rows, _)| rows.iter().map(|(start, ..)| *start)).collect();
+    cuts.push(all.end);
+    cuts.sort_unstable();
+    cuts.dedup();
+    let mut wanted: Vec<Range<u64>> = Vec::new();
+    for run in cuts.windows(2).map(|pair| pair[0]..pair[1]) {
+        let of_run = |name: &str| match pages.get(name) {
+            Some((rows, bounds)) => bounds(rows.partition_point(|(start, ..)| *start <= run.start) - 1),
+            None => in_chunk(name),
+        };
+        if possible(&of_run) {
+            match wanted.last_mut() {
+                Some(last) if last.end == run.start => last.end = run.end,
+                _ => wanted.push(run),
+            }
+        }
+    }
+    wanted
+}
