@@ -83,6 +83,9 @@ fn open(args: &ConvertArgs, listed: &Listed, format: &Format, columns: Option<Ve
     let wanted = Wanted {
         patterns: args.srcs().to_vec(),
         columns,
+        also: Vec::new(),
+        is_seen: true,
+        conditions: Vec::new(),
         index: Index::Build,
         index_dir: None,
         min_blocks: 1,
