@@ -340,6 +340,11 @@ impl WriterBuilder {
         put("compression", json!(packing.codec));
         put("level", json!(packing.level));
         self.shuffle.into_iter().for_each(|seed| put("shuffle", json!(seed)));
+        for (key, is_set) in [("narrow", self.narrow), ("payloads", self.payloads)] {
+            if is_set {
+                put(key, json!(true));
+            }
+        }
         if self.output == Output::Parquet {
             put("bloom_filters", json!(self.bloom));
             self.row_group_bytes.into_iter().for_each(|bytes| put("row_group_bytes", json!(bytes)));

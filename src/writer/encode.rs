@@ -38,7 +38,8 @@ pub(super) trait Shard: Send {
 /// A shard that has its name.
 pub(super) struct Written {
     pub(super) bytes: u64,
-    pub(super) crc32c: u32,
+    /// In hexadecimal.
+    pub(super) crc32c: String,
     /// The places of its records, for formats that have none of their own.
     pub(super) index: Option<IndexBuilder>,
     /// The folders that it has files in.

@@ -22,13 +22,12 @@ use super::manifest::{MANIFEST, Manifest, ShardEntry, Skipped};
 use super::output::Output;
 use super::part;
 use crate::error::{Error, Result};
+use crate::format::tfrecord::{Compression, Fingerprint, INDEX_FOLDER, IndexBuilder};
 use crate::schema::Column;
 
 const JOURNAL: &str = ".forebay-writer.journal";
 /// Where rows are dealt out before they are shuffled.
 pub(super) const SHUFFLE: &str = ".forebay-writer.shuffle";
-/// Indexes of shards that are formats without one; see [`TfRecord`](crate::TfRecord).
-const INDEXES: &str = crate::format::tfrecord::INDEX_FOLDER;
 
 /// What makes two runs write the same shards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -218,13 +217,6 @@ impl Folder {
         written.map_err(|e| part::failed(e, "cannot write the journal", &self.path.join(JOURNAL)))
     }
 
-    /// Stores the index of a shard.
-    pub(super) fn save_index(&self, shard: &str, index: &[u8]) -> Result<()> {
-        let folder = self.path.join(INDEXES);
-        std::fs::create_dir_all(&folder).map_err(|e| part::failed(e, "cannot make the folder", &folder))?;
-        part::write(&folder, &format!("{shard}.index"), index)
-    }
-
     /// Writes the manifest, all shards being whole, and takes the journal away.
     pub(super) fn complete(&self) -> Result<Manifest> {
         let mut state = self.state();
@@ -249,11 +241,26 @@ impl Folder {
             labels: labels.into_iter().collect(),
             skipped: state.skipped.clone(),
         };
-        part::write(&self.path, MANIFEST, &serde_json::to_vec_pretty(&manifest).expect("numbers and strings"))?;
+        manifest.write(&self.path)?;
         let journal = self.path.join(JOURNAL);
         part::remove_if_there(&journal).map_err(|e| part::failed(e, "cannot remove the journal", &journal))?;
         Ok(manifest)
     }
+}
+
+/// Stores the index of a shard beside it. Of the file that was just written, wherever it is copied to: its size has to do.
+pub(crate) fn save_index(
+    folder: &Path,
+    shard: &str,
+    index: IndexBuilder,
+    bytes: u64,
+    compression: Compression,
+) -> Result<()> {
+    let fingerprint = Fingerprint { size: bytes, etag: None, modified: None };
+    let index = index.finish(fingerprint, compression)?.to_bytes()?;
+    let folder = folder.join(INDEX_FOLDER);
+    std::fs::create_dir_all(&folder).map_err(|e| part::failed(e, "cannot make the folder", &folder))?;
+    part::write(&folder, &format!("{shard}.index"), &index)
 }
 
 fn text(line: &Line) -> String {
@@ -351,6 +358,19 @@ fn clear_parts(folder: &Path, identity: &Identity) -> Result<()> {
     remove_folder(&folder.join(SHUFFLE))
 }
 
+/// Whether a writer has written into the folder, or begun to.
+#[cfg(feature = "cli")]
+pub(crate) fn is_written(folder: &Path) -> bool {
+    [MANIFEST, JOURNAL].iter().any(|name| is_there(&folder.join(name)))
+}
+
+/// Removes what a writer has written into the folder.
+#[cfg(feature = "cli")]
+pub(crate) fn clear_written(folder: &Path) -> Result<()> {
+    clear(folder, read_journal(folder).as_ref())?;
+    remove_folder(&folder.join(SHUFFLE))
+}
+
 /// Removes what was written before: by a whole run, or by one that was interrupted.
 fn clear(folder: &Path, journal: Option<&Journal>) -> Result<()> {
     let manifest = Manifest::read(folder).ok();
@@ -371,7 +391,7 @@ fn clear(folder: &Path, journal: Option<&Journal>) -> Result<()> {
         // Names come from a file that anybody may have written: only such as a writer gives are removed.
         if name.as_deref().is_some_and(|name| is_shard(&entry.name, name)) {
             remove(&folder.join(&entry.name))?;
-            remove(&folder.join(INDEXES).join(format!("{}.index", entry.name)))?;
+            remove(&folder.join(INDEX_FOLDER).join(format!("{}.index", entry.name)))?;
         }
     }
     let is_images =
@@ -388,7 +408,7 @@ fn clear(folder: &Path, journal: Option<&Journal>) -> Result<()> {
         // Those that hold something else stay.
         labels.iter().for_each(|label| _ = std::fs::remove_dir(folder.join(label)));
     }
-    _ = std::fs::remove_dir(folder.join(INDEXES));
+    _ = std::fs::remove_dir(folder.join(INDEX_FOLDER));
     remove(&folder.join(MANIFEST))?;
     remove(&folder.join(JOURNAL))
 }

@@ -174,7 +174,7 @@ impl Shard for Run {
         }
         self.parts = Vec::new();
         let labels = std::mem::take(&mut self.labels).into_iter().collect();
-        Ok(Written { bytes: self.bytes, crc32c: self.crc32c, index: None, labels })
+        Ok(Written { bytes: self.bytes, crc32c: format!("{:08x}", self.crc32c), index: None, labels })
     }
 }
 

@@ -109,6 +109,35 @@ impl Skipped {
 impl Manifest {
     pub(super) const VERSION: u32 = VERSION;
 
+    /// Of TFRecord shards that another than a [`Writer`](super::Writer) wrote: name, rows, bytes and checksum of each.
+    #[cfg(feature = "cli")]
+    pub(crate) fn of_shards(
+        columns: Vec<Column>,
+        options: BTreeMap<String, serde_json::Value>,
+        source: String,
+        shards: impl IntoIterator<Item = (String, u64, u64, String)>,
+    ) -> Self {
+        let entry = |(name, rows, bytes, crc32c)| ShardEntry { name, rows, bytes, crc32c };
+        let shards: Vec<ShardEntry> = shards.into_iter().map(entry).collect();
+        Self {
+            version: VERSION,
+            format: Output::TfRecord,
+            columns,
+            rows: shards.iter().map(|shard| shard.rows).sum(),
+            bytes: shards.iter().map(|shard| shard.bytes).sum(),
+            shards,
+            options,
+            source: Some(source),
+            labels: Vec::new(),
+            skipped: Vec::new(),
+        }
+    }
+
+    /// Writes it into the folder, whole.
+    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
+        part::write(folder, MANIFEST, &serde_json::to_vec_pretty(self).expect("numbers and strings"))
+    }
+
     /// Reads the manifest of a folder.
     ///
     /// # Errors

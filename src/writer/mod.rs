@@ -34,10 +34,14 @@ use arrow::datatypes::{DataType, SchemaRef};
 pub use self::builder::WriterBuilder;
 use self::cells::{Cells, value_ends};
 use self::folder::Folder;
+#[cfg(feature = "cli")]
+pub(crate) use self::folder::{clear_written, is_written, save_index};
 pub use self::manifest::{Manifest, ShardEntry, Skipped};
 pub use self::output::{Codec, Output};
 use self::pipeline::{Chunk, Consumed, Pipeline};
 use self::shuffle::Shuffle;
+#[cfg(feature = "cli")]
+pub(crate) use self::stream::Counted;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schema::Column;
 
@@ -283,3 +287,8 @@ impl std::fmt::Debug for Writer {
 fn shuffle_folder(folder: &Folder) -> PathBuf {
     folder.path.join(folder::SHUFFLE)
 }
+
+/// The program in `docs/writing.md` compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/writing.md")]
+struct Writing;

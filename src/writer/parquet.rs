@@ -172,7 +172,8 @@ impl Shard for File {
 
     fn finish(mut self: Box<Self>) -> Result<Written> {
         self.write()?;
-        self.writer.into_inner().map_err(|e| failed(e, &self.path))?.finish()
+        let (bytes, crc32c) = self.writer.into_inner().map_err(|e| failed(e, &self.path))?.finish()?;
+        Ok(Written { bytes, crc32c, index: None, labels: Vec::new() })
     }
 }
 

@@ -16,12 +16,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use arrow::array::RecordBatch;
 
 use super::encode::{Encode, Piece, Shard, Written};
-use super::folder::{Done, Folder};
+use super::folder::{Done, Folder, save_index};
 use super::manifest::ShardEntry;
 use crate::engine::Scheduler;
 use crate::engine::pool::{Level, Pool, no_panic};
 use crate::error::Result;
-use crate::format::tfrecord::{Compression, Fingerprint};
+use crate::format::tfrecord::Compression;
 
 /// How large a shard may become; each limit that is stated holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -416,15 +416,13 @@ fn perform(
         Step::Finish { rows, first, end } => {
             let Written { bytes, crc32c, index, labels } = shard.finish()?;
             if let Some(index) = index {
-                // Of the file that was just written, wherever it is copied to: its size has to do.
-                let fingerprint = Fingerprint { size: bytes, etag: None, modified: None };
-                folder.save_index(&lane.name, &index.finish(fingerprint, compression)?.to_bytes()?)?;
+                save_index(&folder.path, &lane.name, index, bytes, compression)?;
             }
             let name = match by_rows {
                 true => format!("{first:08}-{:08}", first + rows.saturating_sub(1)),
                 false => lane.name.clone(),
             };
-            let entry = ShardEntry { name, rows, bytes, crc32c: format!("{crc32c:08x}") };
+            let entry = ShardEntry { name, rows, bytes, crc32c };
             folder.note(Done { number: lane.number, entry, end, labels })?;
             Ok(None)
         }

@@ -15,21 +15,21 @@ use crate::format::tfrecord::{FOOTER_BYTES, HEADER_BYTES, IndexBuilder};
 const BUFFER_BYTES: usize = 128 << 10;
 
 /// A file on its way, its bytes counted and checksummed.
-pub(super) struct Counted {
+pub(crate) struct Counted {
     part: Part,
     bytes: u64,
     crc32c: u32,
 }
 
 impl Counted {
-    pub(super) fn create(folder: &Path, name: &str) -> Result<Self> {
+    pub(crate) fn create(folder: &Path, name: &str) -> Result<Self> {
         Ok(Self { part: Part::create(folder, name)?, bytes: 0, crc32c: 0 })
     }
 
-    /// Gives the file its name.
-    pub(super) fn finish(self) -> Result<Written> {
+    /// Gives the file its name. Returns its size and its CRC32C, in hexadecimal.
+    pub(crate) fn finish(self) -> Result<(u64, String)> {
         self.part.finish()?;
-        Ok(Written { bytes: self.bytes, crc32c: self.crc32c, index: None, labels: Vec::new() })
+        Ok((self.bytes, format!("{:08x}", self.crc32c)))
     }
 }
 
@@ -131,7 +131,7 @@ impl Shard for Stream {
     fn finish(mut self: Box<Self>) -> Result<Written> {
         let failed = |e| part::failed(e, "cannot write the shard", &self.path);
         self.packer.write_all(self.trailer).map_err(failed)?;
-        let written = self.packer.finish().map_err(failed)?.finish()?;
-        Ok(Written { index: self.index, ..written })
+        let (bytes, crc32c) = self.packer.finish().map_err(failed)?.finish()?;
+        Ok(Written { bytes, crc32c, index: self.index, labels: Vec::new() })
     }
 }

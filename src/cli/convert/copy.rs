@@ -7,6 +7,7 @@ use serde_json::json;
 use sha2::Sha256;
 
 use super::destination::{Destination, Identity, MAX_SHARDS};
+use super::pictures::columns_of;
 use super::plan::{self, Cut};
 use super::records::Records;
 use super::source::From;
@@ -15,6 +16,8 @@ use super::{ConvertArgs, Listed, folder, hash_objects, hex, pick_images, plural,
 use crate::cli::terminal::{Mark, Terminal, Unit};
 use crate::cli::{Failure, Verdict};
 use crate::error::{Error, ErrorKind, Result};
+use crate::schema::{Column, bytes};
+use crate::source::tfrecord::RECORD;
 
 /// What is to be done, once SRC was looked through.
 pub(super) struct Job {
@@ -22,6 +25,7 @@ pub(super) struct Job {
     sizes: Vec<Cut>,
     hash: Sha256,
     classes: Vec<String>,
+    columns: Vec<Column>,
     threads: usize,
     ignored: u64,
     /// Links that were not followed.
@@ -48,7 +52,7 @@ pub(super) fn run(
         prefix: args.prefix.clone(),
         num_shards: shards.len(),
     };
-    let destination = Destination::open(dest, identity, &job.classes, args.force)?;
+    let destination = Destination::open(dest, identity, &job.classes, job.columns, args.force)?;
     let there = destination.done().len();
     let settings = Settings {
         compression: args.tfrecord_compression(),
@@ -103,11 +107,11 @@ fn options(args: &ConvertArgs, from: From) -> serde_json::Map<String, serde_json
 /// Images, cut into shards by the sizes of their files.
 pub(super) fn images(args: &ConvertArgs, mut tree: folder::Tree, terminal: &Terminal) -> Result<Job> {
     let (images, hash) = pick_images(args, &mut tree, terminal)?;
-    let classes = images.labels.classes.clone();
+    let (classes, columns) = (images.labels.classes.clone(), columns_of(&images));
     let sizes = plan::cut(images.sizes(), args.limits());
     let threads = args.scheduler().num_threads();
     let (ignored, links) = (tree.ignored, tree.links.len());
-    Ok(Job { input: Box::new(images), sizes, hash, classes, threads, ignored, links })
+    Ok(Job { input: Box::new(images), sizes, hash, classes, columns, threads, ignored, links })
 }
 
 /// Records, cut into shards by their lengths.
@@ -129,6 +133,7 @@ pub(super) fn records(args: &ConvertArgs, listed: Listed, terminal: &Terminal) -
     if sizes.is_empty() {
         return Err(Error::new(ErrorKind::Schema, "the shards hold no record").url(args.src()));
     }
-    let (threads, classes) = (found.threads, Vec::new());
-    Ok(Job { input: Box::new(records), sizes, hash, classes, threads, ignored: 0, links })
+    // Records go over as they are, whatever they hold.
+    let (threads, classes, columns) = (found.threads, Vec::new(), vec![bytes(RECORD)]);
+    Ok(Job { input: Box::new(records), sizes, hash, classes, columns, threads, ignored: 0, links })
 }

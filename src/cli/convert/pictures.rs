@@ -21,25 +21,31 @@ pub(super) struct Pictures {
 
 impl Pictures {
     pub(super) fn new(images: Images) -> Self {
-        let mut columns = vec![
-            bytes("image/encoded"),
-            bytes("image/format"),
-            int64("image/height"),
-            int64("image/width"),
-            bytes("image/filename"),
-        ];
-        if !images.labels.numbers.is_empty() {
-            columns.push(int64("image/class/label"));
-        }
-        if !images.labels.classes.is_empty() {
-            columns.push(bytes("image/class/text"));
-        }
+        let columns = columns_of(&images);
         Self { images, columns }
     }
 
     fn rows(&self) -> u64 {
         self.images.images.len() as u64
     }
+}
+
+/// The columns of images: labels and their names where there are some.
+pub(super) fn columns_of(images: &Images) -> Vec<Column> {
+    let mut columns = vec![
+        bytes("image/encoded"),
+        bytes("image/format"),
+        int64("image/height"),
+        int64("image/width"),
+        bytes("image/filename"),
+    ];
+    if !images.labels.numbers.is_empty() {
+        columns.push(int64("image/class/label"));
+    }
+    if !images.labels.classes.is_empty() {
+        columns.push(bytes("image/class/text"));
+    }
+    columns
 }
 
 impl Supply for Pictures {

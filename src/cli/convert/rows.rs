@@ -9,6 +9,7 @@ use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
 use serde_json::json;
 
+use super::destination;
 use super::pictures::Pictures;
 use super::source::From;
 use super::supply::{self, Shards, Supply};
@@ -147,6 +148,7 @@ fn convert(
         columns.iter().map(|c| names.get(c.name().as_ref()).map_or(c.clone(), |new| c.clone().renamed(new))).collect();
     let blocks = starts.len() - 1;
     let bytes: u64 = (0..blocks).map(|block| supply.block_bytes(block)).sum();
+    destination::make_way(dest, args.force)?;
     let mut writer = builder(args, &found, bytes, shuffle).create(dest, renamed)?;
     let (there, from) = (writer.shards_before(), writer.resume_at());
     let (threads, budget) = (args.scheduler().num_threads(), args.budget().bytes() / 4);

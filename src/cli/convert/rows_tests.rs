@@ -204,3 +204,20 @@ fn another_source_or_other_options_are_refused_with_what_differs() {
     let error = convert(&at("src"), &at("x"), &["--to", "jsonl", "--columns", "nothing"]).unwrap_err().to_string();
     assert!(error.contains("take some of: ") && error.contains("number"), "{error}");
 }
+
+#[test]
+fn one_kind_of_conversion_does_not_write_over_another_unless_forced() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    example_shards(&at("src"), 1, 30);
+    let (copy, rows) = (["--shard-records", "10"], ["--shard-records", "7", "--columns", "number"]);
+    convert(&at("src"), &at("dest"), &copy).unwrap();
+    for (now, then) in [(&rows[..], 5), (&copy[..], 3), (&rows[..], 5)] {
+        let error = convert(&at("src"), &at("dest"), now).unwrap_err();
+        assert!(error.kind() == ErrorKind::Config && error.to_string().contains("--force"), "{error}");
+        convert(&at("src"), &at("dest"), &[now, &["--force"]].concat()).unwrap();
+        assert_eq!((shards(&at("dest")).len(), numbers(&at("dest")).len()), (then, 30));
+        assert_eq!(std::fs::read_dir(at("dest/_index")).unwrap().count(), then);
+        Manifest::read(at("dest")).unwrap().verify(at("dest")).unwrap();
+    }
+}

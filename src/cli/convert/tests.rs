@@ -120,6 +120,10 @@ fn folders_become_examples_with_labels_and_a_manifest_that_listings_pass_over() 
         serde_json::from_slice(&std::fs::read(dest.join("_forebay-convert.json")).unwrap()).unwrap();
     assert_eq!((&manifest["complete"], &manifest["records"]), (&true.into(), &8.into()));
     assert_eq!(manifest["shards"][2]["records"], 2);
+    let written = crate::Manifest::read(&dest).unwrap();
+    written.verify(&dest).unwrap();
+    assert_eq!((written.rows, written.shards.len(), written.columns.len()), (8, 3, 7));
+    assert!(dest.join("_index/data-00002-of-00003.tfrecord.index").exists());
     let mut hidden = std::fs::read_dir(&dest).unwrap().map(|entry| entry.unwrap().file_name());
     assert!(!hidden.any(|name| name.to_string_lossy().starts_with('.')));
     let dataset = crate::Dataset::open(dest.to_str().unwrap()).unwrap();

@@ -9,8 +9,8 @@ use indicatif::ProgressBar;
 use super::destination::{Destination, Done, Skipped};
 use super::plan::Cut;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::tfrecord::{Compression, Writer};
-use crate::writer::part::Part;
+use crate::format::tfrecord::{Compression, IndexBuilder, Writer};
+use crate::writer::Counted;
 
 /// What is converted: inputs that are numbered from 0, in the order in which they go into shards.
 pub(super) trait Input: Sync {
@@ -48,7 +48,8 @@ pub(super) struct Settings {
 
 /// A shard that is being written.
 pub(super) struct Shard<'a> {
-    writer: Writer<Part>,
+    writer: Writer<Counted>,
+    index: IndexBuilder,
     skipped: Vec<Skipped>,
     run: &'a Run<'a>,
 }
@@ -63,6 +64,7 @@ struct Run<'a> {
 impl Shard<'_> {
     /// Adds a record.
     pub(super) fn write(&mut self, payload: &[u8]) -> Result<()> {
+        self.index.push(payload.len() as u64)?;
         self.writer.write(payload)
     }
 
@@ -150,12 +152,14 @@ pub(super) fn run(
 
 /// Writes one shard.
 fn write(worker: &mut dyn Worker, name: &str, cut: &Cut, destination: &Destination, run: &Run<'_>) -> Result<(), Halt> {
-    let writer = Writer::with_level(destination.part(name)?, run.settings.compression, run.settings.level);
-    let mut shard = Shard { writer, skipped: Vec::new(), run };
+    let Settings { compression, level, .. } = *run.settings;
+    let writer = Writer::with_level(destination.file(name)?, compression, level);
+    let mut shard = Shard { writer, index: IndexBuilder::new(), skipped: Vec::new(), run };
     shard.advance(0)?;
     worker.fill(cut.inputs.clone(), &mut shard)?;
     let records = shard.writer.records();
-    let bytes = shard.writer.finish()?.finish()?;
-    let done = Done { name: name.to_owned(), records, bytes, skipped: shard.skipped };
+    let (bytes, crc32c) = shard.writer.finish()?.finish()?;
+    destination.save_index(name, shard.index, bytes, compression)?;
+    let done = Done { name: name.to_owned(), records, bytes, crc32c, skipped: shard.skipped };
     Ok(destination.note(done)?)
 }
