@@ -64,6 +64,7 @@ pub struct WriterBuilder {
     shuffle: Option<u64>,
     narrow: bool,
     bloom: Vec<String>,
+    text: Vec<String>,
     row_group_bytes: Option<u64>,
     image: Option<String>,
     label: Option<String>,
@@ -89,6 +90,7 @@ impl WriterBuilder {
             shuffle: None,
             narrow: false,
             bloom: Vec::new(),
+            text: Vec::new(),
             row_group_bytes: None,
             image: None,
             label: None,
@@ -192,6 +194,13 @@ impl WriterBuilder {
     /// Parquet: columns that get Bloom filters, for looking up single values.
     pub fn bloom_filters<S: Into<String>>(mut self, columns: impl IntoIterator<Item = S>) -> Self {
         self.bloom = columns.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Parquet: columns of byte strings that are text. They are checked to be UTF-8 and marked as such, which other readers
+    /// make strings of.
+    pub fn text_columns<S: Into<String>>(mut self, columns: impl IntoIterator<Item = S>) -> Self {
+        self.text = columns.into_iter().map(Into::into).collect();
         self
     }
 
@@ -318,7 +327,7 @@ impl WriterBuilder {
             #[cfg(feature = "parquet")]
             Output::Parquet => {
                 let row_group_bytes = self.row_group_bytes.unwrap_or(super::parquet::ROW_GROUP_BYTES);
-                Arc::new(super::parquet::Parquet::new(columns, packing, &self.bloom, row_group_bytes)?)
+                Arc::new(super::parquet::Parquet::new(columns, packing, &self.bloom, &self.text, row_group_bytes)?)
             }
             #[cfg(feature = "tar")]
             Output::Tar => Arc::new(super::tar::Tar::new(columns, packing)?),
@@ -347,6 +356,7 @@ impl WriterBuilder {
         }
         if self.output == Output::Parquet {
             put("bloom_filters", json!(self.bloom));
+            put("text_columns", json!(self.text));
             self.row_group_bytes.into_iter().for_each(|bytes| put("row_group_bytes", json!(bytes)));
         }
         if self.output == Output::Images {

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::compute::concat_batches;
-use arrow::datatypes::SchemaRef;
+use arrow::compute::{CastOptions, cast_with_options, concat_batches};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
@@ -14,7 +14,7 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use super::cells::{Cells, value_ends};
+use super::cells::{Cells, unfit, value_ends};
 use super::encode::{Data, Encode, Piece, Shard, Written};
 use super::output::{Codec, Packing};
 use super::stream::Counted;
@@ -40,6 +40,8 @@ const COLUMNS_KEY: &str = "forebay.columns";
 
 pub(super) struct Parquet {
     columns: Vec<Column>,
+    /// Columns that are text.
+    text: Vec<bool>,
     schema: SchemaRef,
     properties: WriterProperties,
     row_group_bytes: u64,
@@ -47,8 +49,14 @@ pub(super) struct Parquet {
 
 impl Parquet {
     /// # Errors
-    /// [`ErrorKind::Config`] for Bloom filters of columns that there are not.
-    pub(super) fn new(columns: &[Column], packing: Packing, bloom: &[String], row_group_bytes: u64) -> Result<Self> {
+    /// [`ErrorKind::Config`] for Bloom filters of columns that there are not, and text that is none by its dtype.
+    pub(super) fn new(
+        columns: &[Column],
+        packing: Packing,
+        bloom: &[String],
+        text: &[String],
+        row_group_bytes: u64,
+    ) -> Result<Self> {
         let described = serde_json::to_string(columns).expect("columns are JSON");
         let is_long = columns.iter().any(|column| column.dtype() == Dtype::Bytes || column.is_raw());
         let mut properties = WriterProperties::builder()
@@ -62,6 +70,13 @@ impl Parquet {
         if is_long {
             properties = properties.set_write_batch_size(BATCH_ROWS);
         }
+        for name in text {
+            if !columns.iter().any(|c| c.name().as_ref() == name && c.dtype() == Dtype::Bytes) {
+                return Err(Error::config("text has to be a column of byte strings that is written")
+                    .column(name.as_str())
+                    .advice("name another one"));
+            }
+        }
         for name in bloom {
             if !columns.iter().any(|column| column.name().as_ref() == name) {
                 return Err(Error::config("a Bloom filter of a column that is not there")
@@ -70,8 +85,43 @@ impl Parquet {
             }
             properties = properties.set_column_bloom_filter_enabled(ColumnPath::from(name.as_str()), true);
         }
-        let schema = crate::schema::arrow_schema(columns);
-        Ok(Self { columns: columns.to_vec(), schema, properties: properties.build(), row_group_bytes })
+        let text: Vec<bool> = columns.iter().map(|column| text.iter().any(|name| **name == **column.name())).collect();
+        let fields = columns.iter().zip(&text).map(|(column, is_text)| {
+            let data_type = if *is_text { text_type(&column.arrow_type()) } else { column.arrow_type() };
+            Field::new(column.name().as_ref(), data_type, false)
+        });
+        let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+        Ok(Self { columns: columns.to_vec(), text, schema, properties: properties.build(), row_group_bytes })
+    }
+
+    /// The rows, with text marked as such.
+    fn marked(&self, first: u64, rows: &RecordBatch, cells: &[Cells<'_>]) -> Result<RecordBatch> {
+        let options = CastOptions { safe: false, ..CastOptions::default() };
+        let arrays = rows.columns().iter().zip(cells).zip(self.schema.fields()).zip(&self.text);
+        let arrays = arrays.map(|(((array, cells), field), is_text)| {
+            if !is_text {
+                return Ok(Arc::clone(array));
+            }
+            cast_with_options(array, field.data_type(), &options).map_err(|e| {
+                let is_text = |i: usize| cells.values.bytes(i).is_none_or(|bytes| std::str::from_utf8(bytes).is_ok());
+                let row = (0..rows.num_rows()).find(|row| !cells.of(*row).all(is_text)).unwrap_or(0);
+                unfit(cells.column, first + row as u64, "the text is no UTF-8")
+                    .because(e)
+                    .advice("write the column as bytes: leave it out of .text_columns(), --text")
+            })
+        });
+        RecordBatch::try_new(Arc::clone(&self.schema), arrays.collect::<Result<Vec<_>>>()?)
+            .map_err(|e| Error::new(ErrorKind::Schema, "rows cannot be marked as text").because(e))
+    }
+}
+
+fn text_type(carried: &DataType) -> DataType {
+    let inner = |field: &Field| Arc::new(field.clone().with_data_type(text_type(field.data_type())));
+    match carried {
+        DataType::BinaryView => DataType::Utf8View,
+        DataType::List(field) => DataType::List(inner(field)),
+        DataType::FixedSizeList(field, n) => DataType::FixedSizeList(inner(field), *n),
+        other => other.clone(),
     }
 }
 
@@ -89,10 +139,12 @@ fn compression(Packing { codec, level }: Packing) -> Result<Compression> {
 
 impl Encode for Parquet {
     /// Counts alone: pages are encoded in the order of their shard.
-    fn encode(&self, _first: u64, rows: &RecordBatch) -> Result<Piece> {
+    fn encode(&self, first: u64, rows: &RecordBatch) -> Result<Piece> {
         let cells: Vec<Cells<'_>> =
             self.columns.iter().zip(rows.columns()).map(|(column, array)| Cells::new(column, array)).collect();
-        Ok(Piece { ends: value_ends(&cells, rows.num_rows()), data: Data::Rows(rows.clone()) })
+        let ends = value_ends(&cells, rows.num_rows());
+        let rows = if self.text.contains(&true) { self.marked(first, rows, &cells)? } else { rows.clone() };
+        Ok(Piece { ends, data: Data::Rows(rows) })
     }
 
     fn begin(&self, folder: &Path, name: &str) -> Result<Box<dyn Shard>> {

@@ -224,6 +224,33 @@ fn parquet_reads_back_with_indexes_and_statistics() {
 
 #[cfg(feature = "parquet")]
 #[test]
+fn text_is_marked_in_parquet_and_what_is_no_text_names_its_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let (columns, rows) = everything(0, 50);
+    let builder = |text: &[&str]| Writer::builder(Output::Parquet).text_columns(text.iter().copied());
+    let dest = folder.path().join("a");
+    write_all(builder(&["text", "words"]).create(&dest, columns.clone()).unwrap(), &rows, 50).unwrap();
+    let file = bytes::Bytes::from(files(&dest)["data-00000.parquet"].clone());
+    let reader = ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+    let schema = reader.parquet_schema().clone();
+    let is_text = |name: &str| {
+        let column = schema.columns().iter().find(|column| column.path().parts()[0] == name).unwrap().clone();
+        column.logical_type_ref() == Some(&::parquet::basic::LogicalType::String)
+    };
+    assert_eq!(["text", "words", "raw"].map(is_text), [true, true, false]);
+    let read = reader.build().unwrap().next().unwrap().unwrap();
+    assert_eq!(
+        cast(read.column_by_name("text").unwrap(), &DataType::BinaryView).unwrap().as_ref(),
+        rows["text"].as_ref()
+    );
+    let error = write_all(builder(&["raw"]).create(folder.path().join("b"), columns.clone()).unwrap(), &rows, 50);
+    let error = error.unwrap_err();
+    assert_eq!((error.place().record, error.place().column.as_deref()), (Some(0), Some("raw")));
+    assert!(builder(&["i64"]).create(folder.path().join("c"), columns).is_err());
+}
+
+#[cfg(feature = "parquet")]
+#[test]
 fn row_groups_and_pages_do_not_depend_on_how_rows_came() {
     let folder = tempfile::tempdir().unwrap();
     let (columns, rows) = everything(0, 2000);
@@ -246,7 +273,8 @@ fn row_groups_and_pages_do_not_depend_on_how_rows_came() {
 #[cfg(feature = "tar")]
 #[test]
 fn archives_hold_a_member_a_column_and_nothing_of_when_or_who() {
-    for codec in [Codec::None, Codec::Gzip, Codec::Zstd] {
+    let codecs = [Codec::None, Codec::Gzip, Codec::Zstd];
+    for codec in codecs.into_iter().filter(|codec| Output::Tar.packing(Some(*codec), None).is_ok()) {
         let folder = tempfile::tempdir().unwrap();
         let (columns, rows) = everything(0, 10);
         let builder = Writer::builder(Output::Tar).rows_per_shard(6).compression(codec);

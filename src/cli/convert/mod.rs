@@ -124,6 +124,9 @@ pub(super) struct ConvertArgs {
     /// To TFRecord: round f64 to f32, for a tf.Example has no f64.
     #[arg(long)]
     narrow: bool,
+    /// To Parquet: columns of bytes that are text, and get marked as such.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    text: Vec<String>,
     /// To Parquet: columns that get Bloom filters.
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     bloom: Vec<String>,
@@ -278,7 +281,7 @@ impl ConvertArgs {
                 .advice("records go over as they are; for a folder of images state --from images"));
         }
         let of_formats = [
-            (Output::Parquet, given(&[("--bloom", !self.bloom.is_empty())])),
+            (Output::Parquet, given(&[("--bloom", !self.bloom.is_empty()), ("--text", !self.text.is_empty())])),
             (Output::TfRecord, given(&[("--narrow", self.narrow)])),
             (
                 Output::Images,

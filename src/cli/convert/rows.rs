@@ -243,6 +243,7 @@ fn builder(args: &ConvertArgs, found: &Found, bytes: u64, shuffle: Option<u64>) 
         .source(found.source.clone())
         .narrow(args.narrow)
         .bloom_filters(args.bloom.clone())
+        .text_columns(args.text.clone())
         .payloads(as_they_are)
         .option("from", json!(found.from));
     builder = if args.force { builder.overwrite(true) } else { builder.resume(true) };
