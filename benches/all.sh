@@ -16,7 +16,7 @@ number() {
     printf '%s' "$line" | tr ',{}' '\n\n\n' | sed -n "s/^ *\"$1\": *\([-0-9.e+]*\) *$/\1/p" | head -n 1
 }
 
-for workload in image 'image --u8' features raw tiny; do
+for workload in image 'image --u8' features raw tiny pack; do
     # shellcheck disable=SC2086 # The workload and its flag are words.
     line=$(bench $workload --epochs 5 --limit)
     echo "$line"

@@ -47,7 +47,7 @@
 //! | [`source`] | where rows come from: shards, columns in memory, the trait [`Source`] for your own |
 //! | [`store`] | URLs, patterns, reads of ranges, retries |
 //! | [`mod@format`] | TFRecord and `tf.Example`, reading and writing |
-//! | [`transform`] | images: decode, crop, resize, flip, normalise |
+//! | [`transform`] | images: decode, crop, resize, flip, normalise; tokens: chunk, pack, bucket |
 //! | [`writer`] | shards of several formats, written in parallel, whole or not at all |
 //! | [`loader`] | one execution of a data set; its page tells how a run goes |
 //! | [`telemetry`] | what each stage did and waited for |
@@ -82,7 +82,7 @@ pub mod testing;
 pub mod transform;
 pub mod writer;
 
-pub use batch::{Batch, Origin, Pad};
+pub use batch::{Batch, Origin, Pad, Side};
 pub use dataset::{
     Col, Context, Dataset, Expr, Format, Parquet, Row, RowWriter, RowsWriter, TfRecord, Urls, Value, col,
 };
@@ -100,6 +100,9 @@ pub use source::open::Index;
 pub use store::StoreOptions;
 pub use telemetry::Report;
 pub use transform::image::{Image, Layout};
+#[cfg(feature = "tokenizers")]
+pub use transform::tokens::Tokenizer;
+pub use transform::tokens::{Buckets, Chunk, Long, Pack};
 pub use writer::{Manifest, Writer};
 
 /// The loop in the README compiles.

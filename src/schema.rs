@@ -46,6 +46,11 @@ impl Dtype {
         })
     }
 
+    /// Whether elements that are carried as bytes can become elements of another dtype when a batch is laid out.
+    pub(crate) fn widens_to(self, dtype: Self) -> bool {
+        self == dtype || matches!((self, dtype), (Dtype::I32, Dtype::I64) | (Dtype::F32, Dtype::F64))
+    }
+
     /// The Arrow type of one element.
     pub(crate) fn arrow(self) -> DataType {
         match self {

@@ -8,6 +8,7 @@ mod framing;
 mod image;
 mod index;
 mod memory;
+mod parquet;
 mod window;
 mod wire;
 
@@ -15,6 +16,7 @@ pub use example::{example, sequence_example};
 pub use framing::framing;
 pub use image::image;
 pub use index::index;
+pub use parquet::parquet;
 pub use window::window;
 
 /// The bytes that choose how the rest of an input is used; zeros where an input is too short.

@@ -5,11 +5,12 @@ use std::path::Path;
 
 type Promise = fn(&[u8]);
 
-const PROMISES: [(&str, Promise); 6] = [
+const PROMISES: [(&str, Promise); 7] = [
     ("example", forebay_fuzz::example),
     ("framing", forebay_fuzz::framing),
     ("image", forebay_fuzz::image),
     ("index", forebay_fuzz::index),
+    ("parquet", forebay_fuzz::parquet),
     ("sequence_example", forebay_fuzz::sequence_example),
     ("window", forebay_fuzz::window),
 ];

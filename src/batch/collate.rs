@@ -7,9 +7,9 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::DataType;
 
-use super::Pad;
 use super::buffer::{Allocator, Buffer, Part, Whole};
 use super::{BatchColumn, Data};
+use super::{Pad, Side};
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::Key;
 use crate::schema::{Column, Dtype, Element, Shape};
@@ -68,6 +68,8 @@ pub(crate) struct Layout {
     pub(crate) pad: Pad,
     /// The image operation that fills the slots, with the key of its randomness.
     pub(crate) image: Option<(Arc<Image>, Key)>,
+    /// Whether it holds no elements of a sample, but says where they lie: its padding is none.
+    pub(crate) is_index: bool,
 }
 
 impl Layout {
@@ -79,7 +81,7 @@ impl Layout {
     pub(crate) fn sample_bytes(&self) -> Option<usize> {
         match (self.column.shape(), self.pad.length) {
             (Shape::Ragged(inner), Some(length)) => {
-                Some(inner.iter().product::<usize>() * length * self.column.dtype().size()?)
+                Some(inner.iter().product::<usize>() * self.pad.extent(length) * self.column.dtype().size()?)
             }
             _ => self.column.sample_bytes(),
         }
@@ -94,7 +96,7 @@ pub(crate) fn batch_bytes(layouts: &[Layout], chunks: &[Rows]) -> u64 {
             let Shape::Ragged(inner) = layout.column.shape() else { return None };
             let lengths =
                 chunks.iter().filter_map(|chunk| chunk.rows.column_by_name(layout.column.name())).map(list_lengths);
-            let longest = lengths.flatten().max().unwrap_or(0) as usize;
+            let longest = layout.pad.extent(lengths.flatten().max().unwrap_or(0) as usize);
             Some(longest * inner.iter().product::<usize>() * layout.column.dtype().size()?)
         })
     };
@@ -159,7 +161,7 @@ pub(crate) fn begin(layouts: &[Layout], chunks: &[Rows], allocator: Allocator) -
             Shape::Ragged(inner) => {
                 let mut lengths: Vec<i64> = arrays.iter().flat_map(|array| list_lengths(array)).collect();
                 let longest = lengths.iter().max().copied().unwrap_or(0) as usize;
-                let extent = layout.pad.length.unwrap_or(longest);
+                let extent = layout.pad.extent(longest);
                 if let Some(row) =
                     lengths.iter().position(|&length| length as usize > extent).filter(|_| !layout.pad.truncate)
                 {
@@ -243,11 +245,6 @@ pub(crate) fn fill(
     all_bad
 }
 
-/// Whether raw values of one dtype can be widened to another when they are laid out.
-pub(crate) fn widens(stored: Dtype, dtype: Dtype) -> bool {
-    stored == dtype || matches!((stored, dtype), (Dtype::I32, Dtype::I64) | (Dtype::F32, Dtype::F64))
-}
-
 fn copy_raw(
     column: &Column,
     array: &ArrayRef,
@@ -294,8 +291,19 @@ fn fill_values(layout: &Layout, array: &ArrayRef, out: &mut [u8], sample_bytes: 
             for (offsets, slot) in list.value_offsets().windows(2).zip(out.chunks_exact_mut(sample_bytes.max(1))) {
                 let value = &items[offsets[0] as usize * item..offsets[1] as usize * item];
                 let kept = value.len().min(slot.len());
-                slot[..kept].copy_from_slice(&value[..kept]);
-                slot[kept..].chunks_exact_mut(size).for_each(|element| element.copy_from_slice(&filler[..size]));
+                let value = match layout.pad.cut {
+                    Side::Left => &value[value.len() - kept..],
+                    Side::Right => &value[..kept],
+                };
+                let (rows, padding) = match layout.pad.side {
+                    Side::Left => {
+                        let (padding, rows) = slot.split_at_mut(slot.len() - kept);
+                        (rows, padding)
+                    }
+                    Side::Right => slot.split_at_mut(kept),
+                };
+                rows.copy_from_slice(value);
+                padding.chunks_exact_mut(size).for_each(|element| element.copy_from_slice(&filler[..size]));
             }
         }
         DataType::FixedSizeList(_, n) => {
@@ -357,6 +365,19 @@ fn filler(dtype: Dtype, value: f64) -> [u8; 8] {
 }
 
 impl Filling {
+    /// Elements of the ragged columns, and what these are filled up with.
+    pub(crate) fn padding(&self) -> (u64, u64) {
+        let (mut tokens, mut all) = (0, 0);
+        for column in self.columns.iter().filter(|column| !column.layout.is_index) {
+            if let Some(lengths) = &column.lengths {
+                let inner = column.shape[2..].iter().product::<usize>() as u64;
+                tokens += lengths.iter().sum::<i64>() as u64 * inner;
+                all += column.shape.iter().product::<usize>() as u64;
+            }
+        }
+        (tokens, all - tokens)
+    }
+
     /// The finished columns, of which only the rows in `kept` are wanted. All slots must have been filled and dropped.
     pub(crate) fn finish(self, kept: &[Range<usize>], allocator: Allocator) -> Result<Vec<BatchColumn>> {
         let all = kept.iter().map(ExactSizeIterator::len).sum::<usize>() == self.len;
@@ -431,7 +452,7 @@ mod tests {
     }
 
     fn layout(column: Column, pad: Pad) -> Layout {
-        Layout { column, pad, image: None }
+        Layout { column, pad, image: None, is_index: false }
     }
 
     fn values<T: Element>(column: &BatchColumn) -> Vec<T> {
@@ -480,6 +501,42 @@ mod tests {
         let cut = to(Pad::truncate_to(2)).unwrap();
         assert_eq!((values::<i64>(&cut[0]), cut[0].lengths.clone()), (vec![1, 2, 4, 0], Some(vec![2, 1])));
         assert!(to(Pad::to(2)).err().unwrap().to_string().contains("a sample of 3 rows, where 2 are the bound"));
+    }
+
+    #[test]
+    fn padding_and_cutting_have_a_side_each() {
+        let chunks = [rows(vec![("r", ragged(&[&[1, 2, 3, 4, 5], &[6], &[]]))])];
+        let collated = |pad: Pad| {
+            let columns = collate(&[layout(int64("r").ragged(), pad.value(9.0))], &chunks, None).unwrap();
+            let extent = columns[0].shape[1];
+            (
+                values::<i64>(&columns[0]).chunks(extent).map(<[i64]>::to_vec).collect::<Vec<_>>(),
+                columns[0].lengths.clone(),
+            )
+        };
+        let cases: [(Pad, Side, Side, [&[i64]; 3]); 8] = [
+            (Pad::truncate_to(3), Side::Right, Side::Right, [&[1, 2, 3], &[6, 9, 9], &[9, 9, 9]]),
+            (Pad::truncate_to(3), Side::Left, Side::Right, [&[1, 2, 3], &[9, 9, 6], &[9, 9, 9]]),
+            (Pad::truncate_to(3), Side::Right, Side::Left, [&[3, 4, 5], &[6, 9, 9], &[9, 9, 9]]),
+            (Pad::truncate_to(3), Side::Left, Side::Left, [&[3, 4, 5], &[9, 9, 6], &[9, 9, 9]]),
+            // Rounded up, the stated length too.
+            (Pad::truncate_to(3).multiple_of(4), Side::Left, Side::Left, [&[2, 3, 4, 5], &[9, 9, 9, 6], &[9, 9, 9, 9]]),
+            (
+                Pad::longest().multiple_of(3),
+                Side::Left,
+                Side::Right,
+                [&[9, 1, 2, 3, 4, 5], &[9, 9, 9, 9, 9, 6], &[9; 6]],
+            ),
+            (Pad::longest().multiple_of(5), Side::Right, Side::Right, [&[1, 2, 3, 4, 5], &[6, 9, 9, 9, 9], &[9; 5]]),
+            (Pad::to(5).multiple_of(6), Side::Right, Side::Right, [&[1, 2, 3, 4, 5, 9], &[6, 9, 9, 9, 9, 9], &[9; 6]]),
+        ];
+        for (pad, side, cut, wanted) in cases {
+            let pad = pad.side(side).cut(cut);
+            let (found, lengths) = collated(pad);
+            assert_eq!(found, wanted, "{pad}");
+            let extent = found[0].len() as i64;
+            assert_eq!(lengths.as_deref(), Some(&[5.min(extent), 1, 0][..]), "{pad}");
+        }
     }
 
     #[test]

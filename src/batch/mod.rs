@@ -15,7 +15,7 @@ use crate::plan::Sums;
 use crate::plan::state::{Identity, Progress};
 use crate::schema::{Column, Element};
 use buffer::Buffer;
-pub use pad::Pad;
+pub use pad::{Pad, Side};
 
 /// One batch of a training step: a column for each feature, in one piece of memory each.
 ///

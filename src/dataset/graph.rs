@@ -12,6 +12,7 @@ use crate::plan::{Exhausted, Remainder, Shuffle, mix};
 use crate::schema::Column;
 use crate::source::Source;
 use crate::transform::image::Image;
+use crate::transform::tokens::{Buckets, Chunk, Pack, Part};
 
 /// One node: what it does, and to what.
 pub(crate) enum Node {
@@ -66,6 +67,26 @@ pub(crate) enum Function {
         column: String,
         image: Arc<Image>,
     },
+    /// Text to tokens.
+    #[cfg(feature = "tokenizers")]
+    Tokenize {
+        column: String,
+        tokenizer: Arc<crate::transform::tokens::Tokenizer>,
+    },
+    /// Token lists into pieces.
+    Chunk {
+        column: String,
+        chunk: Chunk,
+    },
+    /// The documents of a window into rows of one length.
+    Pack(Arc<Pack>),
+    /// The samples of a window by length.
+    Bucket {
+        column: String,
+        buckets: Arc<Buckets>,
+        /// What a stream gives to a batch. Settled by lowering.
+        part: Part,
+    },
     /// The columns of this name, in this order. Made by lowering.
     Select {
         columns: Vec<String>,
@@ -73,14 +94,50 @@ pub(crate) enum Function {
 }
 
 impl Function {
-    /// Whether a row may become none or several.
+    /// Whether rows are no positions any more behind it: one may become none or several, or stand elsewhere.
     pub(crate) fn changes_rows(&self) -> bool {
-        matches!(self, Self::Filter { .. } | Self::Where { .. } | Self::FlatMap { .. })
+        matches!(self, Self::Filter { .. } | Self::Where { .. } | Self::FlatMap { .. } | Self::Chunk { .. })
+            || self.window().is_some()
     }
 
-    /// Whether it is the user's code.
-    pub(crate) fn is_users(&self) -> bool {
-        !matches!(self, Self::Where { .. } | Self::Image { .. } | Self::Select { .. })
+    /// Its verb, with an article.
+    pub(crate) fn a_verb(&self) -> &'static str {
+        match self {
+            Self::Map { .. } => "a map",
+            Self::MapBatch { .. } => "a map_batch",
+            Self::Filter { .. } | Self::Where { .. } => "a filter",
+            Self::FlatMap { .. } => "a flat_map",
+            Self::Image { .. } => "an image",
+            #[cfg(feature = "tokenizers")]
+            Self::Tokenize { .. } => "a tokenize",
+            Self::Chunk { .. } => "a chunk",
+            Self::Pack(_) => "a pack",
+            Self::Bucket { .. } => "a bucket_by_length",
+            Self::Select { .. } => "columns",
+        }
+    }
+
+    /// How many positions of a stream it works on at a time, where it wants all rows that they became.
+    pub(crate) fn window(&self) -> Option<u64> {
+        match self {
+            Self::Pack(pack) => Some(pack.window),
+            Self::Bucket { buckets, .. } => Some(buckets.window),
+            _ => None,
+        }
+    }
+
+    /// Whether the report has a line of its own for it.
+    pub(crate) fn is_reported(&self) -> bool {
+        !matches!(self, Self::Image { .. } | Self::Select { .. })
+    }
+
+    /// Whether it may draw random numbers by its name, so that no other may have it.
+    pub(crate) fn draws(&self) -> bool {
+        #[cfg(feature = "tokenizers")]
+        if matches!(self, Self::Tokenize { .. }) {
+            return false;
+        }
+        !matches!(self, Self::Where { .. } | Self::Chunk { .. } | Self::Pack(_) | Self::Select { .. })
     }
 }
 
@@ -140,6 +197,11 @@ impl fmt::Display for Node {
                 Function::Where { condition } => write!(f, "filter where {condition}"),
                 Function::FlatMap { outputs, .. } => write!(f, "flat_map {name:?} -> {}", list(outputs)),
                 Function::Image { column, image } => write!(f, "image {column}: {image}"),
+                #[cfg(feature = "tokenizers")]
+                Function::Tokenize { column, tokenizer } => write!(f, "tokenize {column} {tokenizer}"),
+                Function::Chunk { column, chunk } => write!(f, "chunk {column} {chunk}"),
+                Function::Pack(pack) => write!(f, "pack {pack}"),
+                Function::Bucket { column, buckets, .. } => write!(f, "bucket_by_length {column} {buckets}"),
                 Function::Select { columns } => write!(f, "columns {}", columns.join(", ")),
             },
             Node::Shuffle { shuffle, .. } => write!(f, "shuffle {shuffle}"),

@@ -19,6 +19,7 @@ use crate::plan::{Exhausted, Remainder, Shuffle};
 use crate::schema::Column;
 use crate::source::{Memory, Source};
 use crate::transform::image::Image;
+use crate::transform::tokens::{Buckets, Chunk, Pack};
 pub use expr::{Col, Expr, Value, col};
 pub use files::{Format, Parquet, TfRecord};
 pub use function::{Context, Row, RowWriter, RowsWriter};
@@ -253,6 +254,186 @@ impl Dataset {
         self.apply(name, Function::FlatMap { outputs: outputs.into_iter().collect(), f: Arc::new(f) })
     }
 
+    /// Makes tokens of the text of a column, in a further column `tokens` (or as [`output`](crate::Tokenizer::output) says).
+    ///
+    /// # Shape
+    /// `column`: text, or bytes that are UTF-8 -> `i64` (or `i32`, if told) ragged `[n]`; n may be 0.
+    ///
+    /// # Order
+    /// That of the rows. States know the tokenizer file by its bytes: one of another is refused.
+    ///
+    /// # Errors
+    /// Bytes that are no UTF-8, and what the tokenizer says, are errors of their record. `build()` refuses a column that holds no text.
+    ///
+    /// # Example
+    /// ```
+    /// # use std::sync::Arc;
+    /// # let folder = tempfile::tempdir().expect("a folder");
+    /// # let path = folder.path().join("tokenizer.json");
+    /// # let model = r#"{"type": "WordLevel", "vocab": {"[UNK]": 0, "one": 1, "two": 2}, "unk_token": "[UNK]"}"#;
+    /// # let file = format!(r#"{{"version": "1.0", "pre_tokenizer": {{"type": "Whitespace"}}, "model": {model}}}"#);
+    /// # std::fs::write(&path, file).expect("a disk");
+    /// # let texts = arrow::array::StringArray::from(vec!["one two one", "two"]);
+    /// # let dataset = forebay::Dataset::from_columns([("text", Arc::new(texts) as _)])?;
+    /// use forebay::{Pack, Tokenizer};
+    ///
+    /// let tokens = dataset.tokenize("text", Tokenizer::from_file(path)?);
+    /// let packed = tokens.pack(Pack::best_fit(6).eos(9)).batch(1);
+    /// let batch = packed.loader().build()?.epoch(0).next().expect("a row")?;
+    /// assert_eq!(*batch.values::<i64>("input_ids")?, [1, 2, 1, 9, 2, 9]);
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    #[cfg(feature = "tokenizers")]
+    #[must_use]
+    pub fn tokenize(&self, column: impl Into<String>, tokenizer: crate::transform::tokens::Tokenizer) -> Self {
+        let column = column.into();
+        self.apply(format!("tokenize {column}"), Function::Tokenize { column, tokenizer: Arc::new(tokenizer) })
+    }
+
+    /// Cuts the token lists of a column into pieces: each row becomes one row for each piece, with the other columns as they were. A row without
+    /// tokens becomes none.
+    ///
+    /// # Shape
+    /// `column`: ragged `[n, …]`, of any dtype -> ragged `[1..=len, …]`, or exactly `len` with [`Chunk::drop_last`].
+    ///
+    /// # Order
+    /// The pieces of a row stand in their order, in its place, like those of a [`flat_map`](Self::flat_map). With several ranks state
+    /// `steps_per_epoch(n)`.
+    ///
+    /// # Memory
+    /// Pieces are views into what was read; with `drop_last` they are copied.
+    ///
+    /// # Errors
+    /// `build()` refuses a length of 0, and a column that is not ragged.
+    ///
+    /// # Example
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use arrow::array::ListArray;
+    /// # use arrow::datatypes::Int32Type;
+    /// # let documents = [5, 2].map(|n| Some((0..n).map(Some).collect::<Vec<_>>()));
+    /// # let documents = ListArray::from_iter_primitive::<Int32Type, _, _>(documents);
+    /// # let dataset = forebay::Dataset::from_columns([("tokens", Arc::new(documents) as _)])?;
+    /// // Documents of 5 and of 2 tokens.
+    /// let pieces = dataset.chunk("tokens", 3).batch(3);
+    /// let batch = pieces.loader().streams(1).build()?.epoch(0).next().expect("three pieces")?;
+    /// assert_eq!(batch.lengths("tokens")?, [3, 2, 2]);
+    /// assert_eq!(*batch.values::<i32>("tokens")?, [0, 1, 2, 3, 4, 0, 0, 1, 0]);
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    #[must_use]
+    pub fn chunk(&self, column: impl Into<String>, chunk: impl Into<Chunk>) -> Self {
+        let column = column.into();
+        self.apply(format!("chunk {column}"), Function::Chunk { column, chunk: chunk.into() })
+    }
+
+    /// Packs documents into rows of one length, several in a row: first fit, best fit, or end to end, as [`Pack`] says. The rows have these
+    /// columns and no others:
+    ///
+    /// | column | shape | holds |
+    /// |---|---|---|
+    /// | `input_ids` | `i64 [len]` | the tokens, and [`pad_value`](Pack::pad_value) behind the last |
+    /// | `position_ids` | `i64 [len]` | the token's place in its document, from 0; of a document in pieces, in the piece. 0 for padding |
+    /// | `segment_ids` | `i64 [len]` | which document of the row it is of, from 1; 0 for padding |
+    /// | `cu_seqlens` | `i32` ragged | where the row's documents begin, from 0, where the padding begins, and `len` |
+    ///
+    /// The last is there if asked for, instead of `segment_ids`; `i64` may be `i32`, if told. `cu_seqlens` is what FlashAttention's `varlen` functions
+    /// take: segment i is the tokens `cu[i]..cu[i + 1]`. Padding is a segment of its own, the last; in a batch, rows with fewer
+    /// segments are filled up with `len`: segments without tokens. So for the rows of a batch end to end, add `r · len` to
+    /// those of row r. `Batch::lengths("cu_seqlens")` says how many entries are a row's own.
+    ///
+    /// # Order
+    /// Documents are packed in windows: `window` consecutive positions of a stream, whatever became of them on their way. A row never holds documents of
+    /// two windows, so that a run goes on from the middle of one, in any world. Within a window rows come in the order of their first documents.
+    /// In a row, documents stand in the order of the data set. Pieces of a document that was split may stand in an earlier row than its beginning.
+    /// With several ranks state `steps_per_epoch(n)`.
+    ///
+    /// A row is known to states and ledgers by its first document, its number in the window, and a checksum of which tokens of which records it
+    /// holds: equal ledgers mean the same documents in the same rows.
+    ///
+    /// # Memory
+    /// A window of each of a rank's streams, as read and as packed.
+    ///
+    /// # Errors
+    /// `build()` refuses options that contradict each other, and a column that is no ragged one of whole numbers. A document that is too
+    /// long, if told so, and a token that does not fit are errors of their record. An error ends the epoch before the first row of its window.
+    ///
+    /// # Source
+    /// Krell et al., "Efficient Sequence Packing without Cross-contamination", 2021; Ding et al., "Fewer Truncations Improve Language Modeling",
+    /// ICML 2024.
+    ///
+    /// # Example
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use arrow::array::ListArray;
+    /// # use arrow::datatypes::Int32Type;
+    /// # let documents = [4, 3, 2].map(|n| Some((0..n).map(|t| Some(10 * n + t)).collect::<Vec<_>>()));
+    /// # let documents = ListArray::from_iter_primitive::<Int32Type, _, _>(documents);
+    /// # let dataset = forebay::Dataset::from_columns([("tokens", Arc::new(documents) as _)])?;
+    /// use forebay::Pack;
+    ///
+    /// // Documents of 4, 3 and 2 tokens.
+    /// let packed = dataset.pack(Pack::best_fit(6)).batch(2);
+    /// let mut loader = packed.loader().streams(1).build()?;
+    /// let batch = loader.epoch(0).next().expect("two rows")?;
+    /// assert_eq!(*batch.values::<i64>("input_ids")?, [40, 41, 42, 43, 20, 21, 30, 31, 32, 0, 0, 0]);
+    /// assert_eq!(*batch.values::<i64>("segment_ids")?, [1, 1, 1, 1, 2, 2, 1, 1, 1, 0, 0, 0]);
+    /// assert_eq!(loader.report().stage("pack").expect("it packed").padding, 3);
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    #[must_use]
+    pub fn pack(&self, pack: Pack) -> Self {
+        self.apply("pack", Function::Pack(Arc::new(pack)))
+    }
+
+    /// Brings samples of similar length into the same batches, by the number of rows of a ragged column (or the bytes of a column of byte
+    /// strings), as [`Buckets`] says.
+    ///
+    /// With [`Buckets::boundaries`] batches have the size that [`batch`](Self::batch) says. With [`Buckets::token_budget`] they have as many samples as
+    /// there is room for: samples times the longest is at most the budget. Each stream holds its share `budget / streams` of it. Unless
+    /// `.streams(n)` says otherwise there is one stream a rank then, so that each rank's batch holds it too. With more streams than ranks (for other world
+    /// sizes later) a rank pads the parts of several streams to one length, and may exceed its share; a note in the report says so.
+    ///
+    /// # Order
+    /// Samples are sorted by bucket (or length) within windows: `window` consecutive positions of a stream. They are cut into shares of a batch,
+    /// and the shares are dealt in an order that depends on (seed, epoch, window) and their number: all streams deal about the
+    /// same quantile of their lengths in the same step. Behind a `filter` or a [`chunk`](Self::chunk), which leave windows of
+    /// different numbers of rows, streams drift apart, and lengths in a batch with them. Samples of a bucket keep their order.
+    /// With several ranks state `steps_per_epoch(n)`.
+    ///
+    /// # Memory
+    /// A window of each of a rank's streams.
+    ///
+    /// # Errors
+    /// `build()` refuses boundaries that do not ascend, a budget that gives a stream less than a token, and rows that are changed in number behind it. A
+    /// sample longer than a stream's share of the budget is an error of its record. An error ends the epoch before the first row of its window.
+    ///
+    /// # Example
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use arrow::array::ListArray;
+    /// # use arrow::datatypes::Int32Type;
+    /// # let documents = (0..64).map(|i| Some(vec![Some(1); 1 + i * 37 % 64]));
+    /// # let documents = ListArray::from_iter_primitive::<Int32Type, _, _>(documents);
+    /// # let dataset = forebay::Dataset::from_columns([("tokens", Arc::new(documents) as _)])?;
+    /// use forebay::Buckets;
+    ///
+    /// // Documents of 1 to 64 tokens, in no order.
+    /// let bucketed = dataset.bucket_by_length("tokens", Buckets::token_budget(256)).batch(32);
+    /// for batch in bucketed.loader().build()? {
+    ///     let batch = batch?;
+    ///     let longest = batch.lengths("tokens")?.iter().max().copied().unwrap_or(0);
+    ///     assert!(batch.len() as i64 * longest <= 256 && batch.len() <= 32);
+    /// }
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    #[must_use]
+    pub fn bucket_by_length(&self, column: impl Into<String>, buckets: Buckets) -> Self {
+        let column = column.into();
+        let function = Function::Bucket { column, buckets: Arc::new(buckets), part: Default::default() };
+        self.apply("bucket_by_length", function)
+    }
+
     /// Decodes the encoded images of a column of bytes and prepares them as `image` says. The column keeps its name.
     #[must_use]
     pub fn image(&self, column: impl Into<String>, image: Image) -> Self {
@@ -414,7 +595,8 @@ impl Dataset {
     pub(crate) fn function_names(&self) -> (BTreeSet<String>, BTreeSet<String>) {
         let (mut once, mut twice) = (BTreeSet::new(), BTreeSet::new());
         graph::visit(&self.node, &mut |node| {
-            if let Node::Apply { name, .. } = node
+            if let Node::Apply { name, function, .. } = node
+                && function.draws()
                 && !once.insert(name.clone())
             {
                 twice.insert(name.clone());

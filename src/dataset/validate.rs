@@ -19,10 +19,18 @@ pub(crate) fn all_of(mut mistakes: Vec<Error>) -> Result<()> {
     }
 }
 
-/// Whether rows below a node may become none or several.
+/// Whether rows below a node are no positions any more.
 pub(crate) fn changes_rows(node: &Arc<Node>) -> bool {
-    let mut found = false;
-    visit(node, &mut |node| found |= matches!(node, Node::Apply { function, .. } if function.changes_rows()));
+    row_changer(node).is_some()
+}
+
+/// The first function below a node behind which rows are no positions any more, with an article.
+pub(crate) fn row_changer(node: &Arc<Node>) -> Option<&'static str> {
+    let mut found = None;
+    visit(node, &mut |node| match node {
+        Node::Apply { function, .. } if function.changes_rows() => _ = found.get_or_insert(function.a_verb()),
+        _ => {}
+    });
     found
 }
 
@@ -31,6 +39,7 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
     let mut add = |message: String, advice: &'static str| mistakes.push(Error::config(message).advice(advice));
     let mut batches = 0;
     let mut weights_wrong = Vec::new();
+    let (mut windows, mut mistaken) = (Vec::new(), Vec::new());
     visit(&dataset.node, &mut |node| {
         match node {
             Node::Mix { weights, .. } => weights_wrong.extend(mix::quotas(weights).err()),
@@ -49,12 +58,26 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
             Node::Columns { columns, .. } if columns.is_empty() => {
                 add("an empty list of columns".into(), "name at least one in .columns(), or leave the call out");
             }
+            Node::Pad { column, pad, .. } => {
+                if let Some((message, advice)) = pad.mistake() {
+                    add(format!("{column} is {message}"), advice);
+                }
+            }
             Node::Apply { function: Function::Image { column, image }, .. } => {
                 if let Err(error) = image.validate() {
                     add(format!("image {column}: {error}"), "see the documentation of Image");
                 }
             }
+            Node::Apply { function, input, .. } => token_mistakes(function, input, &mut windows, &mut mistaken),
             _ => {}
+        }
+        if node.inputs().len() > 1
+            && let Some(window) = node.inputs().iter().find_map(window_below)
+        {
+            add(
+                format!("`{window}` below `{node}`, whose parts have no windows of their own"),
+                "put it behind: windows are of what comes to the batch",
+            );
         }
         let needs_positions = match node {
             Node::Take { input, .. } | Node::Skip { input, .. } if !has_batch(input) => {
@@ -68,11 +91,11 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
             _ => None,
         };
         if let Some((input, verb)) = needs_positions
-            && changes_rows(input)
+            && let Some(changer) = row_changer(input)
         {
             add(
-                format!("{verb} rows whose number is not known before a filter or flat_map has run"),
-                "put it before the .filter() or .flat_map(); .take(n) behind .batch() counts batches",
+                format!("{verb} rows whose number is not known before {changer} has run"),
+                "put it before the .filter(), or what it is; .take(n) behind .batch() counts batches",
             );
         }
         if let Node::Repeat { input, times: None } = node
@@ -108,6 +131,15 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
             }
         });
     }
+    mistaken.into_iter().for_each(|(message, advice)| add(message, advice));
+    if let [first, others @ ..] = &windows[..]
+        && let Some(other) = others.iter().find(|other| *other != first)
+    {
+        add(
+            format!("windows of {first} and of {other} samples in one graph, whose streams have one"),
+            "state the same .window(n) for each",
+        );
+    }
     for name in dataset.function_names().1 {
         add(
             format!("two functions are called {name:?}, and would draw the same random numbers"),
@@ -116,6 +148,53 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
     }
     mistakes.extend(weights_wrong);
     mistakes
+}
+
+/// What is wrong with a function of tokens, and with where it stands.
+fn token_mistakes(
+    function: &Function,
+    input: &Arc<Node>,
+    windows: &mut Vec<u64>,
+    mistakes: &mut Vec<(String, &'static str)>,
+) {
+    match function {
+        Function::Chunk { column, chunk } if chunk.len == 0 => {
+            mistakes.push((format!("chunk {column} of 0 tokens"), ".chunk(column, len) wants a length of at least 1"));
+        }
+        #[cfg(feature = "tokenizers")]
+        Function::Tokenize { tokenizer, .. } => mistakes.extend(tokenizer.mistakes()),
+        Function::Pack(pack) => mistakes.extend(pack.mistakes()),
+        Function::Bucket { buckets, .. } => mistakes.extend(buckets.mistakes()),
+        _ => {}
+    }
+    windows.extend(function.window());
+    if !function.changes_rows() {
+        return;
+    }
+    visit(input, &mut |below| match below {
+        Node::Apply { function: Function::Bucket { .. }, .. } => mistakes.push((
+            format!(
+                "`{below}` deals whole shares of batches, and a filter, flat_map, chunk or pack behind it changes them"
+            ),
+            "put .bucket_by_length() last, right before .batch(n)",
+        )),
+        Node::Apply { function: Function::Pack(_), .. } if function.window().is_some() => mistakes.push((
+            format!("`{below}` stands below another pack or bucket_by_length, and packed rows are of one length"),
+            "leave one of them out",
+        )),
+        _ => {}
+    });
+}
+
+/// A function that works on windows, somewhere below.
+fn window_below(node: &Arc<Node>) -> Option<String> {
+    let mut found = None;
+    visit(node, &mut |node| {
+        if matches!(node, Node::Apply { function, .. } if function.window().is_some()) {
+            found = Some(node.to_string());
+        }
+    });
+    found
 }
 
 fn has_batch(node: &Arc<Node>) -> bool {

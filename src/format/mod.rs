@@ -2,5 +2,6 @@
 
 pub mod example;
 #[cfg(feature = "parquet")]
-pub(crate) mod parquet;
+#[doc(hidden)]
+pub mod parquet;
 pub mod tfrecord;

@@ -119,11 +119,17 @@ impl Assembly {
             enumerated: &pipeline.enumerated,
             blocks: &Blocks::default(),
             epoch: self.progress.epoch,
+            window: 0,
             counters: &run.shared.counters,
             leave_out: run.shared.skip.is_some(),
         };
-        let mut evaluated =
-            Evaluated { rows: Rows::concat(&self.rows)?, origin: None, skipped: Vec::new(), error: self.error.take() };
+        let mut evaluated = Evaluated {
+            rows: Rows::concat(&self.rows)?,
+            origin: None,
+            shares: None,
+            skipped: Vec::new(),
+            error: self.error.take(),
+        };
         for &stage in &pipeline.on_batches {
             evaluated = env.apply(&pipeline.stages[stage], evaluated, scratch)?;
         }
@@ -155,6 +161,8 @@ impl Assembly {
             let bytes = collate::batch_bytes(&shared.pipeline.layouts, &rows);
             let share = grant.split_off(bytes);
             let (filling, slots) = collate::begin(&shared.pipeline.layouts, &rows, shared.allocator)?;
+            let (tokens, padding) = filling.padding();
+            shared.counters.collate.pad(tokens, padding);
             for (rows, slots) in rows.into_iter().zip(slots) {
                 let at = first_row;
                 first_row += rows.len();

@@ -179,7 +179,9 @@ impl LoaderBuilder {
         let spec = BatchSpec::of(&self.dataset);
         let ranks = (self.world.rank() as u64, self.world.size() as u64);
         let restored = self.restored.as_ref();
-        let streams = self.streams.or(restored.map(|state| state.streams));
+        // A token budget is held by each stream, and so by each rank, where it has one.
+        let one_each = holds_tokens(&self.dataset).then_some(ranks.1);
+        let streams = self.streams.or(restored.map(|state| state.streams)).or(one_each);
         let seed = self.seed.or(restored.map(|state| state.seed)).unwrap_or(0);
         let steps = Steps::new(spec.size, streams, ranks, spec.remainder);
         let steps = steps.map_err(|error| wrong.push(self.blame_state(error))).ok();
@@ -277,11 +279,23 @@ pub(crate) fn default_index_dir() -> Option<PathBuf> {
         .or_else(|| Some(set("HOME")?.join(".cache/forebay/index")))
 }
 
+/// Whether batches have as many samples as a token budget has room for.
+fn holds_tokens(dataset: &Dataset) -> bool {
+    let mut found = false;
+    visit(&dataset.node, &mut |node| {
+        found |= matches!(node, Node::Apply { function: Function::Bucket { buckets, .. }, .. } if buckets.tokens().is_some());
+    });
+    found
+}
+
 /// Rows that one task takes: few where each is work, all where they are only gathered.
 fn chunk_rows(dataset: &Dataset) -> usize {
     let mut rows = usize::MAX;
     visit(&dataset.node, &mut |node| {
-        if let Node::Apply { function, .. } = node {
+        // What works on windows has all of one, however it was cut.
+        if let Node::Apply { function, .. } = node
+            && function.window().is_none()
+        {
             // An image takes about a millisecond, other functions microseconds; a task should take milliseconds.
             rows = rows.min(if matches!(function, Function::Image { .. }) { 8 } else { 256 });
         }

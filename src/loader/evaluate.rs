@@ -22,6 +22,7 @@ use crate::schema::{Column, Dtype};
 use crate::source::Decoded;
 use crate::telemetry::Counters;
 use crate::transform::image::{Image, Scratch};
+use crate::transform::tokens::{self, Buckets, Dealt, Pack, Packed, Part, Span};
 
 /// A decoded block, for as long as somebody needs its rows.
 pub(crate) struct Block {
@@ -78,6 +79,8 @@ pub(crate) struct Evaluated {
     pub(crate) rows: Rows,
     /// For each row the position it came from, where rows are not positions.
     pub(crate) origin: Option<Vec<u32>>,
+    /// For each row the number of the share of a batch that it belongs to, where shares have no fixed number of rows.
+    pub(crate) shares: Option<Vec<u32>>,
     /// Positions that were left out because their record is bad, ascending.
     pub(crate) skipped: Vec<(u32, Error)>,
     /// What stopped it behind these rows.
@@ -88,7 +91,7 @@ impl Evaluated {
     /// No rows, because of `error`.
     pub(crate) fn failed(error: Error) -> Self {
         let rows = Rows { rows: RecordBatch::new_empty(Arc::new(Schema::empty())), samples: Vec::new() };
-        Self { rows, origin: None, skipped: Vec::new(), error: Some(error) }
+        Self { rows, origin: None, shares: None, skipped: Vec::new(), error: Some(error) }
     }
 
     /// The position that a row came from.
@@ -101,6 +104,9 @@ impl Evaluated {
         self.rows = self.rows.slice(0, len);
         if let Some(origin) = &mut self.origin {
             origin.truncate(len);
+        }
+        if let Some(shares) = &mut self.shares {
+            shares.truncate(len);
         }
         self.error = Some(error);
         self
@@ -127,6 +133,8 @@ pub(crate) struct Env<'a> {
     pub(crate) enumerated: &'a [Column],
     pub(crate) blocks: &'a Blocks,
     pub(crate) epoch: u64,
+    /// The number of the stream's window that the rows are of, where functions work on windows.
+    pub(crate) window: u64,
     pub(crate) counters: &'a Counters,
     /// Whether bad records are left out, instead of being an error.
     pub(crate) leave_out: bool,
@@ -162,6 +170,33 @@ impl Env<'_> {
         }
     }
 
+    /// Joins the parts of a window, each with the number of its positions, and applies functions to all of it.
+    ///
+    /// # Errors
+    /// Faults that no row is to blame for.
+    pub(crate) fn evaluate_window(
+        &self,
+        parts: Vec<(Evaluated, u64)>,
+        stages: &[usize],
+        scratch: &mut Scratch,
+    ) -> Result<Evaluated> {
+        let positions = parts.iter().map(|(_, positions)| positions).sum();
+        let mut evaluated = join(parts)?;
+        for &stage in stages {
+            let stage = &self.stages[stage];
+            evaluated = if stage.function.window().is_some() {
+                let start = Instant::now();
+                let applied = self.apply_to_window(stage, evaluated, positions)?;
+                stage.counter.busy(start.elapsed());
+                stage.counter.add(applied.rows.len() as u64, 0);
+                applied
+            } else {
+                self.apply(stage, evaluated, scratch)?
+            };
+        }
+        Ok(evaluated)
+    }
+
     fn gather(&self, picked: &PickedRows) -> Result<Evaluated> {
         let start = Instant::now();
         let blocks: Vec<&Block> = picked.blocks.iter().map(|block| self.blocks.get(picked.leaf, block.block)).collect();
@@ -188,7 +223,7 @@ impl Env<'_> {
             }
         };
         self.counters.transform.busy(start.elapsed());
-        Ok(Evaluated { rows: Rows { rows, samples }, origin, skipped, error })
+        Ok(Evaluated { rows: Rows { rows, samples }, origin, shares: None, skipped, error })
     }
 
     /// The rows that are not bad, up to one that ends it.
@@ -252,14 +287,124 @@ impl Env<'_> {
         applied
     }
 
+    /// Says which sample a function failed for, and where its record stands.
+    fn blame(&self, stage: &Stage, sample: Sample, error: Error) -> Error {
+        let error = if error.kind() == ErrorKind::Config { error } else { error.stage(stage.name.clone()) };
+        locate(error.sample(sample.id), self.blocks.values())
+    }
+
+    /// Applies a function to all rows of a window at once.
+    ///
+    /// What it makes stands at the window's last position, so that a cursor counts how much of it was delivered. An error ends the epoch before
+    /// the window's first row: what the window would be without the rows behind the error is not what it is once the error is mended.
+    fn apply_to_window(&self, stage: &Stage, mut input: Evaluated, positions: u64) -> Result<Evaluated> {
+        let last = positions.saturating_sub(1) as u32;
+        let mut failing = Failing::default();
+        let unfit = match &stage.function {
+            _ if input.error.is_some() || input.rows.len() == 0 => Vec::new(),
+            Function::Pack(pack) => {
+                tokens::unfit_to_pack(tokens::lists(column_of(&input.rows.rows, &pack.column)?, &pack.column)?, pack)
+            }
+            Function::Bucket { column, part, .. } => {
+                tokens::unfit_to_deal(&tokens::lengths(column_of(&input.rows.rows, column)?, column)?, *part, column)
+            }
+            _ => unreachable!("no other works on windows"),
+        };
+        for (row, error) in unfit {
+            let error = self.blame(stage, input.rows.samples[row], error);
+            if self.ends_at(&mut failing, row, error) {
+                break;
+            }
+        }
+        let left_out = failing.left_out.iter().map(|(row, error)| (input.position(*row), error.clone()));
+        let skipped = merge_skipped(input.skipped.iter().cloned().chain(left_out).collect());
+        if let Some(error) = input.error.take().or(failing.end.map(|end| end.1)) {
+            let none = self.apply_to_nothing(stage, input.cut(0, error));
+            return Ok(Evaluated { skipped, ..none });
+        }
+        if input.rows.len() == 0 {
+            return Ok(self.apply_to_nothing(stage, input));
+        }
+        let left_out: Vec<usize> = failing.left_out.iter().map(|left| left.0).collect();
+        let (rows, shares) = match &stage.function {
+            Function::Pack(pack) => (self.packed(stage, &input.rows, &left_out, pack)?, None),
+            Function::Bucket { column, buckets, part } => {
+                let lengths = tokens::lengths(column_of(&input.rows.rows, column)?, column)?;
+                self.bucketed(stage, &input.rows, &lengths, &left_out, buckets, *part)?
+            }
+            _ => unreachable!("no other works on windows"),
+        };
+        Ok(Evaluated { origin: Some(vec![last; rows.len()]), shares, rows, skipped, error: None })
+    }
+
+    /// Packed rows, each with the identity of its first document, its number in the window, and a checksum of which tokens of which records it holds.
+    fn packed(&self, stage: &Stage, input: &Rows, left_out: &[usize], pack: &Pack) -> Result<Rows> {
+        let documents = tokens::lists(column_of(&input.rows, &pack.column)?, &pack.column)?;
+        let Packed { layout, columns, tokens, padding } = tokens::pack(documents, left_out, pack);
+        stage.counter.pad(tokens, padding);
+        let sample = |(number, spans): (usize, &[Span])| {
+            let held: Vec<u64> = spans
+                .iter()
+                .flat_map(|span| {
+                    let Sample { id, checksum, part, .. } = input.samples[span.document as usize];
+                    let (record, tokens) = (
+                        (u64::from(part) << 32) | u64::from(checksum),
+                        (u64::from(span.start) << 32) | u64::from(span.len),
+                    );
+                    [id, record, tokens].map(u64::to_le)
+                })
+                .collect();
+            let first = input.samples[spans[0].document as usize];
+            Sample { part: number as u32, checksum: xxh3_64(bytemuck::cast_slice(&held)) as u32, ..first }
+        };
+        let samples: Vec<Sample> = layout.rows().enumerate().map(sample).collect();
+        let nothing = RecordBatch::new_empty(Arc::new(Schema::empty()));
+        let rows = if samples.is_empty() { self.empty_of(stage, &nothing) } else { of_columns(columns)? };
+        Ok(Rows { rows, samples })
+    }
+
+    /// The rows of a window in the order in which they are dealt, and the shares they are dealt in where these are of no fixed size.
+    fn bucketed(
+        &self,
+        stage: &Stage,
+        input: &Rows,
+        lengths: &[u32],
+        left_out: &[usize],
+        buckets: &Buckets,
+        part: Part,
+    ) -> Result<(Rows, Option<Vec<u32>>)> {
+        let key = stage.key.with_number(self.epoch).with_number(self.window);
+        let Dealt { order, shares } = tokens::deal(lengths, left_out, buckets, part, key);
+        let samples = order.iter().map(|&row| input.samples[row as usize]).collect();
+        let rows = take_record_batch(&input.rows, &UInt32Array::from(order)).map_err(internal)?;
+        Ok((Rows { rows, samples }, part.tokens.map(|_| shares)))
+    }
+
+    /// No rows, with the columns that the function's rows would have.
+    fn empty_of(&self, stage: &Stage, input: &RecordBatch) -> RecordBatch {
+        match &stage.function {
+            Function::Pack(pack) => RecordBatch::new_empty(crate::schema::arrow_schema(&pack.outputs())),
+            _ => input.slice(0, 0),
+        }
+    }
+
     /// The schema that the function's rows would have, without calling it.
     fn apply_to_nothing(&self, stage: &Stage, mut input: Evaluated) -> Evaluated {
+        if stage.function.window().is_some() {
+            input.rows.rows = self.empty_of(stage, &input.rows.rows);
+        }
         let empty: Vec<(Column, ArrayRef)> = match &stage.function {
             Function::Map { outputs, .. } | Function::MapBatch { outputs, .. } | Function::FlatMap { outputs, .. } => {
                 outputs
                     .iter()
                     .map(|column| (column.clone(), arrow::array::new_empty_array(&column.arrow_type())))
                     .collect()
+            }
+            #[cfg(feature = "tokenizers")]
+            Function::Tokenize { tokenizer, .. } => {
+                let column = tokenizer.column();
+                let none = arrow::array::new_empty_array(&column.arrow_type());
+                vec![(column, none)]
             }
             _ => Vec::new(),
         };
@@ -276,10 +421,7 @@ impl Env<'_> {
 
     fn apply_to_rows(&self, stage: &Stage, input: Evaluated, scratch: &mut Scratch) -> Result<Evaluated> {
         let len = input.rows.len();
-        let blame = |row: usize, error: Error| {
-            let error = if error.kind() == ErrorKind::Config { error } else { error.stage(stage.name.clone()) };
-            locate(error.sample(input.rows.samples[row].id), self.blocks.values())
-        };
+        let blame = |row: usize, error: Error| self.blame(stage, input.rows.samples[row], error);
         match &stage.function {
             Function::Select { columns } => {
                 let schema = input.rows.rows.schema();
@@ -353,10 +495,7 @@ impl Env<'_> {
                     match no_panic(|| written.many(|out| f(&self.context(stage.key, sample), row, out))) {
                         Ok(rows) => {
                             from.extend(std::iter::repeat_n(index as u32, rows));
-                            // Parts of parts stay distinct for up to 2^12 rows made of each.
-                            parts.extend(
-                                (0..rows as u32).map(|part| sample.part.wrapping_mul(1 << 12).wrapping_add(part)),
-                            );
+                            parts.extend((0..rows as u32).map(|part| part_of(sample, part)));
                         }
                         Err(error) => {
                             if self.ends_at(&mut failing, index, blame(index, error)) {
@@ -370,6 +509,39 @@ impl Env<'_> {
                 expanded.rows.rows = with_columns(&expanded.rows.rows, arrays)?;
                 Ok(expanded)
             }
+            #[cfg(feature = "tokenizers")]
+            Function::Tokenize { column, tokenizer } => {
+                let texts = column_of(&input.rows.rows, column)?.as_binary_view_opt().cloned();
+                let texts = texts
+                    .ok_or_else(|| Error::new(ErrorKind::Schema, "not a column of bytes").column(column.as_str()))?;
+                let (mut tokenized, mut failing) = (tokens::Tokenized::new(tokenizer), Failing::default());
+                for (index, text) in texts.iter().flatten().enumerate() {
+                    if let Err(error) = no_panic(|| tokenized.push(text))
+                        && self.ends_at(&mut failing, index, blame(index, error.column(column.as_str())))
+                    {
+                        break;
+                    }
+                }
+                let mut result = failing.leave(input)?;
+                result.rows.rows = with_columns(&result.rows.rows, vec![tokenized.finish()])?;
+                Ok(result)
+            }
+            Function::Chunk { column, chunk } => {
+                let documents = column_of(&input.rows.rows, column)?;
+                let tokens::Chunked { from, number, pieces } = tokens::chunk(tokens::lists(documents, column)?, *chunk);
+                let parts =
+                    from.iter().zip(number).map(|(&row, number)| part_of(input.rows.samples[row as usize], number));
+                let parts = parts.collect();
+                let declared = Column::from_arrow(&Field::new(column.as_str(), pieces.data_type().clone(), false))?;
+                // The documents themselves need not be taken once for each piece.
+                let mut others = input;
+                let none: ArrayRef = Arc::new(arrow::array::NullArray::new(len));
+                others.rows.rows = with_columns_as(&others.rows.rows, vec![(column.as_str().into(), none)])?;
+                let mut expanded = expand(others, from, Some(parts), Failing::default())?;
+                expanded.rows.rows = with_columns(&expanded.rows.rows, vec![(declared, pieces)])?;
+                Ok(expanded)
+            }
+            Function::Pack(_) | Function::Bucket { .. } => unreachable!("applied to windows"),
             Function::Image { column, image } => {
                 let (dtype, shape) = image.output()?;
                 let encoded =
@@ -449,13 +621,20 @@ fn internal(error: arrow::error::ArrowError) -> Error {
 
 /// The rows with columns added, or replaced where the name is taken.
 fn with_columns(rows: &RecordBatch, columns: Vec<(Column, ArrayRef)>) -> Result<RecordBatch> {
+    let columns = columns.into_iter().map(|(column, array)| (column.name().clone(), array));
+    with_columns_as(rows, columns.collect())
+}
+
+/// The same for arrays that no column can be declared for.
+fn with_columns_as(rows: &RecordBatch, columns: Vec<(Arc<str>, ArrayRef)>) -> Result<RecordBatch> {
     if columns.is_empty() {
         return Ok(rows.clone());
     }
     let mut fields: Vec<Arc<Field>> = rows.schema_ref().fields().iter().cloned().collect();
     let mut arrays = rows.columns().to_vec();
-    for (column, array) in columns {
-        let field = Arc::new(Field::new(column.name().as_ref(), array.data_type().clone(), false));
+    for (name, array) in columns {
+        let nullable = *array.data_type() == arrow::datatypes::DataType::Null;
+        let field = Arc::new(Field::new(name.as_ref(), array.data_type().clone(), nullable));
         match fields.iter().position(|f| f.name() == field.name()) {
             Some(at) => (fields[at], arrays[at]) = (field, array),
             None => {
@@ -467,6 +646,23 @@ fn with_columns(rows: &RecordBatch, columns: Vec<(Column, ArrayRef)>) -> Result<
     RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(internal)
 }
 
+/// A column that a graph was checked to have.
+fn column_of<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
+    rows.column_by_name(name)
+        .ok_or_else(|| Error::new(ErrorKind::Schema, "the column is gone before it is wanted").column(name))
+}
+
+/// Rows of these columns alone.
+fn of_columns(columns: Vec<(Column, ArrayRef)>) -> Result<RecordBatch> {
+    let (columns, arrays): (Vec<Column>, Vec<ArrayRef>) = columns.into_iter().unzip();
+    RecordBatch::try_new(crate::schema::arrow_schema(&columns), arrays).map_err(internal)
+}
+
+/// The part of a row that is number `part` of those made of a sample. Parts of parts stay distinct for up to 2^12 rows made of each.
+fn part_of(sample: Sample, part: u32) -> u32 {
+    sample.part.wrapping_mul(1 << 12).wrapping_add(part)
+}
+
 /// Rows by number, each possibly not at all or several times.
 fn expand(input: Evaluated, from: Vec<u32>, parts: Option<Vec<u32>>, failing: Failing) -> Result<Evaluated> {
     let left_out = failing.left_out.into_iter().map(|(row, error)| (input.position(row), error));
@@ -475,13 +671,37 @@ fn expand(input: Evaluated, from: Vec<u32>, parts: Option<Vec<u32>>, failing: Fa
         Some(origin) => from.iter().map(|&row| origin[row as usize]).collect(),
         None => from.clone(),
     };
+    let shares = input.shares.as_ref().map(|shares| from.iter().map(|&row| shares[row as usize]).collect());
     let mut samples: Vec<Sample> = from.iter().map(|&row| input.rows.samples[row as usize]).collect();
     for (sample, part) in samples.iter_mut().zip(parts.into_iter().flatten()) {
         sample.part = part;
     }
     let rows = take_record_batch(&input.rows.rows, &UInt32Array::from(from)).map_err(internal)?;
     let error = failing.end.map(|end| end.1).or(input.error);
-    Ok(Evaluated { rows: Rows { rows, samples }, origin: Some(origin), skipped, error })
+    Ok(Evaluated { rows: Rows { rows, samples }, origin: Some(origin), shares, skipped, error })
+}
+
+/// Rows of consecutive parts end to end, up to the first that failed; `positions` of each are counted on.
+fn join(mut parts: Vec<(Evaluated, u64)>) -> Result<Evaluated> {
+    if parts.len() == 1
+        && let Some((only, _)) = parts.pop()
+    {
+        return Ok(only);
+    }
+    let rows: Vec<Rows> = parts.iter().map(|(part, _)| &part.rows).filter(|rows| rows.len() > 0).cloned().collect();
+    let rows = match (rows.is_empty(), parts.iter().find(|(part, _)| part.rows.rows.num_columns() > 0)) {
+        (false, _) => Rows::concat(&rows)?,
+        (true, Some((part, _))) => part.rows.clone(),
+        (true, None) => parts[0].0.rows.clone(),
+    };
+    let (mut origin, mut skipped, mut error, mut first) = (Vec::with_capacity(rows.len()), Vec::new(), None, 0);
+    for (part, positions) in parts {
+        origin.extend((0..part.rows.len()).map(|row| first + part.position(row)));
+        skipped.extend(part.skipped.into_iter().map(|(position, error)| (first + position, error)));
+        error = error.or(part.error);
+        first += positions as u32;
+    }
+    Ok(Evaluated { rows, origin: Some(origin), shares: None, skipped, error })
 }
 
 /// Rows of several parts in the order of positions.
@@ -536,7 +756,7 @@ fn regather(parts: &[Evaluated], from: &[(u32, u32)]) -> Result<Evaluated> {
             interleave_record_batch(&sources, &at).map_err(internal)?
         }
     };
-    Ok(Evaluated { rows: Rows { rows, samples }, origin: expanded.then_some(origin), skipped, error })
+    Ok(Evaluated { rows: Rows { rows, samples }, origin: expanded.then_some(origin), shares: None, skipped, error })
 }
 
 /// Columns side by side, as far as all parts go.
@@ -569,7 +789,7 @@ fn zip(mut parts: Vec<Evaluated>) -> Result<Evaluated> {
         rows = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options).map_err(internal)?;
     }
     let origin = origin.map(|origin| origin[..shortest].to_vec());
-    Ok(Evaluated { rows: Rows { rows, samples }, origin, skipped, error })
+    Ok(Evaluated { rows: Rows { rows, samples }, origin, shares: None, skipped, error })
 }
 
 /// Only the positions that every part has; a part that failed has none from there on, and ends all.

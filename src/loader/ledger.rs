@@ -19,9 +19,9 @@ pub(super) fn verify(shared: &Shared, epoch: u64, ledger: &Ledger) -> Result<()>
         return Err(Error::config(format!("the ledger is of another run than this loader: {}", unlike.join("; "))));
     }
     let why = match pipeline.order.rows() {
-        _ if pipeline.expands => "a filter or flat_map decides how many rows there are",
-        None => "the shards have no index, so that nobody knows what they hold before they are read",
-        Some(ENDLESS) if pipeline.steps.stated.is_none() => "the data set never ends",
+        _ if pipeline.expands => format!("{} decides how many rows there are", pipeline.changer),
+        None => "the shards have no index, so that nobody knows what they hold before they are read".to_owned(),
+        Some(ENDLESS) if pipeline.steps.stated.is_none() => "the data set never ends".to_owned(),
         Some(rows) => {
             let audit = Audit::new(shared, epoch, rows, ledger.epoch(epoch));
             return if audit.is_complete() { Ok(()) } else { Err(audit.error(odd_one(shared, rows, &audit))) };

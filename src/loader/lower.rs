@@ -10,7 +10,7 @@ use crate::dataset::Dataset;
 use crate::dataset::expr::Expr;
 use crate::dataset::files::Format;
 use crate::dataset::graph::{Files, Function, Node, visit};
-use crate::dataset::validate::{all_of, changes_rows};
+use crate::dataset::validate::{all_of, row_changer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::mix::{self, Mixing};
 use crate::plan::order::{ENDLESS, Lanes, Order, PADDING, Turns};
@@ -23,6 +23,7 @@ use crate::schema::{Column, Dtype, Shape};
 pub(crate) use crate::source::open::Opened as Leaf;
 use crate::telemetry::StageCounter;
 use crate::transform::image::Image;
+use crate::transform::tokens::{CU_SEQLENS, Part};
 
 /// A function of the graph, with the key of its randomness.
 #[derive(Clone)]
@@ -46,6 +47,14 @@ pub(crate) struct Pipeline {
     pub(crate) steps: Steps,
     /// Whether rows become none or several on their way.
     pub(crate) expands: bool,
+    /// What does that, with an article.
+    pub(crate) changer: &'static str,
+    /// Positions of a stream in a window, where a function wants all rows of one: a multiple of the stream's share of a step.
+    pub(crate) window_rows: Option<u64>,
+    /// The functions that are applied to whole windows, by number of stage: the one that wants them, and all behind it.
+    pub(crate) on_windows: Vec<usize>,
+    /// Whether streams give shares of any number of rows, as they were marked, instead of so many rows.
+    pub(crate) shares: bool,
     /// Batches of an epoch at most, where they are counted behind an expanding stage.
     pub(crate) limit: Option<u64>,
     /// Rows after which an epoch of stated steps begins them anew.
@@ -71,7 +80,7 @@ impl Pipeline {
     pub(crate) fn planned_at(&self, cursors: &[Cursor]) -> Vec<u64> {
         let mut planned = vec![0; if self.expands { self.steps.own_streams() as usize } else { 0 }];
         for (at, cursor) in planned.iter_mut().zip(cursors) {
-            *at = cursor.position;
+            *at = self.planned_for(*cursor);
         }
         if self.order.arrives() {
             // One sequence feeds all streams: it begins with the step that the first of them stands in.
@@ -80,6 +89,26 @@ impl Pipeline {
             planned.fill(first);
         }
         planned
+    }
+
+    /// Where a stream that stands at a cursor is planned from: what a window became is made of all of it.
+    pub(crate) fn planned_for(&self, cursor: Cursor) -> u64 {
+        self.window_rows.map_or(cursor.position, |rows| cursor.position / rows * rows)
+    }
+
+    /// Whether all rows are written anew on their way, so that they do not point into blocks.
+    fn packs(&self) -> bool {
+        self.stages.iter().any(|stage| matches!(stage.function, Function::Pack(_)))
+    }
+
+    /// Positions of a stream that one ticket has.
+    pub(crate) fn unit(&self) -> u64 {
+        self.window_rows.unwrap_or(self.steps.stream_share())
+    }
+
+    /// Tickets planned ahead of those that can start, at most; of those that have many steps' positions, fewer.
+    pub(crate) fn tickets_ahead(&self) -> u64 {
+        (TICKETS_AHEAD * self.steps.stream_share() / self.unit()).max(2)
     }
 
     /// Positions that were delivered before a run begins, of the rows that arrive again for it.
@@ -133,9 +162,9 @@ impl Pipeline {
     }
 
     /// What makes batches of rows that are not positions.
-    pub(crate) fn rebatch(&self, start: &Progress) -> Option<Rebatch> {
+    pub(crate) fn rebatch(&self, start: &Progress, traced: bool) -> Option<Rebatch> {
         let rows = if self.order.arrives() { ENDLESS } else { self.order.rows().unwrap_or(ENDLESS) };
-        self.expands.then(|| Rebatch::new(self.steps, self.limit, rows, self.turn, start))
+        self.expands.then(|| Rebatch::new(self, rows, traced || !self.packs(), start))
     }
 
     /// Rows of an epoch over all ranks, where they are known before it and are what batches are made of.
@@ -143,6 +172,9 @@ impl Pipeline {
         self.order.rows().filter(|&rows| rows != ENDLESS && !self.expands && !self.order.arrives())
     }
 }
+
+/// Steps whose positions are planned ahead of the tickets that can start, at most.
+const TICKETS_AHEAD: u64 = 64;
 
 /// Steps that a state may say were taken.
 fn start_limit(steps: Steps, rows: u64, expands: bool) -> u64 {
@@ -369,6 +401,14 @@ struct Carried {
     pad: Option<Pad>,
     /// An image operation that waits until the batch is laid out.
     image: Option<(Arc<Image>, Key, String)>,
+    /// Whether it says where other columns' elements lie.
+    is_index: bool,
+}
+
+impl Carried {
+    fn new(column: Column, leaf: Option<usize>) -> Self {
+        Self { column, leaf, pad: None, image: None, is_index: false }
+    }
 }
 
 /// A node, lowered.
@@ -386,6 +426,8 @@ struct Lowering<'a> {
     seed: Key,
     leaves: Vec<(*const Node, Leaf, u64)>,
     stages: Vec<Stage>,
+    /// Functions of whole windows, and all behind one. They commute with whatever only reorders, so they are no part of the order.
+    on_windows: Vec<usize>,
     enumerated: Vec<Column>,
     /// The shuffle nodes met so far: one that feeds two branches has one order in both.
     shuffles: Vec<*const Node>,
@@ -409,6 +451,7 @@ pub(crate) fn lower(
         seed: Key::new(seed),
         leaves: Vec::new(),
         stages: Vec::new(),
+        on_windows: Vec::new(),
         enumerated: Vec::new(),
         shuffles: Vec::new(),
         mixes: Vec::new(),
@@ -416,7 +459,8 @@ pub(crate) fn lower(
         notes: Vec::new(),
     };
     let mut lowered = lowering.node(spec.input);
-    let expands = changes_rows(spec.input);
+    let changer = row_changer(spec.input);
+    let expands = changer.is_some();
     let (mut on_batches, mut limit) = (Vec::new(), None);
     for node in spec.above {
         match node {
@@ -428,8 +472,8 @@ pub(crate) fn lower(
                 lowered.order = Order::Skip { rows: rows.saturating_mul(spec.size), input: Box::new(lowered.order) };
             }
             Node::Skip { .. } => lowering.mistakes.push(
-                Error::config("skip behind a batch whose rows went through a filter or flat_map")
-                    .advice("skip rows before the .filter()"),
+                Error::config(format!("skip behind a batch whose rows went through {}", changer.unwrap_or_default()))
+                    .advice("skip rows before that"),
             ),
             Node::Apply { name, function, .. } => {
                 lowered = lowering.decode_images(lowered);
@@ -442,8 +486,9 @@ pub(crate) fn lower(
     if expands && steps.world > 1 && steps.stated.is_none() {
         lowering.mistakes.push(
             Error::config(format!(
-                "the {} ranks would take different numbers of steps behind a filter or flat_map",
-                steps.world
+                "the {} ranks would take different numbers of steps behind {}",
+                steps.world,
+                changer.unwrap_or_default()
             ))
             .advice(
                 "state the number with .steps_per_epoch(n), filter when the shards are written, or train with one rank",
@@ -452,20 +497,22 @@ pub(crate) fn lower(
     }
     if expands && matches!(steps.remainder, Remainder::Repeat | Remainder::Refuse) {
         let message = format!(
-            "Remainder::{:?} behind a filter or flat_map, where the remainder is not known before",
-            steps.remainder
+            "Remainder::{:?} behind {}, where the remainder is not known before",
+            steps.remainder,
+            changer.unwrap_or_default()
         );
         lowering.mistake(message, "take .remainder(Remainder::Keep) or .drop_remainder()");
     }
     let mut layouts = Vec::new();
-    for Carried { column, pad, image, .. } in lowered.columns {
+    for Carried { column, pad, image, is_index, .. } in lowered.columns {
         let ragged = matches!(column.shape(), Shape::Ragged(_)) && column.dtype() != Dtype::Bytes;
         if pad.is_some() && !ragged {
             lowering
                 .mistakes
                 .push(Error::config(format!("`{column}` is padded, but is not ragged")).advice("remove its .pad()"));
         }
-        layouts.push(Layout { column, pad: pad.unwrap_or_default(), image: image.map(|(image, key, _)| (image, key)) });
+        let image = image.map(|(image, key, _)| (image, key));
+        layouts.push(Layout { column, pad: pad.unwrap_or_default(), image, is_index });
     }
     let rows = lowered.order.rows().filter(|&rows| rows != ENDLESS);
     if let Some(rows) = rows.filter(|_| !expands)
@@ -488,6 +535,20 @@ pub(crate) fn lower(
         lowered.order = Order::Repeat { turns: Turns::Stated, input: Box::new(lowered.order) };
     }
     all_of(lowering.mistakes)?;
+    let shares = lowering
+        .stages
+        .iter()
+        .any(|stage| matches!(&stage.function, Function::Bucket { part: Part { tokens: Some(_), .. }, .. }));
+    if shares && steps.own_streams() > 1 {
+        lowering.notes.push(format!(
+            "a token budget is held by the part of each of the {} streams, and a rank pads {} of them to one length: what they take together may be more; .streams({}) holds it for each rank",
+            steps.streams,
+            steps.own_streams(),
+            steps.world
+        ));
+    }
+    let share = steps.stream_share();
+    let window_rows = lowering.stages.iter().filter_map(|stage| stage.function.window()).max();
     let window = window(spec.prefetch, &layouts, steps.batch / steps.world);
     let data = lowering.leaves.iter().map(|(_, leaf, _)| match leaf {
         Leaf::Indexed(source) => source.catalog().mark(),
@@ -503,6 +564,10 @@ pub(crate) fn lower(
         on_batches,
         steps,
         expands,
+        changer: changer.unwrap_or_default(),
+        window_rows: window_rows.map(|window| window.next_multiple_of(share)),
+        on_windows: lowering.on_windows,
+        shares,
         limit,
         window,
         turn,
@@ -589,7 +654,7 @@ impl Lowering<'_> {
                 }
                 lowered = self.decode_images(lowered);
                 let stage = self.stage(name, function, &mut lowered.columns);
-                boxed(lowered, &|input| Order::Apply { stage, input })
+                self.applied(stage, lowered)
             }
             Node::Shuffle { input, shuffle } if shuffle.is_none() => self.node(input),
             Node::Shuffle { input, shuffle } => {
@@ -684,7 +749,7 @@ impl Lowering<'_> {
             Node::Enumerate { input, column } => {
                 let mut lowered = self.node(input);
                 lowered.columns.retain(|c| c.column.name() != column.name());
-                lowered.columns.push(Carried { column: column.clone(), leaf: None, pad: None, image: None });
+                lowered.columns.push(Carried::new(column.clone(), None));
                 self.enumerated.push(column.clone());
                 let number = self.enumerated.len() - 1;
                 boxed(lowered, &|input| Order::Enumerate { column: number, input })
@@ -734,7 +799,7 @@ impl Lowering<'_> {
             self.leaves.len() - 1
         });
         let (_, leaf, first_id) = &self.leaves[at];
-        let carried = |column: &Column| Carried { column: column.clone(), leaf: Some(at), pad: None, image: None };
+        let carried = |column: &Column| Carried::new(column.clone(), Some(at));
         let columns = leaf.columns().iter().map(carried).collect();
         let order = match leaf {
             Leaf::Indexed(source) => {
@@ -770,7 +835,17 @@ impl Lowering<'_> {
             return Lowered { columns, ..lowered };
         }
         let stage = self.add_stage("columns", Function::Select { columns: names(&columns) });
-        Lowered { order: Order::Apply { stage, input: Box::new(lowered.order) }, columns, ..lowered }
+        self.applied(stage, Lowered { columns, ..lowered })
+    }
+
+    /// Notes that a function is applied to the rows at hand.
+    fn applied(&mut self, stage: usize, lowered: Lowered) -> Lowered {
+        // A graph in which rows behind a window meet others never got here: `validate` looked at it.
+        if !self.on_windows.is_empty() || self.stages[stage].function.window().is_some() {
+            self.on_windows.push(stage);
+            return lowered;
+        }
+        Lowered { order: Order::Apply { stage, input: Box::new(lowered.order) }, ..lowered }
     }
 
     fn add_stage(&mut self, name: &str, function: Function) -> usize {
@@ -785,7 +860,7 @@ impl Lowering<'_> {
             function
         {
             for output in outputs {
-                let made = Carried { column: output.clone(), leaf: None, pad: None, image: None };
+                let made = Carried::new(output.clone(), None);
                 match columns.iter_mut().find(|c| c.column.name() == output.name()) {
                     Some(carried) => *carried = made,
                     None => columns.push(made),
@@ -797,6 +872,11 @@ impl Lowering<'_> {
             self.mistakes.extend(condition.mistakes(&columns));
         }
         let verb = match function {
+            #[cfg(feature = "tokenizers")]
+            Function::Tokenize { .. } => return self.token_stage(name, function, columns),
+            Function::Chunk { .. } | Function::Pack(_) | Function::Bucket { .. } => {
+                return self.token_stage(name, function, columns);
+            }
             Function::Map { .. } => "map",
             Function::MapBatch { .. } => "map_batch",
             Function::Filter { .. } => "filter",
@@ -810,6 +890,81 @@ impl Lowering<'_> {
             _ => format!("{verb} {name:?}"),
         };
         stage
+    }
+
+    /// Adds a function of tokens and what it does to the columns.
+    fn token_stage(&mut self, name: &str, function: &Function, columns: &mut Vec<Carried>) -> usize {
+        let mut function = function.clone();
+        match &mut function {
+            #[cfg(feature = "tokenizers")]
+            Function::Tokenize { column, tokenizer } => {
+                match columns.iter().find(|carried| carried.column.name().as_ref() == column.as_str()) {
+                    None => self.no_column(columns, column, ".tokenize()"),
+                    Some(carried)
+                        if carried.column.dtype() == Dtype::Bytes && *carried.column.shape() == Shape::Scalar => {}
+                    Some(carried) => {
+                        let found = carried.column.clone();
+                        self.mistake(
+                            format!("`{found}` holds no text"),
+                            "name a column of text, or of bytes that are UTF-8",
+                        );
+                    }
+                }
+                let made = Carried::new(tokenizer.column(), None);
+                match columns.iter_mut().find(|carried| carried.column.name() == made.column.name()) {
+                    Some(carried) => *carried = made,
+                    None => columns.push(made),
+                }
+            }
+            Function::Chunk { column, .. } => {
+                self.check_tokens(columns, column, ".chunk()", |column| matches!(column.shape(), Shape::Ragged(_)));
+                columns.iter_mut().for_each(|carried| carried.leaf = None);
+            }
+            Function::Pack(pack) => {
+                self.check_tokens(columns, &pack.column, ".pack()", |column| {
+                    let whole = matches!(column.dtype(), Dtype::U8 | Dtype::I8 | Dtype::I16 | Dtype::I32 | Dtype::I64);
+                    whole && *column.shape() == Shape::Ragged(Vec::new())
+                });
+                let carried = |column: Column| {
+                    // Rows with fewer documents end in segments without tokens.
+                    let is_index = column.name().as_ref() == CU_SEQLENS;
+                    let pad = is_index.then(|| Pad::longest().value(pack.len as f64));
+                    Carried { pad, is_index, ..Carried::new(column, None) }
+                };
+                *columns = pack.outputs().into_iter().map(carried).collect();
+            }
+            Function::Bucket { column, buckets, part } => {
+                self.check_tokens(columns, column, ".bucket_by_length()", |column| {
+                    matches!(column.shape(), Shape::Ragged(_))
+                        || column.dtype() == Dtype::Bytes && *column.shape() == Shape::Scalar
+                });
+                let share = buckets.tokens().map(|tokens| tokens / self.steps.streams);
+                if share == Some(0) {
+                    self.mistake(
+                        format!("a token budget that gives each of {} streams less than one", self.steps.streams),
+                        "take a larger one, or fewer .streams(n)",
+                    );
+                }
+                *part = Part { rows: self.steps.stream_share() as usize, tokens: share };
+                columns.iter_mut().for_each(|carried| carried.leaf = None);
+            }
+            _ => unreachable!("a function of tokens"),
+        }
+        self.add_stage(name, function)
+    }
+
+    fn check_tokens(&mut self, columns: &[Carried], name: &str, verb: &str, fits: impl Fn(&Column) -> bool) {
+        match columns.iter().find(|carried| carried.column.name().as_ref() == name) {
+            None => self.no_column(columns, name, verb),
+            Some(carried) if fits(&carried.column) => {}
+            Some(carried) => {
+                let found = carried.column.clone();
+                self.mistake(
+                    format!("{verb} of `{found}`, which holds no lists of tokens"),
+                    "name a ragged column of whole numbers: .tokenize() or .map() makes one",
+                );
+            }
+        }
     }
 
     /// Notes an image operation; it is done when the batch is laid out, unless somebody wants the pixels before.
@@ -840,7 +995,7 @@ impl Lowering<'_> {
             let column = lowered.columns[i].column.name().to_string();
             let stage = self.add_stage(&name, Function::Image { column, image });
             self.stages[stage].key = key;
-            lowered.order = Order::Apply { stage, input: Box::new(lowered.order) };
+            lowered = self.applied(stage, lowered);
         }
         lowered
     }

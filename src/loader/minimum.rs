@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::lower::Leaf;
-use super::run::{Shared, TICKETS_AHEAD};
+use super::run::Shared;
 use crate::plan::order::{Arrivals, ENDLESS, Frame, PickedBlock, Positions};
 
 /// Rows of an epoch that are looked at, at most: the walk is made once, for an error message.
@@ -19,10 +19,13 @@ pub(crate) fn smallest_budget(shared: &Shared, epoch: u64, batch_bytes: u64) -> 
     let arrivals: Vec<Arrivals> = Vec::new();
     let count = if rows == ENDLESS { ENDLESS } else { steps.per_epoch(rows) };
     let (mut live, mut most) = (HashMap::<(usize, u32), u64>::new(), 0);
-    for step in 0..count.min(ROWS / steps.batch.min(ROWS)) {
-        let slots = steps.slots(step, rows);
-        let positions = Positions::new((slots.start.min(rows)..slots.end.min(rows)).collect(), step);
-        let frame = Frame::of_epoch(steps.batch);
+    // A ticket has a step, or as many as a window of each stream is shared out to.
+    let unit = pipeline.unit() / steps.stream_share();
+    let (count, batch) = (count.div_ceil(unit), steps.batch * unit);
+    for step in 0..count.min(ROWS / batch.min(ROWS)) {
+        let slots = (step * unit..(step + 1) * unit).flat_map(|step| steps.slots(step, rows));
+        let positions = Positions::new(slots.filter(|&slot| slot < rows).collect(), step);
+        let frame = Frame::of_epoch(batch);
         let picked = order.pick(positions, epoch, Some(frame), &arrivals).ok()?;
         picked.for_each_rows(&mut |rows| {
             for &PickedBlock { block, hold, .. } in &rows.blocks {
@@ -36,7 +39,7 @@ pub(crate) fn smallest_budget(shared: &Shared, epoch: u64, batch_bytes: u64) -> 
         };
         most = most.max(live.keys().map(bytes).sum());
         // A ticket planned ahead holds a block that is there, though it could be read again in its time.
-        live.retain(|_, until| *until + TICKETS_AHEAD > step);
+        live.retain(|_, until| *until + pipeline.tickets_ahead() > step);
     }
     Some(most + batch_bytes * pipeline.window)
 }

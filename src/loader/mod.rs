@@ -128,7 +128,11 @@ impl Loader {
     pub fn skip_steps(&mut self, steps: u64) -> Result<()> {
         let pipeline = &self.shared.pipeline;
         if pipeline.expands || pipeline.order.arrives() {
-            let why = if pipeline.expands { "behind a filter or flat_map" } else { "in shards without an index" };
+            let why = if pipeline.expands {
+                format!("behind {}", pipeline.changer)
+            } else {
+                "in shards without an index".to_owned()
+            };
             return Err(Error::config(format!("{steps} steps {why} end at a place that is not known before"))
                 .advice("restore a state, or take the batches and leave them unused"));
         }
@@ -252,7 +256,7 @@ fn report(shared: &Shared) -> Report {
     let pipeline = &shared.pipeline;
     let functions = pipeline.stages.iter().enumerate().filter_map(|(number, stage)| {
         let decodes_images = matches!(stage.function, Function::Image { .. });
-        (decodes_images || stage.function.is_users()).then(|| FunctionCounter {
+        (decodes_images || stage.function.is_reported()).then(|| FunctionCounter {
             name: stage.name.clone(),
             counter: stage.counter.clone(),
             on_batches: pipeline.on_batches.contains(&number),

@@ -3,10 +3,14 @@
 //! Each stream gives its share of every batch. When one has run dry at the end of an epoch, the others fill its place, in the
 //! order of their numbers, so that all batches but the last are full. A batch depends on what the streams' rows are alone, never on when they
 //! come: it waits until what is to be in it is settled. So a run that begins in the middle gives what the whole one gives.
+//!
+//! Where shares are marked in the rows, a stream gives one of them to each batch, whatever number of rows it has, and a stream that has run dry
+//! gives nothing.
 
 use std::collections::VecDeque;
 
 use super::assemble::Assembly;
+use super::lower::Pipeline;
 use super::run::{EvaluatedChunk, Evaluation, Kept};
 use super::skip::Drawn;
 use crate::batch::collate::Rows;
@@ -24,6 +28,12 @@ pub(crate) struct Rebatch {
     rows: u64,
     /// Rows of one turn of an endless order: a stream that none of so many leaves a row of is not waited for any longer.
     turn: Option<u64>,
+    /// What changes the number of rows, for messages.
+    changer: &'static str,
+    /// Whether shares are marked in the rows.
+    shares: bool,
+    /// Whether rows point into blocks, which they then keep.
+    points: bool,
     streams: Vec<Stream>,
     /// The step of the next batch.
     step: u64,
@@ -53,6 +63,8 @@ struct Stream {
 struct Piece {
     rows: Rows,
     origin: Option<Vec<u32>>,
+    /// The number of the share of each row, where they are marked.
+    shares: Option<Vec<u32>>,
     /// Rows already taken.
     taken: usize,
     position: u64,
@@ -80,6 +92,12 @@ impl Piece {
         self.origin.as_ref().map_or(row as u32, |origin| origin[row])
     }
 
+    /// How many rows the next share has.
+    fn next_share(&self) -> usize {
+        let Some(shares) = &self.shares else { return self.left() };
+        shares[self.taken..].iter().take_while(|share| **share == shares[self.taken]).count()
+    }
+
     /// How many of the rows lie before a cursor.
     fn rows_before(&self, cursor: Cursor) -> usize {
         let Some(within) = cursor.position.checked_sub(self.position) else { return 0 };
@@ -103,13 +121,16 @@ impl Piece {
 }
 
 impl Rebatch {
-    /// `rows`: positions of an epoch, where known; `turn`: rows after which an endless order begins anew.
-    pub(crate) fn new(steps: Steps, limit: Option<u64>, rows: u64, turn: Option<u64>, start: &Progress) -> Self {
+    /// `rows`: positions of an epoch, where known; `points`: whether rows keep the blocks that they are of.
+    pub(crate) fn new(pipeline: &Pipeline, rows: u64, points: bool, start: &Progress) -> Self {
         let mut rebatch = Self {
-            steps,
-            limit,
+            steps: pipeline.steps,
+            limit: pipeline.limit,
             rows,
-            turn,
+            turn: pipeline.turn,
+            changer: pipeline.changer,
+            shares: pipeline.shares,
+            points,
             streams: Vec::new(),
             step: start.step,
             epoch: start.epoch,
@@ -139,7 +160,8 @@ impl Rebatch {
     pub(crate) fn is_sated(&self, stream: usize, epoch: u64, planned: u64) -> bool {
         let Stream { rows, end, .. } = self.streams[stream];
         let under_way = rows as u64 + planned.saturating_sub(end);
-        self.epoch == epoch && rows >= self.share() && under_way >= (self.batch() + self.share()) as u64
+        let enough = if self.shares { 1 } else { self.share() };
+        self.epoch == epoch && rows >= enough && under_way >= (self.batch() + self.share()) as u64
     }
 
     /// Rows of this rank's batch, and of a stream's part of it.
@@ -157,8 +179,10 @@ impl Rebatch {
             (self.epoch, self.step) = (evaluation.epoch, 0);
             self.begin();
         }
+        // Rows that were written anew need no block any more.
+        let kept = if self.points { evaluation.kept } else { Kept::default() };
         for chunk in evaluation.chunks {
-            self.streams[chunk.stream].push(chunk, &evaluation.kept, self.turn);
+            self.streams[chunk.stream].push(chunk, &kept, self.turn, self.changer);
         }
         self.over |= evaluation.end.is_some();
         let mut batches = Vec::new();
@@ -173,6 +197,13 @@ impl Rebatch {
                 Next::Rest(mut counts) => {
                     if self.steps.remainder != Remainder::Keep {
                         counts.fill(0);
+                    }
+                    if self.shares
+                        && counts.iter().zip(&self.streams).any(|(&count, stream)| count < stream.rows)
+                        && counts.iter().any(|&count| count > 0)
+                    {
+                        batches.push(self.take(counts, None));
+                        continue;
                     }
                     let skipped = self.streams.iter().any(|stream| !stream.skipped.is_empty());
                     if skipped || counts.iter().any(|&count| count > 0) {
@@ -190,6 +221,9 @@ impl Rebatch {
 
     /// What the next batch is made of: each stream's share, and where one has less, more of the others.
     fn next(&self) -> Next {
+        if self.shares {
+            return self.next_shares();
+        }
         let is_over = |stream: &Stream| self.over || stream.end >= stream.length;
         let short = |stream: &&Stream| stream.rows < self.share();
         if self.streams.iter().filter(short).any(|stream| stream.error.is_none() && !is_over(stream)) {
@@ -217,14 +251,36 @@ impl Rebatch {
         if missing > 0 { Next::Rest(counts) } else { Next::Full(counts) }
     }
 
+    /// What the next batch is made of where shares are marked: one of each stream.
+    fn next_shares(&self) -> Next {
+        let counts = self.streams.iter().map(|stream| stream.pieces.front().map_or(0, Piece::next_share)).collect();
+        let mut dry = self.streams.iter().filter(|stream| stream.rows == 0).peekable();
+        if dry.peek().is_none() {
+            return Next::Full(counts);
+        }
+        if dry.clone().any(|stream| stream.error.is_none() && !self.over && stream.end < stream.length) {
+            return Next::Open;
+        }
+        match dry.find_map(|stream| stream.error.clone()) {
+            Some(error) => Next::Ends(counts, error),
+            None => Next::Rest(counts),
+        }
+    }
+
     fn take(&mut self, counts: Vec<usize>, error: Option<Error>) -> Assembly {
         let (mut rows, mut kept, mut drawn) = (Vec::new(), Vec::new(), Drawn::default());
-        let before = self.progress();
+        let (before, share) = (self.progress(), self.share());
+        let (mut gaps, mut taken) = (Vec::new(), 0);
         for (stream, count) in self.streams.iter_mut().zip(counts) {
             stream.take(count, &mut rows, &mut kept, &mut drawn);
+            taken += count as u64;
+            if self.shares {
+                // Each stream has its slots, full or not: the same in every world.
+                gaps.extend(std::iter::repeat_n(taken, share - count));
+            }
         }
         self.step += 1;
-        let (progress, gaps) = (self.progress(), Vec::new());
+        let progress = self.progress();
         Assembly { number: 0, step: self.step - 1, before, progress, rows, error, drawn, gaps, kept, bytes: 0 }
     }
 
@@ -248,7 +304,7 @@ impl Stream {
         }
     }
 
-    fn push(&mut self, chunk: EvaluatedChunk, kept: &Kept, turn: Option<u64>) {
+    fn push(&mut self, chunk: EvaluatedChunk, kept: &Kept, turn: Option<u64>, changer: &str) {
         if self.error.is_some() {
             return;
         }
@@ -258,17 +314,23 @@ impl Stream {
         let skipped = evaluated.skipped.into_iter().zip(left_out);
         let skipped = skipped.map(|((at, error), term)| (position + u64::from(at), (error, term)));
         self.skipped.extend(skipped.filter(|(at, _)| *at >= from));
-        let mut piece =
-            Piece { rows: evaluated.rows, origin: evaluated.origin, taken: 0, position, kept: kept.clone() };
+        let mut piece = Piece {
+            rows: evaluated.rows,
+            origin: evaluated.origin,
+            shares: evaluated.shares,
+            taken: 0,
+            position,
+            kept: kept.clone(),
+        };
         // A run that begins in the middle meets what was delivered before.
         piece.taken = piece.rows_before(self.cursor);
         self.barren = if piece.left() > 0 { 0 } else { self.barren + positions };
         self.error = evaluated.error;
         if self.error.is_none() && turn.is_some_and(|turn| self.barren > turn) {
-            self.error = Some(
-                Error::config(format!("of {} samples in a row a filter or flat_map left none", self.barren))
-                    .advice("an epoch of stated steps waits for some: look at what the .filter() lets through"),
-            );
+            self.error =
+                Some(Error::config(format!("of {} samples in a row {changer} left none", self.barren)).advice(
+                    "an epoch of stated steps waits for some: look at what it lets through, the .filter() above all",
+                ));
         }
         if piece.left() > 0 {
             self.rows += piece.left();

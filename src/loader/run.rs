@@ -121,9 +121,6 @@ const READ_AHEAD: u64 = 64 << 20;
 /// Up to so many batches on their way, room for one more is used at once.
 const FEW_BATCHES: u64 = 16;
 
-/// Tickets planned ahead of those that can start, at most.
-pub(crate) const TICKETS_AHEAD: u64 = 64;
-
 /// One pass, or several, over the data set.
 pub(crate) struct Run {
     pub(crate) shared: Arc<Shared>,
@@ -196,10 +193,27 @@ struct Ticket {
 
 /// Some consecutive rows of a ticket.
 struct Chunk {
-    picked: Picked,
+    /// In parts that a task each evaluates; more than one only of a window.
+    parts: Vec<Picked>,
     /// The stream they belong to and their position in it, where rows are not positions.
     stream: usize,
     position: u64,
+}
+
+impl Chunk {
+    fn positions(&self) -> u64 {
+        self.parts.iter().map(Picked::positions).sum()
+    }
+
+    /// The terms in the ledger of the positions that were left out.
+    fn left_out(&self, evaluated: &Evaluated) -> Vec<u128> {
+        if evaluated.skipped.is_empty() {
+            return Vec::new();
+        }
+        let drawn: Vec<(u64, u64)> = self.parts.iter().flat_map(Picked::drawn).collect();
+        let terms = evaluated.skipped.iter().map(|&(position, _)| drawn[position as usize]);
+        terms.map(|(id, pass)| id_term(id, 0, pass)).collect()
+    }
 }
 
 /// A ticket whose rows were evaluated.
@@ -258,6 +272,12 @@ enum Out {
     EndOfEpoch(u64),
 }
 
+/// What comes next behind all batches that were begun.
+enum Ready {
+    Batch(Assembly),
+    End(Out),
+}
+
 /// One of the iterators that share this run.
 struct Lane {
     items: VecDeque<Item>,
@@ -298,6 +318,10 @@ pub(crate) struct State {
     needs: VecDeque<BlockKey>,
     ahead: VecDeque<BlockKey>,
     rebatch: Option<Rebatch>,
+    /// Batches whose rows are there, and ends of epochs behind them, that the window has no room for yet.
+    ready: VecDeque<Ready>,
+    /// How many of them the last ticket gave.
+    yielded: usize,
     /// Outs numbered, and taken out of `out`.
     assigned: u64,
     out: Reorder<Out>,
@@ -350,7 +374,9 @@ impl Run {
             releases: BinaryHeap::new(),
             needs: VecDeque::new(),
             ahead: VecDeque::new(),
-            rebatch: pipeline.rebatch(start),
+            rebatch: pipeline.rebatch(start, shared.traced),
+            ready: VecDeque::new(),
+            yielded: 0,
             assigned: 0,
             out: Reorder::default(),
             taken: 0,
@@ -430,6 +456,7 @@ impl Run {
             std::mem::take(&mut state.out),
             std::mem::take(&mut state.evaluated),
             std::mem::take(&mut state.stalled),
+            std::mem::take(&mut state.ready),
             state.rebatch.take(),
         );
         state.lanes.iter_mut().for_each(|lane| lane.items.clear());
@@ -817,6 +844,7 @@ impl State {
         while let Some(evaluation) = self.evaluated.pop() {
             self.hand_on(run, evaluation);
         }
+        self.begin_ready(run);
         while let Some(assembly) = self.stalled.pop_front() {
             if run.shared.account.used() + assembly.bytes > run.shared.account.total() {
                 self.stalled.push_front(assembly);
@@ -836,11 +864,18 @@ impl State {
         }
     }
 
-    /// Starts tickets whose blocks are there, as far as the window of undelivered batches goes.
+    /// Whether there is room for what a further ticket gives: within the window of undelivered batches; and, where a ticket has windows of streams and
+    /// gives many batches, beside those of the ticket before, so that the loop takes the one's while the other is evaluated.
+    fn may_start(&self, run: &Run) -> bool {
+        let under_way = self.started - self.popped;
+        let beside = run.shared.pipeline.window_rows.is_some() && under_way == 0 && self.ready.len() <= self.yielded;
+        beside || under_way + self.undelivered() + (self.ready.len() as u64) < run.shared.pipeline.window
+    }
+
+    /// Starts tickets whose blocks are there, as far as there is room for their batches.
     fn start_tickets(&mut self, run: &Run) -> bool {
-        let window = run.shared.pipeline.window;
         let mut any = false;
-        while !self.failed && self.started - self.popped + self.undelivered() < window {
+        while !self.failed && self.may_start(run) {
             let Some(ticket) = self.tickets.front_mut().filter(|ticket| ticket.missing == 0) else { break };
             let (chunks, blocks) = (std::mem::take(&mut ticket.chunks), std::mem::take(&mut ticket.blocks));
             let (epoch, step, end) = (ticket.epoch, ticket.step, ticket.end.take());
@@ -861,6 +896,7 @@ impl State {
                 while let Some(evaluation) = self.evaluated.pop() {
                     self.hand_on(run, evaluation);
                 }
+                self.begin_ready(run);
                 continue;
             }
             self.in_flight += 1;
@@ -884,38 +920,57 @@ impl State {
             None if ended => Vec::new(),
             None => Assembly::of_step(evaluation).into_iter().collect(),
         };
+        self.yielded = assemblies.len();
         for mut assembly in assemblies {
             for progress in [&mut assembly.before, &mut assembly.progress] {
                 progress.read_from = self.read_point_behind(&run.shared.pipeline, progress);
             }
-            assembly.number = self.assigned;
-            self.assigned += 1;
             if assembly.error.is_some() {
                 // Nothing comes behind an error.
                 self.planned_all = true;
                 self.go_on = false;
             }
-            self.in_flight += 1;
-            run.ungranted.fetch_add(1, Ordering::AcqRel);
-            self.todo.push(run.prepare(Level::Collate, move |run, scratch| assembly.begin(run, scratch)));
+            self.ready.push_back(Ready::Batch(assembly));
         }
         if self.rebatch.as_ref().is_some_and(|rebatch| rebatch.is_full(epoch)) {
             self.cut = Some(epoch);
         }
         if ended {
             self.arrived.retain(|(delivered, _)| *delivered > epoch);
-            let out = end_error.map_or(Out::EndOfEpoch(epoch), Out::Failed);
-            self.out.put(self.assigned, out);
-            self.assigned += 1;
-            self.distribute_if_next();
+            self.ready.push_back(Ready::End(end_error.map_or(Out::EndOfEpoch(epoch), Out::Failed)));
+        }
+    }
+
+    /// Begins the batches whose rows are there, as far as the window goes: a ticket may give many at once, where a few are wanted at a time.
+    fn begin_ready(&mut self, run: &Run) {
+        while let Some(ready) = self.ready.pop_front() {
+            match ready {
+                _ if self.failed => {}
+                Ready::Batch(_) if self.undelivered() >= run.shared.pipeline.window => {
+                    self.ready.push_front(ready);
+                    return;
+                }
+                Ready::Batch(mut assembly) => {
+                    assembly.number = self.assigned;
+                    self.assigned += 1;
+                    self.in_flight += 1;
+                    run.ungranted.fetch_add(1, Ordering::AcqRel);
+                    self.todo.push(run.prepare(Level::Collate, move |run, scratch| assembly.begin(run, scratch)));
+                }
+                Ready::End(out) => {
+                    self.out.put(self.assigned, out);
+                    self.assigned += 1;
+                    self.distribute_if_next();
+                }
+            }
         }
     }
 
     /// Where a pass over shards without an index would have to go on behind a batch.
     fn read_point_behind(&self, pipeline: &Pipeline, progress: &Progress) -> Option<ReadPoint> {
         let steps = pipeline.steps;
-        // One sequence feeds all streams: it begins with the step that the first of them stands in.
-        let step = progress.cursors.iter().map(|cursor| cursor.position / steps.stream_share()).min();
+        // One sequence feeds all streams: it begins with the step that the first of them is planned from.
+        let step = progress.cursors.iter().map(|cursor| pipeline.planned_for(*cursor) / steps.stream_share()).min();
         let row = self.order.first_arrival_for(step.unwrap_or(progress.step) * steps.batch)?;
         let of_epoch = self.arrived.iter().find(|(epoch, _)| *epoch == progress.epoch);
         let arrivals = of_epoch.map_or(&self.arrivals, |(_, arrivals)| arrivals);
@@ -930,56 +985,73 @@ impl State {
     }
 }
 
-/// The terms in the ledger of the positions that were left out.
-fn left_out(picked: &Picked, evaluated: &Evaluated) -> Vec<u128> {
-    if evaluated.skipped.is_empty() {
-        return Vec::new();
-    }
-    let drawn = picked.drawn();
-    let terms = evaluated.skipped.iter().map(|&(position, _)| drawn[position as usize]);
-    terms.map(|(id, pass)| id_term(id, 0, pass)).collect()
-}
-
-/// Tasks that evaluate the chunks of a ticket; the last one hands the ticket on.
+/// Tasks that evaluate the chunks of a ticket, part by part; the last one of a chunk joins its parts, the last of all hands the ticket on.
 fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) -> impl Iterator<Item = Prepared> {
     struct Work {
         evaluation: Mutex<Evaluation>,
-        results: Vec<OnceLock<EvaluatedChunk>>,
+        chunks: Vec<ChunkWork>,
         left: AtomicUsize,
         kept: Kept,
         epoch: u64,
     }
+    struct ChunkWork {
+        chunk: Chunk,
+        parts: Vec<OnceLock<Evaluated>>,
+        left: AtomicUsize,
+        result: OnceLock<EvaluatedChunk>,
+    }
+    let chunk_work = |chunk: Chunk| ChunkWork {
+        parts: chunk.parts.iter().map(|_| OnceLock::new()).collect(),
+        left: AtomicUsize::new(chunk.parts.len()),
+        result: OnceLock::new(),
+        chunk,
+    };
+    let tasks: Vec<(usize, usize)> =
+        chunks.iter().enumerate().flat_map(|(i, chunk)| (0..chunk.parts.len()).map(move |part| (i, part))).collect();
     let work = Arc::new(Work {
-        results: chunks.iter().map(|_| OnceLock::new()).collect(),
         left: AtomicUsize::new(chunks.len()),
+        chunks: chunks.into_iter().map(chunk_work).collect(),
         kept: evaluation.kept.clone(),
         epoch: evaluation.epoch,
         evaluation: Mutex::new(evaluation),
     });
-    chunks.into_iter().enumerate().map(move |(i, Chunk { picked, stream, position })| {
+    tasks.into_iter().map(move |(i, part)| {
         let work = work.clone();
         run.prepare(Level::Transform, move |run, scratch| {
             let pipeline = &run.shared.pipeline;
+            let ChunkWork { chunk, parts, left, result } = &work.chunks[i];
             let env = Env {
                 stages: &pipeline.stages,
                 enumerated: &pipeline.enumerated,
                 blocks: &work.kept,
                 epoch: work.epoch,
+                window: chunk.position / pipeline.unit(),
                 counters: &run.shared.counters,
                 leave_out: run.shared.skip.is_some(),
             };
-            let evaluated = no_panic(|| env.evaluate(&picked, scratch)).unwrap_or_else(Evaluated::failed);
+            let evaluated = no_panic(|| env.evaluate(&chunk.parts[part], scratch)).unwrap_or_else(Evaluated::failed);
+            let evaluated = if pipeline.on_windows.is_empty() {
+                evaluated
+            } else {
+                _ = parts[part].set(evaluated);
+                if left.fetch_sub(1, Ordering::AcqRel) > 1 {
+                    return;
+                }
+                let parts = parts.iter().filter_map(OnceLock::get).cloned().zip(&chunk.parts);
+                let parts = parts.map(|(evaluated, picked)| (evaluated, picked.positions())).collect();
+                no_panic(|| env.evaluate_window(parts, &pipeline.on_windows, scratch)).unwrap_or_else(Evaluated::failed)
+            };
             run.shared.counters.transform.add(evaluated.rows.len() as u64, 0);
-            let left_out = left_out(&picked, &evaluated);
-            let positions = picked.positions();
-            _ = work.results[i].set(EvaluatedChunk { stream, position, positions, evaluated, left_out });
+            let Chunk { stream, position, .. } = *chunk;
+            let left_out = chunk.left_out(&evaluated);
+            _ = result.set(EvaluatedChunk { stream, position, positions: chunk.positions(), evaluated, left_out });
             if work.left.fetch_sub(1, Ordering::AcqRel) > 1 {
                 return;
             }
             // The last chunk: all others have let go of the work, or are about to.
             let mut evaluation = work.evaluation.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             let mut evaluation = std::mem::replace(&mut *evaluation, Evaluation::nothing());
-            evaluation.chunks = work.results.iter().filter_map(OnceLock::get).cloned().collect();
+            evaluation.chunks = work.chunks.iter().filter_map(|chunk| chunk.result.get()).cloned().collect();
             run.update(|state| {
                 state.in_flight -= 1;
                 state.evaluated.put(number, evaluation);

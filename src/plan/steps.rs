@@ -99,6 +99,19 @@ impl Steps {
         (within / share).saturating_mul(self.batch).saturating_add(stream * share + within % share)
     }
 
+    /// The positions in the order of some positions of a stream: a range for each step.
+    pub(crate) fn positions_of(self, stream: u64, within: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let share = self.stream_share();
+        let mut at = within.start;
+        std::iter::from_fn(move || {
+            let stop = within.end.min((at / share + 1) * share);
+            let first = self.position_of(stream, at);
+            let run = first..first + stop.checked_sub(at).filter(|&run| run > 0)?;
+            at = stop;
+            Some(run)
+        })
+    }
+
     /// How a part of a mix is dealt to streams that takes `part` of every `whole` positions of these steps.
     ///
     /// Where streams' shares hold whole windows, the part's streams are those of the plan, and a rank reads its own. Otherwise streams are

@@ -60,11 +60,21 @@ fn to_view(array: ArrayRef) -> Result<ArrayRef, arrow::error::ArrowError> {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => {
             cast(&cast(&array, &DataType::Binary)?, &DataType::BinaryView)
         }
+        // No tensor holds these, and the next larger dtype holds all their values: token ids are stored as u16.
+        DataType::UInt16 => cast(&array, &DataType::Int32),
+        DataType::UInt32 => cast(&array, &DataType::Int64),
+        DataType::List(item) if *item.data_type() == DataType::UInt16 => cast(&array, &list_of(DataType::Int32)),
+        DataType::List(item) if *item.data_type() == DataType::UInt32 => cast(&array, &list_of(DataType::Int64)),
+        DataType::LargeList(item) => to_view(cast(&array, &DataType::List(non_null(item)))?),
         // Fields of list items are declared without nulls; a cast that only changes the field is free.
         DataType::List(item) => cast(&array, &DataType::List(non_null(item))),
         DataType::FixedSizeList(item, n) => cast(&array, &DataType::FixedSizeList(non_null(item), *n)),
         _ => Ok(array),
     }
+}
+
+fn list_of(element: DataType) -> DataType {
+    DataType::List(std::sync::Arc::new(arrow::datatypes::Field::new_list_field(element, false)))
 }
 
 fn non_null(item: &arrow::datatypes::FieldRef) -> arrow::datatypes::FieldRef {

@@ -13,7 +13,6 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::carry::{Carrier, Leaf, column_for, leaves};
 use super::open::{Opened, Opening, Wanted};
 use super::{Decoded, RecordPlaces, Source};
-use crate::batch::collate::widens;
 use crate::dataset::expr::{Bounds, Excludes, Expr, Value};
 use crate::dataset::files::Parquet;
 use crate::error::{Error, ErrorKind, Result};
@@ -268,7 +267,7 @@ fn put_off(
             let of_layout = |layout: &Arc<Layout>| layout.numbers_of(column);
             let first = layouts.first().and_then(of_layout)?;
             let alike = layouts.iter().all(|layout| of_layout(layout) == Some(first));
-            (!is_seen && is_large && alike && widens(first, column.dtype())).then_some(first)
+            (!is_seen && is_large && alike && first.widens_to(column.dtype())).then_some(first)
         })
         .collect();
     if stored.iter().all(Option::is_none) {
@@ -408,7 +407,7 @@ fn bound(value: &Value) -> Bound {
 /// Parquet files, cut into blocks.
 struct Files {
     store: Store,
-    files: Vec<File>,
+    files: Vec<Arc<File>>,
     columns: Vec<Column>,
     catalog: Catalog,
     blocks: Vec<Block>,
@@ -442,10 +441,11 @@ impl Files {
         let (mut catalog, mut blocks) = (Catalog::new(), Vec::new());
         let files = objects.into_iter().zip(footers).zip(layouts).map(|((object, footer), layout)| {
             let is_local = store.local_path(&object).is_some();
-            File { object, footer, layout, is_local }
+            Arc::new(File { object, footer, layout, is_local })
         });
-        let files: Vec<File> = files.collect();
-        for (number, (File { object, footer, layout, .. }, kept)) in files.iter().zip(kept).enumerate() {
+        let files: Vec<Arc<File>> = files.collect();
+        for (number, (file, kept)) in files.iter().zip(kept).enumerate() {
+            let File { object, footer, layout, .. } = &**file;
             catalog.push_shard(object.url.clone());
             let starts = whole_groups(footer).scan(0, |before, whole| {
                 *before += whole.rows.end;
@@ -492,19 +492,22 @@ fn with_views(rows: &RecordBatch, viewed: &[usize], columns: &[Column]) -> Resul
         .map_err(|e| Error::corrupt("columns of a block that do not fit together").because(e))
 }
 
-/// What is asked of a store for some ranges of a file, ascending: each lies within one request.
-fn requests(ranges: Vec<Range<u64>>, is_local: bool) -> Vec<Range<u64>> {
-    let gap = if is_local { 0 } else { GAP_BYTES };
-    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if range.start <= last.end + gap && range.end - last.start <= REQUEST_BYTES => {
-                last.end = range.end;
+impl File {
+    /// What is asked of the store for a block: ranges, ascending, each of which holds whole columns.
+    fn requests(&self, part: &Part) -> Vec<Range<u64>> {
+        let gap = if self.is_local { 0 } else { GAP_BYTES };
+        let ranges = ranges(&self.footer, &self.layout.projection, part);
+        let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            match joined.last_mut() {
+                Some(last) if range.start <= last.end + gap && range.end - last.start <= REQUEST_BYTES => {
+                    last.end = range.end;
+                }
+                _ => joined.push(range),
             }
-            _ => joined.push(range),
         }
+        joined
     }
-    joined
 }
 
 impl Source for Files {
@@ -522,17 +525,19 @@ impl Source for Files {
 
     fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Vec<Bytes>>>> {
         let Block { file, part, .. } = &self.blocks[block];
-        let File { object, footer, layout, is_local } = &self.files[*file as usize];
-        let (store, object) = (self.store.clone(), object.clone());
-        let requests = requests(ranges(footer, &layout.projection, part), *is_local);
-        Some(Box::pin(async move { try_join_all(requests.into_iter().map(|range| store.read(&object, range))).await }))
+        let (store, file, part) = (self.store.clone(), self.files[*file as usize].clone(), part.clone());
+        // Where its pages stand is found out when it is read, not while the run is planned.
+        Some(Box::pin(async move {
+            let requests = file.requests(&part);
+            try_join_all(requests.into_iter().map(|range| store.read(&file.object, range))).await
+        }))
     }
 
     fn decode(&self, block: usize, fetched: Vec<Bytes>) -> Result<Decoded> {
         let Block { file, part, first_row } = &self.blocks[block];
-        let File { object, footer, layout, is_local } = &self.files[*file as usize];
-        let requests = requests(ranges(footer, &layout.projection, part), *is_local);
-        let pieces = requests.into_iter().map(|range| range.start).zip(fetched).collect();
+        let file = &self.files[*file as usize];
+        let File { object, footer, layout, .. } = &**file;
+        let pieces = file.requests(part).into_iter().map(|range| range.start).zip(fetched).collect();
         let fetched = Fetched::new(pieces, object.size);
         let rows = (part.rows.end - part.rows.start) as usize;
         let place = |error: Error| error.url(object.url.clone());

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 pub(crate) struct StageCounter {
     rows: AtomicU64,
     bytes: AtomicU64,
+    /// Tokens that it laid out, and what rows were filled up with.
+    tokens: AtomicU64,
+    padding: AtomicU64,
     /// Nanoseconds that threads spent in it, summed over threads.
     busy: AtomicU64,
     /// Nanoseconds in which it stood still because its input was not there.
@@ -21,6 +24,16 @@ impl StageCounter {
     pub(crate) fn add(&self, rows: u64, bytes: u64) {
         self.rows.fetch_add(rows, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn pad(&self, tokens: u64, padding: u64) {
+        self.tokens.fetch_add(tokens, Ordering::Relaxed);
+        self.padding.fetch_add(padding, Ordering::Relaxed);
+    }
+
+    /// Tokens and padding.
+    pub(crate) fn padding(&self) -> (u64, u64) {
+        (self.tokens.load(Ordering::Relaxed), self.padding.load(Ordering::Relaxed))
     }
 
     pub(crate) fn busy(&self, time: Duration) {

@@ -79,6 +79,10 @@ pub struct StageReport {
     pub rows: u64,
     /// Bytes that came out.
     pub bytes: u64,
+    /// Tokens that it laid out in rows: of a `pack`, those of the documents; of `collate`, the elements of ragged columns.
+    pub tokens: u64,
+    /// What these rows were filled up with.
+    pub padding: u64,
     /// Time that threads spent in it, summed over threads.
     pub busy: Duration,
     /// Time in which it stood still for want of input.
@@ -179,12 +183,21 @@ impl Report {
 const LITTLE: f64 = 5.0;
 
 impl StageReport {
+    /// The share of padding in what it laid out, 0 to 1; `None` where it laid out nothing.
+    pub fn padding_share(&self) -> Option<f64> {
+        let all = self.tokens + self.padding;
+        (all > 0).then(|| self.padding as f64 / all as f64)
+    }
+
     fn new<'a>(name: &str, counters: impl IntoIterator<Item = &'a StageCounter>) -> Self {
         let mut report = Self { name: name.to_owned(), ..Self::default() };
         for counter in counters {
             let [busy, waited_for_input, waited_for_room] = counter.times();
             report.rows += counter.rows();
             report.bytes += counter.bytes();
+            let (tokens, padding) = counter.padding();
+            report.tokens += tokens;
+            report.padding += padding;
             report.busy += busy;
             report.waited_for_input += waited_for_input;
             report.waited_for_room += waited_for_room;
@@ -258,6 +271,12 @@ impl fmt::Display for Report {
                 stage.waited_for_input.as_secs_f64(),
                 stage.waited_for_room.as_secs_f64(),
             )?;
+        }
+        for stage in &self.stages {
+            if let Some(share) = stage.padding_share() {
+                let all = stage.tokens + stage.padding;
+                writeln!(f, "{}: {:.2} % padding in {all} elements", stage.name, share * 100.0)?;
+            }
         }
         let waits = self.waited.iter().filter(|(_, time)| !time.is_zero());
         let waits: Vec<String> = waits.map(|(name, time)| format!("{name} {:.3} s", time.as_secs_f64())).collect();

@@ -44,6 +44,23 @@ fn every_workload_is_checked_and_measured() {
 }
 
 #[test]
+fn packing_is_checked_token_by_token() {
+    let folder = Folder::new();
+    for packing in ["first-fit", "best-fit", "best-fit-decreasing", "concat"] {
+        let args =
+            ["bench", "pack", "--samples", "300", "--length", "512", "--window", "20", "--epochs", "1", "--json"];
+        let args = args.into_iter().chain(["--packing", packing, "--batch", "8", "--threads", "2", "--quiet"]);
+        let measured = folder.run_to(0, args).json();
+        assert_eq!(measured["checked"], true, "{measured}");
+        assert!(measured["tokens_per_s"].as_f64().is_some_and(|rate| rate > 0.0), "{measured}");
+        let padding = measured["padding_share"].as_f64().expect("a share");
+        let cells = measured["samples"].as_f64().expect("rows") * 512.0;
+        let tokens = measured["checked_samples"].as_f64().expect("tokens");
+        assert!((padding - (1.0 - tokens / cells)).abs() < 1e-9 && padding < 0.3, "{measured}");
+    }
+}
+
+#[test]
 fn a_second_run_reads_the_same_data_and_other_data_is_noticed() {
     let folder = Folder::new();
     let args = ["bench", "features", "--samples", "400", "--epochs", "1", "--quiet"];

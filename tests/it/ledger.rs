@@ -118,7 +118,7 @@ fn threads_prefetch_and_budget_leave_it_as_it_is() -> Result<()> {
                 Ok(()) => assert!(planned, "{name}"),
                 Err(error) => {
                     assert!(!planned && error.kind() == ErrorKind::Config, "{name}: {error}");
-                    assert!(error.to_string().contains("filter or flat_map"), "{error}");
+                    assert!(error.to_string().contains("decides how many rows there are"), "{error}");
                 }
             }
         }

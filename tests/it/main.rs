@@ -20,3 +20,4 @@ mod scale;
 mod stale;
 mod support;
 mod tfrecord;
+mod tokens;

@@ -11,12 +11,13 @@ use crate::shell::{self, Doing, Failure};
 use crate::steps::Steps;
 
 /// The targets, each with the bytes of its longest inputs.
-const TARGETS: [(&str, u32); 6] = [
+const TARGETS: [(&str, u32); 7] = [
     ("framing", 4096),
     ("example", 4096),
     ("sequence_example", 4096),
     ("index", 4096),
     ("image", 65_536),
+    ("parquet", 4096),
     ("window", 16),
 ];
 

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use arrow::array::{Array as _, AsArray};
 use arrow::buffer::Buffer;
 use rand::Rng as _;
 
@@ -15,6 +16,7 @@ use crate::format::tfrecord::{Check, Framed, Framer};
 use crate::random::Key;
 use crate::schema::Dtype;
 use crate::transform::image::{Image, Scratch};
+use crate::transform::tokens;
 
 /// A bare loop and how fast it ran.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -81,6 +83,7 @@ pub(super) fn limits(
         (Workload::Raw, Some(shards)) => raw(input, batch, shards, threads),
         #[cfg(feature = "parquet")]
         (Workload::Tokens | Workload::Wide | Workload::Latents, _) => super::columnar::limits(workload, input, threads),
+        (Workload::Pack, _) => pack(input, threads),
         _ => tiny(input.rows as usize, batch, shuffle as usize, threads),
     }
 }
@@ -229,4 +232,26 @@ fn tiny(rows: usize, batch: usize, window: usize, threads: usize) -> Result<Vec<
     )?;
     let what = "gather in random order into fresh batches";
     Ok(vec![Limit { what, samples_per_s: batches * batch as f64 }])
+}
+
+/// The packing function on windows of the same documents, in their own order: nothing is gathered, nothing laid out into batches.
+fn pack(input: &Input, threads: usize) -> Result<Vec<Limit>> {
+    let documents = input.documents.as_ref().expect("made before").as_list::<i32>();
+    let window = input.pack.window as usize;
+    let windows: Vec<_> = (0..documents.len())
+        .step_by(window)
+        .map(|start| documents.slice(start, window.min(documents.len() - start)))
+        .collect();
+    let rows: usize = windows.iter().map(|window| tokens::pack(window, &[], &input.pack).layout.ends.len()).sum();
+    let packed = rate(
+        threads,
+        windows.len(),
+        || (),
+        |(), number| {
+            std::hint::black_box(tokens::pack(&windows[number], &[], &input.pack));
+            Ok(())
+        },
+    )?;
+    let what = "pack windows into fresh arrays";
+    Ok(vec![Limit { what, samples_per_s: packed * rows as f64 / windows.len() as f64 }])
 }

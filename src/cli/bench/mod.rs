@@ -3,6 +3,7 @@
 #[cfg(feature = "parquet")]
 mod columnar;
 mod data;
+mod documents;
 mod limit;
 mod process;
 mod workload;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use limit::Limit;
 use serde::Serialize;
 use workload::Input;
-pub(super) use workload::Workload;
+pub(super) use workload::{Packing, Workload};
 
 use super::shards::ShardArgs;
 use super::terminal::{Mark, Terminal};
@@ -29,6 +30,7 @@ Examples:
   forebay bench image --limit
   forebay bench image gs://bucket/train-*.tfrecord --epochs 1
   forebay bench features --threads 2 --json
+  forebay bench pack --packing concat --window 256 --limit
   forebay bench image --step-time 0.150";
 
 /// Arguments of `forebay bench`.
@@ -45,10 +47,10 @@ pub(super) struct BenchArgs {
     /// Epochs that are measured, after one that warms up and is checked.
     #[arg(long, value_name = "E", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     epochs: u64,
-    /// Samples of a batch [default: 256 image, 4096 features, 400 raw, 1024 tiny, 32 tokens, 16384 wide, 48 latents].
+    /// Samples of a batch [default: 256 image, 4096 features, 400 raw, 1024 tiny, 32 tokens and pack, 16384 wide, 48 latents].
     #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
-    /// Samples of the shuffle buffer, 0 for none [default: 1000 image, 100000 tiny, 0].
+    /// Samples of the shuffle buffer, 0 for none [default: 1000 image, 100000 tiny, 10000 pack, 0].
     #[arg(long, value_name = "S")]
     shuffle: Option<u64>,
     /// Parquet compressed with snappy instead of zstd.
@@ -66,6 +68,15 @@ pub(super) struct BenchArgs {
     /// Samples of the data made here.
     #[arg(long, value_name = "N", conflicts_with = "urls", value_parser = clap::value_parser!(u64).range(1..))]
     samples: Option<u64>,
+    /// How `pack` packs.
+    #[arg(long, value_name = "HOW", default_value = "best-fit")]
+    packing: Packing,
+    /// Tokens of its rows.
+    #[arg(long, value_name = "N", default_value_t = workload::PACKED as u32, value_parser = clap::value_parser!(u32).range(1..))]
+    length: u32,
+    /// Documents of a stream that it packs together.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    window: Option<u64>,
     /// The column of encoded images.
     #[arg(long, value_name = "COLUMN", default_value = "image/encoded")]
     image: String,
@@ -90,6 +101,9 @@ fn seconds(text: &str) -> Result<Duration, String> {
 struct Measured {
     workload: &'static str,
     samples_per_s: f64,
+    /// Of `pack`: without padding.
+    tokens_per_s: Option<f64>,
+    padding_share: Option<f64>,
     stored_bytes_per_s: f64,
     cpu_s: f64,
     samples_per_cpu_s: f64,
@@ -139,11 +153,17 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
     for batch in loader.epoch(0) {
         let batch = batch?;
         first_batch.get_or_insert_with(|| process::age().unwrap_or(start.elapsed()).saturating_sub(making));
-        samples += batch.len() as u64;
+        samples += workload.count(&batch)?;
         sum = sum.wrapping_add(workload.sum(&batch, &input)?);
     }
     let checked = expected.map(|expected| expected == (samples, sum));
     let mut measured = measure(&mut loader, args)?;
+    if workload == Workload::Pack {
+        // Each epoch has the tokens that were counted in the first.
+        let (tokens, cells) = (samples * args.epochs, measured.samples * u64::from(args.length));
+        measured.tokens_per_s = Some(tokens as f64 / measured.wall_s);
+        measured.padding_share = Some(1.0 - tokens as f64 / cells as f64);
+    }
     let report = loader.report();
     if let Some(file) = &args.ledger {
         std::fs::write(file, serde_json::to_vec(&loader.ledger())?).map_err(|e| {
@@ -190,7 +210,16 @@ fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input
         label: args.label.clone().unwrap_or_else(|| default_label.to_owned()),
         record_bytes: data::RAW_BYTES,
         rows: samples as i64,
+        documents: None,
+        pack: workload::pack(args.packing, args.length as usize, args.window),
     };
+    if workload == Workload::Pack {
+        input.urls.clear();
+        let documents = documents::documents(samples)?;
+        let expected = documents::sum(&documents);
+        input.documents = Some(documents);
+        return Ok((input, Some(expected)));
+    }
     if workload == Workload::Tiny {
         input.urls.clear();
         return Ok((input, Some((samples, (samples * samples.saturating_sub(1) / 2)))));
@@ -253,6 +282,8 @@ fn measure(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
     Ok(Measured {
         workload: args.workload.name(),
         samples_per_s: samples as f64 / wall,
+        tokens_per_s: None,
+        padding_share: None,
         stored_bytes_per_s: stored_bytes as f64 / wall,
         cpu_s: cpu,
         samples_per_cpu_s: samples as f64 / cpu.max(0.01),
@@ -296,7 +327,8 @@ fn print(measured: &Measured, terminal: &Terminal) -> Result<(), Failure> {
         Some(false) => terminal.mark(Mark::Bad, "other than made"),
         None => "nothing to compare with".into(),
     };
-    line("checked", format!("{} samples, sum {}: {checked}", m.checked_samples, m.checked_sum))?;
+    let what = if m.tokens_per_s.is_some() { "tokens" } else { "samples" };
+    line("checked", format!("{} {what}, sum {}: {checked}", m.checked_samples, m.checked_sum))?;
     line(
         "samples",
         format!(
@@ -307,6 +339,9 @@ fn print(measured: &Measured, terminal: &Terminal) -> Result<(), Failure> {
             m.wall_s
         ),
     )?;
+    if let (Some(tokens), Some(padding)) = (m.tokens_per_s, m.padding_share) {
+        line("tokens", format!("{}, {:.2} % padding", terminal.mark(Mark::Bold, rate(tokens)), padding * 100.0))?;
+    }
     line("stored bytes", format!("{:.1} MB/s", m.stored_bytes_per_s / 1e6))?;
     line("cpu", format!("{:.2} s, {} per cpu second", m.cpu_s, rate(m.samples_per_cpu_s).trim_end_matches("/s")))?;
     line("first batch", format!("{:.3} s after the process's start", m.first_batch_s))?;

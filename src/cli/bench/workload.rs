@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use arrow::array::Int64Array;
+use arrow::array::{ArrayRef, Int64Array};
 
-use super::data;
+use super::{data, documents};
 use crate::batch::Batch;
 use crate::dataset::{Dataset, TfRecord};
 use crate::error::Result;
 use crate::plan::Shuffle;
 use crate::schema::{Column, Dtype, bytes, float32, int64};
 use crate::transform::image::{IMAGENET_MEAN, IMAGENET_STD, Image};
+use crate::transform::tokens::Pack;
 
 /// What users load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -32,6 +33,38 @@ pub(in crate::cli) enum Workload {
     /// Parquet: samples of 2,164,832 bytes in five columns of f32, not compressed.
     #[cfg(feature = "parquet")]
     Latents,
+    /// Documents of int32 tokens, from memory, packed into rows of 2,048: int64 ids, positions and segments.
+    Pack,
+}
+
+/// How documents are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(in crate::cli) enum Packing {
+    FirstFit,
+    BestFit,
+    /// Best fit, longest first.
+    BestFitDecreasing,
+    Concat,
+}
+
+impl Packing {
+    fn pack(self, len: usize) -> Pack {
+        match self {
+            Self::FirstFit => Pack::first_fit(len),
+            Self::BestFit => Pack::best_fit(len),
+            Self::BestFitDecreasing => Pack::best_fit(len).longest_first(),
+            Self::Concat => Pack::concat_then_split(len),
+        }
+    }
+}
+
+/// Tokens of a row.
+pub(super) const PACKED: usize = 2048;
+
+/// What `pack` does unless told otherwise.
+pub(super) fn pack(packing: Packing, len: usize, window: Option<u64>) -> Pack {
+    let pack = packing.pack(len);
+    window.map_or(pack.clone(), |window| pack.window(window))
 }
 
 /// What a workload reads.
@@ -45,6 +78,9 @@ pub(super) struct Input {
     pub(super) record_bytes: usize,
     /// Rows of `tiny`, which has no shards.
     pub(super) rows: i64,
+    /// Documents of `pack`, and how they are packed.
+    pub(super) documents: Option<ArrayRef>,
+    pub(super) pack: Pack,
 }
 
 impl Workload {
@@ -60,6 +96,7 @@ impl Workload {
             Self::Wide => "wide",
             #[cfg(feature = "parquet")]
             Self::Latents => "latents",
+            Self::Pack => "pack",
         }
     }
 
@@ -75,6 +112,7 @@ impl Workload {
             Self::Wide => 16_384,
             #[cfg(feature = "parquet")]
             Self::Latents => 48,
+            Self::Pack => 32,
         }
     }
 
@@ -82,6 +120,7 @@ impl Workload {
         match self {
             Self::Image => 1000,
             Self::Tiny => 100_000,
+            Self::Pack => 10_000,
             _ => 0,
         }
     }
@@ -96,9 +135,10 @@ impl Workload {
             #[cfg(feature = "parquet")]
             Self::Tokens => 40_000,
             #[cfg(feature = "parquet")]
-            Self::Wide => 16 * 16_384,
+            Self::Wide => 64 * 16_384,
             #[cfg(feature = "parquet")]
             Self::Latents => 192,
+            Self::Pack => 50_000,
         }
     }
 
@@ -113,7 +153,7 @@ impl Workload {
                 Some(floats.chain(ints).chain([int64(input.label.as_str())]).collect())
             }
             Self::Raw => Some(vec![bytes("record").raw(Dtype::U8, [input.record_bytes])]),
-            Self::Tiny => None,
+            Self::Tiny | Self::Pack => None,
             #[cfg(feature = "parquet")]
             Self::Tokens | Self::Wide | Self::Latents => Some(super::columnar::columns(self)),
         }
@@ -121,7 +161,7 @@ impl Workload {
 
     /// Whether it reads Parquet.
     pub(super) fn is_columnar(self) -> bool {
-        !matches!(self, Self::Image | Self::Features | Self::Raw | Self::Tiny)
+        !matches!(self, Self::Image | Self::Features | Self::Raw | Self::Tiny | Self::Pack)
     }
 
     /// The image operation of `image`.
@@ -141,6 +181,8 @@ impl Workload {
             label: label.into(),
             record_bytes: data::RAW_BYTES,
             rows: 1,
+            documents: if self == Self::Pack { Some(documents::documents(1)?) } else { None },
+            pack: pack(Packing::BestFit, PACKED, None),
         };
         self.dataset(&input, false, self.default_batch(), self.default_shuffle())
     }
@@ -150,6 +192,7 @@ impl Workload {
         let options = TfRecord::new();
         let options = if self == Self::Raw { options.records() } else { options };
         let mut dataset = match self {
+            Self::Pack => Dataset::from_columns([("tokens", input.documents.clone().expect("made before"))])?,
             Self::Tiny => Dataset::from_columns([("x", Arc::new(Int64Array::from_iter_values(0..input.rows)) as _)])?,
             _ if self.is_columnar() => Dataset::open(input.urls.clone())?,
             _ => Dataset::open_with(input.urls.clone(), options)?,
@@ -163,7 +206,18 @@ impl Workload {
         if self == Self::Image {
             dataset = dataset.image(input.image.as_str(), self.image(u8));
         }
+        if self == Self::Pack {
+            dataset = dataset.pack(input.pack.clone());
+        }
         Ok(dataset.batch(batch))
+    }
+
+    /// What is counted in a batch beside its samples: of `pack` the tokens, of others the samples themselves.
+    pub(super) fn count(self, batch: &Batch) -> Result<u64> {
+        match self {
+            Self::Pack => Ok(batch.values::<i64>("segment_ids")?.iter().filter(|&&segment| segment > 0).count() as u64),
+            _ => Ok(batch.len() as u64),
+        }
     }
 
     /// A number that every sample of the batch adds to: equal sums mean equal data, whatever its order.
@@ -182,6 +236,11 @@ impl Workload {
             Self::Tiny => ints("x"),
             #[cfg(feature = "parquet")]
             Self::Tokens | Self::Wide | Self::Latents => super::columnar::sum(self, batch),
+            Self::Pack => {
+                let (ids, segments) = (batch.values::<i64>("input_ids")?, batch.values::<i64>("segment_ids")?);
+                let tokens = ids.iter().zip(segments.iter()).filter(|(_, segment)| **segment > 0);
+                Ok(tokens.fold(0, |sum, (&id, _)| sum.wrapping_add(documents::term(id))))
+            }
         }
     }
 }

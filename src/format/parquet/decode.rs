@@ -8,12 +8,14 @@ use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use bytes::{Buf, Bytes};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection, RowSelector};
+use parquet::basic::Type as Physical;
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{ChunkReader, Length};
 
-use super::caught;
 use super::footer::Footer;
 use super::numbers::{self, Chunk, Levels};
-use super::page::{Decompressor, Pages};
+use super::page::{Decompressor, Encoding, Pages};
+use super::{caught, delta};
 use crate::error::{Error, Result};
 
 /// Which columns of a file are read, and how.
@@ -71,6 +73,11 @@ impl Projection {
         Self { schema: Arc::new(Schema::new(fields)), columns }
     }
 
+    /// Decodes nothing here, all with the `parquet` crate.
+    pub(super) fn leave_to_the_crate(&mut self) {
+        self.columns.iter_mut().for_each(|column| column.direct = None);
+    }
+
     /// The schema of what is decoded.
     pub(crate) fn schema(&self) -> &SchemaRef {
         &self.schema
@@ -90,20 +97,38 @@ impl Projection {
         let decoded = self.columns.iter().flat_map(|column| {
             column.leaves.iter().map(|&leaf| {
                 let chunk = group.column(leaf);
-                let values = chunk.num_values() as u64;
+                // A row without a value takes a level.
+                let values = chunk.num_values().max(group.num_rows()) as u64;
                 match column.direct {
                     Some(levels) => {
                         let offsets = if levels.max_repetition > 0 { 4 * rows } else { 0 };
                         values.saturating_mul(width(chunk.column_type())) + offsets
                     }
-                    // Byte strings stay in their pages; views of them take 16 bytes.
-                    None => (chunk.uncompressed_size() as u64).saturating_add(values.saturating_mul(16)),
+                    // Byte strings stay in their pages; views of them take 16 bytes. Those of fixed length are copied.
+                    None => {
+                        let each = chunk.column_descr().type_length().max(16) as u64;
+                        undone_bytes(chunk).saturating_add(values.saturating_mul(each))
+                    }
                 }
             })
         });
         (stored, decoded.map(share).fold(0, u64::saturating_add))
     }
 }
+
+/// Bytes that a column's pages take once they are decompressed, and prefixes that byte strings share are written out.
+fn undone_bytes(chunk: &ColumnChunkMetaData) -> u64 {
+    let bytes = chunk.uncompressed_size() as u64;
+    if !chunk.encodings().any(|encoding| encoding == parquet::basic::Encoding::DELTA_BYTE_ARRAY) {
+        return bytes;
+    }
+    let stated = chunk.unencoded_byte_array_data_bytes().and_then(|bytes| u64::try_from(bytes).ok());
+    bytes.saturating_add(stated.unwrap_or_else(|| bytes.saturating_mul(SHARED).max(SHARED_BYTES)))
+}
+
+/// How many times their stored bytes strings may take that share prefixes, where the footer does not say; or so many bytes.
+const SHARED: u64 = 16;
+const SHARED_BYTES: u64 = 1 << 20;
 
 fn width(stored: parquet::basic::Type) -> u64 {
     match stored {
@@ -271,7 +296,7 @@ pub(crate) fn decode(
     if !general.is_empty() {
         let leaves = general.iter().flat_map(|&at| projection.columns[at].leaves.iter().copied());
         let leaves: Vec<usize> = leaves.collect();
-        check_sizes(footer, part, &leaves, fetched)?;
+        check_sizes(footer, part, &leaves, fetched, decompressor)?;
         let decoded = decode_general(footer, part, &leaves, fetched)?;
         for (&at, array) in general.iter().zip(decoded.columns()) {
             arrays[at] = Some(array.clone());
@@ -310,12 +335,20 @@ fn decode_numbers(
     }))
 }
 
-/// Looks at the headers of all pages before they are decompressed by the general reader, which believes them.
-fn check_sizes(footer: &Footer, part: &Part, leaves: &[usize], fetched: &Fetched) -> Result<()> {
+/// Looks at the headers of all pages before they are decompressed by the general reader, which believes them; and at the lengths of strings
+/// that share prefixes, since a few bytes can stand for any number.
+fn check_sizes(
+    footer: &Footer,
+    part: &Part,
+    leaves: &[usize],
+    fetched: &Fetched,
+    decompressor: &mut Decompressor,
+) -> Result<()> {
     for &leaf in leaves {
         let column = footer.metadata().row_group(part.group).column(leaf);
         let Located { dictionary, pages, .. } = locate(footer, part, leaf);
         let mut values = column.num_values() as u64;
+        let mut shared = undone_bytes(column);
         for range in dictionary.into_iter().chain([pages]) {
             let data = fetched.get(range.clone()).ok_or_else(|| Error::corrupt("bytes of a column were not read"))?;
             let place = |error: Error| {
@@ -325,10 +358,22 @@ fn check_sizes(footer: &Footer, part: &Part, leaves: &[usize], fetched: &Fetched
             let length = data.len();
             let mut pages = Pages::new(data, 0..length, column.uncompressed_size() as u64);
             while let Some(page) = pages.next().map_err(place)? {
+                page.check_window(column.compression_codec()).map_err(place)?;
                 if page.header.is_data() {
                     values = values
                         .checked_sub(page.header.values.into())
                         .ok_or_else(|| place(Error::corrupt("pages hold more values than the footer says")))?;
+                }
+                if page.header.encoding == Encoding::DeltaByteArray && column.column_type() == Physical::BYTE_ARRAY {
+                    let offset = page.offset as u64;
+                    let page = decompressor.open(page, column.compression_codec()).map_err(place)?;
+                    let descr = column.column_descr();
+                    let bytes = delta::string_bytes(&page, descr.max_rep_level(), descr.max_def_level());
+                    let bytes = bytes.map_err(|error| place(error.byte_offset(offset)))?;
+                    shared = shared.checked_sub(bytes).ok_or_else(|| {
+                        place(Error::corrupt("byte strings share more than the footer allows").byte_offset(offset))
+                            .advice("write the column with another encoding than DELTA_BYTE_ARRAY")
+                    })?;
                 }
             }
         }

@@ -10,15 +10,32 @@ use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::file::metadata::{ColumnChunkMetaData, PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder};
 
 use super::caught;
+use super::thrift::{Kind, Reader};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Magic, the footer's length, and magic again.
 const SMALLEST: u64 = 12;
 
+/// The footer's length, and magic.
+const END: u64 = 8;
+
+/// Groups within groups of a schema, at most: the crate goes down by calling itself.
+const MAX_DEPTH: usize = 64;
+
 /// Reads a footer without doing any I/O: it says which bytes it wants.
 pub(crate) struct FooterReader {
     decoder: ParquetMetaDataPushDecoder,
     file_bytes: u64,
+    /// What was supplied.
+    pieces: Vec<(u64, Bytes)>,
+    /// What is looked through before the decoder, which takes memory for as many items as a list says that it has.
+    unseen: Unseen,
+}
+
+enum Unseen {
+    Footer,
+    /// Structures at these places.
+    Structures(Vec<Range<u64>>),
 }
 
 /// What a [`FooterReader`] came to.
@@ -35,22 +52,80 @@ impl FooterReader {
                 .advice("look whether it was written to its end"));
         }
         let decoder = ParquetMetaDataPushDecoder::try_new(file_bytes).map_err(damaged)?;
-        Ok(Self { decoder: decoder.with_page_index_policy(PageIndexPolicy::Skip), file_bytes })
+        let decoder = decoder.with_page_index_policy(PageIndexPolicy::Skip);
+        Ok(Self { decoder, file_bytes, pieces: Vec::new(), unseen: Unseen::Footer })
     }
 
     /// For the page indexes of a file whose footer is known.
     pub(crate) fn of_page_index(file_bytes: u64, metadata: &ParquetMetaData) -> Result<Self> {
         let decoder = ParquetMetaDataPushDecoder::try_new_with_metadata(file_bytes, metadata.clone());
-        let decoder = decoder.map_err(damaged)?.with_page_index_policy(PageIndexPolicy::Optional);
-        Ok(Self { decoder, file_bytes })
+        // Where pages stand is of interest, what they hold is not.
+        let decoder = decoder.map_err(damaged)?.with_page_index_policy(PageIndexPolicy::Skip);
+        let decoder = decoder.with_offset_index_policy(PageIndexPolicy::Optional);
+        let columns = metadata.row_groups().iter().flat_map(|group| group.columns());
+        let places = columns.filter_map(|column| {
+            let start = u64::try_from(column.offset_index_offset()?).ok()?;
+            Some(start..start.checked_add(u64::try_from(column.offset_index_length()?).ok()?)?)
+        });
+        Ok(Self { decoder, file_bytes, pieces: Vec::new(), unseen: Unseen::Structures(places.collect()) })
     }
 
     /// Takes bytes of the file.
     pub(crate) fn supply(&mut self, range: Range<u64>, bytes: Bytes) -> Result<()> {
+        self.pieces.push((range.start, bytes.clone()));
         self.decoder.push_range(range, bytes).map_err(damaged)
     }
 
+    /// Supplied bytes, where they are there.
+    fn supplied(&self, range: &Range<u64>) -> Option<&[u8]> {
+        self.pieces.iter().find_map(|(start, bytes)| {
+            let from = range.start.checked_sub(*start)?;
+            bytes.get(usize::try_from(from).ok()?..usize::try_from(range.end - start).ok()?)
+        })
+    }
+
+    /// Looks through what is there of what was not looked through.
+    fn look(&mut self) -> Result<()> {
+        match &self.unseen {
+            Unseen::Footer => {
+                let end = self.file_bytes - END;
+                let Some([a, b, c, d, ..]) = self.supplied(&(end..self.file_bytes)) else { return Ok(()) };
+                let length = u32::from_le_bytes([*a, *b, *c, *d]);
+                let start = end.checked_sub(length.into()).ok_or_else(|| {
+                    Error::corrupt(format!("a footer of {length} bytes in a file of {}", self.file_bytes))
+                        .advice("fetch or write the shard again")
+                })?;
+                let Some(footer) = self.supplied(&(start..end)) else { return Ok(()) };
+                check_footer(footer).map_err(|error| {
+                    let offset = error.place().byte_offset.unwrap_or(0);
+                    Error::corrupt("the footer cannot be read")
+                        .because(error)
+                        .byte_offset(start + offset)
+                        .advice("fetch or write the shard again")
+                })?;
+                self.unseen = Unseen::Structures(Vec::new());
+            }
+            Unseen::Structures(places) => {
+                let mut left = Vec::new();
+                for place in places {
+                    match self.supplied(place) {
+                        None => left.push(place.clone()),
+                        Some(bytes) => Reader::new(bytes).skip(Kind::Struct).map_err(|error| {
+                            Error::corrupt("the page index cannot be read")
+                                .because(error)
+                                .byte_offset(place.start)
+                                .advice("fetch or write the shard again")
+                        })?,
+                    }
+                }
+                self.unseen = Unseen::Structures(left);
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn next(&mut self) -> Result<Progress> {
+        self.look()?;
         let decoded = caught(|| self.decoder.try_decode().map_err(damaged))?;
         match decoded {
             DecodeResult::NeedsData(ranges) => {
@@ -65,6 +140,44 @@ impl FooterReader {
             DecodeResult::Finished => Err(Error::corrupt("a footer was read twice")),
         }
     }
+}
+
+/// Whether lists end within the footer, and the schema is a tree of bounded depth. No memory is taken for what it declares.
+fn check_footer(footer: &[u8]) -> Result<()> {
+    let (mut reader, mut last) = (Reader::new(footer), 0);
+    while let Some((field, kind)) = reader.field(&mut last)? {
+        match (field, kind) {
+            (2, Kind::List) => check_schema(&mut reader)?,
+            (_, kind) => reader.skip(kind)?,
+        }
+    }
+    Ok(())
+}
+
+fn check_schema(reader: &mut Reader<'_>) -> Result<()> {
+    let (length, Kind::Struct) = reader.list()? else { return Err(Error::corrupt("the schema is no list of fields")) };
+    // Fields that are still to come in each group around.
+    let mut open: Vec<u64> = Vec::new();
+    for at in 0..length {
+        let (mut children, mut last) = (0, 0);
+        while let Some((field, kind)) = reader.field(&mut last)? {
+            match (field, kind) {
+                (5, Kind::Int) => children = reader.int()?,
+                (_, kind) => reader.skip(kind)?,
+            }
+        }
+        let children = u64::try_from(children).ok().filter(|&children| children < length - at);
+        let children = children.ok_or_else(|| Error::corrupt("a group has more fields than the schema"))?;
+        if let Some(left) = open.last_mut() {
+            *left -= 1;
+        }
+        open.push(children);
+        open.truncate(open.iter().rposition(|&left| left > 0).map_or(0, |last| last + 1));
+        if open.len() > MAX_DEPTH {
+            return Err(Error::corrupt(format!("the schema has more than {MAX_DEPTH} groups within each other")));
+        }
+    }
+    Ok(())
 }
 
 fn damaged(error: parquet::errors::ParquetError) -> Error {

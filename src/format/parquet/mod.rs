@@ -3,7 +3,9 @@
 //! The `parquet` crate reads footers, and all columns that are not numbers or lists of them. Those are decoded here (`numbers`): what accelerators
 //! ask for most.
 
+pub mod check;
 mod decode;
+mod delta;
 mod footer;
 mod hybrid;
 mod numbers;

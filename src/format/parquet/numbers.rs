@@ -329,7 +329,7 @@ fn too_many() -> Error {
 }
 
 /// The levels at the front of a page of the first version, and what comes behind.
-fn levels_of(data: &[u8], max: i16) -> Result<(&[u8], &[u8])> {
+pub(super) fn levels_of(data: &[u8], max: i16) -> Result<(&[u8], &[u8])> {
     if max == 0 {
         return Ok((&[], data));
     }

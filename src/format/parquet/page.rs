@@ -35,6 +35,8 @@ pub(super) enum Encoding {
     Dictionary,
     Rle,
     BitPacked,
+    /// Byte strings that share prefixes with those before them.
+    DeltaByteArray,
     Other(i32),
 }
 
@@ -133,6 +135,7 @@ fn encoding_of(code: i64) -> Encoding {
         2 | 8 => Encoding::Dictionary,
         3 => Encoding::Rle,
         4 => Encoding::BitPacked,
+        7 => Encoding::DeltaByteArray,
         other => Encoding::Other(other as i32),
     }
 }
@@ -144,6 +147,28 @@ pub(super) struct StoredPage {
     /// Where its header stands, counted from the chunk's beginning.
     pub(super) offset: usize,
     body: Bytes,
+}
+
+impl StoredPage {
+    /// Refuses content for which a decompressor would take memory of its own without bound: Brotli's large windows, which are no part of its
+    /// standard, let a few bytes ask for 1 GiB. Within the standard 16 MiB are the most.
+    ///
+    /// Source: RFC 7932, section 9.1, where the bits 0010001 are reserved.
+    pub(super) fn check_window(&self, codec: Codec) -> Result<()> {
+        let levels = match self.header.kind {
+            PageKind::DataV2 { is_compressed: false, .. } => return Ok(()),
+            PageKind::DataV2 { definition_bytes, repetition_bytes, .. } => {
+                definition_bytes as usize + repetition_bytes as usize
+            }
+            _ => 0,
+        };
+        match self.body.get(levels) {
+            Some(first) if codec == Codec::BROTLI && first & 0x7f == 0x11 => {
+                Err(Error::corrupt("a page does not decompress: it has a large window").byte_offset(self.offset as u64))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Walks the pages in some bytes of a column chunk, which begin with a header.
@@ -212,6 +237,7 @@ impl Decompressor {
     /// # Errors
     /// A wrong checksum, content that is other than its header says.
     pub(super) fn open(&mut self, page: StoredPage, codec: Codec) -> Result<Page> {
+        page.check_window(codec)?;
         let StoredPage { header, offset, body } = page;
         let opened = self.content(&header, body, codec);
         opened.map_err(|error| error.byte_offset(offset as u64))

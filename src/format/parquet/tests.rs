@@ -15,6 +15,7 @@ use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder, WriterVersion};
 use proptest::prelude::*;
 
+use super::check::Opened;
 use super::*;
 
 fn written(batch: &RecordBatch, properties: WriterPropertiesBuilder) -> Bytes {
@@ -25,36 +26,13 @@ fn written(batch: &RecordBatch, properties: WriterPropertiesBuilder) -> Bytes {
     file.into()
 }
 
-/// The footer, with page indexes, in as many steps as the reader wants.
-fn footer_of(file: &Bytes) -> Result<Footer> {
-    let finish = |mut reader: FooterReader| loop {
-        match reader.next()? {
-            Progress::Done(metadata) => return Ok(metadata),
-            Progress::Wants(ranges) => {
-                for range in ranges {
-                    let bytes = file.slice(range.start as usize..range.end as usize);
-                    reader.supply(range, bytes)?;
-                }
-            }
-        }
-    };
-    let metadata = finish(FooterReader::new(file.len() as u64)?)?;
-    let metadata = finish(FooterReader::of_page_index(file.len() as u64, &metadata)?)?;
-    Footer::new(Arc::new(*metadata), file.len() as u64)
-}
-
 /// Decodes rows, with only the bytes at hand that are asked for.
-fn decoded(file: &Bytes, footer: &Footer, names: Option<&[&str]>, part: &Part) -> Result<RecordBatch> {
-    let projection = Projection::new(footer, names);
-    let pieces = ranges(footer, &projection, part).into_iter();
-    let pieces = pieces.map(|range| (range.start, file.slice(range.start as usize..range.end as usize))).collect();
-    let fetched = Fetched::new(pieces, file.len() as u64);
-    let arrays = decode(footer, &projection, part, &fetched, &mut Decompressor::default())?;
-    let fields: Vec<Field> = projection.schema().fields().iter().map(|field| field.as_ref().clone()).collect();
-    let fields = fields
-        .into_iter()
-        .zip(&arrays)
-        .map(|(field, array)| field.with_data_type(array.data_type().clone()).with_nullable(true));
+fn decoded(file: &Opened, names: Option<&[&str]>, part: &Part) -> Result<RecordBatch> {
+    let projection = Projection::new(&file.footer, names);
+    let arrays = file.decode(part.group, part.rows.clone(), names, true)?;
+    let fields = projection.schema().fields().iter().map(|field| field.as_ref().clone());
+    let fields =
+        fields.zip(&arrays).map(|(field, array)| field.with_data_type(array.data_type().clone()).with_nullable(true));
     Ok(RecordBatch::try_new(Arc::new(arrow::datatypes::Schema::new(fields.collect::<Vec<_>>())), arrays).unwrap())
 }
 
@@ -141,14 +119,15 @@ fn every_way_of_storing_gives_what_the_crate_gives() {
         for (way, properties) in ways() {
             let what = format!("{way}, nulls {nulls}");
             let file = written(&batch, properties);
-            let footer = footer_of(&file).unwrap();
-            let wanted = expected(&file, &footer);
+            let opened = Opened::new(file.clone()).unwrap();
+            let footer = &opened.footer;
+            let wanted = expected(&file, footer);
             let mut before = 0;
             for group in 0..footer.metadata().num_row_groups() {
                 let all = footer.metadata().row_group(group).num_rows() as u64;
                 for part in [0..all, 0..1, all / 3..all / 2, all - 1..all, 29..31] {
                     let rows = (before + part.start) as usize..(before + part.end) as usize;
-                    let found = decoded(&file, &footer, None, &Part { group, rows: part }).unwrap();
+                    let found = decoded(&opened, None, &Part { group, rows: part }).unwrap();
                     assert_equal(&found, &wanted, rows, &what);
                 }
                 before += all;
@@ -160,23 +139,24 @@ fn every_way_of_storing_gives_what_the_crate_gives() {
 #[test]
 fn chosen_columns_alone_are_read() {
     let file = written(&rows(200, true), ways()[0].1.clone());
-    let footer = footer_of(&file).unwrap();
-    let projection = Projection::new(&footer, Some(&["few", "image.bytes"]));
+    let opened = Opened::new(file).unwrap();
+    let footer = &opened.footer;
+    let projection = Projection::new(footer, Some(&["few", "image.bytes"]));
     let names: Vec<_> = projection.schema().fields().iter().map(|field| field.name().as_str()).collect();
     assert_eq!(names, ["few", "image"]);
     let whole = Part { group: 0, rows: 0..200 };
-    let read: u64 = ranges(&footer, &projection, &whole).iter().map(|range| range.end - range.start).sum();
+    let read: u64 = ranges(footer, &projection, &whole).iter().map(|range| range.end - range.start).sum();
     let chunks = footer.metadata().row_group(0).columns();
     let wanted = chunks.iter().filter(|chunk| ["few", "image.bytes"].contains(&chunk.column_path().string().as_str()));
     assert_eq!(read, wanted.map(|chunk| chunk.compressed_size() as u64).sum::<u64>());
-    let found = decoded(&file, &footer, Some(&["few", "image.bytes"]), &whole).unwrap();
+    let found = decoded(&opened, Some(&["few", "image.bytes"]), &whole).unwrap();
     assert_eq!(
         found.column(1).data_type(),
         &DataType::Struct(vec![Field::new("bytes", DataType::BinaryView, true)].into())
     );
     // A few rows take a few pages.
     let part = Part { group: 0, rows: 100..110 };
-    let few: u64 = ranges(&footer, &projection, &part).iter().map(|range| range.end - range.start).sum();
+    let few: u64 = ranges(footer, &projection, &part).iter().map(|range| range.end - range.start).sum();
     assert!(few * 3 < read, "{few} of {read} bytes for 10 of 200 rows");
 }
 
@@ -184,7 +164,7 @@ fn chosen_columns_alone_are_read() {
 fn every_cut_ends_in_an_error_or_the_right_rows() {
     let file = written(&rows(40, true), ways()[5].1.clone());
     for end in 0..file.len() {
-        assert!(footer_of(&file.slice(..end)).is_err(), "cut at {end}");
+        assert!(Opened::new(file.slice(..end)).is_err(), "cut at {end}");
     }
 }
 
@@ -196,14 +176,14 @@ fn every_flipped_byte_ends_in_an_error_or_in_rows() {
             let mut damaged = file.to_vec();
             damaged[at] ^= 1 << (at % 8);
             let damaged = Bytes::from(damaged);
-            let Ok(footer) = footer_of(&damaged) else { continue };
+            let Ok(opened) = Opened::new(damaged) else { continue };
+            let footer = &opened.footer;
             for group in 0..footer.metadata().num_row_groups() {
                 let rows = footer.metadata().row_group(group).num_rows() as u64;
                 let part = Part { group, rows: 0..rows };
-                let projection = Projection::new(&footer, None);
                 // As the loader, which refuses blocks that do not fit its budget.
-                if rows > 0 && projection.bytes(&footer, &part).1 < 1 << 24 && rows < 1 << 20 {
-                    _ = decoded(&damaged, &footer, None, &part).map(|batch| assert_eq!(batch.num_rows() as u64, rows));
+                if rows > 0 && opened.bytes(group, 0..rows) < 1 << 24 {
+                    _ = decoded(&opened, None, &part).map(|batch| assert_eq!(batch.num_rows() as u64, rows));
                 }
             }
         }
@@ -214,7 +194,7 @@ fn every_flipped_byte_ends_in_an_error_or_in_rows() {
 fn a_page_that_claims_to_be_large_is_refused_before_memory_is_taken() {
     let batch = RecordBatch::try_from_iter([("text", Arc::new(StringArray::from(vec!["a"; 10])) as ArrayRef)]).unwrap();
     let file = written(&batch, ways()[5].1.clone()).to_vec();
-    let footer = footer_of(&Bytes::from(file.clone())).unwrap();
+    let footer = Opened::new(file.clone().into()).unwrap().footer;
     // The first page header: 15 (type) xx 15 (uncompressed size) varint.
     let start = footer.chunk_range(0, 0).start as usize;
     let mut bomb = file[..start].to_vec();
@@ -228,6 +208,45 @@ fn a_page_that_claims_to_be_large_is_refused_before_memory_is_taken() {
     let error = decode(&footer, &projection, &Part { group: 0, rows: 0..10 }, &fetched, &mut Decompressor::default())
         .unwrap_err();
     assert!(error.to_string().contains("more than its column's footer allows"), "{error}");
+}
+
+#[test]
+fn large_windows_of_brotli_are_refused_however_a_page_is_decoded() {
+    let batch = RecordBatch::try_from_iter([
+        ("number", Arc::new(Int32Array::from(vec![7; 100])) as ArrayRef),
+        ("truth", Arc::new(BooleanArray::from(vec![true; 100]))),
+    ])
+    .unwrap();
+    let file = written(&batch, ways()[8].1.clone().set_dictionary_enabled(false)).to_vec();
+    let footer = Opened::new(file.clone().into()).unwrap().footer;
+    for (leaf, name) in ["number", "truth"].into_iter().enumerate() {
+        let start = footer.chunk_range(0, leaf).start as usize;
+        let (_, length) = page::PageHeader::read(&file[start..]).unwrap();
+        let mut damaged = file.clone();
+        // 30 bits of window, and not a byte of content.
+        damaged[start + length..start + length + 2].copy_from_slice(&[0x11, 30]);
+        let error = Opened::new(damaged.into()).unwrap().decode(0, 0..100, Some(&[name]), true).unwrap_err();
+        assert!(error.to_string().contains("large window"), "{error}");
+    }
+}
+
+#[test]
+fn strings_that_share_without_bound_are_refused_before_they_are_written_out() {
+    // The same long string a hundred thousand times; its pages take a few KiB, and the footer says nothing of strings.
+    let text = Arc::new(StringArray::from(vec!["a long text ".repeat(400); 20_000])) as ArrayRef;
+    let batch = RecordBatch::try_from_iter([("text", text)]).unwrap();
+    let properties = WriterProperties::builder()
+        .set_dictionary_enabled(false)
+        .set_encoding(parquet::basic::Encoding::DELTA_BYTE_ARRAY)
+        .set_statistics_enabled(parquet::file::properties::EnabledStatistics::None)
+        .set_compression(Compression::UNCOMPRESSED);
+    let opened = Opened::new(written(&batch, properties)).unwrap();
+    let (reckoned, stated) = (opened.bytes(0, 0..20_000), 20_000 * 4_800);
+    if let Ok(arrays) = opened.decode(0, 0..20_000, None, true) {
+        assert!(reckoned > stated && arrays[0].len() == 20_000, "{reckoned} bytes were reckoned");
+    } else {
+        assert!(reckoned < stated, "{reckoned} bytes would have been enough");
+    }
 }
 
 proptest! {
@@ -248,12 +267,12 @@ proptest! {
             properties = properties.set_writer_version(WriterVersion::PARQUET_2_0);
         }
         let file = written(&batch, properties);
-        let footer = footer_of(&file).unwrap();
-        let wanted = expected(&file, &footer);
+        let opened = Opened::new(file.clone()).unwrap();
+        let wanted = expected(&file, &opened.footer);
         let (half, all) = (lists.len() / 2, lists.len());
         for rows in [0..all, half..all] {
             let part = Part { group: 0, rows: rows.start as u64..rows.end as u64 };
-            assert_equal(&decoded(&file, &footer, None, &part).unwrap(), &wanted, rows, "any");
+            assert_equal(&decoded(&opened, None, &part).unwrap(), &wanted, rows, "any");
         }
     }
 }

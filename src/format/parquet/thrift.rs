@@ -1,11 +1,11 @@
-//! The few words of Thrift's compact protocol that page headers are written in.
+//! The few words of Thrift's compact protocol that page headers are written in, and footers.
 //!
 //! Source: Apache Thrift, "Thrift Compact protocol encoding".
 
 use crate::error::{Error, Result};
 
-/// Structures within structures, at most: page headers need three.
-const MAX_DEPTH: u32 = 8;
+/// Values within values, at most: page headers need three, footers eight.
+const MAX_DEPTH: u32 = 16;
 
 /// What a field holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl<'a> Reader<'a> {
     }
 
     fn byte(&mut self) -> Result<u8> {
-        let byte = *self.data.get(self.at).ok_or_else(|| Error::corrupt("a page header ends early"))?;
+        let byte = *self.data.get(self.at).ok_or_else(|| Error::corrupt("a header ends early"))?;
         self.at += 1;
         Ok(byte)
     }
@@ -53,7 +53,7 @@ impl<'a> Reader<'a> {
                 return Ok(value);
             }
         }
-        Err(Error::corrupt("a number in a page header does not end"))
+        Err(Error::corrupt("a number in a header does not end"))
     }
 
     pub(super) fn int(&mut self) -> Result<i64> {
@@ -72,13 +72,20 @@ impl<'a> Reader<'a> {
         Ok(Some((*last, kind(head & 0x0f)?)))
     }
 
+    /// How many items a list has, and of which kind; they follow.
+    pub(super) fn list(&mut self) -> Result<(u64, Kind)> {
+        let head = self.byte()?;
+        let length = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
+        Ok((length, item_kind(head & 0x0f)?))
+    }
+
     /// Passes over a value.
     pub(super) fn skip(&mut self, kind: Kind) -> Result<()> {
         self.skip_within(kind, MAX_DEPTH)
     }
 
     fn skip_within(&mut self, kind: Kind, depth: u32) -> Result<()> {
-        let depth = depth.checked_sub(1).ok_or_else(|| Error::corrupt("a page header nests too deeply"))?;
+        let depth = depth.checked_sub(1).ok_or_else(|| Error::corrupt("a header nests too deeply"))?;
         match kind {
             Kind::True | Kind::False => Ok(()),
             Kind::Byte => self.bytes(1),
@@ -89,9 +96,7 @@ impl<'a> Reader<'a> {
                 self.bytes(length)
             }
             Kind::List => {
-                let head = self.byte()?;
-                let length = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
-                let items = item_kind(head & 0x0f)?;
+                let (length, items) = self.list()?;
                 self.items(length, depth, &[items])
             }
             Kind::Map => {
@@ -128,7 +133,7 @@ impl<'a> Reader<'a> {
     fn bytes(&mut self, length: u64) -> Result<()> {
         let left = (self.data.len() - self.at) as u64;
         if length > left {
-            return Err(Error::corrupt("a page header ends early"));
+            return Err(Error::corrupt("a header ends early"));
         }
         self.at += length as usize;
         Ok(())
@@ -146,7 +151,7 @@ fn kind(code: u8) -> Result<Kind> {
         9 | 10 => Kind::List,
         11 => Kind::Map,
         12 => Kind::Struct,
-        other => return Err(Error::corrupt(format!("a page header has a field of type {other}, which there is not"))),
+        other => return Err(Error::corrupt(format!("a header has a field of type {other}, which there is not"))),
     })
 }
 

@@ -84,11 +84,13 @@ impl State {
             return counts;
         }
         for chunk in chunks {
-            chunk.picked.for_each_rows(&mut |rows| {
-                for &(at, _) in &rows.rows {
-                    let block = rows.blocks[at].block;
-                    *counts.entry(BlockKey { leaf: rows.leaf, block, epoch }).or_insert(0) += 1;
-                }
+            chunk.parts.iter().for_each(|part| {
+                part.for_each_rows(&mut |rows| {
+                    for &(at, _) in &rows.rows {
+                        let block = rows.blocks[at].block;
+                        *counts.entry(BlockKey { leaf: rows.leaf, block, epoch }).or_insert(0) += 1;
+                    }
+                })
             });
         }
         counts

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{BlockKey, BlockStage, Chunk, READ_AHEAD, Run, State, TICKETS_AHEAD, Ticket};
+use super::{BlockKey, BlockStage, Chunk, READ_AHEAD, Run, State, Ticket};
 use crate::error::Error;
 use crate::loader::arrival::ArrivalDriver;
 use crate::loader::lower::Leaf;
@@ -16,7 +16,7 @@ impl State {
         let unstarted = self.tickets.len() as u64;
         let bytes: u64 = self.tickets.iter().map(|ticket| ticket.bytes).sum();
         let near = unstarted < 2;
-        let far = unstarted < TICKETS_AHEAD
+        let far = unstarted < run.shared.pipeline.tickets_ahead()
             && self.needs.is_empty()
             && bytes < READ_AHEAD.min(run.shared.account.total() / 4);
         if self.planned_all || self.failed || !(near || far) {
@@ -77,7 +77,7 @@ impl State {
         }
         let positions = Positions::new(passed.collect(), 0);
         let Ok(picked) = self.order.pick(positions, self.epoch, None, &self.arrivals) else { return };
-        let chunk = Chunk { picked, stream: 0, position: 0 };
+        let chunk = Chunk { parts: vec![picked], stream: 0, position: 0 };
         for (key, count) in self.count_rows(&[chunk], self.epoch) {
             self.deliver_rows(key, count);
         }
@@ -104,7 +104,7 @@ impl State {
             let positions = Positions::new((start..start + (stop - at)).collect(), self.step);
             let frame = (pass == self.epoch).then_some(frame);
             let picked = self.order.pick(positions, pass, frame, &self.arrivals)?;
-            chunks.push(Chunk { picked, stream: 0, position: at });
+            chunks.push(Chunk { parts: vec![picked], stream: 0, position: at });
             at = stop;
         }
         if slots.end <= rows {
@@ -118,7 +118,8 @@ impl State {
         (steps.first_stream()..).zip(&self.planned).all(|(stream, &at)| at >= steps.stream_rows(stream, rows))
     }
 
-    /// The next rows of each stream that needs some, where what becomes of them is not known: a share each.
+    /// The next rows of each stream that needs some, where what becomes of them is not known: a share each, or a window as one chunk, where functions
+    /// work on windows.
     ///
     /// Streams lose rows at different rates, so they go at their own pace, and each is read no further than it is wanted. Rows of
     /// shards without an index come in one sequence only; there all streams keep step.
@@ -129,7 +130,10 @@ impl State {
         ahead: &mut Vec<Ahead>,
     ) -> Result<Vec<Chunk>, NeedsRows> {
         let (steps, arrives) = (run.shared.pipeline.steps, self.order.arrives());
-        let share = steps.stream_share();
+        let (share, unit) = (steps.stream_share(), run.shared.pipeline.unit());
+        let windows = run.shared.pipeline.window_rows.is_some();
+        // Positions of the epoch that all streams give in a ticket.
+        let batch = steps.batch * (unit / share);
         let (mut chunks, mut planned) = (Vec::new(), self.planned.clone());
         for (number, at) in planned.iter_mut().enumerate() {
             let stream = steps.first_stream() + number as u64;
@@ -137,18 +141,28 @@ impl State {
             if sated && !arrives {
                 continue;
             }
-            let end = steps.stream_rows(stream, rows).min((*at / share + 1) * share);
-            // The ticket takes the place of the step that these rows would be in if nothing were lost.
-            let offset = (self.step as i64).wrapping_sub((*at / share) as i64).wrapping_mul(steps.batch as i64);
-            let frame = Some(Frame::of_epoch(steps.batch).moved(offset.into()));
+            let end = steps.stream_rows(stream, rows).min((*at / unit + 1) * unit);
+            // The ticket takes the place of the step (or of the steps of a window) that these rows would be in if nothing were lost.
+            let offset = (self.step as i64).wrapping_sub((*at / unit) as i64).wrapping_mul(batch as i64);
+            let frame = Some(Frame::of_epoch(batch).moved(offset.into()));
+            let (mut parts, position) = (Vec::new(), *at);
             while *at < end {
                 let stop = end.min(at.saturating_add(run.shared.chunk_rows as u64));
-                let first = steps.position_of(stream, *at);
-                let positions = Positions::new((first..first + (stop - *at)).collect(), self.step);
+                let runs: Vec<Range<u64>> = steps.positions_of(stream, *at..stop).collect();
+                let positions = Positions::new(runs.iter().cloned().flatten().collect(), self.step);
                 let picked = self.order.pick(positions, self.epoch, frame, &self.arrivals)?;
-                chunks.push(Chunk { picked, stream: number, position: *at });
-                self.order.ahead(first..first + (stop - *at), self.epoch, frame, ahead);
+                if windows {
+                    parts.push(picked);
+                } else {
+                    chunks.push(Chunk { parts: vec![picked], stream: number, position: *at });
+                }
+                for run in runs {
+                    self.order.ahead(run, self.epoch, frame, ahead);
+                }
                 *at = stop;
+            }
+            if !parts.is_empty() {
+                chunks.push(Chunk { parts, stream: number, position });
             }
         }
         self.planned = planned;
@@ -187,10 +201,15 @@ impl State {
         // Blocks and their holds, each block once.
         let mut keys: Vec<(BlockKey, u64)> = Vec::new();
         for chunk in &chunks {
-            chunk.picked.for_each_rows(&mut |rows| {
-                keys.extend(rows.blocks.iter().map(|&PickedBlock { block, hold, .. }| {
-                    (BlockKey { leaf: rows.leaf, block, epoch: block_epoch }, self.base.wrapping_add(hold).max(number))
-                }));
+            chunk.parts.iter().for_each(|part| {
+                part.for_each_rows(&mut |rows| {
+                    keys.extend(rows.blocks.iter().map(|&PickedBlock { block, hold, .. }| {
+                        (
+                            BlockKey { leaf: rows.leaf, block, epoch: block_epoch },
+                            self.base.wrapping_add(hold).max(number),
+                        )
+                    }));
+                })
             });
         }
         keys.sort_unstable();
@@ -226,7 +245,7 @@ impl State {
                 self.ahead.push_back(key);
             }
         }
-        run.shared.counters.plan.add(chunks.iter().map(|chunk| chunk.picked.positions()).sum(), 0);
+        run.shared.counters.plan.add(chunks.iter().map(Chunk::positions).sum(), 0);
         let blocks = keys.into_iter().map(|(key, _)| key).collect();
         self.tickets.push_back(Ticket { epoch, step: self.step, chunks, blocks, missing, bytes, end: None });
     }

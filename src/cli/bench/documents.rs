@@ -1,0 +1,71 @@
+//! Documents of `pack`: token lists in memory, as long as texts of the web are.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, Int32Array, ListArray};
+use arrow::buffer::{OffsetBuffer, ScalarBuffer};
+use arrow::datatypes::{DataType, Field, Int32Type};
+use rand::Rng as _;
+
+use crate::error::{Error, Result};
+use crate::random::{Key, Rng};
+
+/// Lengths are log-normal. Web pages have some hundred tokens, a few have tens of thousands: with these the mean is 863.
+const MEDIAN: f64 = 420.0;
+const SIGMA: f64 = 1.2;
+const SHORTEST: f64 = 8.0;
+const LONGEST: f64 = 100_000.0;
+
+/// Token ids: 1 up to GPT-2's vocabulary. 0 is padding.
+const VOCABULARY: i32 = 50_257;
+
+/// A length of the distribution.
+fn length(rng: &mut Rng) -> usize {
+    let (u, v) = (1.0 - rng.random::<f64>(), rng.random::<f64>());
+    let normal = libm::sqrt(-2.0 * libm::log(u)) * libm::cos(std::f64::consts::TAU * v);
+    (MEDIAN * libm::exp(SIGMA * normal)).clamp(SHORTEST, LONGEST) as usize
+}
+
+/// So many documents, as one column of lists.
+pub(super) fn documents(count: u64) -> Result<ArrayRef> {
+    let mut rng = Key::new(0).with("bench").with("pack").rng();
+    let (mut tokens, mut offsets) = (Vec::<i32>::new(), vec![0]);
+    for _ in 0..count {
+        let length = length(&mut rng);
+        tokens.extend((0..length).map(|_| rng.random_range(1..VOCABULARY)));
+        offsets.push(i32::try_from(tokens.len()).map_err(|_| {
+            Error::config(format!("{count} documents have 2^31 tokens or more")).advice("take fewer --samples")
+        })?);
+    }
+    let field = Arc::new(Field::new_list_field(DataType::Int32, false));
+    let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
+    Ok(Arc::new(ListArray::new(field, offsets, Arc::new(Int32Array::from(tokens)), None)))
+}
+
+/// What a token adds to the sum of all: one that is lost, or comes twice, shows.
+pub(super) fn term(token: i64) -> u64 {
+    let mixed = (token as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ (mixed >> 29)
+}
+
+/// The number of tokens, and the sum of their terms.
+pub(super) fn sum(documents: &ArrayRef) -> (u64, u64) {
+    let tokens = documents.as_list::<i32>().values().as_primitive::<Int32Type>().values();
+    (tokens.len() as u64, tokens.iter().fold(0, |sum, &token| sum.wrapping_add(term(token.into()))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_those_of_the_distribution() {
+        let lists = documents(4000).unwrap();
+        let mut lengths: Vec<usize> = lists.as_list::<i32>().offsets().lengths().collect();
+        lengths.sort_unstable();
+        assert!((380..460).contains(&lengths[2000]), "median {}", lengths[2000]);
+        let mean = lengths.iter().sum::<usize>() / 4000;
+        assert!((780..950).contains(&mean), "mean {mean}");
+        assert_eq!(sum(&lists).0, (mean * 4000 + lengths.iter().sum::<usize>() % 4000) as u64);
+    }
+}
