@@ -48,6 +48,7 @@
 //! | [`store`] | URLs, patterns, reads of ranges, retries |
 //! | [`mod@format`] | TFRecord and `tf.Example`, reading and writing |
 //! | [`transform`] | images: decode, crop, resize, flip, normalise; tokens: chunk, pack, bucket |
+//! | [`writer`] | shards of several formats, written in parallel, whole or not at all |
 //! | [`loader`] | one execution of a data set; its page tells how a run goes |
 //! | [`telemetry`] | what each stage did and waited for |
 //! | [`testing`] | checks of one's own pipelines: restoring from everywhere |
@@ -80,6 +81,7 @@ pub mod store;
 pub mod telemetry;
 pub mod testing;
 pub mod transform;
+pub mod writer;
 
 pub use batch::{Batch, Origin, Pad, Side};
 pub use dataset::{
@@ -103,6 +105,7 @@ pub use transform::image::{Image, Layout};
 #[cfg(feature = "tokenizers")]
 pub use transform::tokens::Tokenizer;
 pub use transform::tokens::{Buckets, Chunk, Long, Pack};
+pub use writer::{Manifest, Writer};
 
 /// The loop in the README compiles.
 #[cfg(doctest)]

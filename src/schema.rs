@@ -305,6 +305,13 @@ impl Column {
         self
     }
 
+    /// The same under another name.
+    #[cfg(feature = "cli")]
+    pub(crate) fn renamed(mut self, name: &str) -> Self {
+        self.name = name.into();
+        self
+    }
+
     /// The name, as stored.
     pub fn name(&self) -> &Arc<str> {
         &self.name

@@ -75,7 +75,7 @@ enum Command {
     /// Say which samples a step of a run held, and where they lie.
     #[command(after_help = replay::EXAMPLES)]
     Replay(replay::ReplayArgs),
-    /// Make TFRecord shards of a folder of images, or of shards of another size or compression.
+    /// Make shards of a folder of images, or of shards of another format, size, compression or order.
     Convert(Box<convert::ConvertArgs>),
     /// Print a script that completes arguments in a shell.
     #[command(after_help = "Example: forebay completions bash > ~/.local/share/bash-completion/completions/forebay")]

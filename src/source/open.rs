@@ -112,6 +112,16 @@ impl Opened {
 /// Lists the shards and opens them in their format: the one stated, or else that of their names.
 pub(crate) async fn open(store: Store, format: Option<Format>, wanted: Wanted) -> Result<Opening> {
     let objects = store.list(&wanted.patterns).await.map_err(|e| e.stage("list"))?;
+    open_listed(store, objects, format, wanted).await
+}
+
+/// The same of shards that were listed already.
+pub(crate) async fn open_listed(
+    store: Store,
+    objects: Vec<Object>,
+    format: Option<Format>,
+    wanted: Wanted,
+) -> Result<Opening> {
     let format = match format {
         Some(format) => format,
         None => format_of(&objects)?,
@@ -147,7 +157,7 @@ fn without(format: &str, feature: &str) -> Error {
 }
 
 /// The format that the names of the shards end in; TFRecord where they say nothing.
-fn format_of(objects: &[Object]) -> Result<Format> {
+pub(crate) fn format_of(objects: &[Object]) -> Result<Format> {
     let mut named = objects.iter().filter_map(|object| Some((object, Format::of_name(&object.url)?)));
     let Some((first, format)) = named.next() else { return Ok(Format::TfRecord(Default::default())) };
     match named.find(|(_, other)| *other != format) {

@@ -18,7 +18,8 @@ use crate::dataset::TfRecord;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::example::{Kind, Parser, infer};
 use crate::format::tfrecord::{
-    Check, Compression, Decoder, Fingerprint, Framed, Framer, HEADER_BYTES, IndexBuilder, ShardIndex, frame_block,
+    Check, Compression, Decoder, Fingerprint, Framed, Framer, HEADER_BYTES, INDEX_FOLDER, IndexBuilder, ShardIndex,
+    frame_block,
 };
 use crate::plan::{Catalog, DataMark, Permutation, ReadPoint};
 use crate::random::Key;
@@ -404,6 +405,9 @@ async fn find_index(
             Kept::Stale(reason) => Some(reason),
             Kept::Index(_) | Kept::Nothing => None,
         };
+        if let Some(index) = local.as_deref().and_then(|path| beside(path, &known)).filter(agrees) {
+            return Ok((Found::Whole(index), None));
+        }
         let hopped = local.map_or(Ok(Found::Nothing), |path| hop(&path, &known, &options))?;
         if let Found::Whole(index) = &hopped {
             found.save(&known, index);
@@ -443,6 +447,14 @@ fn hop(path: &Path, object: &Object, options: &TfRecord) -> Result<Found> {
         (index, None) => Found::Whole(index),
         (index, Some(damage)) => Found::Damaged(index, damage),
     })
+}
+
+/// The index that whoever wrote a local shard put beside it. It knows the shard's size alone, so that it can be copied along; where
+/// it is none of this shard it does not count.
+fn beside(path: &Path, object: &Object) -> Option<ShardIndex> {
+    let name = format!("{}.index", path.file_name()?.to_str()?);
+    let index = ShardIndex::from_bytes(&std::fs::read(path.parent()?.join(INDEX_FOLDER).join(name)).ok()?).ok()?;
+    index.matches(&fingerprint(object)).ok().map(|()| index)
 }
 
 /// Reads a shard once for its index.

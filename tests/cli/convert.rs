@@ -140,3 +140,80 @@ fn what_is_in_the_way_stays_unless_forced() {
     assert_eq!(run(&src, &dest, &["--force"]).0, 0);
     assert_ne!(std::fs::read(&name).expect("it is there"), b"not ours");
 }
+
+#[test]
+fn a_row_by_row_run_that_is_killed_goes_on_with_the_shards_it_has() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let src = pictures(folder.path(), "large.jpg", 1200);
+    let options =
+        ["--to", "jsonl", "--rows-per-shard", "40", "--threads", "2", "--compression", "gzip", "--encode", "png"];
+    let (whole, dest) = (folder.path().join("whole"), folder.path().join("dest"));
+    assert_eq!(run(&src, &whole, &options).0, 0);
+    let expected = shards(&whole);
+    assert_eq!(expected.len(), 30);
+    let mut before = 0;
+    for _ in 0..3 {
+        let mut child =
+            convert(&src, &dest, &options).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while shards(&dest).len() <= before {
+            assert!(Instant::now() < deadline, "no shard appears");
+            std::thread::yield_now();
+        }
+        child.kill().expect("it runs");
+        let status = child.wait().expect("it ends");
+        assert_eq!(status.signal(), Some(9), "it was done before it was killed");
+        let there = shards(&dest);
+        assert!(there.len() > before && there.len() < expected.len());
+        assert!(there.iter().all(|shard| expected.contains(shard)), "a shard that is not whole");
+        before = there.len();
+    }
+    let (code, output) = run(&src, &dest, &[&options[..], &["--json"]].concat());
+    assert_eq!(code, 0, "{output:?}");
+    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    // Those that were not next to the others, or not in the journal yet, are made again.
+    let written = json["written"].as_u64().expect("a number");
+    assert!(written >= 30 - before as u64 && written <= 30 - before as u64 + 4, "{json}");
+    assert!(shards(&dest) == expected);
+    let names = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("an entry").file_name());
+        entries.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(names(&dest), names(&whole));
+}
+
+#[test]
+fn formats_are_chosen_and_what_cannot_be_is_said_with_its_code() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let src = pictures(folder.path(), "rgb8.png", 6);
+    let dest = folder.path().join("lines");
+    let (code, output) =
+        run(&src, &dest, &["--to", "jsonl", "--json", "--columns", "image/filename,image/class/label"]);
+    assert_eq!((code, output.stderr.len()), (0, 0), "{output:?}");
+    let json: Value = serde_json::from_slice(&output.stdout).expect("one object and nothing else");
+    for (key, value) in [("shards", 1), ("records", 6), ("skipped", 0), ("written", 1), ("classes", 2)] {
+        assert_eq!(json[key], value, "{key}");
+    }
+    assert_eq!((&json["to"], &json["from"]), (&"jsonl".into(), &"images".into()));
+    let manifest: Value =
+        serde_json::from_slice(&std::fs::read(dest.join("_manifest.json")).expect("it is there")).expect("JSON");
+    assert_eq!((&manifest["format"], &manifest["rows"]), (&"jsonl".into(), &6.into()));
+    let again = folder.path().join("again");
+    for (options, what) in [
+        (&["--to", "tar"][..], "--rename image/encoded="),
+        (&["--to", "jsonl", "--compression", "snappy"], "none, gzip, zstd"),
+        (&["--to", "jsonl", "--columns", "nothing"], "image/encoded"),
+        (&["--to", "jsonl", "--bloom", "x"], "--to parquet"),
+        (&["--to", "jsonl", "--rename", "x"], "OLD=NEW"),
+    ] {
+        let (code, output) = run(&src, &again, options);
+        let text = String::from_utf8(output.stderr).expect("text");
+        // A column that a format cannot hold is of the data, the others of the command.
+        assert!(code == if options[1] == "tar" { 1 } else { 2 } && text.contains(what), "{code} {options:?}: {text}");
+        assert!(shards(&again).is_empty());
+    }
+    let (code, output) = run(&src, &dest, &["--to", "jsonl"]);
+    let text = String::from_utf8(output.stderr).expect("text");
+    assert!(code == 2 && text.contains("--force"), "{text}");
+    assert_eq!(run(&src, &dest, &["--to", "jsonl", "--force"]).0, 0);
+}

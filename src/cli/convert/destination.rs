@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `_forebay-convert.json` | the manifest: what is converted, how, into which shards | written first, and again when all is done |
 //! | `.forebay-convert.journal` | a line for each shard that is done | until all is done |
+//! | `_manifest.json`, `_index/` | what any writer leaves: see [`Manifest`](crate::Manifest) | when all is done; with each shard |
 //! | `_labels.txt` | the names of the classes, a line each | before the shards |
 //! | `.NAME.part` | a file on its way | until it is whole |
 //!
@@ -19,9 +20,12 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::part::{self, Part};
 use super::plan;
 use crate::error::{Error, Result};
+use crate::format::tfrecord::{Compression, INDEX_FOLDER, IndexBuilder};
+use crate::schema::Column;
+use crate::writer::part;
+use crate::writer::{Counted, clear_written, is_written, save_index};
 
 pub(super) const MANIFEST: &str = "_forebay-convert.json";
 pub(super) const LABELS: &str = "_labels.txt";
@@ -69,6 +73,8 @@ pub(super) struct Done {
     pub(super) name: String,
     pub(super) records: u64,
     pub(super) bytes: u64,
+    /// Of the file, in hexadecimal.
+    pub(super) crc32c: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) skipped: Vec<Skipped>,
 }
@@ -100,6 +106,7 @@ pub(super) struct Destination {
     folder: PathBuf,
     identity: Identity,
     classes: usize,
+    columns: Vec<Column>,
     done: Mutex<BTreeMap<String, Done>>,
     journal: Mutex<File>,
     /// Locks the folder for as long as it is open.
@@ -112,7 +119,13 @@ impl Destination {
     ///
     /// # Errors
     /// [`ErrorKind::Config`](crate::ErrorKind::Config) if another process converts into it, or files are there that would be written over.
-    pub(super) fn open(folder: &Path, identity: Identity, classes: &[String], force: bool) -> Result<Self> {
+    pub(super) fn open(
+        folder: &Path,
+        identity: Identity,
+        classes: &[String],
+        columns: Vec<Column>,
+        force: bool,
+    ) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(|e| part::failed(e, "cannot make the folder", folder))?;
         let lock = lock(folder)?;
         let manifest = load(folder)?;
@@ -132,6 +145,7 @@ impl Destination {
             Stored::Foreign => {
                 return Err(refused(&format!("its `{MANIFEST}` is none that this version reads"), folder));
             }
+            Stored::Nothing if is_written(folder) => return Err(refused("it holds another data set", folder)),
             Stored::Nothing => {
                 let names = identity.names().chain((!classes.is_empty()).then(|| LABELS.to_owned()));
                 if let Some(name) = names.into_iter().find(|name| is_there(&folder.join(name))) {
@@ -142,6 +156,9 @@ impl Destination {
         };
         if let (true, Stored::Manifest(manifest)) = (force, &manifest) {
             clear(folder, manifest)?;
+        }
+        if force {
+            clear_written(folder)?;
         }
         remove(folder, identity.names().chain([MANIFEST.into(), LABELS.into()]).map(|name| part::hidden_name(&name)))?;
         // The journal before the manifest: so no journal is read beside a manifest that it does not belong to.
@@ -154,6 +171,7 @@ impl Destination {
             folder: folder.to_owned(),
             identity,
             classes: classes.len(),
+            columns,
             done: Mutex::new(done),
             journal: Mutex::new(journal),
             _folder: lock,
@@ -171,8 +189,19 @@ impl Destination {
     }
 
     /// Begins a shard.
-    pub(super) fn part(&self, name: &str) -> Result<Part> {
-        Part::create(&self.folder, name)
+    pub(super) fn file(&self, name: &str) -> Result<Counted> {
+        Counted::create(&self.folder, name)
+    }
+
+    /// Stores where the records of a shard are.
+    pub(super) fn save_index(
+        &self,
+        shard: &str,
+        index: IndexBuilder,
+        bytes: u64,
+        compression: Compression,
+    ) -> Result<()> {
+        save_index(&self.folder, shard, index, bytes, compression)
     }
 
     /// Notes that a shard is whole and has its name.
@@ -187,6 +216,11 @@ impl Destination {
     /// Ends the conversion, all of whose shards are done.
     pub(super) fn complete(&self) -> Result<()> {
         self.write_manifest(true)?;
+        let mut options: BTreeMap<String, serde_json::Value> = self.identity.options.clone().into_iter().collect();
+        options.insert("name".into(), self.identity.prefix.clone().into());
+        let shards = self.done().into_iter().map(|shard| (shard.name, shard.records, shard.bytes, shard.crc32c));
+        crate::Manifest::of_shards(self.columns.clone(), options, self.identity.inputs.clone(), shards)
+            .write(&self.folder)?;
         remove(&self.folder, [JOURNAL.to_owned()])
     }
 
@@ -209,6 +243,22 @@ impl Destination {
         let json = serde_json::to_vec_pretty(&manifest).expect("numbers and strings");
         part::write(&self.folder, MANIFEST, &json)
     }
+}
+
+/// Takes away what a conversion of this kind has left, before one of another kind begins; refuses that without `force`.
+pub(super) fn make_way(folder: &Path, force: bool) -> Result<()> {
+    let stored = load(folder)?;
+    if matches!(stored, Stored::Nothing) {
+        return Ok(());
+    }
+    if !force {
+        return Err(refused("it holds another conversion", folder));
+    }
+    let _lock = lock(folder)?;
+    if let Stored::Manifest(manifest) = &stored {
+        clear(folder, manifest)?;
+    }
+    remove(folder, [MANIFEST.to_owned()])
 }
 
 fn line(shard: &Done) -> String {
@@ -273,7 +323,10 @@ fn done_before(folder: &Path, manifest: &Manifest) -> BTreeMap<String, Done> {
 
 /// Removes what a conversion has written, its manifest excepted.
 fn clear(folder: &Path, manifest: &Manifest) -> Result<()> {
-    let names = manifest.identity.names().flat_map(|name| [part::hidden_name(&name), name]);
+    let names = manifest.identity.names().flat_map(|name| {
+        let index = format!("{INDEX_FOLDER}/{name}.index");
+        [part::hidden_name(&name), index, name]
+    });
     let labels = (manifest.classes > 0).then(|| LABELS.to_owned());
     remove(folder, names.chain(labels).chain([JOURNAL.to_owned()]))
 }

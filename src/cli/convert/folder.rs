@@ -6,11 +6,14 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use super::part;
 use crate::error::{Error, Result};
+use crate::writer::part;
 
 /// What the names of images end in, in any case.
 const EXTENSIONS: [&str; 10] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"];
+
+/// What the names of shards hold. Other formats may be lists that belong to images.
+const SHARDS: [&str; 3] = [".tfrecord", ".parquet", ".tar"];
 
 /// A file below the folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub(super) struct Tree {
     pub(super) empty: Vec<PathBuf>,
     /// Files that are no images by their names.
     pub(super) ignored: u64,
-    /// How many of them are TFRecord shards by their names.
+    /// How many of them are shards by their names.
     pub(super) shards: u64,
     /// Links that lead out of the folder, to a folder, or nowhere.
     pub(super) links: Vec<PathBuf>,
@@ -76,7 +79,8 @@ pub(super) fn walk(root: &Path, except: &Path) -> Result<Tree> {
                 continue;
             }
             tree.ignored += 1;
-            tree.shards += u64::from(entry.file_name().to_string_lossy().contains(".tfrecord"));
+            let name = entry.file_name().to_string_lossy().to_ascii_lowercase();
+            tree.shards += u64::from(SHARDS.iter().any(|extension| name.contains(extension)));
         }
     }
     tree.images.sort_by(|a, b| a.path.as_os_str().cmp(b.path.as_os_str()));

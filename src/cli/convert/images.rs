@@ -33,7 +33,7 @@ impl Images {
     }
 
     /// Which image comes at this place.
-    fn at(&self, place: u64) -> usize {
+    pub(super) fn at(&self, place: u64) -> usize {
         self.order.as_ref().map_or(place, |order| order.at(place)) as usize
     }
 
@@ -63,18 +63,23 @@ impl Images {
 
 impl Input for Images {
     fn worker(&self) -> Box<dyn Worker + '_> {
-        Box::new(Painter { images: self, pen: Pen::default() })
+        Box::new(Painter::new(self))
     }
 }
 
-/// Makes records of images, on one thread.
-struct Painter<'a> {
+/// Makes pictures of images, on one thread.
+pub(super) struct Painter<'a> {
     images: &'a Images,
     pen: Pen,
 }
 
-impl Painter<'_> {
-    fn record(&mut self, image: usize) -> Result<Vec<u8>> {
+impl<'a> Painter<'a> {
+    pub(super) fn new(images: &'a Images) -> Self {
+        Self { images, pen: Pen::default() }
+    }
+
+    /// Reads an image, and gives out what is stored of it.
+    pub(super) fn paint<T>(&mut self, image: usize, take: impl FnOnce(Picture<'_>) -> T) -> Result<T> {
         let Images { root, images, storing, .. } = self.images;
         let found = &images[image];
         let place = |e: Error| e.url(root.join(&found.path).to_string_lossy().into_owned());
@@ -85,20 +90,20 @@ impl Painter<'_> {
             ))));
         }
         let bytes = folder::read(root, found)?;
-        let picture = storing.store(&bytes, &mut self.pen).map_err(place)?;
-        Ok(self.images.example(image, picture).encode())
+        Ok(take(storing.store(&bytes, &mut self.pen).map_err(place)?))
     }
 }
 
 impl Worker for Painter<'_> {
     fn fill(&mut self, inputs: Range<u64>, shard: &mut Shard<'_>) -> Result<(), Halt> {
+        let images = self.images;
         for place in inputs {
-            let image = self.images.at(place);
-            match self.record(image) {
+            let image = images.at(place);
+            match self.paint(image, |picture| images.example(image, picture).encode()) {
                 Ok(record) => shard.write(&record)?,
                 Err(error) => shard.skip(error)?,
             }
-            shard.advance(self.images.images[image].bytes)?;
+            shard.advance(images.images[image].bytes)?;
         }
         Ok(())
     }

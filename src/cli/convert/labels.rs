@@ -75,7 +75,8 @@ pub(super) fn from_folders(tree: &Tree) -> Result<Labels> {
 /// of `root`.
 pub(super) fn from_csv(csv: &Path, root: &Path) -> Result<(Vec<Found>, Labels)> {
     let url = csv.to_string_lossy().into_owned();
-    let file = std::fs::File::open(csv).map_err(|e| super::part::failed(e, "cannot open the list of labels", csv))?;
+    let file =
+        std::fs::File::open(csv).map_err(|e| crate::writer::part::failed(e, "cannot open the list of labels", csv))?;
     let bad = |line: u64, what: String| {
         Error::new(ErrorKind::Schema, format!("line {line}: {what}")).url(url.clone()).stage("labels")
     };

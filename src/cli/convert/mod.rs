@@ -1,58 +1,74 @@
-//! `forebay convert`: folders of images, or TFRecord shards, to TFRecord shards of a chosen size.
+//! `forebay convert`: folders of images, or shards of any format that is read, to shards of any format that is written.
+//!
+//! There are two ways. Images and TFRecord become TFRecord shard by shard (`copy`), because there every shard's content is known
+//! before the first, and records go over as they are:
 //!
 //! 1. What SRC holds is found out (`source`): images and their labels (`folder`, `labels`), or shards and where their records are
 //!    (`records`).
 //! 2. Inputs are cut into shards by their stored sizes (`plan`), so every shard's name and content is known before the first.
 //! 3. The folder is made ready (`destination`): locked, compared with what an earlier run left, and refused where that is no part
 //!    of the same conversion.
-//! 4. Threads write the shards that are missing (`work`), each whole or not at all (`part`).
+//! 4. Threads write the shards that are missing (`work`), each whole or not at all.
+//!
+//! Everything else goes row by row (`rows`): blocks are read and decoded on several threads and taken in order (`supply`,
+//! `pictures`), and the library's [`Writer`](crate::Writer) makes shards of them.
 //!
 //! An interrupted run needs no handler: it leaves hidden parts, which the next run takes away.
 
+mod copy;
 mod destination;
 mod folder;
 mod images;
 mod labels;
-mod part;
 mod picture;
+mod pictures;
 mod plan;
 mod records;
+mod rows;
+#[cfg(test)]
+mod rows_tests;
 mod size;
 mod source;
+mod supply;
 #[cfg(test)]
 mod tests;
 mod work;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::shards::ShardArgs;
-use super::terminal::{Mark, Terminal, Unit};
+use super::terminal::Terminal;
 use super::{Failure, Verdict};
+use crate::dataset::{Format, TfRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::tfrecord::Compression;
-use destination::{Destination, Identity, MAX_SHARDS};
+use crate::source::open::format_of;
+use crate::store::Object;
+use crate::writer::{Codec, Output};
 use images::Images;
+use labels::Labels;
 use picture::{Encoding, Storing};
-use plan::{Cut, Limits};
-use records::Records;
+use plan::Limits;
 use source::From;
-use work::{Input, Settings};
 
 const EXAMPLES: &str = "\
 Examples:
   forebay convert photos/ shards/                 labels are the folders' names: photos/dog/1.jpg
   forebay convert photos/ shards/ --labels labels.csv --resize 256 --encode jpeg --shuffle 42
   forebay convert 'gs://bucket/train-*.gz' shards/ --compression none --shard-bytes 512MiB
+  forebay convert 'train-*.tfrecord' out/ --to parquet --rows-per-shard 100000 --compression zstd --level 3
+  forebay convert data/ out/ --to tar --columns image/encoded,label --rename image/encoded=jpg,label=cls --shuffle 7 --budget 2GiB
 
 Run again, it continues where it was interrupted. A shard appears under its name when it is whole.
 
-Images become tf.Examples with image/encoded, image/format, image/height, image/width, image/filename (from SRC on), and
-image/class/label and image/class/text where there are labels; _labels.txt lists the classes.
+Images become tf.Examples (or rows) with image/encoded, image/format, image/height, image/width, image/filename (from SRC on),
+and image/class/label and image/class/text where there are labels; to TFRecord, _labels.txt lists the classes.
+
+TFRecord to TFRecord copies records byte for byte, whatever they hold. Everything else goes row by row; docs/writing.md says
+what the formats hold. _manifest.json lists what was written.
 
 Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it could not be read or written.";
 
@@ -61,31 +77,65 @@ const SHARD_BYTES: u64 = 256 << 20;
 
 /// The arguments of `forebay convert`.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = "forebay convert [OPTIONS] <SRC>... <DEST>")]
 pub(super) struct ConvertArgs {
-    /// A folder of images; or TFRecord shards: a path or URL, a folder, a pattern.
-    src: String,
-    /// The local folder to write shards to.
-    dest: String,
-    /// What SRC holds [default: images if it is a local folder with images in it].
+    /// SRC: a folder of images; or shards: paths or URLs, folders, patterns. DEST, the last: the local folder to write shards to.
+    #[arg(required = true, value_name = "SRC... DEST")]
+    paths: Vec<String>,
+    /// The format to write.
+    #[arg(
+        long, value_name = "FORMAT", default_value = "tfrecord",
+        value_parser = PossibleValuesParser::new(["tfrecord", "parquet", "tar", "jsonl", "images"])
+            .map(|name| Output::from_name(&name).unwrap_or(Output::TfRecord)),
+    )]
+    to: Output,
+    /// What SRC holds [default: images if it is a local folder with images in it, else shards of the format that their names end in].
     #[arg(long, value_enum, value_name = "WHAT")]
     from: Option<From>,
-    /// Bytes of a shard at most, counted in inputs as they are stored (images before they are resized or encoded, records
-    /// decompressed) [default: 256MiB, unless --shard-records is given].
+    /// Bytes of a shard at most [default: 256MiB, unless --shard-records is given]. Images and TFRecord to TFRecord: counted in inputs
+    /// as they are stored (images before they are resized or encoded, records decompressed). Row by row: in what is written, before
+    /// compression.
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     shard_bytes: Option<u64>,
-    /// Records of a shard at most.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Records (rows) of a shard at most.
+    #[arg(long, visible_alias = "rows-per-shard", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     shard_records: Option<u64>,
-    /// How shards are compressed as a whole. Readers can start in the middle only of those that are not.
+    /// How shards are compressed: TFRecord none, gzip, zlib; Parquet zstd, snappy, gzip, lz4, brotli, none; tar and JSON Lines none, gzip,
+    /// zstd [default: none; Parquet: zstd]. Readers can start in the middle of TFRecord shards only where those are not compressed.
     #[arg(
-        long, value_name = "HOW", default_value = "none",
-        value_parser = PossibleValuesParser::new(["none", "gzip", "zlib"]).map(|name| Compression::from_name(&name).unwrap_or_default()),
+        long, value_name = "HOW",
+        value_parser = PossibleValuesParser::new(["none", "gzip", "zlib", "zstd", "snappy", "lz4", "brotli"])
+            .map(|name| Codec::from_name(&name).unwrap_or_default()),
     )]
-    compression: Compression,
-    /// What the names of shards begin with: PREFIX-00000-of-00012.tfrecord.
+    compression: Option<Codec>,
+    /// The level of compression: 0 to 9 for gzip and zlib, 1 to 22 for zstd, 0 to 11 for brotli.
+    #[arg(long, value_name = "LEVEL")]
+    level: Option<u32>,
+    /// What the names of shards begin with: PREFIX-00000-of-00012.tfrecord; row by row, where their number is not known beforehand,
+    /// PREFIX-00000.parquet.
     #[arg(long, default_value = "data", value_parser = plan::parse_prefix)]
     prefix: String,
+    /// Row by row: write these columns alone.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    columns: Vec<String>,
+    /// Row by row: write columns under other names.
+    #[arg(long, value_name = "OLD=NEW", value_delimiter = ',', value_parser = rows::parse_rename)]
+    rename: Vec<(String, String)>,
+    /// To TFRecord: round f64 to f32, for a tf.Example has no f64.
+    #[arg(long)]
+    narrow: bool,
+    /// To Parquet: columns of bytes that are text, and get marked as such.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    text: Vec<String>,
+    /// To Parquet: columns that get Bloom filters.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    bloom: Vec<String>,
+    /// To images: the column of encoded images [default: image/encoded, image, jpg, png].
+    #[arg(long, value_name = "NAME")]
+    image_column: Option<String>,
+    /// To images: the column of labels, which become folders [default: image/class/text, label, image/class/label].
+    #[arg(long, value_name = "NAME")]
+    label_column: Option<String>,
     /// Images: a CSV file that names files (from SRC on) in its first column and labels in its second. Only images that it names
     /// are converted.
     #[arg(long, value_name = "CSV")]
@@ -101,9 +151,13 @@ pub(super) struct ConvertArgs {
     /// Images: the quality of JPEGs that are encoded, 1 to 100 [default: 90].
     #[arg(long, value_name = "Q", value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: Option<u8>,
-    /// Images: mix them in an order of this seed, so that each shard has images of all classes. Otherwise in the order of paths.
+    /// Mix all inputs in an order of this seed. Shards are dealt out into files in DEST for it, which takes as much disk again while it
+    /// runs; images are read in that order. Otherwise in the order of SRC's paths.
     #[arg(long, value_name = "SEED")]
     shuffle: Option<u64>,
+    /// Row by row: memory for rows on their way and for shuffling [default: a quarter of the machine's].
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    budget: Option<u64>,
     /// Images: decode each one, to find damage that headers do not show.
     #[arg(long)]
     verify: bool,
@@ -119,97 +173,84 @@ pub(super) struct ConvertArgs {
     threads: Option<u16>,
 }
 
-/// What is to be done, once SRC was looked through.
-struct Job {
-    input: Box<dyn Input>,
-    sizes: Vec<Cut>,
-    hash: Sha256,
-    classes: Vec<String>,
-    threads: usize,
-    ignored: u64,
-    /// Links that were not followed.
+/// Shards that are converted.
+struct Listed {
+    found: super::shards::Shards,
+    objects: Vec<Object>,
     links: usize,
 }
 
 /// Converts.
 pub(super) fn run(args: &ConvertArgs, terminal: &Terminal) -> Result<Verdict, Failure> {
-    let dest = source::local_path(&args.dest).ok_or_else(|| {
+    if args.srcs().is_empty() {
+        return Err(Error::config("there is one path alone")
+            .advice("name what is converted, and the folder to write to")
+            .into());
+    }
+    let dest = source::local_path(args.dest()).ok_or_else(|| {
         Error::config("DEST is a local folder: a shard has to appear whole, without being held in memory")
-            .url(args.dest.clone())
+            .url(args.dest().to_owned())
             .advice("convert into a local folder, and copy that with the store's own tool")
     })?;
     let dest = source::real(&dest)?;
-    source::keep_apart(&args.src, &dest)?;
+    args.srcs().iter().try_for_each(|src| source::keep_apart(src, &dest))?;
     let (from, tree) = args.decide(&dest)?;
     args.check(from)?;
-    let job = match tree {
-        Some(tree) => args.images(tree, terminal)?,
-        None => args.records(&dest, terminal)?,
+    if let Some(tree) = tree {
+        return match args.to == Output::TfRecord && !args.needs_rows() {
+            true => copy::run(args, &dest, From::Images, copy::images(args, tree, terminal)?, terminal),
+            false => rows::run_images(args, &dest, tree, terminal),
+        };
+    }
+    let listed = args.list(&dest, terminal)?;
+    let format = match from {
+        From::Tfrecord => TfRecord::new().into(),
+        _ => format_of(&listed.objects)?,
     };
-    if job.sizes.len() > MAX_SHARDS {
-        let error = Error::config(format!("{} shards, which is more than {MAX_SHARDS}", job.sizes.len()));
-        return Err(error.advice("make them larger: --shard-bytes, --shard-records").into());
+    match args.to == Output::TfRecord
+        && !args.needs_rows()
+        && args.shuffle.is_none()
+        && matches!(format, Format::TfRecord(_))
+    {
+        true => copy::run(args, &dest, From::Tfrecord, copy::records(args, listed, terminal)?, terminal),
+        false => rows::run_shards(args, &dest, listed, format, terminal),
     }
-    let names = |shard: usize| plan::name(&args.prefix, shard, job.sizes.len());
-    let shards: Vec<(String, Cut)> = job.sizes.iter().cloned().enumerate().map(|(i, cut)| (names(i), cut)).collect();
-    let identity = Identity {
-        inputs: job.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
-        options: args.options(from),
-        prefix: args.prefix.clone(),
-        num_shards: shards.len(),
-    };
-    let destination = Destination::open(&dest, identity, &job.classes, args.force)?;
-    let there = destination.done().len();
-    let settings = Settings { compression: args.compression, threads: job.threads, max_skipped: args.skip_bad };
-    let bar = terminal.progress("convert", 0, Unit::Bytes);
-    let worked = work::run(&*job.input, &shards, &destination, &settings, &bar);
-    bar.finish_and_clear();
-    worked?;
-
-    let done = destination.done();
-    let skipped: Vec<_> = done.iter().flat_map(|shard| &shard.skipped).collect();
-    let records: u64 = done.iter().map(|shard| shard.records).sum();
-    let bytes: u64 = done.iter().map(|shard| shard.bytes).sum();
-    if terminal.is_json() {
-        terminal.print_json(&json!({
-            "dest": dest.to_string_lossy(), "from": from, "shards": shards.len(), "written": shards.len() - there,
-            "records": records, "bytes": bytes, "classes": job.classes.len(), "ignored": job.ignored, "links": job.links,
-            "skipped": skipped.len(), "bad": skipped,
-        }))?;
-        return Ok(Verdict::Good);
-    }
-    for left_out in &skipped {
-        terminal.note(format_args!("left out: {}", left_out.message));
-    }
-    let mut out = terminal.out();
-    let headline = terminal.mark(Mark::Good, format_args!("{} of {records} records", plural(shards.len(), "shard")));
-    let before = if there > 0 { format!(", {there} of them written before") } else { String::new() };
-    let left = if skipped.is_empty() { String::new() } else { format!(", {} left out", skipped.len()) };
-    let classes = if job.classes.is_empty() { String::new() } else { format!(", {} classes", job.classes.len()) };
-    writeln!(out, "{headline} in {}{classes}{left}{before}: {}", size::show(bytes), dest.display())?;
-    out.flush()?;
-    Ok(Verdict::Good)
 }
 
 impl ConvertArgs {
+    fn dest(&self) -> &str {
+        self.paths.last().map_or("", String::as_str)
+    }
+
+    fn srcs(&self) -> &[String] {
+        &self.paths[..self.paths.len().saturating_sub(1)]
+    }
+
+    /// SRC as it was written.
+    fn src(&self) -> String {
+        self.srcs().join(" ")
+    }
+
     /// What SRC holds, and the images if it is a folder of them.
     fn decide(&self, dest: &Path) -> Result<(From, Option<folder::Tree>)> {
-        let folder = source::local_path(&self.src).filter(|path| path.is_dir());
+        let only = if let [src] = self.srcs() { Some(src) } else { None };
+        let folder = only.and_then(|src| source::local_path(src)).filter(|path| path.is_dir());
         match (self.from, folder) {
-            (Some(From::Tfrecord), _) | (None, None) => Ok((From::Tfrecord, None)),
+            (Some(from @ (From::Tfrecord | From::Shards)), _) => Ok((from, None)),
+            (None, None) => Ok((From::Shards, None)),
             (Some(From::Images), None) => Err(Error::new(ErrorKind::NotFound, "no local folder")
-                .url(self.src.clone())
-                .advice("images are converted from a folder of this machine")),
+                .url(self.src())
+                .advice("images are converted from one folder of this machine")),
             (stated, Some(folder)) => {
                 let tree = folder::walk(&folder, dest)?;
                 match stated {
-                    None if tree.images.is_empty() => Ok((From::Tfrecord, None)),
+                    None if tree.images.is_empty() => Ok((From::Shards, None)),
                     None if tree.shards > 0 => {
                         let (images, shards) = (tree.images.len(), tree.shards as usize);
-                        let both = format!("{} and {}", plural(images, "image"), plural(shards, "TFRecord shard"));
+                        let both = format!("{} and {}", plural(images, "image"), plural(shards, "shard"));
                         Err(Error::config(format!("SRC holds {both}"))
-                            .url(self.src.clone())
-                            .advice("state which of them is to be converted: --from images or --from tfrecord"))
+                            .url(self.src())
+                            .advice("state which of them is to be converted: --from images or --from shards"))
                     }
                     _ => Ok((From::Images, Some(tree))),
                 }
@@ -217,20 +258,44 @@ impl ConvertArgs {
         }
     }
 
+    /// Whether something is asked for that takes looking into rows.
+    fn needs_rows(&self) -> bool {
+        !self.columns.is_empty() || !self.rename.is_empty() || self.narrow
+    }
+
     /// Refuses options that would do nothing.
     fn check(&self, from: From) -> Result<()> {
-        let given = [
+        self.to.packing(self.compression, self.level)?;
+        let of_images = [
             ("--labels", self.labels.is_some()),
             ("--resize", self.resize.is_some()),
             ("--encode", self.encode.is_some()),
             ("--quality", self.quality.is_some()),
-            ("--shuffle", self.shuffle.is_some()),
             ("--verify", self.verify),
         ];
-        if let (From::Tfrecord, Some((option, _))) = (from, given.into_iter().find(|(_, given)| *given)) {
-            return Err(Error::config(format!("{option} is for a folder of images, and SRC is taken for TFRecord"))
-                .url(self.src.clone())
+        let given =
+            |options: &[(&'static str, bool)]| options.iter().find(|(_, given)| *given).map(|(option, _)| *option);
+        if let (From::Tfrecord | From::Shards, Some(option)) = (from, given(&of_images)) {
+            return Err(Error::config(format!("{option} is for a folder of images, and SRC is taken for shards"))
+                .url(self.src())
                 .advice("records go over as they are; for a folder of images state --from images"));
+        }
+        let of_formats = [
+            (Output::Parquet, given(&[("--bloom", !self.bloom.is_empty()), ("--text", !self.text.is_empty())])),
+            (Output::TfRecord, given(&[("--narrow", self.narrow)])),
+            (
+                Output::Images,
+                given(&[
+                    ("--image-column", self.image_column.is_some()),
+                    ("--label-column", self.label_column.is_some()),
+                ]),
+            ),
+        ];
+        let misplaced =
+            of_formats.into_iter().find_map(|(format, option)| Some((format, option?)).filter(|_| format != self.to));
+        if let Some((format, option)) = misplaced {
+            return Err(Error::config(format!("{option} is for {format}, and {} is written", self.to))
+                .advice(format!("leave it out, or write --to {format}")));
         }
         let encodes_jpeg = self.encode == Some(Encoding::Jpeg) || self.encode.is_none() && self.resize.is_some();
         if self.quality.is_some() && !encodes_jpeg {
@@ -239,125 +304,109 @@ impl ConvertArgs {
         Ok(())
     }
 
-    /// The options that show in the shards.
-    fn options(&self, from: From) -> serde_json::Map<String, serde_json::Value> {
-        let limits = self.limits();
-        let options = json!({
-            "from": from, "shard_bytes": limits.bytes, "shard_records": limits.records, "resize": self.resize,
-            "compression": self.compression, "encode": self.encode, "quality": self.quality, "shuffle": self.shuffle,
-        });
-        match options {
-            serde_json::Value::Object(options) => options,
-            _ => unreachable!("an object stands above"),
-        }
-    }
-
     fn limits(&self) -> Limits {
         let default = self.shard_records.is_none().then_some(SHARD_BYTES);
         Limits { bytes: self.shard_bytes.or(default), records: self.shard_records }
     }
 
-    fn images(&self, tree: folder::Tree, terminal: &Terminal) -> Result<Job> {
-        let some = |paths: &[PathBuf]| paths.first().map(|path| format!("`{}`", path.display())).unwrap_or_default();
-        if !tree.links.is_empty() {
-            let number = plural(tree.links.len(), "link");
-            terminal
-                .note(format_args!("{number} to folders or out of SRC not followed, such as {}", some(&tree.links)));
+    /// The compression of TFRecord shards, once it was checked.
+    fn tfrecord_compression(&self) -> Compression {
+        match self.compression {
+            Some(Codec::Gzip) => Compression::Gzip,
+            Some(Codec::Zlib) => Compression::Zlib,
+            _ => Compression::None,
         }
-        if tree.ignored > 0 {
-            terminal.note(format_args!("{} ignored: no images by their names", plural(tree.ignored as usize, "file")));
-        }
-        let root = tree.root.clone();
-        let (images, labels) = match &self.labels {
-            Some(csv) => {
-                let (images, labels) = labels::from_csv(csv, &root)?;
-                if images.len() < tree.images.len() {
-                    let number = plural(tree.images.len() - images.len(), "image");
-                    terminal.note(format_args!("{number} not named in {}", csv.display()));
-                }
-                (images, labels)
-            }
-            None => {
-                let labels = labels::from_folders(&tree)?;
-                if !labels.classes.is_empty() && !tree.empty.is_empty() {
-                    let number = plural(tree.empty.len(), "folder");
-                    terminal
-                        .note(format_args!("{number} without an image and so no class, such as {}", some(&tree.empty)));
-                }
-                (tree.images, labels)
-            }
-        };
-        if images.is_empty() {
-            let error = Error::new(ErrorKind::NotFound, "there is no image to convert").url(self.src.clone());
-            return Err(error.advice("images are recognised by their names: .jpg, .png, .webp, .gif, .bmp, .tiff"));
-        }
-        let mut hash = Sha256::new();
-        for (number, image) in images.iter().enumerate() {
-            hash_text(&mut hash, image.path.as_os_str().as_encoded_bytes());
-            hash.update(image.bytes.to_le_bytes());
-            hash.update(image.modified.to_le_bytes());
-            hash.update(labels.of(number).map_or(i64::MIN, |(label, _)| label).to_le_bytes());
-        }
-        labels.classes.iter().for_each(|class| hash_text(&mut hash, class.as_bytes()));
-        let storing = Storing { resize: self.resize, encode: self.encode, quality: self.quality, verify: self.verify };
-        let classes = labels.classes.clone();
-        let images = Images::new(root, images, labels, storing, self.shuffle);
-        let sizes = plan::cut(images.sizes(), self.limits());
-        let threads = self.scheduler().num_threads();
-        Ok(Job {
-            input: Box::new(images),
-            sizes,
-            hash,
-            classes,
-            threads,
-            ignored: tree.ignored,
-            links: tree.links.len(),
-        })
-    }
-
-    fn records(&self, dest: &Path, terminal: &Terminal) -> Result<Job> {
-        let found = ShardArgs { urls: vec![self.src.clone()], threads: self.threads }.find()?;
-        let (objects, links) = source::inside(&self.src, dest, &found)?;
-        if let Some(link) = links.first() {
-            let number = plural(links.len(), "link");
-            terminal.note(format_args!("{number} out of SRC not followed, such as `{}`", link.display()));
-        }
-        let mut hash = Sha256::new();
-        for object in &objects {
-            hash_text(&mut hash, object.url.as_bytes());
-            hash.update(object.size.to_le_bytes());
-            hash_text(&mut hash, object.etag.as_deref().unwrap_or_default().as_bytes());
-            hash.update(object.modified.unwrap_or(i64::MIN).to_le_bytes());
-        }
-        let bar = terminal.progress("index", objects.len() as u64, Unit::Things);
-        let records = Records::open(&found, objects, &bar);
-        bar.finish_and_clear();
-        let records = records.map_err(|e| match (e.kind(), e.place().record, e.place().byte_offset) {
-            // Not even its first bytes are those of a shard.
-            (ErrorKind::Corrupt, Some(0), Some(0)) => e.advice(
-                "if it is none, name the shards alone, by a pattern such as 'folder/*.tfrecord'; images are converted from \
-                 their folder",
-            ),
-            _ => e,
-        })?;
-        let sizes = plan::cut(records.sizes(), self.limits());
-        if sizes.is_empty() {
-            return Err(Error::new(ErrorKind::Schema, "the shards hold no record").url(self.src.clone()));
-        }
-        Ok(Job {
-            input: Box::new(records),
-            sizes,
-            hash,
-            classes: Vec::new(),
-            threads: found.threads,
-            ignored: 0,
-            links: links.len(),
-        })
     }
 
     fn scheduler(&self) -> crate::engine::Scheduler {
         self.threads.map_or_else(Default::default, |threads| crate::engine::Scheduler::threads(threads.into()))
     }
+
+    /// The shards that SRC names: of each one those that lie in it and not in DEST, each once.
+    fn list(&self, dest: &Path, terminal: &Terminal) -> Result<Listed> {
+        let mut listed: Option<Listed> = None;
+        for src in self.srcs() {
+            let found = ShardArgs { urls: vec![src.clone()], threads: self.threads }.find()?;
+            let (objects, links) = source::inside(src, dest, &found)?;
+            if let Some(link) = links.first() {
+                let number = plural(links.len(), "link");
+                terminal.note(format_args!("{number} out of SRC not followed, such as `{}`", link.display()));
+            }
+            match &mut listed {
+                None => listed = Some(Listed { found, objects, links: links.len() }),
+                Some(listed) => {
+                    listed.objects.extend(objects);
+                    listed.links += links.len();
+                }
+            }
+        }
+        let mut listed =
+            listed.ok_or_else(|| Error::config("there is no SRC").advice("name what is converted, and DEST"))?;
+        listed.objects.sort_by(|a, b| a.url.cmp(&b.url));
+        listed.objects.dedup_by(|a, b| a.url == b.url);
+        Ok(listed)
+    }
+}
+
+/// The images of a folder in the order of a conversion, with a hash of what they are.
+fn pick_images(args: &ConvertArgs, tree: &mut folder::Tree, terminal: &Terminal) -> Result<(Images, Sha256)> {
+    let some = |paths: &[PathBuf]| paths.first().map(|path| format!("`{}`", path.display())).unwrap_or_default();
+    if !tree.links.is_empty() {
+        let number = plural(tree.links.len(), "link");
+        terminal.note(format_args!("{number} to folders or out of SRC not followed, such as {}", some(&tree.links)));
+    }
+    if tree.ignored > 0 {
+        terminal.note(format_args!("{} ignored: no images by their names", plural(tree.ignored as usize, "file")));
+    }
+    let root = tree.root.clone();
+    let (images, labels): (_, Labels) = match &args.labels {
+        Some(csv) => {
+            let (images, labels) = labels::from_csv(csv, &root)?;
+            if images.len() < tree.images.len() {
+                let number = plural(tree.images.len() - images.len(), "image");
+                terminal.note(format_args!("{number} not named in {}", csv.display()));
+            }
+            (images, labels)
+        }
+        None => {
+            let labels = labels::from_folders(tree)?;
+            if !labels.classes.is_empty() && !tree.empty.is_empty() {
+                let number = plural(tree.empty.len(), "folder");
+                terminal.note(format_args!("{number} without an image and so no class, such as {}", some(&tree.empty)));
+            }
+            (std::mem::take(&mut tree.images), labels)
+        }
+    };
+    if images.is_empty() {
+        let error = Error::new(ErrorKind::NotFound, "there is no image to convert").url(args.src());
+        return Err(error.advice("images are recognised by their names: .jpg, .png, .webp, .gif, .bmp, .tiff"));
+    }
+    let mut hash = Sha256::new();
+    for (number, image) in images.iter().enumerate() {
+        hash_text(&mut hash, image.path.as_os_str().as_encoded_bytes());
+        hash.update(image.bytes.to_le_bytes());
+        hash.update(image.modified.to_le_bytes());
+        hash.update(labels.of(number).map_or(i64::MIN, |(label, _)| label).to_le_bytes());
+    }
+    labels.classes.iter().for_each(|class| hash_text(&mut hash, class.as_bytes()));
+    let storing = Storing { resize: args.resize, encode: args.encode, quality: args.quality, verify: args.verify };
+    Ok((Images::new(root, images, labels, storing, args.shuffle), hash))
+}
+
+/// A hash of what shards are.
+fn hash_objects(objects: &[Object]) -> Sha256 {
+    let mut hash = Sha256::new();
+    for object in objects {
+        hash_text(&mut hash, object.url.as_bytes());
+        hash.update(object.size.to_le_bytes());
+        hash_text(&mut hash, object.etag.as_deref().unwrap_or_default().as_bytes());
+        hash.update(object.modified.unwrap_or(i64::MIN).to_le_bytes());
+    }
+    hash
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// With its length, so that names cannot run into each other.

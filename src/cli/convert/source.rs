@@ -14,6 +14,8 @@ pub(super) enum From {
     Images,
     /// TFRecord shards.
     Tfrecord,
+    /// Shards of the format that their names end in.
+    Shards,
 }
 
 /// The path of a local file or folder; nothing for URLs of stores.
@@ -26,7 +28,7 @@ pub(super) fn local_path(text: &str) -> Option<PathBuf> {
 
 /// A path without links on the way, also of what does not exist yet.
 pub(super) fn real(path: &Path) -> Result<PathBuf> {
-    let failed = |e| super::part::failed(e, "no path of this machine", path);
+    let failed = |e| crate::writer::part::failed(e, "no path of this machine", path);
     let absolute = std::path::absolute(path).map_err(failed)?;
     let mut missing = Vec::new();
     for folder in absolute.ancestors() {

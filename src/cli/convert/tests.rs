@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
+use serde_json::json;
+
 use super::super::terminal::{Color, Terminal};
 use super::*;
 use crate::format::example::Example;
 use crate::format::tfrecord::{Check, Decoder, Framed, Framer, Writer};
+use crate::writer::part;
 
 #[derive(clap::Parser)]
 struct Line {
@@ -14,7 +17,7 @@ struct Line {
 }
 
 /// Runs the command with these arguments.
-fn convert(src: &Path, dest: &Path, options: &[&str]) -> Result<()> {
+pub(super) fn convert(src: &Path, dest: &Path, options: &[&str]) -> Result<()> {
     let line = ["convert", src.to_str().unwrap(), dest.to_str().unwrap()];
     let args = <Line as clap::Parser>::try_parse_from(line.iter().chain(options)).unwrap().args;
     match run(&args, &Terminal::new(true, Color::Never, true)) {
@@ -25,7 +28,7 @@ fn convert(src: &Path, dest: &Path, options: &[&str]) -> Result<()> {
 }
 
 /// The shards of a folder by name, whole.
-fn shards(folder: &Path) -> Vec<(String, Vec<u8>)> {
+pub(super) fn shards(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
     let mut shards: Vec<_> = files
         .map(|file| (file.file_name().into_string().unwrap(), file.path()))
@@ -36,7 +39,7 @@ fn shards(folder: &Path) -> Vec<(String, Vec<u8>)> {
     shards
 }
 
-fn payloads_of(stored: &[u8]) -> Vec<Vec<u8>> {
+pub(super) fn payloads_of(stored: &[u8]) -> Vec<Vec<u8>> {
     let (mut data, mut decoder) = (Vec::new(), Decoder::new(Compression::detect(stored)));
     decoder.decode(stored, &mut data, usize::MAX).unwrap();
     decoder.finish().unwrap();
@@ -46,24 +49,24 @@ fn payloads_of(stored: &[u8]) -> Vec<Vec<u8>> {
     framed.payloads.into_iter().map(|payload| data[payload].to_vec()).collect()
 }
 
-fn payloads(folder: &Path) -> Vec<Vec<u8>> {
+pub(super) fn payloads(folder: &Path) -> Vec<Vec<u8>> {
     shards(folder).iter().flat_map(|(_, stored)| payloads_of(stored)).collect()
 }
 
-fn examples(folder: &Path) -> Vec<Example> {
+pub(super) fn examples(folder: &Path) -> Vec<Example> {
     payloads(folder).iter().map(|payload| Example::from_bytes(payload).unwrap()).collect()
 }
 
-fn text(example: &Example, key: &str) -> String {
+pub(super) fn text(example: &Example, key: &str) -> String {
     String::from_utf8(example.get(key).unwrap().as_bytes().unwrap()[0].clone()).unwrap()
 }
 
-fn int(example: &Example, key: &str) -> i64 {
+pub(super) fn int(example: &Example, key: &str) -> i64 {
     example.get(key).unwrap().as_int64().unwrap()[0]
 }
 
 /// A folder of `classes` x `each` pictures, and an empty one beside it.
-fn pictures(classes: &[&str], each: usize) -> (tempfile::TempDir, PathBuf, PathBuf) {
+pub(super) fn pictures(classes: &[&str], each: usize) -> (tempfile::TempDir, PathBuf, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let (src, dest) = (folder.path().join("src"), folder.path().join("dest"));
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/images");
@@ -79,7 +82,7 @@ fn pictures(classes: &[&str], each: usize) -> (tempfile::TempDir, PathBuf, PathB
 }
 
 /// Shards of records whose lengths and contents differ, one of 20 KiB.
-fn record_shards(folder: &Path, compression: Compression, shards: usize, records: usize) -> Vec<Vec<u8>> {
+pub(super) fn record_shards(folder: &Path, compression: Compression, shards: usize, records: usize) -> Vec<Vec<u8>> {
     std::fs::create_dir_all(folder).unwrap();
     let mut all: Vec<Vec<u8>> = Vec::new();
     for shard in 0..shards {
@@ -117,6 +120,10 @@ fn folders_become_examples_with_labels_and_a_manifest_that_listings_pass_over() 
         serde_json::from_slice(&std::fs::read(dest.join("_forebay-convert.json")).unwrap()).unwrap();
     assert_eq!((&manifest["complete"], &manifest["records"]), (&true.into(), &8.into()));
     assert_eq!(manifest["shards"][2]["records"], 2);
+    let written = crate::Manifest::read(&dest).unwrap();
+    written.verify(&dest).unwrap();
+    assert_eq!((written.rows, written.shards.len(), written.columns.len()), (8, 3, 7));
+    assert!(dest.join("_index/data-00002-of-00003.tfrecord.index").exists());
     let mut hidden = std::fs::read_dir(&dest).unwrap().map(|entry| entry.unwrap().file_name());
     assert!(!hidden.any(|name| name.to_string_lossy().starts_with('.')));
     let dataset = crate::Dataset::open(dest.to_str().unwrap()).unwrap();
@@ -387,7 +394,9 @@ fn options_that_do_nothing_are_refused() {
     record_shards(&shards, Compression::None, 1, 1);
     for (src, options) in [
         (&shards, &["--resize", "8"][..]),
-        (&shards, &["--shuffle", "8"]),
+        (&shards, &["--bloom", "a"]),
+        (&shards, &["--compression", "zstd"]),
+        (&src, &["--to", "parquet", "--narrow"]),
         (&src, &["--quality", "8"]),
         (&src, &["--quality", "8", "--encode", "png"]),
     ] {

@@ -7,10 +7,10 @@ use std::sync::{Mutex, PoisonError};
 use indicatif::ProgressBar;
 
 use super::destination::{Destination, Done, Skipped};
-use super::part::Part;
 use super::plan::Cut;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::tfrecord::{Compression, Writer};
+use crate::format::tfrecord::{Compression, IndexBuilder, Writer};
+use crate::writer::Counted;
 
 /// What is converted: inputs that are numbered from 0, in the order in which they go into shards.
 pub(super) trait Input: Sync {
@@ -40,6 +40,7 @@ impl From<Error> for Halt {
 /// How shards are written.
 pub(super) struct Settings {
     pub(super) compression: Compression,
+    pub(super) level: u32,
     pub(super) threads: usize,
     /// Inputs that may be left out, over all shards.
     pub(super) max_skipped: u64,
@@ -47,7 +48,8 @@ pub(super) struct Settings {
 
 /// A shard that is being written.
 pub(super) struct Shard<'a> {
-    writer: Writer<Part>,
+    writer: Writer<Counted>,
+    index: IndexBuilder,
     skipped: Vec<Skipped>,
     run: &'a Run<'a>,
 }
@@ -62,6 +64,7 @@ struct Run<'a> {
 impl Shard<'_> {
     /// Adds a record.
     pub(super) fn write(&mut self, payload: &[u8]) -> Result<()> {
+        self.index.push(payload.len() as u64)?;
         self.writer.write(payload)
     }
 
@@ -149,12 +152,14 @@ pub(super) fn run(
 
 /// Writes one shard.
 fn write(worker: &mut dyn Worker, name: &str, cut: &Cut, destination: &Destination, run: &Run<'_>) -> Result<(), Halt> {
-    let writer = Writer::new(destination.part(name)?, run.settings.compression);
-    let mut shard = Shard { writer, skipped: Vec::new(), run };
+    let Settings { compression, level, .. } = *run.settings;
+    let writer = Writer::with_level(destination.file(name)?, compression, level);
+    let mut shard = Shard { writer, index: IndexBuilder::new(), skipped: Vec::new(), run };
     shard.advance(0)?;
     worker.fill(cut.inputs.clone(), &mut shard)?;
     let records = shard.writer.records();
-    let bytes = shard.writer.finish()?.finish()?;
-    let done = Done { name: name.to_owned(), records, bytes, skipped: shard.skipped };
+    let (bytes, crc32c) = shard.writer.finish()?.finish()?;
+    destination.save_index(name, shard.index, bytes, compression)?;
+    let done = Done { name: name.to_owned(), records, bytes, crc32c, skipped: shard.skipped };
     Ok(destination.note(done)?)
 }

@@ -28,5 +28,8 @@ pub(crate) use index::matches;
 pub use index::{Fingerprint, IndexBuilder, Run, ShardIndex};
 pub use writer::Writer;
 
+/// The folder beside shards that indexes of them may lie in, each called `SHARD.index`.
+pub(crate) const INDEX_FOLDER: &str = "_index";
+
 #[cfg(test)]
 mod tests;

@@ -10,20 +10,20 @@ use crate::error::{Error, ErrorKind, Result};
 ///
 /// One process at a time writes into the folder (it holds its lock), so the hidden name is fixed, and what an interrupted run
 /// left under it is in nobody's way.
-pub(super) struct Part {
+pub(crate) struct Part {
     file: Option<File>,
     hidden: PathBuf,
     path: PathBuf,
 }
 
 /// The name that a file has until it is whole.
-pub(super) fn hidden_name(name: &str) -> String {
+pub(crate) fn hidden_name(name: &str) -> String {
     format!(".{name}.part")
 }
 
 impl Part {
     /// Begins the file `name` in `folder`.
-    pub(super) fn create(folder: &Path, name: &str) -> Result<Self> {
+    pub(crate) fn create(folder: &Path, name: &str) -> Result<Self> {
         let (hidden, path) = (folder.join(hidden_name(name)), folder.join(name));
         // `create_new` does not follow a link that somebody put there.
         let file = remove_if_there(&hidden).and_then(|()| File::create_new(&hidden));
@@ -31,8 +31,22 @@ impl Part {
         Ok(Self { file: Some(file), hidden, path })
     }
 
+    /// The name that it gets.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Brings the content to the disk and leaves it under its hidden name, for whoever names several files at once.
+    pub(crate) fn hold(mut self) -> Result<()> {
+        let file = self.file.take().expect("there until finished");
+        file.sync_all().map_err(|e| {
+            _ = std::fs::remove_file(&self.hidden);
+            failed(e, "cannot write the file", &self.path)
+        })
+    }
+
     /// Brings the content to the disk and gives the file its name. Returns its size.
-    pub(super) fn finish(mut self) -> Result<u64> {
+    pub(crate) fn finish(mut self) -> Result<u64> {
         let file = self.file.take().expect("there until finished");
         let named = file
             .sync_all()
@@ -42,10 +56,7 @@ impl Part {
             _ = std::fs::remove_file(&self.hidden);
             failed(e, "cannot write the file", &self.path)
         })?;
-        // The name is in the folder, which has to reach the disk too.
-        let folder =
-            self.path.parent().map_or(Ok(()), |folder| File::open(folder).and_then(|folder| folder.sync_all()));
-        folder.map_err(|e| failed(e, "cannot synchronise the folder", &self.path))?;
+        self.path.parent().map_or(Ok(()), sync_folder)?;
         Ok(bytes)
     }
 }
@@ -69,15 +80,21 @@ impl Drop for Part {
     }
 }
 
+/// Brings the names in a folder to the disk.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|e| failed(e, "cannot synchronise the folder", folder))
+}
+
 /// Writes a small file whole.
-pub(super) fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let mut part = Part::create(folder, name)?;
     part.write_all(bytes).map_err(|e| failed(e, "cannot write the file", &part.path))?;
     part.finish().map(|_| ())
 }
 
 /// Removes a file or link, if there is one.
-pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
@@ -85,7 +102,7 @@ pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
 }
 
 /// An error of the file system at a path.
-pub(super) fn failed(error: io::Error, what: &'static str, path: &Path) -> Error {
+pub(crate) fn failed(error: io::Error, what: &'static str, path: &Path) -> Error {
     let kind = match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ErrorKind::NotFound,
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Access,

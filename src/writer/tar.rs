@@ -1,0 +1,169 @@
+//! Rows as samples of a WebDataset: members that share a key, one a column.
+//!
+//! A row's members are `KEY.COLUMN`. The key is the column `__key__` where there is one, else the row's number. Byte strings are
+//! stored as they are, numbers in decimal, lists as JSON. Headers hold no time and no owner, so equal rows make equal files.
+
+use std::path::Path;
+
+use arrow::array::RecordBatch;
+use tar::{Builder, EntryType, Header};
+
+use super::cells::{Cells, refuse, unfit};
+use super::encode::{Data, Encode, Piece, Shard};
+use super::json;
+use super::output::Packing;
+use super::stream::Stream;
+use crate::error::{Error, ErrorKind, Result};
+use crate::schema::{Column, Dtype, Shape};
+
+/// The column that keys come from.
+const KEY: &str = "__key__";
+
+/// Two blocks of zeros end an archive.
+const TRAILER: &[u8] = &[0; 1024];
+
+pub(super) struct Tar {
+    columns: Vec<Column>,
+    key: Option<usize>,
+    packing: Packing,
+}
+
+impl Tar {
+    /// # Errors
+    /// [`ErrorKind::Schema`] for columns whose names cannot be extensions, and for keys that are no text.
+    pub(super) fn new(columns: &[Column], packing: Packing) -> Result<Self> {
+        let is_key = |column: &Column| column.name().as_ref() == KEY;
+        let cannot: Vec<&str> = columns.iter().map(|c| c.name().as_ref()).filter(|name| !is_extension(name)).collect();
+        if !cannot.is_empty() {
+            let new = |name: &str| name.replace(|c: char| !c.is_ascii_alphanumeric() && !"_-".contains(c), ".");
+            let pairs: Vec<String> =
+                cannot.iter().map(|name| format!("{name}={}", new(name).trim_matches('.'))).collect();
+            refuse(columns, "an archive", |column| {
+                (!is_extension(column.name())).then(|| {
+                    let what = "member with this name as its extension".to_owned();
+                    (what, format!("rename it: --rename {}", pairs.join(",")))
+                })
+            })?;
+        }
+        let key = columns.iter().position(is_key);
+        if let Some(column) = key.map(|key| &columns[key])
+            && (column.dtype() != Dtype::Bytes || *column.shape() != Shape::Scalar)
+        {
+            return Err(Error::new(ErrorKind::Schema, format!("keys are text, and this is {column}"))
+                .column(KEY)
+                .advice("leave it out, and rows are numbered"));
+        }
+        if columns.len() == usize::from(key.is_some()) {
+            return Err(Error::new(ErrorKind::Schema, "a sample needs a column beside its key"));
+        }
+        Ok(Self { columns: columns.to_vec(), key, packing })
+    }
+}
+
+/// Whether a member can be called `key.NAME`, and be found again by it.
+fn is_extension(name: &str) -> bool {
+    let is_plain = |c: char| !c.is_control() && c != '/';
+    !name.is_empty()
+        && name.len() <= 200
+        && !name.starts_with('.')
+        && !name.ends_with('.')
+        && name.chars().all(is_plain)
+}
+
+/// Whether a key can be the beginning of members' names: a path that stays in its folder, without a dot in its last part.
+fn is_key(key: &str) -> bool {
+    let parts = || key.split('/');
+    let last_has_dot = parts().next_back().is_some_and(|last| last.contains('.'));
+    !last_has_dot && !key.contains('\0') && parts().all(|part| !part.is_empty() && part != ".." && part != ".")
+}
+
+impl Encode for Tar {
+    fn encode(&self, first: u64, rows: &RecordBatch) -> Result<Piece> {
+        let columns: Vec<Cells<'_>> =
+            self.columns.iter().zip(rows.columns()).map(|(column, array)| Cells::new(column, array)).collect();
+        let mut builder = Builder::new(Vec::new());
+        let (mut ends, mut text) = (Vec::with_capacity(rows.num_rows()), String::new());
+        for row in 0..rows.num_rows() {
+            let number = first + row as u64;
+            let key = match self.key.map(|key| (&columns[key], columns[key].values.bytes(row).unwrap_or_default())) {
+                None => format!("{number:09}"),
+                Some((cells, key)) => match std::str::from_utf8(key).ok().filter(|key| is_key(key)) {
+                    Some(key) => key.to_owned(),
+                    None => {
+                        let what = format!("`{}` is no key", String::from_utf8_lossy(&key[..key.len().min(100)]));
+                        return Err(unfit(cells.column, number, what).advice(
+                            "keys are names without a dot, or paths; leave the column out, and rows are numbered",
+                        ));
+                    }
+                },
+            };
+            for (_, cells) in columns.iter().enumerate().filter(|(number, _)| self.key != Some(*number)) {
+                text.clear();
+                let start = cells.of(row).start;
+                let content: &[u8] = match cells.is_scalar() {
+                    true => match cells.values.bytes(start) {
+                        Some(bytes) => bytes,
+                        None => {
+                            cells.values.number(start, &mut text);
+                            text.as_bytes()
+                        }
+                    },
+                    false => {
+                        json::value(cells, row, &mut text).ok_or_else(|| {
+                            let what = "lists are stored as JSON, which has neither NaN nor infinite numbers";
+                            unfit(cells.column, number, what).advice("write Parquet, or leave the column out")
+                        })?;
+                        text.as_bytes()
+                    }
+                };
+                let mut header = Header::new_gnu();
+                header.set_entry_type(EntryType::Regular);
+                header.set_mode(0o644);
+                header.set_size(content.len() as u64);
+                header.set_mtime(0);
+                header.set_uid(0);
+                header.set_gid(0);
+                let path = format!("{key}.{}", cells.column.name());
+                builder
+                    .append_data(&mut header, path, content)
+                    .map_err(|e| unfit(cells.column, number, "it cannot be a member").because(e))?;
+            }
+            ends.push(builder.get_ref().len() as u64);
+        }
+        let whole = builder
+            .into_inner()
+            .map_err(|e| Error::new(ErrorKind::Memory, "the members cannot be put together").because(e))?;
+        // Without the end of an archive, which comes once.
+        let bytes = bytes::Bytes::from(whole).slice(..ends.last().copied().unwrap_or(0) as usize);
+        Ok(Piece { data: Data::Bytes(bytes), ends })
+    }
+
+    fn begin(&self, folder: &Path, name: &str) -> Result<Box<dyn Shard>> {
+        Ok(Box::new(Stream::begin(folder, name, self.packing, TRAILER, false)?))
+    }
+
+    fn frame_bytes(&self) -> u64 {
+        TRAILER.len() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_would_leave_their_folder_or_split_elsewhere_are_none() {
+        for name in ["jpg", "seg.png", "class_id", "ünder"] {
+            assert!(is_extension(name), "{name}");
+        }
+        for name in ["", "a/b", ".a", "a.", "a\n"] {
+            assert!(!is_extension(name), "{name}");
+        }
+        for key in ["000", "train/n01/x_1", "a.d/b"] {
+            assert!(is_key(key), "{key}");
+        }
+        for key in ["", "/a", "../a", "a/./b", "a.b", "a/", "a\0"] {
+            assert!(!is_key(key), "{key:?}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Rows as `tf.Example`s in TFRecord shards.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use arrow::array::RecordBatch;
+
+use super::cells::{Cells, Values, refuse, unfit};
+use super::encode::{Data, Encode, Piece, Shard};
+use super::output::{Codec, Packing};
+use super::stream::Stream;
+use crate::error::Result;
+use crate::format::example::{Example, Feature, SequenceExample};
+use crate::format::tfrecord::{Compression, MAX_RECORD_BYTES, Writer};
+use crate::schema::{Column, Dtype};
+
+/// Integers and booleans become lists of int64, floats lists of float, byte strings lists of bytes.
+pub(super) struct TfRecord {
+    columns: Vec<Column>,
+    packing: Packing,
+    is_sequence: bool,
+    /// Whether the one column holds payloads as they are.
+    as_they_are: bool,
+}
+
+impl TfRecord {
+    /// # Errors
+    /// [`ErrorKind::Schema`](crate::ErrorKind::Schema) for columns of f64 unless they may lose precision: a `tf.Example` has none.
+    pub(super) fn new(columns: &[Column], packing: Packing, narrow: bool) -> Result<Self> {
+        refuse(columns, "a tf.Example", |column| {
+            let is_double = column.dtype() == Dtype::F64 && !column.is_raw() && !narrow;
+            is_double
+                .then(|| ("f64".into(), "write Parquet, or let it be rounded to f32: .narrow(true), --narrow".into()))
+        })?;
+        let is_sequence = columns.iter().any(Column::is_sequence);
+        Ok(Self { columns: columns.to_vec(), packing, is_sequence, as_they_are: false })
+    }
+
+    /// Payloads are the values of the one column.
+    pub(super) fn of_payloads(column: &Column, packing: Packing) -> Self {
+        Self { columns: vec![column.clone()], packing, is_sequence: false, as_they_are: true }
+    }
+
+    fn payload(&self, columns: &[Cells<'_>], row: usize) -> Vec<u8> {
+        if !self.is_sequence {
+            let features = columns.iter().map(|cells| (cells.column.name(), feature(cells, cells.of(row))));
+            return features.fold(Example::new(), |example, (name, f)| example.with(name.as_ref(), f)).encode();
+        }
+        let add = |sequence: SequenceExample, cells: &Cells<'_>| {
+            let (name, elements) = (cells.column.name().as_ref(), cells.of(row));
+            if !cells.column.is_sequence() {
+                return sequence.with_context(name, feature(cells, elements));
+            }
+            let step = cells.step().max(1);
+            let steps = elements.step_by(step).map(|start| feature(cells, start..start + step));
+            sequence.with_steps(name, steps)
+        };
+        columns.iter().fold(SequenceExample::new(), add).encode()
+    }
+}
+
+fn feature(cells: &Cells<'_>, elements: std::ops::Range<usize>) -> Feature {
+    let values = &cells.values;
+    match values {
+        Values::U8(a) => Feature::int64(elements.map(|i| a.value(i).into())),
+        Values::I8(a) => Feature::int64(elements.map(|i| a.value(i).into())),
+        Values::I16(a) => Feature::int64(elements.map(|i| a.value(i).into())),
+        Values::I32(a) => Feature::int64(elements.map(|i| a.value(i).into())),
+        Values::I64(a) => Feature::int64(a.values()[elements].iter().copied()),
+        Values::Bool(a) => Feature::int64(elements.map(|i| a.value(i).into())),
+        Values::F16(a) => Feature::float32(elements.map(|i| a.value(i).into())),
+        Values::F32(a) => Feature::float32(a.values()[elements].iter().copied()),
+        Values::F64(a) => Feature::float32(elements.map(|i| a.value(i) as f32)),
+        Values::Bytes(a) => Feature::bytes(elements.map(|i| a.value(i))),
+    }
+}
+
+impl Encode for TfRecord {
+    fn encode(&self, first: u64, rows: &RecordBatch) -> Result<Piece> {
+        let columns: Vec<Cells<'_>> =
+            self.columns.iter().zip(rows.columns()).map(|(column, array)| Cells::new(column, array)).collect();
+        let mut writer = Writer::new(Vec::new(), Compression::None);
+        let mut ends = Vec::with_capacity(rows.num_rows());
+        for row in 0..rows.num_rows() {
+            let payload: Cow<'_, [u8]> = match self.as_they_are {
+                true => columns[0].values.bytes(row).unwrap_or_default().into(),
+                false => self.payload(&columns, row).into(),
+            };
+            if payload.len() as u64 > MAX_RECORD_BYTES {
+                let what =
+                    format!("a record of {} bytes, more than the {MAX_RECORD_BYTES} that readers take", payload.len());
+                return Err(unfit(columns[0].column, first + row as u64, what).advice("leave large columns out"));
+            }
+            writer.write(&payload)?;
+            ends.push(writer.offset());
+        }
+        Ok(Piece { data: Data::Bytes(writer.finish()?.into()), ends })
+    }
+
+    fn begin(&self, folder: &Path, name: &str) -> Result<Box<dyn Shard>> {
+        Ok(Box::new(Stream::begin(folder, name, self.packing, &[], true)?))
+    }
+}
+
+/// The compression that indexes note.
+pub(super) fn compression(codec: Codec) -> Compression {
+    match codec {
+        Codec::Gzip => Compression::Gzip,
+        Codec::Zlib => Compression::Zlib,
+        _ => Compression::None,
+    }
+}
