@@ -60,6 +60,11 @@ pub(crate) fn test(root: &Path, steps: &mut Steps, mode: Mode) -> Result<(), Fai
     steps.run_with_notes("documentation tests", || {
         run_tests(cargo.command("test").args(["--package", "forebay", "--doc"]))
     })?;
+    // Not a default feature: its own compilation, of the library alone and without libtorch.
+    steps.run_with_notes("tests with tokenizers", || {
+        let features = ["--package", "forebay", "--lib", "--no-default-features", "--features", "tokenizers"];
+        run_tests(cargo.command("test").args(features).arg("tokeniz"))
+    })?;
     for example in examples(&root.join("examples"))? {
         steps.run(&format!("example {}", example.name), || {
             let mut run = cargo.command("run");
