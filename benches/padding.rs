@@ -110,7 +110,7 @@ impl Seen {
         Ok(())
     }
 
-    fn of(graph: &Dataset, streams: u64) -> Result<Self> {
+    fn of(graph: &Dataset, streams: usize) -> Result<Self> {
         let mut seen = Self::default();
         let mut loader = graph.loader().streams(streams).build()?;
         loader.epoch(0).try_for_each(|batch| seen.take(&batch?))?;
