@@ -66,7 +66,7 @@ fn packing() -> Result<()> {
     let all = documents(100_000.0)?;
     println!("\nPadding share of rows of {ROW} tokens, by window (documents of a stream):\n");
     let windows = || WINDOWS.iter().map(ToString::to_string);
-    head("", windows().chain(["segments a document at 1024".into()]));
+    head("", windows().chain(["segments a document at 256".into()]));
     type Make = fn() -> Pack;
     let algorithms: [(&str, Make); 7] = [
         ("`first_fit`", || Pack::first_fit(ROW)),
@@ -82,7 +82,7 @@ fn packing() -> Result<()> {
         let mut at_default = 0.0;
         for window in WINDOWS {
             let (padding, segments) = packed(&all, make().window(window))?;
-            if window == 1024 {
+            if window == 256 {
                 at_default = segments;
             }
             cells.push(format!("{:.2} %", padding * 100.0));
@@ -110,7 +110,7 @@ impl Seen {
         Ok(())
     }
 
-    fn of(graph: &Dataset, streams: u64) -> Result<Self> {
+    fn of(graph: &Dataset, streams: usize) -> Result<Self> {
         let mut seen = Self::default();
         let mut loader = graph.loader().streams(streams).build()?;
         loader.epoch(0).try_for_each(|batch| seen.take(&batch?))?;

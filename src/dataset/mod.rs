@@ -392,7 +392,7 @@ impl Dataset {
     /// With [`Buckets::boundaries`] batches have the size that [`batch`](Self::batch) says. With [`Buckets::token_budget`] they have as many samples as
     /// there is room for: samples times the longest is at most the budget. Each stream holds its share `budget / streams` of it. Unless
     /// `.streams(n)` says otherwise there is one stream a rank then, so that each rank's batch holds it too. With more streams than ranks (for other world
-    /// sizes later) a rank pads the parts of several streams to one length, and may exceed its share; a note in the report says so.
+    /// sizes later) a rank pads the parts of several streams to one length, and may exceed its share many times over; a note in the report says so.
     ///
     /// # Order
     /// Samples are sorted by bucket (or length) within windows: `window` consecutive positions of a stream. They are cut into shares of a batch,

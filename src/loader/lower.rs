@@ -541,7 +541,7 @@ pub(crate) fn lower(
         .any(|stage| matches!(&stage.function, Function::Bucket { part: Part { tokens: Some(_), .. }, .. }));
     if shares && steps.own_streams() > 1 {
         lowering.notes.push(format!(
-            "a token budget is held by the part of each of the {} streams, and a rank pads {} of them to one length: what they take together may be more; .streams({}) holds it for each rank",
+            "a token budget is held by the part of each of the {} streams, and a rank pads {} of them to one length: together they may take many times as much; .streams({}) holds it for each rank",
             steps.streams,
             steps.own_streams(),
             steps.world

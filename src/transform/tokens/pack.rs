@@ -13,9 +13,9 @@ use super::with_integers;
 use crate::error::{Error, ErrorKind};
 use crate::schema::{Column, Dtype, Element, Shape};
 
-/// Documents of a stream that are packed together unless somebody says otherwise. Behind it little is gained: `docs/tokens.md` has the padding share by
-/// window.
-const WINDOW: u64 = 1024;
+/// Documents of a stream that are packed together unless somebody says otherwise: with web pages 1.4 % are padding, or 0.6 % longest first. Four times as many
+/// halve that, take four times the memory, and the first batch comes four times as late: `docs/tokens.md`.
+const WINDOW: u64 = 256;
 
 /// How documents find their row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,7 +103,7 @@ impl Pack {
         self
     }
 
-    /// How many documents of each stream are packed together: 1024, unless said otherwise. Rows are never open beyond them, so a larger window
+    /// How many documents of each stream are packed together: 256, unless said otherwise. Rows are never open beyond them, so a larger window
     /// pads less, and takes memory for as many documents of every stream. It is rounded up to whole shares of a batch.
     #[must_use]
     pub fn window(mut self, documents: u64) -> Self {
