@@ -42,7 +42,7 @@ impl Source for RowNumbers {
         &self.catalog
     }
 
-    fn decode(&self, block: usize, _: Bytes) -> Result<Decoded> {
+    fn decode(&self, block: usize, _: Vec<Bytes>) -> Result<Decoded> {
         let first = self.catalog.block_start(block) as i64;
         let rows = Int64Array::from_iter_values(first..first + self.catalog.block_rows(block) as i64);
         Ok(Decoded::good(RecordBatch::try_from_iter([("row", Arc::new(rows) as _)]).expect("one column")))

@@ -59,7 +59,8 @@
 //!
 //! # Features
 //!
-//! `tch` (batches as libtorch tensors), `cuda` (loaded at run time), `gcs`, `s3`, `azure`, `http`, `jpeg` and `cli` are on by default.
+//! `tch` (batches as libtorch tensors), `cuda` (loaded at run time), `gcs`, `s3`, `azure`, `http`, `jpeg`, `parquet`, `tar`, `text` (JSON Lines and CSV),
+//! `zstd` and `cli` are on by default.
 //! Without them the core needs neither libtorch, nor a C compiler, nor a network.
 
 pub(crate) mod batch;
@@ -84,7 +85,8 @@ pub mod writer;
 
 pub use batch::{Batch, Origin, Pad, Side};
 pub use dataset::{
-    Col, Context, Dataset, Expr, Format, Parquet, Row, RowWriter, RowsWriter, TfRecord, Urls, Value, col,
+    ArrowIpc, Col, Context, Csv, Dataset, Expr, Format, ImageFolder, JsonLines, Parquet, Row, RowWriter, RowsWriter,
+    Tar, TfRecord, Urls, Value, col,
 };
 pub use device::Device;
 #[cfg(feature = "cuda")]

@@ -22,6 +22,16 @@ pub enum Format {
     TfRecord(TfRecord),
     /// Parquet: `.parquet`.
     Parquet(Parquet),
+    /// Arrow IPC files and streams: `.arrow`, `.feather`, `.ipc`, `.arrows`.
+    ArrowIpc(ArrowIpc),
+    /// A JSON object a line: `.jsonl`, `.ndjson`. Needs the feature `text`.
+    JsonLines(JsonLines),
+    /// Rows of fields: `.csv`, `.tsv`. Needs the feature `text`.
+    Csv(Csv),
+    /// Archives in the convention of WebDataset: `.tar`. Needs the feature `tar`.
+    Tar(Tar),
+    /// A folder of image files, to be stated.
+    Images(ImageFolder),
 }
 
 impl Format {
@@ -32,6 +42,10 @@ impl Format {
         match plain.rsplit_once('.')?.1 {
             "tfrecord" | "tfrecords" | "tfrec" => Some(Self::TfRecord(TfRecord::new())),
             "parquet" | "parq" | "pq" => Some(Self::Parquet(Parquet::new())),
+            "arrow" | "arrows" | "feather" | "ipc" => Some(Self::ArrowIpc(ArrowIpc::new())),
+            "jsonl" | "ndjson" => Some(Self::JsonLines(JsonLines::new())),
+            "csv" | "tsv" => Some(Self::Csv(Csv::new())),
+            "tar" | "tgz" => Some(Self::Tar(Tar::new())),
             _ => None,
         }
     }
@@ -41,6 +55,11 @@ impl Format {
         match self {
             Self::TfRecord(_) => "TFRecord",
             Self::Parquet(_) => "Parquet",
+            Self::ArrowIpc(_) => "Arrow IPC",
+            Self::JsonLines(_) => "JSON Lines",
+            Self::Csv(_) => "CSV",
+            Self::Tar(_) => "tar",
+            Self::Images(_) => "images",
         }
     }
 
@@ -49,6 +68,11 @@ impl Format {
         match self {
             Self::TfRecord(options) => options,
             Self::Parquet(options) => options,
+            Self::ArrowIpc(options) => options,
+            Self::JsonLines(options) => options,
+            Self::Csv(options) => options,
+            Self::Tar(options) => options,
+            Self::Images(options) => options,
         }
     }
 
@@ -56,7 +80,13 @@ impl Format {
     pub(crate) fn mark(&self) -> String {
         match self {
             Self::TfRecord(options) if options.records => "records".into(),
-            Self::TfRecord(_) | Self::Parquet(_) => String::new(),
+            Self::Csv(options) => options.mark(),
+            Self::TfRecord(_)
+            | Self::Parquet(_)
+            | Self::ArrowIpc(_)
+            | Self::JsonLines(_)
+            | Self::Tar(_)
+            | Self::Images(_) => String::new(),
         }
     }
 
@@ -77,6 +107,259 @@ impl fmt::Display for Format {
 impl From<TfRecord> for Format {
     fn from(options: TfRecord) -> Self {
         Self::TfRecord(options)
+    }
+}
+
+impl From<ArrowIpc> for Format {
+    fn from(options: ArrowIpc) -> Self {
+        Self::ArrowIpc(options)
+    }
+}
+
+/// How Arrow IPC files and streams are read: a record batch is a block, the columns are its fields. Which of the two a shard is, and whether
+/// its buffers are compressed, is recognised by content.
+///
+/// # Example
+/// ```
+/// use std::sync::Arc;
+///
+/// use arrow::array::{Int64Array, RecordBatch};
+/// use arrow::ipc::writer::FileWriter;
+/// use forebay::{ArrowIpc, Dataset, store::Store};
+///
+/// let ids = Arc::new(Int64Array::from_iter_values(0..10));
+/// let batch = RecordBatch::try_from_iter([("id", ids as _)])?;
+/// let mut writer = FileWriter::try_new(Vec::new(), &batch.schema())?;
+/// writer.write(&batch)?;
+/// writer.finish()?;
+/// Store::memory_put("memory://docs-ipc/ids", writer.into_inner()?.into())?;
+///
+/// let dataset = Dataset::open_with("memory://docs-ipc/ids", ArrowIpc::new())?.batch(10);
+/// let batch = dataset.loader().build()?.into_iter().next().expect("ten rows are a batch")?;
+/// assert_eq!(batch.values::<i64>("id")?.len(), 10);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct ArrowIpc {}
+
+impl ArrowIpc {
+    /// Files and streams, whichever a shard is.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl fmt::Display for ArrowIpc {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
+    }
+}
+
+impl From<JsonLines> for Format {
+    fn from(options: JsonLines) -> Self {
+        Self::JsonLines(options)
+    }
+}
+
+impl From<Csv> for Format {
+    fn from(options: Csv) -> Self {
+        Self::Csv(options)
+    }
+}
+
+impl From<Tar> for Format {
+    fn from(options: Tar) -> Self {
+        Self::Tar(options)
+    }
+}
+
+/// How tar archives are read: in the convention of WebDataset. Plain, gzip and zstd are told apart by content; of a compressed archive nothing can be read
+/// alone, so it is one block.
+///
+/// Members that follow each other with one key are a sample; the key is a name up to the first dot of its last part, the column what is behind that dot, in
+/// lower case. A column is bytes, or, where a number is declared, what the member spells in ASCII. `__key__` is the key.
+///
+/// # Memory
+/// Bytes are views into the block that was read.
+///
+/// # Example
+/// ```
+/// # #[cfg(feature = "tar")] {
+/// use forebay::{Dataset, bytes, int64, store::Store};
+///
+/// let mut archive = tar::Builder::new(Vec::new());
+/// for (name, content) in [("0.jpg", "a picture"), ("0.cls", "7"), ("1.jpg", "another"), ("1.cls", "9")] {
+///     let mut header = tar::Header::new_gnu();
+///     header.set_size(content.len() as u64);
+///     archive.append_data(&mut header, name, content.as_bytes())?;
+/// }
+/// Store::memory_put("memory://docs-tar/train.tar", archive.into_inner()?.into())?;
+///
+/// let dataset = Dataset::open("memory://docs-tar/train.tar")?.columns([bytes("jpg"), int64("cls")]).batch(2);
+/// let mut loader = dataset.loader().build()?;
+/// let batch = loader.epoch(0).next().expect("two samples are a batch")?;
+/// assert_eq!(*batch.values::<i64>("cls")?, [7, 9]);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Tar {}
+
+impl Tar {
+    /// Samples by the names of members.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl fmt::Display for Tar {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
+    }
+}
+
+impl From<ImageFolder> for Format {
+    fn from(options: ImageFolder) -> Self {
+        Self::Images(options)
+    }
+}
+
+/// How a folder of images is read: each file whose name ends like an image's is a row; others are left out.
+///
+/// | column | |
+/// |---|---|
+/// | `image: bytes` | the file |
+/// | `label: i64` | the number of its class, in the order of names: that of the folder right below the one that all files lie in. 0 where there are no folders |
+/// | `path: bytes` | its name below the folder that all files lie in |
+///
+/// Classes are those of the files listed: list all of them, with `photos/` rather than `photos/cat*`, for the same numbers every time.
+///
+/// # Example
+/// ```
+/// use forebay::{Dataset, ImageFolder, store::Store};
+///
+/// for name in ["cat/0.png", "cat/1.png", "dog/0.png"] {
+///     Store::memory_put(&format!("memory://docs-images/photos/{name}"), "a picture".into())?;
+/// }
+/// let dataset = Dataset::open_with("memory://docs-images/photos/", ImageFolder::new())?.batch(3);
+/// let mut loader = dataset.loader().build()?;
+/// let batch = loader.epoch(0).next().expect("three files are a batch")?;
+/// assert_eq!(*batch.values::<i64>("label")?, [0, 0, 1]);
+/// assert_eq!(batch.bytes("path")?.last(), Some(&b"dog/0.png"[..]));
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct ImageFolder {}
+
+impl ImageFolder {
+    /// A row a file.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl fmt::Display for ImageFolder {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
+    }
+}
+
+/// How JSON Lines are read: an object a line, blank lines left out. Plain, gzip and zstd are told apart by content.
+///
+/// Columns are the fields of the objects, those of objects within them under dotted names. Without [`Dataset::columns`](crate::Dataset::columns) they
+/// are inferred from the first 256 lines. A field that is not there is null.
+///
+/// # Example
+/// ```
+/// use forebay::{Dataset, JsonLines, float32, int64, store::Store};
+///
+/// let lines = "{\"id\": 1, \"at\": {\"x\": 0.5}}\n{\"id\": 2, \"at\": {\"x\": 1.5}}\n";
+/// Store::memory_put("memory://docs-lines/log", lines.into())?;
+/// let dataset = Dataset::open_with("memory://docs-lines/log", JsonLines::new())?;
+/// # #[cfg(feature = "text")] {
+/// let mut loader = dataset.columns([int64("id"), float32("at.x")]).batch(2).loader().build()?;
+/// let batch = loader.epoch(0).next().expect("two lines are a batch")?;
+/// assert_eq!(*batch.values::<f32>("at.x")?, [0.5, 1.5]);
+/// # }
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct JsonLines {}
+
+impl JsonLines {
+    /// An object a line.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl fmt::Display for JsonLines {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
+    }
+}
+
+/// How CSV is read: as RFC 4180 has it, with line ends within quotes, a first row of names, blank lines left out. Plain, gzip and zstd are told apart by
+/// content.
+///
+/// An empty field is null, and an empty string in a column of bytes. Without [`Dataset::columns`](crate::Dataset::columns) types are inferred from
+/// the first 256 rows; dates and times become integers.
+///
+/// # Example
+/// ```
+/// use forebay::{Csv, Dataset, int64, store::Store};
+///
+/// Store::memory_put("memory://docs-csv/table", "id;name\n1;\"one; or more\"\n2;two\n".into())?;
+/// let dataset = Dataset::open_with("memory://docs-csv/table", Csv::new().delimiter(b';'))?;
+/// # #[cfg(feature = "text")] {
+/// let mut loader = dataset.batch(2).loader().build()?;
+/// let batch = loader.epoch(0).next().expect("two rows are a batch")?;
+/// assert_eq!(batch.bytes("name")?.next(), Some(&b"one; or more"[..]));
+/// # }
+/// # Ok::<(), forebay::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Csv {
+    pub(crate) delimiter: Option<u8>,
+    pub(crate) no_header: bool,
+}
+
+impl Csv {
+    /// Fields between commas, or between tabs in shards whose name ends in `.tsv`; the first row names them.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// States what is between fields: one ASCII character.
+    #[must_use]
+    pub fn delimiter(mut self, delimiter: u8) -> Self {
+        self.delimiter = Some(delimiter);
+        self
+    }
+
+    /// The first row is a record like the others. Columns are called `column_1`, `column_2`, ….
+    #[must_use]
+    pub fn without_header(mut self) -> Self {
+        self.no_header = true;
+        self
+    }
+
+    fn mark(&self) -> String {
+        let delimiter = self.delimiter.map_or(String::new(), |delimiter| format!("delimiter {delimiter}"));
+        if self.no_header { format!("{delimiter} no header") } else { delimiter }
+    }
+}
+
+impl fmt::Display for Csv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(delimiter) = self.delimiter {
+            write!(f, ", fields between {:?}", char::from(delimiter))?;
+        }
+        if self.no_header { f.write_str(", without header") } else { Ok(()) }
     }
 }
 

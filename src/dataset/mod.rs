@@ -21,7 +21,7 @@ use crate::source::{Memory, Source};
 use crate::transform::image::Image;
 use crate::transform::tokens::{Buckets, Chunk, Pack};
 pub use expr::{Col, Expr, Value, col};
-pub use files::{Format, Parquet, TfRecord};
+pub use files::{ArrowIpc, Csv, Format, ImageFolder, JsonLines, Parquet, Tar, TfRecord};
 pub use function::{Context, Row, RowWriter, RowsWriter};
 use graph::{Files, Function, Node};
 

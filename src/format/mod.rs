@@ -1,7 +1,14 @@
 //! Record formats: framing, compression, and records to columns.
 
 pub mod example;
+pub(crate) mod ipc;
+#[cfg(any(feature = "text", feature = "tar"))]
+pub(crate) mod packed;
 #[cfg(feature = "parquet")]
 #[doc(hidden)]
 pub mod parquet;
+#[cfg(feature = "tar")]
+pub(crate) mod tar;
+#[cfg(feature = "text")]
+pub(crate) mod text;
 pub mod tfrecord;

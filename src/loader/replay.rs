@@ -124,13 +124,8 @@ pub(super) fn origins(pipeline: &Pipeline, kept: &[Kept], samples: &[u64]) -> Ve
 fn origin(leaf: &Leaf, number: u32, block: &Block, sample: u64) -> Option<Origin> {
     let row = sample.checked_sub(block.first_id).filter(|&row| row < block.decoded.rows.num_rows() as u64)?;
     if let Some(places) = &block.decoded.places {
-        let offset = places.offset + u64::from(places.starts[row as usize]);
-        return Some(Origin {
-            sample,
-            url: places.url.clone(),
-            record: places.first_record + row,
-            offset: Some(offset),
-        });
+        let (url, record, offset) = places.of(row as usize);
+        return Some(Origin { sample, url, record, offset });
     }
     let Leaf::Indexed(source) = leaf else { return None };
     let catalog = source.catalog();

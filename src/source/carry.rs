@@ -146,6 +146,7 @@ impl Carrier {
     }
 
     /// The columns of the rows.
+    #[cfg(test)]
     pub(crate) fn columns(&self) -> &[Column] {
         &self.columns
     }
@@ -259,6 +260,28 @@ fn described(data_type: &DataType) -> Option<(Dtype, Shape)> {
         }
         leaf => (elements::default_dtype(leaf)?, Shape::Scalar),
     })
+}
+
+/// The columns of stored fields where none are declared: all that can be carried. A note names the others.
+///
+/// # Errors
+/// [`ErrorKind::Schema`] if there is none.
+pub(super) fn inferred(stored: &[Leaf], notes: &mut Vec<String>) -> Result<Vec<Column>> {
+    let (mut columns, mut left_out) = (Vec::new(), Vec::new());
+    for leaf in stored {
+        match leaf.column() {
+            Ok(column) => columns.push(column),
+            Err(_) => left_out.push(format!("{} ({})", leaf.name, leaf.field.data_type())),
+        }
+    }
+    if columns.is_empty() {
+        let message = format!("no column can become a tensor: {}", left_out.join(", "));
+        return Err(Error::new(ErrorKind::Schema, message).advice("name the columns to read with .columns()"));
+    }
+    if !left_out.is_empty() {
+        notes.push(format!("columns that no tensor can hold were left out: {}", left_out.join(", ")));
+    }
+    Ok(columns)
 }
 
 /// Whether a column can be declared at all.

@@ -1,12 +1,20 @@
 //! Where rows come from: the [`Source`] trait and its implementations.
 
-#[allow(dead_code, reason = "for the sources of files with a schema of their own")]
 pub(crate) mod carry;
 mod checksum;
+mod cut;
+mod images;
+mod ipc;
 mod memory;
 pub(crate) mod open;
 #[cfg(feature = "parquet")]
 mod parquet;
+#[cfg(any(feature = "text", feature = "tar"))]
+mod rows;
+#[cfg(feature = "tar")]
+mod tar;
+#[cfg(feature = "text")]
+mod text;
 pub(crate) mod tfrecord;
 
 use std::sync::Arc;
@@ -120,16 +128,25 @@ pub(crate) struct RecordPlaces {
     /// Offset of the block, and of each row's record behind it; none where rows are not stored one behind the other.
     pub(crate) offset: u64,
     pub(crate) starts: Vec<u32>,
+    /// The file of each row, where rows are whole files.
+    pub(crate) files: Vec<Arc<str>>,
 }
 
 impl RecordPlaces {
+    /// A row's shard, its record there, and the record's offset.
+    pub(crate) fn of(&self, row: usize) -> (Arc<str>, u64, Option<u64>) {
+        if let Some(file) = self.files.get(row) {
+            return (file.clone(), 0, None);
+        }
+        let offset = self.starts.get(row).map(|&start| self.offset + u64::from(start));
+        (self.url.clone(), self.first_record + row as u64, offset)
+    }
+
     /// Adds a row's place to an error.
     pub(crate) fn locate(&self, row: usize, error: Error) -> Error {
-        let error = error.url(self.url.clone()).record(self.first_record + row as u64);
-        match self.starts.get(row) {
-            Some(&start) => error.byte_offset(self.offset + u64::from(start)),
-            None => error,
-        }
+        let (url, record, offset) = self.of(row);
+        let error = error.url(url).record(record);
+        if let Some(offset) = offset { error.byte_offset(offset) } else { error }
     }
 }
 

@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Arriving, Source, tfrecord};
+#[cfg(feature = "tar")]
+use super::tar;
+#[cfg(feature = "text")]
+use super::text;
+use super::{Arriving, Source, images, ipc, tfrecord};
 use crate::dataset::expr::Expr;
 use crate::dataset::files::Format;
 use crate::error::{Error, Result};
@@ -130,7 +134,26 @@ pub(crate) async fn open_listed(
         Format::Parquet(_) => {
             Err(Error::config("this build reads no Parquet").advice("switch on the feature `parquet`"))
         }
+        Format::ArrowIpc(options) => ipc::open(store, objects, options, wanted).await,
+        Format::Images(options) => images::open(store, objects, options, wanted).await,
+        #[cfg(feature = "tar")]
+        Format::Tar(options) => tar::open(store, objects, options, wanted).await,
+        #[cfg(not(feature = "tar"))]
+        Format::Tar(_) => Err(without("tar archives", "tar")),
+        #[cfg(feature = "text")]
+        Format::JsonLines(options) => text::open_json(store, objects, options, wanted).await,
+        #[cfg(feature = "text")]
+        Format::Csv(options) => text::open_csv(store, objects, options, wanted).await,
+        #[cfg(not(feature = "text"))]
+        Format::JsonLines(_) | Format::Csv(_) => Err(without("JSON Lines and CSV", "text")),
     }
+}
+
+/// A format that was left out when compiling.
+#[allow(dead_code, reason = "with all features there is none")]
+fn without(format: &str, feature: &str) -> Error {
+    Error::config(format!("{format} are not compiled in"))
+        .advice(format!("compile forebay with the feature `{feature}`: --features {feature}"))
 }
 
 /// The format that the names of the shards end in; TFRecord where they say nothing.

@@ -18,7 +18,8 @@ use crate::dataset::files::Parquet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::parquet::prune::{self, Asked, Bloom, Bound};
 use crate::format::parquet::{
-    Decompressor, Fetched, Footer, FooterReader, Part, Progress, Projection, cut, decode, ranges,
+    ColumnScan, Decompressor, Fetched, Footer, FooterReader, Part, Progress, Projection, cut, decode, has_pages,
+    ranges, without_pages,
 };
 use crate::plan::Catalog;
 use crate::schema::{Column, Dtype, arrow_schema};
@@ -26,6 +27,10 @@ use crate::store::{Object, Store};
 
 /// Decoded bytes of a block, about, where a larger row group can be read in part: large enough that a request costs less than its bytes.
 const BLOCK_BYTES: u64 = 16 << 20;
+
+/// Row groups of more bytes than these, or than an eighth of the budget, are looked through for their pages, once when they are opened, where the file has no
+/// index of them.
+const SCANNED_BYTES: u64 = 256 << 20;
 
 /// The smallest part of a row group, however finely a shuffle would like to mix.
 const SMALLEST_BLOCK_BYTES: u64 = 1 << 20;
@@ -59,8 +64,15 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: Parquet, 
     for ((object, footer), layout) in objects.iter().zip(&mut footers).zip(&layouts) {
         // Where pages stand is of interest where a row group is too large for one block, or may be wanted in part.
         if !conditions.is_empty() || whole_groups(footer).any(|part| layout.bytes(footer, &part) > 2 * target) {
-            let indexed = read_page_index(&store, object, footer).await;
+            let indexed = read_page_index(&store, object, footer, !conditions.is_empty()).await;
             *footer = indexed.map_err(|e| e.url(object.url.clone()).stage("footer"))?;
+        }
+        let largest = SCANNED_BYTES.min(wanted.max_bytes as u64 / 4);
+        for whole in whole_groups(footer).collect::<Vec<_>>() {
+            if layout.bytes(footer, &whole) > largest && !has_pages(footer, &layout.projection, whole.group) {
+                let scanned = scan(&store, object, footer, layout, whole.group).await;
+                *footer = scanned.map_err(|e| e.url(object.url.clone()).stage("scan"))?;
+            }
         }
     }
     let mut kept = Vec::with_capacity(footers.len());
@@ -89,9 +101,26 @@ async fn read_footer(store: &Store, object: &Object) -> Result<Footer> {
     Footer::new(Arc::new(supplied(store, object, reader).await?), object.size)
 }
 
-async fn read_page_index(store: &Store, object: &Object, footer: &Footer) -> Result<Footer> {
-    let reader = FooterReader::of_page_index(object.size, footer.metadata())?;
+async fn read_page_index(store: &Store, object: &Object, footer: &Footer, with_bounds: bool) -> Result<Footer> {
+    let reader = FooterReader::of_page_index(object.size, footer.metadata(), with_bounds)?;
     Footer::new(Arc::new(supplied(store, object, reader).await?), object.size)
+}
+
+/// Finds out where the pages of a row group stand that is too large to be read as a whole, where the file does not say.
+async fn scan(store: &Store, object: &Object, footer: &Footer, layout: &Layout, group: usize) -> Result<Footer> {
+    let scans = without_pages(footer, &layout.projection, group).into_iter().map(|leaf| {
+        let scan = ColumnScan::new(footer, group, leaf);
+        async move {
+            let Some(mut scan) = scan else { return Ok(None) };
+            while let Some(range) = scan.wants() {
+                scan.supply(&store.read(object, range).await?)?;
+            }
+            Ok(Some(((group, leaf), scan.finish()?)))
+        }
+    });
+    let scans: Vec<_> = scans.collect();
+    let found: Vec<_> = stream::iter(scans).buffered(FOOTERS).try_collect().await?;
+    Ok(footer.clone().with_pages(found.into_iter().flatten()))
 }
 
 /// Reads what the reader wants until it is done.
@@ -552,7 +581,7 @@ impl Source for Files {
         let bad = bad.into_iter().map(record).collect();
         let mut decoded = Decoded::with_bad(rows, bad);
         let (url, starts) = (object.url.clone(), Vec::new());
-        decoded.places = Some(RecordPlaces { url, first_record: *first_row, offset: 0, starts });
+        decoded.places = Some(RecordPlaces { url, first_record: *first_row, offset: 0, starts, files: Vec::new() });
         Ok(decoded)
     }
 }

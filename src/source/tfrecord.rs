@@ -176,7 +176,7 @@ impl Common {
         };
         let bad = bad.into_iter().map(|(row, error)| (row, place(row, error, framed.payloads[row].start))).collect();
         let starts = framed.payloads.iter().map(|payload| payload.start.saturating_sub(HEADER_BYTES) as u32).collect();
-        let places = RecordPlaces { url: url.clone(), first_record: record, offset, starts };
+        let places = RecordPlaces { url: url.clone(), first_record: record, offset, starts, files: Vec::new() };
         Ok(Decoded { rows, bad, places: Some(places), checksums })
     }
 
@@ -348,20 +348,24 @@ impl Keeper {
     /// [`ErrorKind::Access`] if the folder cannot be written to.
     pub(crate) fn try_save(&self, object: &Object, index: &ShardIndex) -> Result<()> {
         let Some(path) = self.path(&object.url) else { return Ok(()) };
-        let Some(dir) = path.parent() else { return Ok(()) };
-        let bytes = index.to_bytes()?;
-        let part = path.with_extension(format!("part-{}-{:?}", std::process::id(), std::thread::current().id()));
-        let stored = std::fs::create_dir_all(dir)
-            .and_then(|()| std::fs::write(&part, bytes))
-            .and_then(|()| std::fs::rename(&part, &path));
-        stored.map_err(|error| {
-            _ = std::fs::remove_file(part);
-            Error::new(ErrorKind::Access, format!("the index cannot be written to {}", path.display())).because(error)
-        })
+        write_whole(&path, index.to_bytes()?)
     }
 }
 
-fn fingerprint(object: &Object) -> Fingerprint {
+/// Writes an index, whole or not at all.
+pub(super) fn write_whole(path: &Path, bytes: Vec<u8>) -> Result<()> {
+    let Some(dir) = path.parent() else { return Ok(()) };
+    let part = path.with_extension(format!("part-{}-{:?}", std::process::id(), std::thread::current().id()));
+    let stored = std::fs::create_dir_all(dir)
+        .and_then(|()| std::fs::write(&part, bytes))
+        .and_then(|()| std::fs::rename(&part, path));
+    stored.map_err(|error| {
+        _ = std::fs::remove_file(part);
+        Error::new(ErrorKind::Access, format!("the index cannot be written to {}", path.display())).because(error)
+    })
+}
+
+pub(super) fn fingerprint(object: &Object) -> Fingerprint {
     Fingerprint { size: object.size, etag: object.etag.as_deref().map(str::to_owned), modified: object.modified }
 }
 
@@ -425,7 +429,7 @@ async fn find_index(
     Ok((found, stale))
 }
 
-async fn on_disk_thread<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn on_disk_thread<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let result = tokio::task::spawn_blocking(f).await;
     result.unwrap_or_else(|e| Err(Error::new(ErrorKind::Panicked, "a disk thread panicked").because(e)))
 }

@@ -5,6 +5,7 @@ mod damage;
 mod faults;
 #[cfg(feature = "parquet")]
 mod filter_where;
+mod formats;
 #[cfg(feature = "gcs")]
 mod gcs;
 mod killed;

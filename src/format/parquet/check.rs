@@ -35,8 +35,24 @@ impl Opened {
         let metadata = finish(FooterReader::new(length)?)?;
         // As the loader, which looks at footers before it asks for more.
         Footer::new(Arc::new((*metadata).clone()), length)?;
-        let metadata = finish(FooterReader::of_page_index(length, &metadata)?)?;
+        let metadata = finish(FooterReader::of_page_index(length, &metadata, true)?)?;
         Ok(Self { footer: Footer::new(Arc::new(*metadata), length)?, file })
+    }
+
+    /// With the pages of every row group looked for, as the loader does it of large ones.
+    #[cfg(test)]
+    pub(super) fn scanned(self) -> Result<Self> {
+        let mut footer = self.footer.clone();
+        for group in 0..self.groups().len() {
+            for leaf in Projection::new(&footer, None).leaves() {
+                let Some(mut scan) = super::ColumnScan::new(&footer, group, leaf) else { continue };
+                while let Some(range) = scan.wants() {
+                    scan.supply(&self.file.slice(range.start as usize..range.end as usize))?;
+                }
+                footer = footer.with_pages([((group, leaf), scan.finish()?)]);
+            }
+        }
+        Ok(Self { footer, ..self })
     }
 
     /// Rows of each row group.

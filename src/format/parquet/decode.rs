@@ -12,7 +12,7 @@ use parquet::basic::Type as Physical;
 use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{ChunkReader, Length};
 
-use super::footer::Footer;
+use super::footer::{Footer, PageRows};
 use super::numbers::{self, Chunk, Levels};
 use super::page::{Decompressor, Encoding, Pages};
 use super::{caught, delta};
@@ -162,49 +162,29 @@ fn pick(
     (!picked.is_empty()).then(|| Arc::new(field.as_ref().clone().with_data_type(DataType::Struct(picked))))
 }
 
-/// Where the pages of a column stand that hold some rows: the dictionary, the pages, and the row at which these begin.
+/// Where the pages of a column stand that hold some rows.
 struct Located {
     dictionary: Option<Range<u64>>,
     pages: Range<u64>,
+    /// The first row that begins on them, and whether the rest of another stands before it.
     first_row: u64,
+    begins_within: bool,
 }
 
 fn locate(footer: &Footer, part: &Part, leaf: usize) -> Located {
     let chunk = footer.chunk_range(part.group, leaf);
     let rows = footer.metadata().row_group(part.group).num_rows() as u64;
-    let whole = Located { dictionary: None, pages: chunk.clone(), first_row: 0 };
+    let whole = Located { dictionary: None, pages: chunk.clone(), first_row: 0, begins_within: false };
     if part.rows == (0..rows) {
         return whole;
     }
-    let Some(pages) = page_rows(footer, part.group, leaf) else { return whole };
-    let mut wanted = pages.iter().filter(|(start, end, _)| *start < part.rows.end && *end > part.rows.start);
-    let Some((first_row, _, first)) = wanted.next().cloned() else { return whole };
-    let end = wanted.next_back().map_or(first.end, |(.., last)| last.end);
-    let before = pages.first().map_or(first.start, |(.., page)| page.start);
+    let Some(pages) = footer.pages(part.group, leaf) else { return whole };
+    let wanted = |page: &&PageRows| page.rows.start < part.rows.end && page.rows.end > part.rows.start;
+    let (Some(first), Some(last)) = (pages.iter().find(wanted), pages.iter().rfind(wanted)) else { return whole };
+    let before = pages.first().map_or(first.place.start, |page| page.place.start);
     let dictionary = (chunk.start < before).then(|| chunk.start..before);
-    Located { dictionary, pages: first.start..end, first_row }
-}
-
-/// Rows and place of each page of a column, where the file has an index of its pages that holds together.
-pub(super) fn page_rows(footer: &Footer, group: usize, leaf: usize) -> Option<Vec<(u64, u64, Range<u64>)>> {
-    let metadata = footer.metadata();
-    let rows = metadata.row_group(group).num_rows() as u64;
-    let chunk = footer.chunk_range(group, leaf);
-    let pages = metadata.offset_index()?.get(group)?.get(leaf)?.page_locations();
-    let mut found: Vec<(u64, u64, Range<u64>)> = Vec::with_capacity(pages.len());
-    for (at, page) in pages.iter().enumerate() {
-        let start = u64::try_from(page.first_row_index).ok()?;
-        let end = pages.get(at + 1).map_or(Some(rows), |next| u64::try_from(next.first_row_index).ok())?;
-        let offset = u64::try_from(page.offset).ok()?;
-        let range = offset..offset.checked_add(u64::try_from(page.compressed_page_size).ok()?)?;
-        let follows =
-            found.last().map_or(start == 0, |(_, before, place)| *before == start && place.end == range.start);
-        if !follows || end < start || end > rows || range.start < chunk.start || range.end > chunk.end {
-            return None;
-        }
-        found.push((start, end, range));
-    }
-    (!found.is_empty()).then_some(found)
+    let first_row = first.rows.start + u64::from(first.begins_within);
+    Located { dictionary, pages: first.place.start..last.place.end, first_row, begins_within: first.begins_within }
 }
 
 /// The bytes of the file that some rows lie in, by column, ascending.
@@ -314,7 +294,7 @@ fn decode_numbers(
     decompressor: &mut Decompressor,
 ) -> Result<Option<ArrayRef>> {
     let column = footer.metadata().row_group(part.group).column(leaf);
-    let Located { dictionary, pages, first_row } = locate(footer, part, leaf);
+    let Located { dictionary, pages, first_row, begins_within } = locate(footer, part, leaf);
     let missing = || Error::corrupt("bytes of a column were not read");
     let chunk = Chunk {
         dictionary: dictionary.map(|range| fetched.get(range).ok_or_else(missing)).transpose()?,
@@ -322,6 +302,7 @@ fn decode_numbers(
         bytes: column.uncompressed_size() as u64,
         values: column.num_values() as u64,
         codec: column.compression_codec(),
+        begins_within,
     };
     let decoded = numbers::decode(&chunk, column.column_type(), levels, decompressor);
     let decoded = decoded.map_err(|error| {
@@ -386,8 +367,13 @@ fn decode_general(footer: &Footer, part: &Part, leaves: &[usize], fetched: &Fetc
     let (all, rows) = (group.num_rows() as u64, part.rows.end - part.rows.start);
     caught(|| {
         let mask = ProjectionMask::leaves(footer.metadata().file_metadata().schema_descr(), leaves.iter().copied());
-        let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(fetched.clone(), footer.reader.clone())
-            .with_row_groups(vec![part.group])
+        let (reader, group) = if rows < all && footer.is_scanned(part.group) {
+            (footer.reader_of_scanned(part.group)?, 0)
+        } else {
+            (footer.reader.clone(), part.group)
+        };
+        let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(fetched.clone(), reader)
+            .with_row_groups(vec![group])
             .with_projection(mask)
             .with_batch_size(rows as usize);
         if rows < all {
@@ -413,20 +399,40 @@ fn decode_general(footer: &Footer, part: &Part, leaves: &[usize], fetched: &Fetc
     })
 }
 
-/// Cuts rows into about so many parts, at the pages of their largest column; into one where the file does not say where pages stand.
+/// Cuts rows into about so many parts, at the pages of their largest column; into one where it is not known where pages stand.
 pub(crate) fn cut(footer: &Footer, projection: &Projection, whole: &Part, parts: u64) -> Vec<Range<u64>> {
     let all = whole.rows.clone();
-    let indexed: Option<Vec<_>> = projection.leaves().map(|leaf| page_rows(footer, whole.group, leaf)).collect();
-    let Some(indexed) = indexed.filter(|_| parts > 1) else { return vec![all] };
-    let bytes = |pages: &Vec<(u64, u64, Range<u64>)>| pages.iter().map(|(.., page)| page.end - page.start).sum::<u64>();
-    let Some(pages) = indexed.iter().max_by_key(|pages| bytes(pages)) else { return vec![all] };
+    if parts <= 1 || !has_pages(footer, projection, whole.group) {
+        return vec![all];
+    }
+    let pages = projection.leaves().filter_map(|leaf| footer.pages(whole.group, leaf));
+    let bytes = |pages: &Arc<Vec<PageRows>>| pages.last().map_or(0, |page| page.place.end) - pages[0].place.start;
+    let Some(pages) = pages.max_by_key(bytes) else { return vec![all] };
     let least = (all.end - all.start).div_ceil(parts);
     let mut cuts = vec![all.start];
-    for &(_, end, _) in pages {
+    for page in pages.iter() {
+        let end = page.rows.end;
         if end < all.end && end >= cuts[cuts.len() - 1] + least {
             cuts.push(end);
         }
     }
     cuts.push(all.end);
     cuts.windows(2).map(|pair| pair[0]..pair[1]).collect()
+}
+
+/// Whether it is known where the pages of all columns of a row group stand, so that it can be read in part.
+pub(crate) fn has_pages(footer: &Footer, projection: &Projection, group: usize) -> bool {
+    let mut columns = projection.columns.iter();
+    columns.all(|column| {
+        column.leaves.iter().all(|&leaf| {
+            // The general reader wants pages to begin with a row.
+            let usable = |page: &PageRows| column.direct.is_some() || !page.begins_within;
+            footer.pages(group, leaf).is_some_and(|pages| pages.iter().all(usable))
+        })
+    })
+}
+
+/// The columns of a row group of which it is not known where their pages stand.
+pub(crate) fn without_pages(footer: &Footer, projection: &Projection, group: usize) -> Vec<usize> {
+    projection.leaves().filter(|&leaf| footer.pages(group, leaf).is_none()).collect()
 }

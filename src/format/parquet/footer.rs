@@ -1,5 +1,6 @@
 //! What a file says of itself: schema, row groups, and where the pages of each column stand.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -7,7 +8,10 @@ use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use bytes::Bytes;
 use parquet::DecodeResult;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
-use parquet::file::metadata::{ColumnChunkMetaData, PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder};
+use parquet::file::metadata::{
+    ColumnChunkMetaData, OffsetIndexBuilder, PageIndexPolicy, ParquetMetaData, ParquetMetaDataBuilder,
+    ParquetMetaDataPushDecoder,
+};
 
 use super::caught;
 use super::thrift::{Kind, Reader};
@@ -57,15 +61,22 @@ impl FooterReader {
     }
 
     /// For the page indexes of a file whose footer is known.
-    pub(crate) fn of_page_index(file_bytes: u64, metadata: &ParquetMetaData) -> Result<Self> {
+    ///
+    /// Where pages stand is always read, the bounds of their values where `with_bounds` says so.
+    pub(crate) fn of_page_index(file_bytes: u64, metadata: &ParquetMetaData, with_bounds: bool) -> Result<Self> {
         let decoder = ParquetMetaDataPushDecoder::try_new_with_metadata(file_bytes, metadata.clone());
-        // Where pages stand is of interest, what they hold is not.
-        let decoder = decoder.map_err(damaged)?.with_page_index_policy(PageIndexPolicy::Skip);
+        let bounds = if with_bounds { PageIndexPolicy::Optional } else { PageIndexPolicy::Skip };
+        let decoder = decoder.map_err(damaged)?.with_column_index_policy(bounds);
         let decoder = decoder.with_offset_index_policy(PageIndexPolicy::Optional);
         let columns = metadata.row_groups().iter().flat_map(|group| group.columns());
-        let places = columns.filter_map(|column| {
-            let start = u64::try_from(column.offset_index_offset()?).ok()?;
-            Some(start..start.checked_add(u64::try_from(column.offset_index_length()?).ok()?)?)
+        let place = |offset: Option<i64>, length: Option<i32>| {
+            let start = u64::try_from(offset?).ok()?;
+            Some(start..start.checked_add(u64::try_from(length?).ok()?)?)
+        };
+        let places = columns.flat_map(|column| {
+            let rows = place(column.offset_index_offset(), column.offset_index_length());
+            let bounds = place(column.column_index_offset(), column.column_index_length());
+            rows.into_iter().chain(bounds.filter(|_| with_bounds))
         });
         Ok(Self { decoder, file_bytes, pieces: Vec::new(), unseen: Unseen::Structures(places.collect()) })
     }
@@ -189,6 +200,18 @@ fn damaged(error: parquet::errors::ParquetError) -> Error {
 pub(crate) struct Footer {
     pub(super) reader: ArrowReaderMetadata,
     file_bytes: u64,
+    /// Where pages stand, of columns of row groups that were scanned for it.
+    scanned: HashMap<(usize, usize), Arc<Vec<PageRows>>>,
+}
+
+/// A page: its rows, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PageRows {
+    /// Rows of which it holds something.
+    pub(crate) rows: Range<u64>,
+    /// Whether it begins within its first row, a list that began on the page before.
+    pub(crate) begins_within: bool,
+    pub(crate) place: Range<u64>,
 }
 
 impl Footer {
@@ -224,12 +247,69 @@ impl Footer {
             let schema = with_views(known.map_err(unreadable)?.schema());
             ArrowReaderMetadata::try_new(metadata, options.with_schema(schema)).map_err(unreadable)
         })?;
-        Ok(Self { reader, file_bytes })
+        Ok(Self { reader, file_bytes, scanned: HashMap::new() })
     }
 
     /// The schema that row groups are decoded to: byte strings as views, dictionaries as their values.
     pub(crate) fn schema(&self) -> &SchemaRef {
         self.reader.schema()
+    }
+
+    /// With what scans have found.
+    pub(crate) fn with_pages(mut self, found: impl IntoIterator<Item = ((usize, usize), Vec<PageRows>)>) -> Self {
+        self.scanned.extend(found.into_iter().map(|(key, pages)| (key, Arc::new(pages))));
+        self
+    }
+
+    /// The pages of a column, where it was scanned or the file has an index of them that holds together.
+    pub(crate) fn pages(&self, group: usize, leaf: usize) -> Option<Arc<Vec<PageRows>>> {
+        if let Some(scanned) = self.scanned.get(&(group, leaf)) {
+            return Some(scanned.clone());
+        }
+        let rows = self.metadata().row_group(group).num_rows() as u64;
+        let chunk = self.chunk_range(group, leaf);
+        let pages = self.metadata().offset_index()?.get(group)?.get(leaf)?.page_locations();
+        let mut found: Vec<PageRows> = Vec::with_capacity(pages.len());
+        for (at, page) in pages.iter().enumerate() {
+            let start = u64::try_from(page.first_row_index).ok()?;
+            let end = pages.get(at + 1).map_or(Some(rows), |next| u64::try_from(next.first_row_index).ok())?;
+            let offset = u64::try_from(page.offset).ok()?;
+            let place = offset..offset.checked_add(u64::try_from(page.compressed_page_size).ok()?)?;
+            let follows =
+                found.last().map_or(start == 0, |before| before.rows.end == start && before.place.end == place.start);
+            if !follows || end < start || end > rows || place.start < chunk.start || place.end > chunk.end {
+                return None;
+            }
+            found.push(PageRows { rows: start..end, begins_within: false, place });
+        }
+        (!found.is_empty()).then(|| Arc::new(found))
+    }
+
+    /// A reader of one row group alone (its number is 0), to which the pages that were found are told.
+    pub(super) fn reader_of_scanned(&self, group: usize) -> Result<ArrowReaderMetadata> {
+        let metadata = self.metadata();
+        let columns = 0..metadata.row_group(group).num_columns();
+        let index = columns.map(|leaf| {
+            let mut index = OffsetIndexBuilder::new();
+            for page in self.pages(group, leaf).iter().flat_map(|pages| pages.iter()) {
+                index.append_row_count((page.rows.end - page.rows.start) as i64);
+                let bytes = i32::try_from(page.place.end - page.place.start).unwrap_or(i32::MAX);
+                index.append_offset_and_size(page.place.start as i64, bytes);
+                index.append_unencoded_byte_array_data_bytes(None);
+            }
+            index.build()
+        });
+        let alone = ParquetMetaDataBuilder::new(metadata.file_metadata().clone())
+            .add_row_group(metadata.row_group(group).clone())
+            .set_offset_index(Some(vec![index.collect()]))
+            .build();
+        let options = ArrowReaderOptions::new().with_schema(self.schema().clone());
+        ArrowReaderMetadata::try_new(Arc::new(alone), options).map_err(unreadable)
+    }
+
+    /// Whether the pages of a row group are known from a scan alone.
+    pub(super) fn is_scanned(&self, group: usize) -> bool {
+        self.scanned.keys().any(|(scanned, _)| *scanned == group)
     }
 
     pub(crate) fn file_bytes(&self) -> u64 {

@@ -11,14 +11,16 @@ mod hybrid;
 mod numbers;
 mod page;
 pub(crate) mod prune;
+mod scan;
 mod thrift;
 
 #[cfg(test)]
 mod tests;
 
-pub(crate) use decode::{Fetched, Part, Projection, cut, decode, ranges};
+pub(crate) use decode::{Fetched, Part, Projection, cut, decode, has_pages, ranges, without_pages};
 pub(crate) use footer::{Footer, FooterReader, Progress};
 pub(crate) use page::Decompressor;
+pub(crate) use scan::ColumnScan;
 
 use crate::error::{Error, Result};
 

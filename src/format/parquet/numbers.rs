@@ -26,6 +26,8 @@ pub(super) struct Chunk {
     pub(super) bytes: u64,
     pub(super) values: u64,
     pub(super) codec: Codec,
+    /// Whether the first page begins with the rest of a list that is not wanted.
+    pub(super) begins_within: bool,
 }
 
 /// Levels of a column.
@@ -74,6 +76,7 @@ pub(super) fn decode(
 /// A column in the making.
 struct Column<T: ArrowPrimitiveType> {
     levels: Levels,
+    begins_within: bool,
     dictionary: Vec<T::Native>,
     values: Vec<T::Native>,
     /// Which values are there, from the first that is not.
@@ -98,6 +101,7 @@ impl<T: ArrowPrimitiveType<Native: Pod>> Column<T> {
     fn decode(chunk: &Chunk, levels: Levels, decompressor: &mut Decompressor) -> Result<Option<ArrayRef>> {
         let mut column = Self {
             levels,
+            begins_within: chunk.begins_within,
             dictionary: Vec::new(),
             values: Vec::new(),
             present: None,
@@ -268,9 +272,9 @@ impl<T: ArrowPrimitiveType<Native: Pod>> Column<T> {
         Ok(())
     }
 
-    /// Values belong to the list before: there must be one.
+    /// Values belong to the list before: there must be one, or they are none of ours and stand before the first.
     fn goes_on(&self) -> Result<()> {
-        match self.starts.is_empty() {
+        match self.starts.is_empty() && !self.begins_within {
             true => Err(Error::corrupt("a column begins in the middle of a list")),
             false => Ok(()),
         }

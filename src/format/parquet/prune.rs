@@ -12,8 +12,7 @@ use parquet::file::page_index::column_index::ColumnIndexMetaData;
 use parquet::file::statistics::Statistics;
 use parquet::schema::types::ColumnDescriptor;
 
-use super::decode::page_rows;
-use super::footer::Footer;
+use super::footer::{Footer, PageRows};
 use crate::schema::Dtype;
 
 /// A value of a column, as it is carried.
@@ -181,10 +180,10 @@ pub(crate) fn rows(
         return Vec::new();
     }
     // Pages of each column, with what the index knows of them.
-    let pages: HashMap<&str, (Vec<(u64, u64, Range<u64>)>, Arc<dyn Fn(usize) -> Option<Known> + '_>)> = leaves
+    let pages: HashMap<&str, (Arc<Vec<PageRows>>, Arc<dyn Fn(usize) -> Option<Known> + '_>)> = leaves
         .iter()
         .filter_map(|(&name, &(leaf, dtype))| {
-            let rows = page_rows(footer, group, leaf)?;
+            let rows = footer.pages(group, leaf)?;
             let index = metadata.column_index()?.get(group)?.get(leaf)?;
             let nullable = metadata.row_group(group).column(leaf).column_descr().max_def_level() > 0;
             let bounds = move |page| of_page(index, page, dtype, nullable);
@@ -194,14 +193,14 @@ pub(crate) fn rows(
     if pages.is_empty() {
         return vec![all];
     }
-    let mut cuts: Vec<u64> = pages.values().flat_map(|(rows, _)| rows.iter().map(|(start, ..)| *start)).collect();
+    let mut cuts: Vec<u64> = pages.values().flat_map(|(rows, _)| rows.iter().map(|page| page.rows.start)).collect();
     cuts.push(all.end);
     cuts.sort_unstable();
     cuts.dedup();
     let mut wanted: Vec<Range<u64>> = Vec::new();
     for run in cuts.windows(2).map(|pair| pair[0]..pair[1]) {
         let of_run = |name: &str| match pages.get(name) {
-            Some((rows, bounds)) => bounds(rows.partition_point(|(start, ..)| *start <= run.start) - 1),
+            Some((rows, bounds)) => bounds(rows.partition_point(|page| page.rows.start <= run.start) - 1),
             None => in_chunk(name),
         };
         if possible(&of_run) {

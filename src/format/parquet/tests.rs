@@ -137,6 +137,30 @@ fn every_way_of_storing_gives_what_the_crate_gives() {
 }
 
 #[test]
+fn pages_that_no_index_knows_are_found() {
+    let split = include_bytes!("../../../tests/data/parquet/split-lists.parquet");
+    let mut files = vec![("lists over two pages", Bytes::from_static(split))];
+    for (way, properties) in ways() {
+        files.push((way, written(&rows(200, true), properties.set_offset_index_disabled(true))));
+    }
+    for (way, file) in files {
+        let opened = Opened::new(file.clone()).unwrap();
+        let wanted = expected(&file, &opened.footer);
+        let whole = Part { group: 0, rows: 0..opened.groups()[0] };
+        let projection = Projection::new(&opened.footer, None);
+        assert_eq!(cut(&opened.footer, &projection, &whole, 9).len(), 1, "{way}: nobody knows");
+        let opened = opened.scanned().unwrap();
+        let parts = cut(&opened.footer, &projection, &whole, 9);
+        assert!(parts.len() > 4 || way == "one page" || way == "row groups of 70", "{way}: {parts:?}");
+        let rows = whole.rows.end;
+        for rows in parts.into_iter().chain([0..1, rows / 3..rows / 2, rows - 1..rows, 29..31]) {
+            let found = decoded(&opened, None, &Part { group: 0, rows: rows.clone() }).unwrap();
+            assert_equal(&found, &wanted, rows.start as usize..rows.end as usize, way);
+        }
+    }
+}
+
+#[test]
 fn chosen_columns_alone_are_read() {
     let file = written(&rows(200, true), ways()[0].1.clone());
     let opened = Opened::new(file).unwrap();

@@ -193,6 +193,19 @@ impl IndexBuilder {
     }
 }
 
+/// Whether two fingerprints are of the same object; if not, what differs.
+pub(crate) fn matches(then: &Fingerprint, now: &Fingerprint) -> Result<(), String> {
+    if now.size != then.size {
+        return Err(format!("size is {}, was {}", now.size, then.size));
+    }
+    match (&now.etag, &then.etag, now.modified, then.modified) {
+        (Some(now), Some(then), ..) if now != then => Err(format!("etag is {now}, was {then}")),
+        (Some(_), Some(_), ..) => Ok(()),
+        (_, _, Some(now), Some(then)) if now != then => Err(format!("time is {}, was {}", utc(now), utc(then))),
+        _ => Ok(()),
+    }
+}
+
 impl ShardIndex {
     /// Like [`hop`](Self::hop), but for a damaged shard the index of the records before the damage, and the damage.
     pub(crate) fn hop_up_to_damage(
@@ -261,16 +274,7 @@ impl ShardIndex {
     /// # Errors
     /// What differs, in words: `size is 10, was 12`.
     pub fn matches(&self, now: &Fingerprint) -> Result<(), String> {
-        let then = &self.fingerprint;
-        if now.size != then.size {
-            return Err(format!("size is {}, was {}", now.size, then.size));
-        }
-        match (&now.etag, &then.etag, now.modified, then.modified) {
-            (Some(now), Some(then), ..) if now != then => Err(format!("etag is {now}, was {then}")),
-            (Some(_), Some(_), ..) => Ok(()),
-            (_, _, Some(now), Some(then)) if now != then => Err(format!("time is {}, was {}", utc(now), utc(then))),
-            _ => Ok(()),
-        }
+        matches(&self.fingerprint, now)
     }
 
     /// Cuts the shard into runs of about `target_bytes` (decompressed): a run ends with the record that comes nearest to it.
