@@ -144,9 +144,9 @@ fn what_is_in_the_way_stays_unless_forced() {
 #[test]
 fn a_row_by_row_run_that_is_killed_goes_on_with_the_shards_it_has() {
     let folder = tempfile::tempdir().expect("a folder");
-    let src = pictures(folder.path(), "large.jpg", 1200);
+    let src = pictures(folder.path(), "large.jpg", 480);
     let options =
-        ["--to", "jsonl", "--rows-per-shard", "40", "--threads", "2", "--compression", "gzip", "--encode", "png"];
+        ["--to", "jsonl", "--rows-per-shard", "16", "--threads", "2", "--compression", "gzip", "--encode", "png"];
     let (whole, dest) = (folder.path().join("whole"), folder.path().join("dest"));
     assert_eq!(run(&src, &whole, &options).0, 0);
     let expected = shards(&whole);
