@@ -59,13 +59,17 @@ impl FooterReader {
     /// For the page indexes of a file whose footer is known.
     pub(crate) fn of_page_index(file_bytes: u64, metadata: &ParquetMetaData) -> Result<Self> {
         let decoder = ParquetMetaDataPushDecoder::try_new_with_metadata(file_bytes, metadata.clone());
-        // Where pages stand is of interest, what they hold is not.
-        let decoder = decoder.map_err(damaged)?.with_page_index_policy(PageIndexPolicy::Skip);
-        let decoder = decoder.with_offset_index_policy(PageIndexPolicy::Optional);
+        let decoder = decoder.map_err(damaged)?.with_page_index_policy(PageIndexPolicy::Optional);
         let columns = metadata.row_groups().iter().flat_map(|group| group.columns());
-        let places = columns.filter_map(|column| {
-            let start = u64::try_from(column.offset_index_offset()?).ok()?;
-            Some(start..start.checked_add(u64::try_from(column.offset_index_length()?).ok()?)?)
+        let places = columns.flat_map(|column| {
+            let indexes = [
+                (column.offset_index_offset(), column.offset_index_length()),
+                (column.column_index_offset(), column.column_index_length()),
+            ];
+            indexes.into_iter().filter_map(|(offset, length)| {
+                let start = u64::try_from(offset?).ok()?;
+                Some(start..start.checked_add(u64::try_from(length?).ok()?)?)
+            })
         });
         Ok(Self { decoder, file_bytes, pieces: Vec::new(), unseen: Unseen::Structures(places.collect()) })
     }
@@ -221,8 +225,13 @@ impl Footer {
             let known = known.or_else(|_| {
                 ArrowReaderMetadata::try_new(metadata.clone(), options.clone().with_skip_arrow_metadata(true))
             });
-            let schema = with_views(known.map_err(unreadable)?.schema());
-            ArrowReaderMetadata::try_new(metadata, options.with_schema(schema)).map_err(unreadable)
+            let known = known.map_err(unreadable)?;
+            let with = |days| {
+                let schema = with_views(known.schema(), days);
+                ArrowReaderMetadata::try_new(metadata.clone(), options.clone().with_schema(schema))
+            };
+            // Few writers store dates as something else than days.
+            with(true).or_else(|_| with(false)).map_err(unreadable)
         })?;
         Ok(Self { reader, file_bytes })
     }
@@ -272,24 +281,28 @@ fn check_chunk(column: &ColumnChunkMetaData, file_bytes: u64) -> Result<(), Stri
     Ok(())
 }
 
-/// The schema with byte strings and text as views, and dictionaries as their values.
-fn with_views(schema: &Schema) -> SchemaRef {
-    fn field(of: &Field) -> Arc<Field> {
+/// The schema with byte strings and text as views, dictionaries as their values, and dates in `days` if they are so stored.
+fn with_views(schema: &Schema, days: bool) -> SchemaRef {
+    fn field(of: &Field, days: bool) -> Arc<Field> {
         let data_type = match of.data_type() {
-            DataType::Dictionary(_, values) => field(&Field::new("", (**values).clone(), true)).data_type().clone(),
+            DataType::Dictionary(_, values) => {
+                field(&Field::new("", (**values).clone(), true), days).data_type().clone()
+            }
             DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
             DataType::Binary | DataType::LargeBinary => DataType::BinaryView,
-            DataType::Struct(children) => DataType::Struct(fields(children)),
-            DataType::List(item) => DataType::List(field(item)),
-            DataType::LargeList(item) => DataType::LargeList(field(item)),
-            DataType::FixedSizeList(item, n) => DataType::FixedSizeList(field(item), *n),
-            DataType::Map(entries, sorted) => DataType::Map(field(entries), *sorted),
+            DataType::Struct(children) => DataType::Struct(fields(children, days)),
+            DataType::List(item) => DataType::List(field(item, days)),
+            DataType::LargeList(item) => DataType::LargeList(field(item, days)),
+            DataType::FixedSizeList(item, n) => DataType::FixedSizeList(field(item, days), *n),
+            DataType::Map(entries, sorted) => DataType::Map(field(entries, days), *sorted),
+            // As pyarrow reads it: Parquet has dates in days alone, whatever they were before.
+            DataType::Date64 if days => DataType::Date32,
             other => other.clone(),
         };
         Arc::new(of.clone().with_data_type(data_type))
     }
-    fn fields(of: &Fields) -> Fields {
-        of.iter().map(|of| field(of)).collect()
+    fn fields(of: &Fields, days: bool) -> Fields {
+        of.iter().map(|of| field(of, days)).collect()
     }
-    Arc::new(Schema::new_with_metadata(fields(schema.fields()), schema.metadata().clone()))
+    Arc::new(Schema::new_with_metadata(fields(schema.fields(), days), schema.metadata().clone()))
 }
