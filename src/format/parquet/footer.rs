@@ -114,7 +114,7 @@ impl FooterReader {
                 for place in places {
                     match self.supplied(place) {
                         None => left.push(place.clone()),
-                        Some(bytes) => Reader::new(bytes).skip(Kind::Struct).map_err(|error| {
+                        Some(bytes) => check_page_index(bytes).map_err(|error| {
                             Error::corrupt("the page index cannot be read")
                                 .because(error)
                                 .byte_offset(place.start)
@@ -152,6 +152,19 @@ fn check_footer(footer: &[u8]) -> Result<()> {
     while let Some((field, kind)) = reader.field(&mut last)? {
         match (field, kind) {
             (2, Kind::List) => check_schema(&mut reader)?,
+            (_, kind) => reader.skip(kind)?,
+        }
+    }
+    Ok(())
+}
+
+/// As [`check_footer`], for where the pages of a column stand, or what they hold: which of them are nulls alone comes first.
+fn check_page_index(index: &[u8]) -> Result<()> {
+    let (mut reader, mut last) = (Reader::new(index), 0);
+    while let Some((field, kind)) = reader.field(&mut last)? {
+        let mut ahead = reader.clone();
+        match (field, kind) {
+            (1, Kind::List) if matches!(ahead.list()?, (_, Kind::True | Kind::False)) => reader.skip_truths()?,
             (_, kind) => reader.skip(kind)?,
         }
     }
