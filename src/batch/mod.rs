@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::plan::State;
 use crate::plan::Sums;
 use crate::plan::state::{Identity, Progress};
-use crate::schema::{Column, Element};
+use crate::schema::{Column, Dtype, Element};
 use buffer::Buffer;
 pub use pad::{Pad, Side};
 
@@ -152,13 +152,14 @@ impl Batch {
         }
     }
 
-    /// The elements of a column in row-major order: borrowed from plain memory, copied out of a tensor.
+    /// The elements of a column in row-major order: borrowed from plain memory, copied out of a tensor. Truth values are `u8`, 0 or 1.
     ///
     /// # Errors
     /// [`ErrorKind::Schema`] if there is no such column or it has another dtype.
     pub fn values<T: Element>(&self, name: &str) -> Result<Cow<'_, [T]>> {
         let column = self.column(name)?;
-        if column.column.dtype() != T::DTYPE {
+        let is_truth = column.column.dtype() == Dtype::Bool && T::DTYPE == Dtype::U8;
+        if column.column.dtype() != T::DTYPE && !is_truth {
             return Err(Error::new(
                 ErrorKind::Schema,
                 format!("asked for {}, the column holds {}", T::DTYPE, column.column),
@@ -166,6 +167,8 @@ impl Batch {
             .column(name));
         }
         match &column.data {
+            // Where every list is empty there is no memory, and so none that is aligned.
+            Data::Host(buffer) if buffer.bytes().is_empty() => Ok(Cow::Borrowed(&[])),
             Data::Host(buffer) => Ok(Cow::Borrowed(bytemuck::cast_slice(buffer.bytes()))),
             #[cfg(feature = "tch")]
             Data::Tensor(tensor) => {

@@ -207,6 +207,8 @@ impl Layout {
             columns[at] = Column::new(column.name().clone(), column.stored_dtype(), column.shape().clone())
                 .or(column.missing().clone());
         }
+        // An error that names what is there instead has to know all columns.
+        Carrier::new(footer.schema(), Some(&columns))?;
         let carrier = Carrier::new(projection.schema(), Some(&columns))?;
         let same = |column: &Column, leaf: &Leaf| {
             column_for(&leaf.field)

@@ -14,6 +14,8 @@ mod ledger;
 mod loops;
 mod mix;
 mod order;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod quality;
 mod report;
 mod resume;

@@ -121,7 +121,7 @@ impl FooterReader {
                 for place in places {
                     match self.supplied(place) {
                         None => left.push(place.clone()),
-                        Some(bytes) => Reader::new(bytes).skip(Kind::Struct).map_err(|error| {
+                        Some(bytes) => check_page_index(bytes).map_err(|error| {
                             Error::corrupt("the page index cannot be read")
                                 .because(error)
                                 .byte_offset(place.start)
@@ -159,6 +159,19 @@ fn check_footer(footer: &[u8]) -> Result<()> {
     while let Some((field, kind)) = reader.field(&mut last)? {
         match (field, kind) {
             (2, Kind::List) => check_schema(&mut reader)?,
+            (_, kind) => reader.skip(kind)?,
+        }
+    }
+    Ok(())
+}
+
+/// As [`check_footer`], for where the pages of a column stand, or what they hold: which of them are nulls alone comes first.
+fn check_page_index(index: &[u8]) -> Result<()> {
+    let (mut reader, mut last) = (Reader::new(index), 0);
+    while let Some((field, kind)) = reader.field(&mut last)? {
+        let mut ahead = reader.clone();
+        match (field, kind) {
+            (1, Kind::List) if matches!(ahead.list()?, (_, Kind::True | Kind::False)) => reader.skip_truths()?,
             (_, kind) => reader.skip(kind)?,
         }
     }
@@ -244,8 +257,13 @@ impl Footer {
             let known = known.or_else(|_| {
                 ArrowReaderMetadata::try_new(metadata.clone(), options.clone().with_skip_arrow_metadata(true))
             });
-            let schema = with_views(known.map_err(unreadable)?.schema());
-            ArrowReaderMetadata::try_new(metadata, options.with_schema(schema)).map_err(unreadable)
+            let known = known.map_err(unreadable)?;
+            let with = |days| {
+                let schema = with_views(known.schema(), days);
+                ArrowReaderMetadata::try_new(metadata.clone(), options.clone().with_schema(schema))
+            };
+            // Few writers store dates as something else than days.
+            with(true).or_else(|_| with(false)).map_err(unreadable)
         })?;
         Ok(Self { reader, file_bytes, scanned: HashMap::new() })
     }
@@ -352,24 +370,28 @@ fn check_chunk(column: &ColumnChunkMetaData, file_bytes: u64) -> Result<(), Stri
     Ok(())
 }
 
-/// The schema with byte strings and text as views, and dictionaries as their values.
-fn with_views(schema: &Schema) -> SchemaRef {
-    fn field(of: &Field) -> Arc<Field> {
+/// The schema with byte strings and text as views, dictionaries as their values, and dates in `days` if they are so stored.
+fn with_views(schema: &Schema, days: bool) -> SchemaRef {
+    fn field(of: &Field, days: bool) -> Arc<Field> {
         let data_type = match of.data_type() {
-            DataType::Dictionary(_, values) => field(&Field::new("", (**values).clone(), true)).data_type().clone(),
+            DataType::Dictionary(_, values) => {
+                field(&Field::new("", (**values).clone(), true), days).data_type().clone()
+            }
             DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
             DataType::Binary | DataType::LargeBinary => DataType::BinaryView,
-            DataType::Struct(children) => DataType::Struct(fields(children)),
-            DataType::List(item) => DataType::List(field(item)),
-            DataType::LargeList(item) => DataType::LargeList(field(item)),
-            DataType::FixedSizeList(item, n) => DataType::FixedSizeList(field(item), *n),
-            DataType::Map(entries, sorted) => DataType::Map(field(entries), *sorted),
+            DataType::Struct(children) => DataType::Struct(fields(children, days)),
+            DataType::List(item) => DataType::List(field(item, days)),
+            DataType::LargeList(item) => DataType::LargeList(field(item, days)),
+            DataType::FixedSizeList(item, n) => DataType::FixedSizeList(field(item, days), *n),
+            DataType::Map(entries, sorted) => DataType::Map(field(entries, days), *sorted),
+            // As pyarrow reads it: Parquet has dates in days alone, whatever they were before.
+            DataType::Date64 if days => DataType::Date32,
             other => other.clone(),
         };
         Arc::new(of.clone().with_data_type(data_type))
     }
-    fn fields(of: &Fields) -> Fields {
-        of.iter().map(|of| field(of)).collect()
+    fn fields(of: &Fields, days: bool) -> Fields {
+        of.iter().map(|of| field(of, days)).collect()
     }
-    Arc::new(Schema::new_with_metadata(fields(schema.fields()), schema.metadata().clone()))
+    Arc::new(Schema::new_with_metadata(fields(schema.fields(), days), schema.metadata().clone()))
 }

@@ -56,6 +56,9 @@ impl<'a> Runs<'a> {
             let run = if header & 1 == 0 {
                 let bytes = self.take(self.width.div_ceil(8) as usize)?;
                 let value = bytes.iter().rev().fold(0, |value, &byte| value << 8 | u32::from(byte));
+                if u64::from(value) >> self.width != 0 {
+                    return Err(Error::corrupt(format!("the number {value} in a run of {} bits", self.width)));
+                }
                 Run::Repeated { value, count: (header >> 1).min(self.left as u64) as usize }
             } else {
                 let groups = (header >> 1) as usize;
@@ -203,6 +206,8 @@ mod tests {
             assert!(all(data, 3, 20).is_err(), "{data:?}");
         }
         assert!(Runs::new(&[], 33, 1).is_err());
+        // A number that takes more bits than there are.
+        assert!(all(&[0x10, 8], 3, 8).is_err() && all(&[0x10, 7], 3, 8).is_ok());
         // A run of 2^31 is cut to what is asked for.
         let mut runs = Runs::new(&[0xfe, 0xff, 0xff, 0xff, 0x0f, 1], 1, 10).unwrap();
         assert_eq!(runs.next().unwrap(), Some(Run::Repeated { value: 1, count: 10 }));

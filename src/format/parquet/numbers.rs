@@ -183,6 +183,7 @@ impl<T: ArrowPrimitiveType<Native: Pod>> Column<T> {
             write_out(run, width_of(self.levels.max_definition), definition);
             first = runs.next()?;
         }
+        check_levels(definition, max)?;
         let definition = std::mem::take(definition);
         let taken = self.take_with_gaps(&definition, data, encoding);
         self.scratch.definition = definition;
@@ -240,6 +241,7 @@ impl<T: ArrowPrimitiveType<Native: Pod>> Column<T> {
         while let Some(run) = repetition.next()? {
             write_out(run, 1, &mut repetitions);
         }
+        check_levels(&definitions, max)?;
         let (element, mut at) = (self.levels.element as u32, self.values.len());
         for (&definition, &repetition) in definitions.iter().zip(&repetitions) {
             if repetition == 0 {
@@ -340,6 +342,15 @@ pub(super) fn levels_of(data: &[u8], max: i16) -> Result<(&[u8], &[u8])> {
     let early = || Error::corrupt("a page ends within its levels");
     let (length, rest) = data.split_first_chunk::<4>().ok_or_else(early)?;
     rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(early)
+}
+
+/// Levels are packed into bits that can hold larger numbers than there are levels.
+fn check_levels(levels: &[u32], max: u32) -> Result<()> {
+    let fills_its_bits = (max + 1).is_power_of_two();
+    match levels.iter().max().filter(|&&level| !fills_its_bits && level > max) {
+        Some(level) => Err(Error::corrupt(format!("a level of {level}, where {max} is the most"))),
+        None => Ok(()),
+    }
 }
 
 /// Writes the numbers of a run.

@@ -23,6 +23,7 @@ pub(super) enum Kind {
 }
 
 /// Reads from the front of a slice.
+#[derive(Clone)]
 pub(super) struct Reader<'a> {
     data: &'a [u8],
     at: usize,
@@ -68,15 +69,26 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         let delta = i64::from(head >> 4);
-        *last = if delta == 0 { self.int()? } else { last.saturating_add(delta) };
-        Ok(Some((*last, kind(head & 0x0f)?)))
+        *last = if delta == 0 { self.int()? } else { *last + delta };
+        i16::try_from(*last).map_err(|_| Error::corrupt(format!("a header has a field with the number {last}")))?;
+        Ok(Some((*last, kind_of(head & 0x0f)?)))
     }
 
     /// How many items a list has, and of which kind; they follow.
     pub(super) fn list(&mut self) -> Result<(u64, Kind)> {
         let head = self.byte()?;
         let length = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
-        Ok((length, item_kind(head & 0x0f)?))
+        // Some writers give empty lists no type.
+        Ok((length, if head == 0 { Kind::Byte } else { kind_of(head & 0x0f)? }))
+    }
+
+    /// Passes over a list of truth values, which take a byte each there.
+    pub(super) fn skip_truths(&mut self) -> Result<()> {
+        match self.list()? {
+            (0, _) => Ok(()),
+            (length, Kind::True | Kind::False) => self.bytes(length),
+            (_, other) => Err(Error::corrupt(format!("a list of {other:?}, where truth values are expected"))),
+        }
     }
 
     /// Passes over a value.
@@ -105,7 +117,7 @@ impl<'a> Reader<'a> {
                     return Ok(());
                 }
                 let kinds = self.byte()?;
-                self.items(length, depth, &[item_kind(kinds >> 4)?, item_kind(kinds & 0x0f)?])
+                self.items(length, depth, &[kind_of(kinds >> 4)?, kind_of(kinds & 0x0f)?])
             }
             Kind::Struct => {
                 let mut last = 0;
@@ -120,9 +132,10 @@ impl<'a> Reader<'a> {
     fn items(&mut self, length: u64, depth: u32, kinds: &[Kind]) -> Result<()> {
         for _ in 0..length {
             for &kind in kinds {
-                // Each takes a byte at least, so a length from a damaged file ends with the data.
+                // Each takes a byte at least, so a length from a damaged file ends with the data. Truth values do too, but the parquet crate
+                // passes over those that it does not know as if they took none: for a length that is damaged, nearly without end.
                 match kind {
-                    Kind::True | Kind::False => self.bytes(1)?,
+                    Kind::True | Kind::False => return Err(Error::corrupt("a header has a list of truth values")),
                     other => self.skip_within(other, depth)?,
                 }
             }
@@ -140,7 +153,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn kind(code: u8) -> Result<Kind> {
+fn kind_of(code: u8) -> Result<Kind> {
     Ok(match code {
         1 => Kind::True,
         2 => Kind::False,
@@ -153,11 +166,6 @@ fn kind(code: u8) -> Result<Kind> {
         12 => Kind::Struct,
         other => return Err(Error::corrupt(format!("a header has a field of type {other}, which there is not"))),
     })
-}
-
-/// Items of lists: truth values take a byte there.
-fn item_kind(code: u8) -> Result<Kind> {
-    kind(code)
 }
 
 #[cfg(test)]
@@ -186,6 +194,13 @@ mod tests {
         // A list of 2^60 truth values, and structures in structures without end.
         let list = [0x19, 0xf1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x0f, 1, 1];
         let nested = [0x1c; 64];
+        // The parquet crate takes truth values of lists that it does not know for nothing.
+        assert!(
+            Reader::new(&[0x22, 1, 1]).skip(Kind::List).is_err() && Reader::new(&[0x22, 1, 1]).skip_truths().is_ok()
+        );
+        assert!(Reader::new(&[0]).skip(Kind::List).is_ok(), "an empty list without a type");
+        // A number that is 2 in 16 bits.
+        assert!(Reader::new(&[0x09, 0x84, 0x80, 0x08, 0]).field(&mut 0).is_err());
         for data in [&list[..], &nested[..], &[0x18, 0xff, 0xff, 0x7f, 1], &[0x15, 0xff], &[0x1d]] {
             let (mut reader, mut last) = (Reader::new(data), 0);
             let result = reader.field(&mut last).and_then(|field| field.map_or(Ok(()), |(_, kind)| reader.skip(kind)));
