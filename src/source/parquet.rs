@@ -26,11 +26,11 @@ use crate::schema::{Column, Dtype, arrow_schema};
 use crate::store::{Object, Store};
 
 /// Decoded bytes of a block, about, where a larger row group can be read in part: large enough that a request costs less than its bytes.
-const BLOCK_BYTES: u64 = 16 << 20;
+const BLOCK_BYTES: u64 = 8 << 20;
 
-/// Row groups of more bytes than these, or than an eighth of the budget, are looked through for their pages, once when they are opened, where the file has no
-/// index of them.
-const SCANNED_BYTES: u64 = 256 << 20;
+/// Row groups of more bytes than these are looked through for their pages, once when they are opened, where the file has no index of them. Like
+/// the sizes above it does not depend on the budget: the order of samples must not.
+const SCANNED_BYTES: u64 = 64 << 20;
 
 /// The smallest part of a row group, however finely a shuffle would like to mix.
 const SMALLEST_BLOCK_BYTES: u64 = 1 << 20;
@@ -67,9 +67,8 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: Parquet, 
             let indexed = read_page_index(&store, object, footer, !conditions.is_empty()).await;
             *footer = indexed.map_err(|e| e.url(object.url.clone()).stage("footer"))?;
         }
-        let largest = SCANNED_BYTES.min(wanted.max_bytes as u64 / 4);
         for whole in whole_groups(footer).collect::<Vec<_>>() {
-            if layout.bytes(footer, &whole) > largest && !has_pages(footer, &layout.projection, whole.group) {
+            if layout.bytes(footer, &whole) > SCANNED_BYTES && !has_pages(footer, &layout.projection, whole.group) {
                 let scanned = scan(&store, object, footer, layout, whole.group).await;
                 *footer = scanned.map_err(|e| e.url(object.url.clone()).stage("scan"))?;
             }

@@ -696,13 +696,13 @@ fn large_row_groups_are_read_in_parts_within_a_small_budget() -> Result<()> {
     let folder = Folder::new();
     // 12 MB a row group.
     folder.put("a.parquet", &written(200_000, true));
-    // Where the file does not say where its pages stand, they are looked for.
-    folder.put("unindexed.parquet", &written(200_000, false));
-    for name in ["a.parquet", "unindexed.parquet"] {
+    // Where the file does not say where its pages stand, they are looked for: of row groups of 70 MB.
+    folder.put("unindexed.parquet", &written(600_000, false));
+    for (name, rows, budget) in [("a.parquet", 200_000, 16), ("unindexed.parquet", 600_000, 32)] {
         let dataset = folder.open(name).columns([int64("id"), bytes("bytes")]).batch(500);
         // `take` holds the peak against the budget.
-        let ids = take_ids(dataset.loader().budget(Budget::mebibytes(16)), "id")?.whole().concat();
-        assert_eq!(ids, (0..200_000).collect::<Vec<_>>(), "{name}");
+        let ids = take_ids(dataset.loader().budget(Budget::mebibytes(budget)), "id")?.whole().concat();
+        assert_eq!(ids, (0..rows).collect::<Vec<_>>(), "{name}");
     }
     let shuffled =
         folder.open("a.parquet").columns([int64("id"), bytes("bytes")]).shuffle(Shuffle::buffer(2_000)).batch(500);
