@@ -274,7 +274,7 @@ enum Out {
 
 /// What comes next behind all batches that were begun.
 enum Ready {
-    Batch(Assembly),
+    Batch(Box<Assembly>),
     End(Out),
 }
 
@@ -930,7 +930,7 @@ impl State {
                 self.planned_all = true;
                 self.go_on = false;
             }
-            self.ready.push_back(Ready::Batch(assembly));
+            self.ready.push_back(Ready::Batch(Box::new(assembly)));
         }
         if self.rebatch.as_ref().is_some_and(|rebatch| rebatch.is_full(epoch)) {
             self.cut = Some(epoch);

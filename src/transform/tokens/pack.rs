@@ -308,9 +308,7 @@ pub(crate) fn unfit_to_pack(documents: &ListArray, pack: &Pack) -> Vec<(usize, E
                 let message = format!("a document of {length} tokens, where rows have {}", pack.len);
                 let error = Error::new(ErrorKind::Transform, message).column(pack.column.as_str());
                 unfit.push((document, error.advice("take longer rows, or .long(Long::Split) or Long::Truncate")));
-            } else if let Some(token) =
-                tokens.iter().map(|&token| i64::from(token)).find(|&token| narrowed && i32::try_from(token).is_err())
-            {
+            } else if let Some(token) = wide(tokens).filter(|_| narrowed) {
                 let error = Error::new(ErrorKind::Transform, format!("the token {token} does not fit i32"));
                 unfit.push((document, error.column(pack.column.as_str()).advice("leave .dtype(Dtype::I32) out")));
             }
@@ -318,6 +316,11 @@ pub(crate) fn unfit_to_pack(documents: &ListArray, pack: &Pack) -> Vec<(usize, E
         ()
     );
     unfit
+}
+
+/// The first token that does not fit i32.
+fn wide<I: Copy + Into<i64>>(tokens: &[I]) -> Option<i64> {
+    tokens.iter().map(|&token| token.into()).find(|&token| i32::try_from(token).is_err())
 }
 
 /// Packs the documents of a window, without those in `left_out` (ascending). Documents without tokens leave no trace.
