@@ -129,7 +129,7 @@ pub(crate) async fn open_listed(
     match format {
         Format::TfRecord(options) => tfrecord::open(store, objects, options, wanted).await,
         #[cfg(feature = "parquet")]
-        Format::Parquet(options) => super::parquet::open(store, objects, options, wanted).await,
+        Format::Parquet(_) => super::parquet::open(store, objects, wanted).await,
         #[cfg(not(feature = "parquet"))]
         Format::Parquet(_) => {
             Err(Error::config("this build reads no Parquet").advice("switch on the feature `parquet`"))

@@ -14,7 +14,6 @@ use super::carry::{Carrier, Leaf, column_for, leaves};
 use super::open::{Opened, Opening, Wanted};
 use super::{Decoded, RecordPlaces, Source};
 use crate::dataset::expr::{Bounds, Excludes, Expr, Value};
-use crate::dataset::files::Parquet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::parquet::prune::{self, Asked, Bloom, Bound};
 use crate::format::parquet::{
@@ -48,44 +47,60 @@ const REQUEST_BYTES: u64 = 8 << 20;
 const FOOTERS: usize = 16;
 
 /// Reads the footers and settles columns and blocks.
-pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: Parquet, wanted: Wanted) -> Result<Opening> {
+pub(crate) async fn open(store: Store, objects: Vec<Object>, wanted: Wanted) -> Result<Opening> {
     let footers = stream::iter(objects.clone()).map(|object| {
         let store = store.clone();
         async move { read_footer(&store, &object).await.map_err(|e| e.url(object.url.clone()).stage("footer")) }
     });
-    let mut footers: Vec<Footer> = footers.buffered(FOOTERS).try_collect().await?;
+    let footers: Vec<Footer> = footers.buffered(FOOTERS).try_collect().await?;
     let mut notes = Vec::new();
     let columns = settle_columns(&objects, &footers, &wanted, &mut notes)?;
     let layouts = layouts(&objects, &footers, &columns)?;
     let (layouts, columns) = put_off(&footers, layouts, columns, wanted.is_seen)?;
-    let conditions = Conditions::new(&wanted.conditions, &columns);
     let total: u64 = footers.iter().zip(&layouts).map(|(footer, layout)| layout.total_bytes(footer)).sum();
     let target = (total / wanted.min_blocks.max(1)).clamp(SMALLEST_BLOCK_BYTES, BLOCK_BYTES);
-    for ((object, footer), layout) in objects.iter().zip(&mut footers).zip(&layouts) {
-        // Where pages stand is of interest where a row group is too large for one block, or may be wanted in part.
-        if !conditions.is_empty() || whole_groups(footer).any(|part| layout.bytes(footer, &part) > 2 * target) {
-            let indexed = read_page_index(&store, object, footer, !conditions.is_empty()).await;
-            *footer = indexed.map_err(|e| e.url(object.url.clone()).stage("footer"))?;
+    let rows = |footers: &[Footer]| footers.iter().flat_map(whole_groups).map(|part| part.rows.end).sum::<u64>();
+    let all = rows(&footers);
+    let conditions = Arc::new(Conditions::new(wanted.conditions, &columns));
+    let files = objects.into_iter().zip(footers).zip(layouts).map(|((object, footer), layout)| {
+        let (store, conditions) = (store.clone(), conditions.clone());
+        async move {
+            let url = object.url.clone();
+            let opened = open_file(&store, object, footer, layout, &conditions, target).await;
+            opened.map_err(|e| e.url(url).stage("footer"))
         }
-        for whole in whole_groups(footer).collect::<Vec<_>>() {
-            if layout.bytes(footer, &whole) > SCANNED_BYTES && !has_pages(footer, &layout.projection, whole.group) {
-                let scanned = scan(&store, object, footer, layout, whole.group).await;
-                *footer = scanned.map_err(|e| e.url(object.url.clone()).stage("scan"))?;
-            }
-        }
-    }
-    let mut kept = Vec::with_capacity(footers.len());
-    for (object, footer) in objects.iter().zip(&footers) {
-        let rows = conditions.rows(&store, object, footer).await;
-        kept.push(rows.map_err(|e| e.url(object.url.clone()).stage("footer"))?);
-    }
-    if !conditions.is_empty() {
-        let all: u64 = footers.iter().flat_map(whole_groups).map(|part| part.rows.end).sum();
-        let left: u64 = kept.iter().flatten().map(|part| part.rows.end - part.rows.start).sum();
+    });
+    let files: Vec<_> = files.collect();
+    let files: Vec<(File, Vec<Part>)> = stream::iter(files).buffered(FOOTERS).try_collect().await?;
+    if !conditions.all.is_empty() {
+        let left: u64 = files.iter().flat_map(|(_, kept)| kept).map(|part| part.rows.end - part.rows.start).sum();
         notes.push(format!("of {all} rows {} are not read: statistics rule out that conditions hold", all - left));
     }
-    let files = Files::new(store, objects, footers, layouts, columns, &kept, target);
-    Ok(Opening { opened: Opened::Indexed(Arc::new(files)), notes })
+    Ok(Opening { opened: Opened::Indexed(Arc::new(Files::new(store, files, columns, target))), notes })
+}
+
+/// Settles what is read of one file: where its pages stand, if that is of interest, and the rows that may be wanted.
+async fn open_file(
+    store: &Store,
+    object: Object,
+    mut footer: Footer,
+    layout: Arc<Layout>,
+    conditions: &Conditions,
+    target: u64,
+) -> Result<(File, Vec<Part>)> {
+    let has_conditions = !conditions.all.is_empty();
+    // Where pages stand is of interest where a row group is too large for one block, or may be wanted in part.
+    if has_conditions || whole_groups(&footer).any(|whole| layout.bytes(&footer, &whole) > 2 * target) {
+        footer = read_page_index(store, &object, &footer, has_conditions).await?;
+    }
+    for whole in whole_groups(&footer).collect::<Vec<_>>() {
+        if layout.bytes(&footer, &whole) > SCANNED_BYTES && !has_pages(&footer, &layout.projection, whole.group) {
+            footer = scan(store, &object, &footer, &layout, whole.group).await?;
+        }
+    }
+    let kept = conditions.rows(store, &object, &footer).await?;
+    let is_local = store.local_path(&object).is_some();
+    Ok((File { object, footer, layout, is_local }, kept))
 }
 
 fn whole_groups(footer: &Footer) -> impl Iterator<Item = Part> {
@@ -346,28 +361,26 @@ fn described(schema: &Schema) -> String {
 }
 
 /// What holds for each row that is wanted.
-struct Conditions<'a> {
-    all: &'a [Arc<Expr>],
-    asked: Vec<Asked<'a>>,
+struct Conditions {
+    all: Vec<Arc<Expr>>,
+    /// The columns that they speak of.
+    asked: Vec<Asked>,
 }
 
-impl<'a> Conditions<'a> {
-    fn new(all: &'a [Arc<Expr>], columns: &'a [Column]) -> Self {
-        let asked = columns.iter().map(|column| Asked { name: column.name(), dtype: column.dtype() });
+impl Conditions {
+    fn new(all: Vec<Arc<Expr>>, columns: &[Column]) -> Self {
         let mut names = Vec::new();
         all.iter().for_each(|condition| condition.visit(&mut |name, _| names.push(name.clone())));
-        Self { all, asked: asked.filter(|asked| names.iter().any(|name| name.as_ref() == asked.name)).collect() }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        let asked = columns.iter().filter(|column| names.contains(column.name()));
+        let asked = asked.map(|column| Asked { name: column.name().clone(), dtype: column.dtype() });
+        Self { asked: asked.collect(), all }
     }
 
     /// The rows of a file that may be wanted.
     async fn rows(&self, store: &Store, object: &Object, footer: &Footer) -> Result<Vec<Part>> {
         let mut kept = Vec::new();
         for whole in whole_groups(footer) {
-            if self.is_empty() {
+            if self.all.is_empty() {
                 kept.push(whole);
                 continue;
             }
@@ -389,13 +402,13 @@ impl<'a> Conditions<'a> {
         object: &Object,
         footer: &Footer,
         whole: &Part,
-    ) -> Result<HashMap<&'a str, Arc<Bloom>>> {
+    ) -> Result<HashMap<&str, Arc<Bloom>>> {
         let mut blooms = HashMap::new();
-        for &asked in &self.asked {
+        for asked in &self.asked {
             let Some(place) = Bloom::place(footer, whole.group, asked) else { continue };
             let bytes = store.read(object, place).await?;
             if let Some(bloom) = Bloom::read(footer, whole.group, asked, &bytes) {
-                blooms.insert(asked.name, Arc::new(bloom));
+                blooms.insert(asked.name.as_ref(), Arc::new(bloom));
             }
         }
         Ok(blooms)
@@ -459,30 +472,17 @@ struct Block {
 }
 
 impl Files {
-    fn new(
-        store: Store,
-        objects: Vec<Object>,
-        footers: Vec<Footer>,
-        layouts: Vec<Arc<Layout>>,
-        columns: Vec<Column>,
-        kept: &[Vec<Part>],
-        target: u64,
-    ) -> Self {
-        let (mut catalog, mut blocks) = (Catalog::new(), Vec::new());
-        let files = objects.into_iter().zip(footers).zip(layouts).map(|((object, footer), layout)| {
-            let is_local = store.local_path(&object).is_some();
-            Arc::new(File { object, footer, layout, is_local })
-        });
-        let files: Vec<Arc<File>> = files.collect();
-        for (number, (file, kept)) in files.iter().zip(kept).enumerate() {
-            let File { object, footer, layout, .. } = &**file;
+    fn new(store: Store, opened: Vec<(File, Vec<Part>)>, columns: Vec<Column>, target: u64) -> Self {
+        let (mut catalog, mut blocks, mut files) = (Catalog::new(), Vec::new(), Vec::with_capacity(opened.len()));
+        for (number, (file, kept)) in opened.into_iter().enumerate() {
+            let File { object, footer, layout, .. } = &file;
             catalog.push_shard(object.url.clone());
             let starts = whole_groups(footer).scan(0, |before, whole| {
                 *before += whole.rows.end;
                 Some(*before - whole.rows.end)
             });
             let starts: Vec<u64> = starts.collect();
-            for whole in kept {
+            for whole in &kept {
                 // Row groups of twice the size are still one block: half a block is read no faster.
                 let parts = match layout.bytes(footer, whole) {
                     bytes if bytes <= 2 * target => 1,
@@ -495,6 +495,7 @@ impl Files {
                     blocks.push(Block { file: number as u32, part, first_row });
                 }
             }
+            files.push(Arc::new(file));
         }
         Self { store, files, columns, catalog: catalog.indivisible(), blocks }
     }

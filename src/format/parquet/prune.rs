@@ -31,18 +31,19 @@ pub(crate) type Bounds = (Bound, Bound);
 pub(crate) type Known = Option<Bounds>;
 
 /// A column that a condition speaks of.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Asked<'a> {
-    pub(crate) name: &'a str,
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) name: Arc<str>,
     /// What it is carried as.
     pub(crate) dtype: Dtype,
 }
 
 /// The column of the file that holds an asked one, where its values are carried in the order that they are stored in.
-fn leaf_of(footer: &Footer, asked: Asked<'_>) -> Option<usize> {
+fn leaf_of(footer: &Footer, asked: &Asked) -> Option<usize> {
     let descr = footer.metadata().file_metadata().schema_descr();
     let columns = descr.columns();
-    let leaf = columns.iter().position(|column| column.path().string() == asked.name && column.max_rep_level() == 0)?;
+    let leaf =
+        columns.iter().position(|column| column.path().string() == *asked.name && column.max_rep_level() == 0)?;
     is_ordered(&columns[leaf], asked.dtype).then_some(leaf)
 }
 
@@ -133,7 +134,7 @@ pub(crate) struct Bloom {
 
 impl Bloom {
     /// Where the filter of a column of a row group stands, if there is one.
-    pub(crate) fn place(footer: &Footer, group: usize, asked: Asked<'_>) -> Option<Range<u64>> {
+    pub(crate) fn place(footer: &Footer, group: usize, asked: &Asked) -> Option<Range<u64>> {
         let chunk = footer.metadata().row_group(group).column(leaf_of(footer, asked)?);
         let start = u64::try_from(chunk.bloom_filter_offset()?).ok()?;
         let end = start.checked_add(u64::try_from(chunk.bloom_filter_length()?).ok()?)?;
@@ -141,7 +142,7 @@ impl Bloom {
     }
 
     /// The filter in these bytes; one that cannot be read says nothing.
-    pub(crate) fn read(footer: &Footer, group: usize, asked: Asked<'_>, bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn read(footer: &Footer, group: usize, asked: &Asked, bytes: &[u8]) -> Option<Self> {
         let chunk = footer.metadata().row_group(group).column(leaf_of(footer, asked)?);
         let filter = super::caught(|| Ok(Sbbf::from_bytes(bytes).ok())).ok()??;
         Some(Self { filter, stored: chunk.column_type() })
@@ -163,14 +164,14 @@ impl Bloom {
 pub(crate) fn rows(
     footer: &Footer,
     group: usize,
-    asked: &[Asked<'_>],
+    asked: &[Asked],
     possible: &dyn Fn(&dyn Fn(&str) -> Option<Known>) -> bool,
 ) -> Vec<Range<u64>> {
     let metadata = footer.metadata();
     let all = 0..metadata.row_group(group).num_rows() as u64;
     let leaves: HashMap<&str, (usize, Dtype)> = asked
         .iter()
-        .filter_map(|&asked| leaf_of(footer, asked).map(|leaf| (asked.name, (leaf, asked.dtype))))
+        .filter_map(|asked| leaf_of(footer, asked).map(|leaf| (asked.name.as_ref(), (leaf, asked.dtype))))
         .collect();
     let in_chunk = |name: &str| {
         let &(leaf, dtype) = leaves.get(name)?;
