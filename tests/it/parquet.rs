@@ -692,33 +692,30 @@ fn only_the_end_of_a_file_and_the_wanted_columns_are_asked_for() -> Result<()> {
 }
 
 #[test]
-fn large_row_groups_are_read_in_parts_within_a_small_budget() -> Result<()> {
+fn large_row_groups_are_read_in_parts_within_a_budget_that_they_do_not_fit() -> Result<()> {
     let folder = Folder::new();
-    // 12 MB a row group.
-    folder.put("a.parquet", &written(200_000, true));
-    // Where the file does not say where its pages stand, they are looked for: of row groups of 70 MB.
-    folder.put("unindexed.parquet", &written(600_000, false));
-    for (name, rows, budget) in [("a.parquet", 200_000, 16), ("unindexed.parquet", 600_000, 32)] {
-        let dataset = folder.open(name).columns([int64("id"), bytes("bytes")]).batch(500);
-        // `take` holds the peak against the budget.
-        let ids = take_ids(dataset.loader().budget(Budget::mebibytes(budget)), "id")?.whole().concat();
-        assert_eq!(ids, (0..rows).collect::<Vec<_>>(), "{name}");
+    let columns = || [int64("id"), bytes("bytes")];
+    // 46 MB a row group: in parts of a third, or, for a shuffle, of a MiB and more. `take` holds the peak against the budget.
+    for (name, has_page_index) in [("a.parquet", true), ("b.parquet", false)] {
+        folder.put(name, &written(400_000, has_page_index));
     }
-    let shuffled =
-        folder.open("a.parquet").columns([int64("id"), bytes("bytes")]).shuffle(Shuffle::buffer(2_000)).batch(500);
-    let mut ids = take_ids(shuffled.loader().budget(Budget::mebibytes(32)), "id")?.whole().concat();
+    let dataset = folder.open("a.parquet").columns(columns());
+    let in_order = dataset.batch(500).loader().budget(Budget::mebibytes(40));
+    assert_eq!(take_ids(in_order, "id")?.whole().concat(), (0..400_000).collect::<Vec<_>>());
+    let shuffled = dataset.shuffle(Shuffle::buffer(2_000)).batch(500);
+    let mut ids = take_ids(shuffled.loader().budget(Budget::mebibytes(24)), "id")?.whole().concat();
     assert!(!ids.is_sorted());
     ids.sort_unstable();
-    assert_eq!(ids, (0..200_000).collect::<Vec<_>>());
-    Ok(())
-}
+    assert_eq!(ids, (0..400_000).collect::<Vec<_>>());
 
-#[test]
-fn a_page_that_does_not_fit_is_refused_with_a_budget_that_does() {
-    let folder = Folder::new();
-    folder.put("a.parquet", &written(200_000, false));
-    let dataset = folder.open("a.parquet").columns([int64("id"), bytes("bytes")]).batch(500);
-    let error = dataset.loader().budget(Budget::of_bytes(500_000)).build().map(drop).expect_err("it does not fit");
+    // Where the file does not say where pages stand, a row group is one block, unless it is larger than 64 MiB.
+    let whole = folder.open("b.parquet").columns(columns()).batch(500);
+    let error = whole.loader().budget(Budget::mebibytes(40)).build().map(drop).expect_err("it does not fit");
     let text = error.to_string();
-    assert!(text.contains("budget") && text.contains(".budget("), "{text}");
+    assert!(error.kind() == ErrorKind::Memory && text.contains("take .budget(Budget::mebibytes("), "{text}");
+    assert_eq!(take_ids(whole.loader().budget(Budget::mebibytes(100)), "id")?.whole().concat().len(), 400_000);
+    folder.put("c.parquet", &written(600_000, false));
+    let large = folder.open("c.parquet").columns(columns()).batch(500).loader().budget(Budget::mebibytes(40));
+    assert_eq!(take_ids(large, "id")?.whole().concat(), (0..600_000).collect::<Vec<_>>());
+    Ok(())
 }

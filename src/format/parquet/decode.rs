@@ -182,7 +182,7 @@ fn locate(footer: &Footer, part: &Part, leaf: usize) -> Located {
     let wanted = |page: &&PageRows| page.rows.start < part.rows.end && page.rows.end > part.rows.start;
     let (Some(first), Some(last)) = (pages.iter().find(wanted), pages.iter().rfind(wanted)) else { return whole };
     let before = pages.first().map_or(first.place.start, |page| page.place.start);
-    let dictionary = (chunk.start < before).then(|| chunk.start..before);
+    let dictionary = (chunk.start < before).then_some(chunk.start..before);
     let first_row = first.rows.start + u64::from(first.begins_within);
     Located { dictionary, pages: first.place.start..last.place.end, first_row, begins_within: first.begins_within }
 }

@@ -30,6 +30,9 @@ pub(crate) type Bounds = (Bound, Bound);
 /// What is known of a column in some rows, none of which is null: the bounds, if they are.
 pub(crate) type Known = Option<Bounds>;
 
+/// What is known of each column, unless there may be nulls.
+pub(crate) type OfColumn<'a> = dyn Fn(&str) -> Option<Known> + 'a;
+
 /// A column that a condition speaks of.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
@@ -165,7 +168,7 @@ pub(crate) fn rows(
     footer: &Footer,
     group: usize,
     asked: &[Asked],
-    possible: &dyn Fn(&dyn Fn(&str) -> Option<Known>) -> bool,
+    possible: &dyn Fn(&OfColumn<'_>) -> bool,
 ) -> Vec<Range<u64>> {
     let metadata = footer.metadata();
     let all = 0..metadata.row_group(group).num_rows() as u64;
@@ -181,27 +184,30 @@ pub(crate) fn rows(
         return Vec::new();
     }
     // Pages of each column, with what the index knows of them.
-    let pages: HashMap<&str, (Arc<Vec<PageRows>>, Arc<dyn Fn(usize) -> Option<Known> + '_>)> = leaves
+    let pages: HashMap<&str, (usize, Dtype, Arc<Vec<PageRows>>, &ColumnIndexMetaData)> = leaves
         .iter()
         .filter_map(|(&name, &(leaf, dtype))| {
             let rows = footer.pages(group, leaf)?;
             let index = metadata.column_index()?.get(group)?.get(leaf)?;
-            let nullable = metadata.row_group(group).column(leaf).column_descr().max_def_level() > 0;
-            let bounds = move |page| of_page(index, page, dtype, nullable);
-            Some((name, (rows, Arc::new(bounds) as Arc<dyn Fn(usize) -> Option<Known>>)))
+            Some((name, (leaf, dtype, rows, index)))
         })
         .collect();
     if pages.is_empty() {
         return vec![all];
     }
-    let mut cuts: Vec<u64> = pages.values().flat_map(|(rows, _)| rows.iter().map(|page| page.rows.start)).collect();
+    let mut cuts: Vec<u64> =
+        pages.values().flat_map(|(_, _, rows, _)| rows.iter().map(|page| page.rows.start)).collect();
     cuts.push(all.end);
     cuts.sort_unstable();
     cuts.dedup();
     let mut wanted: Vec<Range<u64>> = Vec::new();
     for run in cuts.windows(2).map(|pair| pair[0]..pair[1]) {
         let of_run = |name: &str| match pages.get(name) {
-            Some((rows, bounds)) => bounds(rows.partition_point(|page| page.rows.start <= run.start) - 1),
+            Some((leaf, dtype, rows, index)) => {
+                let page = rows.partition_point(|page| page.rows.start <= run.start) - 1;
+                let nullable = metadata.row_group(group).column(*leaf).column_descr().max_def_level() > 0;
+                of_page(index, page, *dtype, nullable)
+            }
             None => in_chunk(name),
         };
         if possible(&of_run) {
