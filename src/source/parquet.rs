@@ -1,5 +1,6 @@
 //! Parquet files as a source: row groups are blocks, or runs of their pages where they are large.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,8 +25,13 @@ use crate::plan::Catalog;
 use crate::schema::{Column, Dtype, arrow_schema};
 use crate::store::{Object, Store};
 
+thread_local! {
+    /// What decompressing keeps from one block to the next.
+    static DECOMPRESSOR: RefCell<Decompressor> = RefCell::default();
+}
+
 /// Decoded bytes of a block, about, where a larger row group can be read in part: large enough that a request costs less than its bytes.
-const BLOCK_BYTES: u64 = 8 << 20;
+const BLOCK_BYTES: u64 = 16 << 20;
 
 /// Row groups of more bytes than these are looked through for their pages, once when they are opened, where the file has no index of them. Like
 /// the sizes above it does not depend on the budget: the order of samples must not.
@@ -572,7 +578,9 @@ impl Source for Files {
         let fetched = Fetched::new(pieces, object.size);
         let rows = (part.rows.end - part.rows.start) as usize;
         let place = |error: Error| error.url(object.url.clone());
-        let arrays = decode(footer, &layout.projection, part, &fetched, &mut Decompressor::default()).map_err(place)?;
+        let arrays = DECOMPRESSOR.with_borrow_mut(|decompressor| {
+            decode(footer, &layout.projection, part, &fetched, decompressor).map_err(place)
+        })?;
         drop(fetched);
         let carried = layout.carrier.rows_of(rows, |at| arrays.get(at).cloned());
         let (mut rows, bad) = carried.map_err(place)?;

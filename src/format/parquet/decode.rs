@@ -285,6 +285,13 @@ pub(crate) fn decode(
     Ok(arrays.into_iter().map(|array| array.expect("each was decoded by one or the other")).collect())
 }
 
+/// Values of some rows, about: of lists as many as others have, and of all rows as the footer says.
+fn expected(column: &ColumnChunkMetaData, part: &Part, footer: &Footer) -> usize {
+    let rows = footer.metadata().row_group(part.group).num_rows().max(1) as u128;
+    let wanted = u128::from(part.rows.end - part.rows.start);
+    (column.num_values() as u128 * wanted / rows) as usize
+}
+
 fn decode_numbers(
     footer: &Footer,
     part: &Part,
@@ -302,6 +309,7 @@ fn decode_numbers(
         bytes: column.uncompressed_size() as u64,
         values: column.num_values() as u64,
         codec: column.compression_codec(),
+        expected: expected(column, part, footer),
         begins_within,
     };
     let decoded = numbers::decode(&chunk, column.column_type(), levels, decompressor);

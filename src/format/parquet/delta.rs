@@ -8,8 +8,8 @@ use super::page::{Page, PageKind};
 use crate::error::{Error, Result};
 
 /// Bytes of all strings of a page in DELTA_BYTE_ARRAY: the lengths of what each shares with the one before, and of what it adds.
-pub(super) fn string_bytes(page: &Page, max_repetition: i16, max_definition: i16) -> Result<u64> {
-    let mut data: &[u8] = &page.data;
+pub(super) fn string_bytes(page: &Page<'_>, max_repetition: i16, max_definition: i16) -> Result<u64> {
+    let mut data: &[u8] = page.data;
     if page.header.kind == PageKind::Data {
         data = levels_of(data, max_repetition)?.1;
         data = levels_of(data, max_definition)?.1;

@@ -26,6 +26,8 @@ pub(super) struct Chunk {
     pub(super) bytes: u64,
     pub(super) values: u64,
     pub(super) codec: Codec,
+    /// Values that are expected: memory is taken for so many at once.
+    pub(super) expected: usize,
     /// Whether the first page begins with the rest of a list that is not wanted.
     pub(super) begins_within: bool,
 }
@@ -103,7 +105,7 @@ impl<T: ArrowPrimitiveType<Native: Pod>> Column<T> {
             levels,
             begins_within: chunk.begins_within,
             dictionary: Vec::new(),
-            values: Vec::new(),
+            values: Vec::with_capacity(chunk.expected),
             present: None,
             starts: Vec::new(),
             lists: None,
@@ -134,26 +136,26 @@ impl<T: ArrowPrimitiveType<Native: Pod>> Column<T> {
         column.finish().map(Some)
     }
 
-    fn take_dictionary(&mut self, page: &Page) -> Result<bool> {
+    fn take_dictionary(&mut self, page: &Page<'_>) -> Result<bool> {
         if !matches!(page.header.encoding, Encoding::Plain | Encoding::Dictionary) {
             return Ok(false);
         }
         self.dictionary.clear();
-        plain(&page.data, page.header.values as usize, &mut self.dictionary)?;
+        plain(page.data, page.header.values as usize, &mut self.dictionary)?;
         Ok(true)
     }
 
     /// Takes a page of values; `false` where it is none of ours.
-    fn take(&mut self, page: &Page) -> Result<bool> {
+    fn take(&mut self, page: &Page<'_>) -> Result<bool> {
         let values = page.header.values as usize;
         if !matches!(page.header.encoding, Encoding::Plain | Encoding::Dictionary) {
             return Ok(false);
         }
         let (repetition, definition, data): (&[u8], &[u8], &[u8]) = match page.header.kind {
-            PageKind::DataV2 { .. } => (&page.repetition, &page.definition, &page.data),
+            PageKind::DataV2 { .. } => (page.repetition, page.definition, page.data),
             _ if page.header.levels != Encoding::Rle => return Ok(false),
             _ => {
-                let (repetition, rest) = levels_of(&page.data, self.levels.max_repetition)?;
+                let (repetition, rest) = levels_of(page.data, self.levels.max_repetition)?;
                 let (definition, rest) = levels_of(rest, self.levels.max_definition)?;
                 (repetition, definition, rest)
             }

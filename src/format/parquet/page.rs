@@ -215,35 +215,47 @@ impl Pages {
 
 /// A page's content, decompressed: levels and values.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(super) struct Page<'a> {
     pub(super) header: PageHeader,
     /// The levels of a page of the second version, which come uncompressed in front.
-    pub(super) repetition: Bytes,
-    pub(super) definition: Bytes,
+    pub(super) repetition: &'a [u8],
+    pub(super) definition: &'a [u8],
     /// In pages of the first version levels, then values; otherwise values.
-    pub(super) data: Bytes,
+    pub(super) data: &'a [u8],
 }
 
-/// Decompresses pages, with what a codec keeps from one to the next.
+/// Decompresses pages, with what is kept from one to the next: codecs, and memory. Fresh memory for each page took a fifth of the time of decoding 40
+/// columns of numbers.
 #[derive(Default)]
 pub(crate) struct Decompressor {
+    codecs: Codecs,
+    /// The page at hand as it is stored, and decompressed.
+    stored: Bytes,
+    scratch: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Codecs {
     zstd: Option<zstd::bulk::Decompressor<'static>>,
     snappy: Option<snap::raw::Decoder>,
 }
+
+/// Memory that is kept for the next page, at most: pages are seldom larger.
+const KEPT_BYTES: usize = 8 << 20;
 
 impl Decompressor {
     /// The page's content.
     ///
     /// # Errors
     /// A wrong checksum, content that is other than its header says.
-    pub(super) fn open(&mut self, page: StoredPage, codec: Codec) -> Result<Page> {
+    pub(super) fn open(&mut self, page: StoredPage, codec: Codec) -> Result<Page<'_>> {
         page.check_window(codec)?;
         let StoredPage { header, offset, body } = page;
         let opened = self.content(&header, body, codec);
         opened.map_err(|error| error.byte_offset(offset as u64))
     }
 
-    fn content(&mut self, header: &PageHeader, body: Bytes, codec: Codec) -> Result<Page> {
+    fn content(&mut self, header: &PageHeader, body: Bytes, codec: Codec) -> Result<Page<'_>> {
         if let Some(stored) = header.crc {
             let computed = crc32fast::hash(&body);
             if computed != stored {
@@ -251,8 +263,9 @@ impl Decompressor {
                     .advice("fetch or write the shard again"));
             }
         }
-        let (mut levels, mut is_compressed) = ([Bytes::new(), Bytes::new()], codec != Codec::UNCOMPRESSED);
-        let mut rest = body;
+        self.stored = body;
+        let (mut levels, mut is_compressed) = ([&[][..]; 2], codec != Codec::UNCOMPRESSED);
+        let mut rest: &[u8] = &self.stored;
         let mut bytes = header.bytes as usize;
         if let PageKind::DataV2 { definition_bytes, repetition_bytes, is_compressed: stated, .. } = header.kind {
             is_compressed &= stated;
@@ -261,14 +274,20 @@ impl Decompressor {
                 if length > rest.len() || length > bytes {
                     return Err(Error::corrupt(format!("levels of {length} bytes, and {} are there", rest.len())));
                 }
-                *level = rest.split_to(length);
+                (*level, rest) = rest.split_at(length);
                 bytes -= length;
             }
         }
         let data = match is_compressed {
             // A page of nulls alone may have nothing to decompress.
             true if rest.is_empty() && bytes == 0 => rest,
-            true => self.decompress(&rest, bytes, codec)?,
+            true => {
+                if self.scratch.capacity() > KEPT_BYTES {
+                    self.scratch = Vec::new();
+                }
+                self.codecs.decompress(rest, bytes, codec, &mut self.scratch)?;
+                &self.scratch
+            }
             false if rest.len() == bytes => rest,
             false => {
                 return Err(Error::corrupt(format!("an uncompressed page of {} bytes declares {bytes}", rest.len())));
@@ -277,58 +296,63 @@ impl Decompressor {
         let [repetition, definition] = levels;
         Ok(Page { header: *header, repetition, definition, data })
     }
+}
 
-    fn decompress(&mut self, stored: &[u8], bytes: usize, codec: Codec) -> Result<Bytes> {
+impl Codecs {
+    /// Replaces `data` by exactly so many bytes.
+    fn decompress(&mut self, stored: &[u8], bytes: usize, codec: Codec, data: &mut Vec<u8>) -> Result<()> {
         let wrong = |what: String| Error::corrupt(format!("a page does not decompress: {what}"));
-        let mut data = Vec::new();
-        let found = match codec {
-            Codec::ZSTD => {
-                let zstd = match &mut self.zstd {
-                    Some(zstd) => zstd,
-                    none => none.insert(zstd::bulk::Decompressor::new().map_err(|e| wrong(e.to_string()))?),
-                };
-                data = zstd.decompress(stored, bytes).map_err(|e| wrong(e.to_string()))?;
-                data.len()
-            }
-            Codec::SNAPPY => {
-                let length = snap::raw::decompress_len(stored).map_err(|e| wrong(e.to_string()))?;
-                if length == bytes {
-                    data.resize(bytes, 0);
-                    let snappy = self.snappy.get_or_insert_with(snap::raw::Decoder::new);
-                    snappy.decompress(stored, &mut data).map_err(|e| wrong(e.to_string()))?
-                } else {
-                    length
+        let found =
+            match codec {
+                Codec::ZSTD => {
+                    let zstd = match &mut self.zstd {
+                        Some(zstd) => zstd,
+                        none => none.insert(zstd::bulk::Decompressor::new().map_err(|e| wrong(e.to_string()))?),
+                    };
+                    data.clear();
+                    data.reserve(bytes);
+                    zstd.decompress_to_buffer(stored, data).map_err(|e| wrong(e.to_string()))?
                 }
-            }
-            Codec::GZIP => read_up_to(flate2::read::MultiGzDecoder::new(stored), bytes, &mut data)
-                .map_err(|e| wrong(e.to_string()))?,
-            Codec::BROTLI => read_up_to(brotli::Decompressor::new(stored, 4096), bytes, &mut data)
-                .map_err(|e| wrong(e.to_string()))?,
-            Codec::LZ4_RAW => {
-                data.resize(bytes, 0);
-                lz4_flex::block::decompress_into(stored, &mut data).map_err(|e| wrong(e.to_string()))?
-            }
-            Codec::LZ4 => {
-                data.resize(bytes, 0);
-                lz4_hadoop(stored, &mut data).map_err(wrong)?
-            }
-            other => {
-                return Err(Error::new(
-                    ErrorKind::Schema,
-                    format!("compressed with {other:?}, which is not supported"),
-                )
-                .advice("write the file with zstd, snappy, gzip, lz4 or brotli"));
-            }
-        };
+                Codec::SNAPPY => {
+                    let length = snap::raw::decompress_len(stored).map_err(|e| wrong(e.to_string()))?;
+                    if length == bytes {
+                        data.resize(bytes, 0);
+                        let snappy = self.snappy.get_or_insert_with(snap::raw::Decoder::new);
+                        snappy.decompress(stored, data).map_err(|e| wrong(e.to_string()))?
+                    } else {
+                        length
+                    }
+                }
+                Codec::GZIP => read_up_to(flate2::read::MultiGzDecoder::new(stored), bytes, data)
+                    .map_err(|e| wrong(e.to_string()))?,
+                Codec::BROTLI => read_up_to(brotli::Decompressor::new(stored, 4096), bytes, data)
+                    .map_err(|e| wrong(e.to_string()))?,
+                Codec::LZ4_RAW => {
+                    data.resize(bytes, 0);
+                    lz4_flex::block::decompress_into(stored, data).map_err(|e| wrong(e.to_string()))?
+                }
+                Codec::LZ4 => {
+                    data.resize(bytes, 0);
+                    lz4_hadoop(stored, data).map_err(wrong)?
+                }
+                other => {
+                    return Err(Error::new(
+                        ErrorKind::Schema,
+                        format!("compressed with {other:?}, which is not supported"),
+                    )
+                    .advice("write the file with zstd, snappy, gzip, lz4 or brotli"));
+                }
+            };
         if found != bytes {
             return Err(wrong(format!("it gives other than the {bytes} bytes that its header says")));
         }
-        Ok(data.into())
+        Ok(())
     }
 }
 
 /// Reads to the end, but no more than a byte beyond what is expected.
 fn read_up_to(reader: impl std::io::Read, bytes: usize, data: &mut Vec<u8>) -> std::io::Result<usize> {
+    data.clear();
     data.try_reserve(bytes + 1)?;
     reader.take(bytes as u64 + 1).read_to_end(data)
 }

@@ -117,7 +117,7 @@ impl ColumnScan {
         }
         let values = stored.header.values as usize;
         let opened = self.decompressor.open(stored, self.codec)?;
-        let (repetition, _) = levels_of(&opened.data, 1)?;
+        let (repetition, _) = levels_of(opened.data, 1)?;
         let mut runs = Runs::new(repetition, 1, values)?;
         let (mut lists, mut first) = (0u64, None);
         let mut unpacked = Vec::new();
