@@ -207,3 +207,43 @@ fn a_stream_from_a_bucket_goes_on_within_its_shards() -> Result<()> {
     assert!(read_from.shard == 1 && read_from.record > 0 && read_from.offset > 4_000_000, "{read_from:?}");
     Ok(())
 }
+
+#[cfg(feature = "parquet")]
+#[test]
+fn of_parquet_in_a_bucket_the_end_and_the_wanted_columns_alone_are_asked_for() -> Result<()> {
+    use std::sync::Arc;
+
+    use object_store::ClientConfigKey;
+    use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+
+    use crate::parquet::{asked, written};
+    use crate::support::recording::Recording;
+
+    let Some(server) = FakeGcs::start(BUCKET) else { return Ok(()) };
+    let file = written(20_000, true);
+    server.put(BUCKET, "p/a.parquet", &file);
+    let key = serde_json::json!({
+        "gcs_base_url": server.url(), "disable_oauth": true, "client_email": "", "private_key": "", "private_key_id": "",
+    });
+    let bucket = GoogleCloudStorageBuilder::new()
+        .with_service_account_key(key.to_string())
+        .with_config(GoogleConfigKey::Client(ClientConfigKey::AllowHttp), "true")
+        .with_bucket_name(BUCKET)
+        .build()
+        .expect("an emulator");
+    let store = Recording::new(Arc::new(bucket));
+    let ids =
+        |dataset: &Dataset, options| Ok::<_, forebay::Error>(take_ids(dataset.loader().store(options), "id")?.whole());
+    for names in [&["id"][..], &["id", "bytes"]] {
+        let columns = names.iter().map(|&name| if name == "id" { int64(name) } else { bytes(name) });
+        let dataset = Dataset::open("gs://shards/p/*.parquet")?.columns(columns.collect::<Vec<_>>()).batch(999);
+        let options = forebay::store::StoreOptions::new().register("gs://shards", store.clone());
+        assert_eq!(ids(&dataset, options)?.concat(), (0..20_000).collect::<Vec<_>>());
+        assert_eq!(store.take(), asked(&file, names), "{names:?}");
+        // The same with the loader's own client.
+        assert_eq!(ids(&dataset, server.options())?.concat().len(), 20_000);
+    }
+    let dataset =
+        Dataset::open("gs://shards/p/a.parquet")?.columns([int64("id")]).shuffle(Shuffle::buffer(500)).batch(1000);
+    restores_everywhere(dataset.loader().store(server.options()))
+}

@@ -70,9 +70,14 @@ impl FakeGcs {
         assert_eq!(self.post(&path, "application/octet-stream", content).expect("the emulator answers"), 200, "{key}");
     }
 
+    /// Where it answers.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     /// Options that lead every `gs://` URL here.
     pub(crate) fn options(&self) -> StoreOptions {
-        StoreOptions::new().environment(false).endpoint("gs", format!("http://{}", self.address))
+        StoreOptions::new().environment(false).endpoint("gs", self.url())
     }
 
     fn post(&self, path: &str, kind: &str, body: &[u8]) -> std::io::Result<u16> {
