@@ -353,7 +353,7 @@ def spark():
         ("snappy", {}),
         ("legacy-gzip", {"spark.sql.parquet.writeLegacyFormat": "true", "spark.sql.parquet.outputTimestampType": "INT96"}),
         ("v2-zstd", {"parquet.writer.version": "PARQUET_2_0"}),
-        ("lz4raw-bloom", {"parquet.bloom.filter.enabled#text": "true", "parquet.bloom.filter.expected.ndv#text": "50"}),
+        ("lz4raw-bloom", {"parquet.enable.dictionary#text": "false", "parquet.bloom.filter.enabled#text": "true", "parquet.bloom.filter.expected.ndv#text": "50"}),
     ]
     for name, settings in ways:
         codec = name.split("-")[-1] if "lz4" not in name else "lz4_raw"
