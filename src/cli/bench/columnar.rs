@@ -197,8 +197,11 @@ fn digest<T: Copy>(values: &[T], bits: impl Fn(T) -> u64) -> u64 {
     })
 }
 
+/// What the bare copy goes through: more than caches hold.
+const COPIED_BYTES: usize = 256 << 20;
+
 /// The bare `parquet` crate on the same columns, a thread a file; and a bare copy of as many bytes.
-pub(super) fn limits(workload: Workload, input: &Input, threads: usize) -> Result<Vec<Limit>> {
+pub(super) fn limits(workload: Workload, input: &Input, batch: usize, threads: usize) -> Result<Vec<Limit>> {
     let files: Vec<&String> = input.urls.iter().collect();
     let names: Vec<String> = columns(workload).iter().map(|column| column.name().to_string()).collect();
     let failed = |e: String| Error::new(ErrorKind::Transfer, e);
@@ -222,16 +225,18 @@ pub(super) fn limits(workload: Workload, input: &Input, threads: usize) -> Resul
     )?;
     let crate_rate = passes * rows.into_inner() as f64;
     let sample: usize = columns(workload).iter().filter_map(Column::sample_bytes).sum();
-    let per_copy = ((1 << 20) / sample).max(1);
-    let source = vec![1u8; per_copy * sample];
+    // From memory that no cache holds, into memory allocated for each batch.
+    let bytes = batch * sample;
+    let copied = (COPIED_BYTES / bytes).max(2);
+    let source = vec![1u8; copied * bytes];
     let copies = rate(
         threads,
-        256,
+        copied,
         || (),
-        |(), _| {
-            let memory = Allocator::of_this_build().allocate(Dtype::U8, &[source.len()])?;
-            let (whole, mut parts) = memory.split([source.len()]);
-            parts[0].bytes().copy_from_slice(&source);
+        |(), at| {
+            let memory = Allocator::of_this_build().allocate(Dtype::U8, &[bytes])?;
+            let (whole, mut parts) = memory.split([bytes]);
+            parts[0].bytes().copy_from_slice(&source[at * bytes..(at + 1) * bytes]);
             drop(parts);
             drop(whole.join());
             Ok(())
@@ -239,6 +244,6 @@ pub(super) fn limits(workload: Workload, input: &Input, threads: usize) -> Resul
     )?;
     Ok(vec![
         Limit { what: "the bare parquet crate on the same columns", samples_per_s: crate_rate },
-        Limit { what: "copy as many bytes into fresh batches", samples_per_s: copies * per_copy as f64 },
+        Limit { what: "copy as many bytes into fresh batches", samples_per_s: copies * batch as f64 },
     ])
 }

@@ -82,7 +82,9 @@ pub(super) fn limits(
         (Workload::Features, Some(shards)) => features(workload, input, shards, threads),
         (Workload::Raw, Some(shards)) => raw(input, batch, shards, threads),
         #[cfg(feature = "parquet")]
-        (Workload::Tokens | Workload::Wide | Workload::Latents, _) => super::columnar::limits(workload, input, threads),
+        (Workload::Tokens | Workload::Wide | Workload::Latents, _) => {
+            super::columnar::limits(workload, input, batch, threads)
+        }
         (Workload::Pack, _) => pack(input, threads),
         _ => tiny(input.rows as usize, batch, shuffle as usize, threads),
     }

@@ -62,6 +62,9 @@ pub(super) struct BenchArgs {
     /// Take each batch for so long, as a training step does.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     step_time: Option<Duration>,
+    /// So many accelerators take turns: each takes every N-th batch, for --step-time.
+    #[arg(long, value_name = "N", requires = "step_time", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    accelerators: u32,
     /// Measure the bare loops beside it.
     #[arg(long)]
     limit: bool,
@@ -258,7 +261,7 @@ fn measure(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
             waits.push(asked.elapsed());
             let batch = batch?;
             samples += batch.len() as u64;
-            if let Some(step) = args.step_time {
+            if let Some(step) = args.step_time.map(|step| step / args.accelerators) {
                 // The accelerator has the batch, and the host's memory is let go while it works. What the step took is counted: a thread that
                 // sleeps is woken late where workers have the cores.
                 let begun = Instant::now();
