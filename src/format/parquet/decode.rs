@@ -353,16 +353,25 @@ fn check_sizes(
                         .checked_sub(page.header.values.into())
                         .ok_or_else(|| place(Error::corrupt("pages hold more values than the footer says")))?;
                 }
-                if page.header.encoding == Encoding::DeltaByteArray && column.column_type() == Physical::BYTE_ARRAY {
-                    let offset = page.offset as u64;
+                let encoding = page.header.encoding;
+                let is_fixed = column.column_type() == Physical::FIXED_LEN_BYTE_ARRAY;
+                if matches!(encoding, Encoding::DeltaByteArray | Encoding::DeltaLengths)
+                    && (is_fixed || column.column_type() == Physical::BYTE_ARRAY)
+                {
+                    let (offset, descr) = (page.offset as u64, column.column_descr());
+                    let most = u64::from(page.header.values) * descr.type_length().max(0) as u64;
                     let page = decompressor.open(page, column.compression_codec()).map_err(place)?;
-                    let descr = column.column_descr();
                     let bytes = delta::string_bytes(&page, descr.max_rep_level(), descr.max_def_level());
                     let bytes = bytes.map_err(|error| place(error.byte_offset(offset)))?;
-                    shared = shared.checked_sub(bytes).ok_or_else(|| {
-                        place(Error::corrupt("byte strings share more than the footer allows").byte_offset(offset))
-                            .advice("write the column with another encoding than DELTA_BYTE_ARRAY")
-                    })?;
+                    if is_fixed && bytes > most {
+                        return Err(place(Error::corrupt("byte strings longer than their type").byte_offset(offset)));
+                    }
+                    if !is_fixed && encoding == Encoding::DeltaByteArray {
+                        shared = shared.checked_sub(bytes).ok_or_else(|| {
+                            place(Error::corrupt("byte strings share more than the footer allows").byte_offset(offset))
+                                .advice("write the column with another encoding than DELTA_BYTE_ARRAY")
+                        })?;
+                    }
                 }
             }
         }

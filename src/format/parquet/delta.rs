@@ -1,13 +1,16 @@
-//! How long byte strings are that share prefixes: known before the general reader writes them out.
+//! How long byte strings are whose lengths are stored as differences: known before the general reader takes memory for as many as are declared, and
+//! writes out what they share.
 //!
-//! Source: Apache Parquet, "Encodings", Delta Encoding (DELTA_BINARY_PACKED = 5) and Delta Strings (DELTA_BYTE_ARRAY = 7).
+//! Source: Apache Parquet, "Encodings", Delta Encoding (DELTA_BINARY_PACKED = 5), Delta-length byte array
+//! (DELTA_LENGTH_BYTE_ARRAY = 6) and Delta Strings (DELTA_BYTE_ARRAY = 7).
 
 use super::hybrid::unpack;
 use super::numbers::levels_of;
-use super::page::{Page, PageKind};
+use super::page::{Encoding, Page, PageKind};
 use crate::error::{Error, Result};
 
-/// Bytes of all strings of a page in DELTA_BYTE_ARRAY: the lengths of what each shares with the one before, and of what it adds.
+/// Bytes of all strings of a page in one of these encodings. In DELTA_BYTE_ARRAY the lengths of what each shares with the one before come first, then
+/// those of what it adds.
 pub(super) fn string_bytes(page: &Page<'_>, max_repetition: i16, max_definition: i16) -> Result<u64> {
     let mut data: &[u8] = page.data;
     if page.header.kind == PageKind::Data {
@@ -15,8 +18,11 @@ pub(super) fn string_bytes(page: &Page<'_>, max_repetition: i16, max_definition:
         data = levels_of(data, max_definition)?.1;
     }
     let values = u64::from(page.header.values);
-    let shared = sum(&mut data, values)?;
-    Ok(shared.saturating_add(sum(&mut data, values)?))
+    let first = sum(&mut data, values)?;
+    if page.header.encoding == Encoding::DeltaLengths {
+        return Ok(first);
+    }
+    Ok(first.saturating_add(sum(&mut data, values)?))
 }
 
 /// The sum of the numbers of a stream, which is taken off the front of `data`. There may be `most` numbers, none below zero.

@@ -37,6 +37,8 @@ pub(super) enum Encoding {
     BitPacked,
     /// Byte strings that share prefixes with those before them.
     DeltaByteArray,
+    /// Byte strings behind their lengths.
+    DeltaLengths,
     Other(i32),
 }
 
@@ -135,6 +137,7 @@ fn encoding_of(code: i64) -> Encoding {
         2 | 8 => Encoding::Dictionary,
         3 => Encoding::Rle,
         4 => Encoding::BitPacked,
+        6 => Encoding::DeltaLengths,
         7 => Encoding::DeltaByteArray,
         other => Encoding::Other(other as i32),
     }

@@ -255,6 +255,26 @@ fn large_windows_of_brotli_are_refused_however_a_page_is_decoded() {
 }
 
 #[test]
+fn more_lengths_than_strings_are_refused_before_memory_is_taken_for_them() {
+    use parquet::basic::Encoding::{DELTA_BYTE_ARRAY, DELTA_LENGTH_BYTE_ARRAY};
+
+    for encoding in [DELTA_LENGTH_BYTE_ARRAY, DELTA_BYTE_ARRAY] {
+        let batch =
+            RecordBatch::try_from_iter([("text", Arc::new(StringArray::from(vec!["ab"; 9])) as ArrayRef)]).unwrap();
+        let properties = WriterProperties::builder().set_dictionary_enabled(false).set_encoding(encoding);
+        let mut file = written(&batch, properties.set_compression(Compression::UNCOMPRESSED)).to_vec();
+        let start = Opened::new(file.clone().into()).unwrap().footer.chunk_range(0, 0).start as usize;
+        let (_, length) = page::PageHeader::read(&file[start..]).unwrap();
+        // Size of blocks (two bytes), groups in one, the count: 9 becomes a number of nine bytes.
+        let count = start + length + 3;
+        assert_eq!(file[count], 9, "{encoding}");
+        file[count..count + 9].copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x0f]);
+        let error = Opened::new(file.into()).unwrap().decode(0, 0..9, None, true).unwrap_err();
+        assert!(error.to_string().contains("more than the strings"), "{encoding}: {error}");
+    }
+}
+
+#[test]
 fn strings_that_share_without_bound_are_refused_before_they_are_written_out() {
     // The same long string a hundred thousand times; its pages take a few KiB, and the footer says nothing of strings.
     let text = Arc::new(StringArray::from(vec!["a long text ".repeat(400); 20_000])) as ArrayRef;
