@@ -58,7 +58,8 @@ pub(super) fn run<B: Blocks + ?Sized>(
     let state = Mutex::new(state);
     let changed = Condvar::new();
     let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
-    let wait = |state| -> MutexGuard<'_, State<B::Made>> { changed.wait(state).unwrap_or_else(PoisonError::into_inner) };
+    let wait =
+        |state| -> MutexGuard<'_, State<B::Made>> { changed.wait(state).unwrap_or_else(PoisonError::into_inner) };
     let worker = || {
         loop {
             let mut state = lock();

@@ -184,9 +184,7 @@ impl Cells {
     pub(super) fn is_present(&self, row: usize) -> bool {
         match &self.mask {
             Some(mask) => mask.value(row),
-            None if self.optional => {
-                self.array.as_binary_view_opt().is_none_or(|values| !values.value(row).is_empty())
-            }
+            None if self.optional => self.array.as_binary_view_opt().is_none_or(|values| !values.value(row).is_empty()),
             None => true,
         }
     }

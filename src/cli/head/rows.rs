@@ -75,7 +75,11 @@ impl Head<'_> {
                 }
                 Err(error) if is_damage(&error) => {
                     *skip = 0;
-                    self.bad(&if error.place().record.is_none() { error.record(catalog.record_of(block)) } else { error });
+                    self.bad(&if error.place().record.is_none() {
+                        error.record(catalog.record_of(block))
+                    } else {
+                        error
+                    });
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -91,8 +95,7 @@ impl Head<'_> {
         skip: &mut u64,
     ) -> Result<(), Failure> {
         let Decoded { rows, bad, places, .. } = decoded;
-        let cells: Vec<_> =
-            columns.iter().filter_map(|column| Some((column, Cells::of(&rows, column)?))).collect();
+        let cells: Vec<_> = columns.iter().filter_map(|column| Some((column, Cells::of(&rows, column)?))).collect();
         let mut bad = bad.into_iter().peekable();
         for row in 0..rows.num_rows() {
             let error = bad.next_if(|(at, _)| *at == row).map(|(_, error)| error);
@@ -124,13 +127,7 @@ impl Head<'_> {
     }
 
     /// Writes what of a value is not shown as text.
-    fn save_cell(
-        &mut self,
-        place: &Place<'_>,
-        name: &str,
-        shown: &mut Shown,
-        values: &[&[u8]],
-    ) -> Result<(), Failure> {
+    fn save_cell(&mut self, place: &Place<'_>, name: &str, shown: &mut Shown, values: &[&[u8]]) -> Result<(), Failure> {
         let several = values.len() > 1;
         for (number, (shown, value)) in shown.leaves_mut().into_iter().zip(values).enumerate() {
             self.save(place, name, several.then_some(number), Some(shown), value)?;
