@@ -7,12 +7,13 @@ use futures::future::join_all;
 use serde::Serialize;
 
 use super::count::IndexArgs;
+use super::format::FormatArgs;
 use super::scan::{End, Outcome, Scan, Visitor};
 use super::shards::{ShardArgs, Shards};
 use super::terminal::{Mark, Terminal, Unit};
 use super::text::count;
 use super::{Failure, Verdict};
-use crate::dataset::TfRecord;
+use crate::dataset::{Format, TfRecord};
 use crate::error::{Error, Result};
 use crate::format::tfrecord::{Check, ShardIndex};
 use crate::source::Arrived;
@@ -35,6 +36,8 @@ pub(super) struct IndexingArgs {
     shards: ShardArgs,
     #[command(flatten)]
     index: IndexArgs,
+    #[command(flatten)]
+    format: FormatArgs,
     /// Write nothing; say which indexes are missing or stale.
     #[arg(long)]
     check: bool,
@@ -72,6 +75,10 @@ pub(super) fn run(args: &IndexingArgs, terminal: &Terminal) -> Result<Verdict, F
         return Err(error.advice("name one with --index-dir, or set FOREBAY_INDEX_DIR").into());
     };
     let shards = args.shards.find()?;
+    let format = args.format.of(&shards.objects)?;
+    if !matches!(format, Format::TfRecord(_)) {
+        return needless(&format, &shards, dir.display().to_string(), terminal);
+    }
     let keeper = Keeper::new(Some(dir.clone()));
     let mut found = Indexing { states: Vec::new(), failed: None };
     for object in &shards.objects {
@@ -110,6 +117,25 @@ pub(super) fn run(args: &IndexingArgs, terminal: &Terminal) -> Result<Verdict, F
         Some(error) => Err(Failure::Error(error)),
         None => Ok(if bad { Verdict::Bad } else { Verdict::Good }),
     }
+}
+
+/// Says why there is nothing to do for shards of another format than TFRecord.
+fn needless(format: &Format, shards: &Shards, dir: String, terminal: &Terminal) -> Result<Verdict, Failure> {
+    let shards = shards.objects.len();
+    if terminal.is_json() {
+        let (stale, bad) = (Vec::new(), Vec::new());
+        terminal.print_json(&Report { shards, records: 0, written: 0, valid: 0, stale, bad, dir })?;
+        return Ok(Verdict::Good);
+    }
+    let why = match format {
+        Format::Parquet(_) | Format::ArrowIpc(_) => "the shards say themselves where their rows are",
+        Format::Images(_) => "each file is a record",
+        _ => "where rows start is found, and kept, when a loader is built",
+    };
+    let mut out = terminal.out();
+    writeln!(out, "{} shards of {}: no index is needed, {why}", count(shards as u64), format.name())?;
+    out.flush()?;
+    Ok(Verdict::Good)
 }
 
 fn print(report: &Report, args: &IndexingArgs, terminal: &Terminal) -> Result<(), Failure> {

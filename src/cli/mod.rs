@@ -4,14 +4,17 @@
 //! error. Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it could not be read.
 
 mod bench;
+mod blocks;
 mod convert;
 mod count;
 mod explain;
+mod format;
 mod head;
 mod index;
 mod inspect;
 mod ledger;
 mod look;
+mod opened;
 mod replay;
 mod save;
 mod scan;
@@ -57,7 +60,7 @@ enum Command {
     /// Show some records as they are.
     #[command(after_help = head::EXAMPLES)]
     Head(head::HeadArgs),
-    /// Verify every checksum and every record, and images where asked to.
+    /// Verify every checksum and every record or block, and images where asked to.
     #[command(after_help = verify::EXAMPLES)]
     Verify(verify::VerifyArgs),
     /// Write the indexes of shards, or check them.

@@ -2,13 +2,20 @@
 
 use std::fmt;
 
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{
+    DataType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
+};
+
 use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::look::image_format;
+use super::opened::Cells;
 use super::text::count;
 use crate::format::example::{Feature, FeatureList, Values};
+use crate::schema::Shape;
 use crate::transform::image::probe;
 
 /// Text up to this many bytes is shown whole; the rest by size and digest.
@@ -25,6 +32,8 @@ pub(super) enum Shown {
     Int(i64),
     /// JSON has no infinities and no NaN: there they are strings.
     Float(f32),
+    Double(f64),
+    Bool(bool),
     Text(String),
     Blob(Blob),
     List(Vec<Shown>),
@@ -106,6 +115,55 @@ impl Shown {
         }
     }
 
+    /// A row's value in a column: one by itself, lists as lists, of as many levels as the column has extents.
+    pub(super) fn cell(cells: &Cells, row: usize, shape: &Shape) -> Self {
+        if !cells.is_present(row) {
+            return Shown::Nothing;
+        }
+        let (array, range) = cells.elements(row);
+        let mut values: Vec<Shown> = range.map(|at| Self::element(array, at)).collect();
+        match shape {
+            Shape::Scalar => values.pop().unwrap_or(Shown::Nothing),
+            Shape::Fixed(extents) => Self::nested(values, extents.get(1..).unwrap_or_default()),
+            Shape::Ragged(inner) => Self::nested(values, inner),
+        }
+    }
+
+    /// A list of what has these extents each.
+    fn nested(values: Vec<Shown>, inner: &[usize]) -> Self {
+        match inner {
+            [] => Shown::List(values),
+            [_, rest @ ..] => {
+                let each = inner.iter().product::<usize>().max(1);
+                Shown::List(values.chunks(each).map(|values| Self::nested(values.to_vec(), rest)).collect())
+            }
+        }
+    }
+
+    fn element(array: &dyn Array, at: usize) -> Self {
+        match array.data_type() {
+            DataType::UInt8 => Shown::Int(array.as_primitive::<UInt8Type>().value(at).into()),
+            DataType::Int8 => Shown::Int(array.as_primitive::<Int8Type>().value(at).into()),
+            DataType::Int16 => Shown::Int(array.as_primitive::<Int16Type>().value(at).into()),
+            DataType::Int32 => Shown::Int(array.as_primitive::<Int32Type>().value(at).into()),
+            DataType::Int64 => Shown::Int(array.as_primitive::<Int64Type>().value(at)),
+            DataType::Float16 => Shown::Float(array.as_primitive::<Float16Type>().value(at).to_f32()),
+            DataType::Float32 => Shown::Float(array.as_primitive::<Float32Type>().value(at)),
+            DataType::Float64 => Shown::Double(array.as_primitive::<Float64Type>().value(at)),
+            DataType::Boolean => Shown::Bool(array.as_boolean().value(at)),
+            DataType::BinaryView => Shown::bytes(array.as_binary_view().value(at)),
+            _ => Shown::Nothing,
+        }
+    }
+
+    /// The values in it that are no lists, in order.
+    pub(super) fn leaves_mut(&mut self) -> Vec<&mut Self> {
+        match self {
+            Shown::List(values) => values.iter_mut().flat_map(Self::leaves_mut).collect(),
+            alone => vec![alone],
+        }
+    }
+
     /// A feature list: a list of lists.
     pub(super) fn steps(list: &FeatureList) -> Self {
         let steps = list.feature.iter().map(|step| Shown::List(Self::list(step).unwrap_or_default()));
@@ -148,6 +206,10 @@ impl Shown {
             }
             Shown::Float(value) if value.is_nan() => json!("NaN"),
             Shown::Float(value) => json!(if *value > 0.0 { "Infinity" } else { "-Infinity" }),
+            Shown::Double(value) if value.is_finite() => json!(value),
+            Shown::Double(value) if value.is_nan() => json!("NaN"),
+            Shown::Double(value) => json!(if *value > 0.0 { "Infinity" } else { "-Infinity" }),
+            Shown::Bool(value) => json!(value),
             Shown::Text(text) => json!(text),
             Shown::Blob(blob) => json!(blob),
             Shown::List(values) => list(values),
@@ -174,6 +236,8 @@ impl fmt::Display for Shown {
             Shown::Nothing => f.write_str("-"),
             Shown::Int(value) => write!(f, "{value}"),
             Shown::Float(value) => write!(f, "{value}"),
+            Shown::Double(value) => write!(f, "{value}"),
+            Shown::Bool(value) => write!(f, "{value}"),
             Shown::Text(text) => write!(f, "{text:?}"),
             Shown::Blob(blob) => write!(f, "{blob}"),
             Shown::List(values) => list(f, values, "]"),

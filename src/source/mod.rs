@@ -8,7 +8,7 @@ mod ipc;
 mod memory;
 pub(crate) mod open;
 #[cfg(feature = "parquet")]
-mod parquet;
+pub(crate) mod parquet;
 #[cfg(any(feature = "text", feature = "tar"))]
 mod rows;
 #[cfg(feature = "tar")]

@@ -114,7 +114,8 @@ fn whole_groups(footer: &Footer) -> impl Iterator<Item = Part> {
     groups.map(|(group, metadata)| Part { group, rows: 0..metadata.num_rows() as u64 })
 }
 
-async fn read_footer(store: &Store, object: &Object) -> Result<Footer> {
+/// Reads a file's footer alone.
+pub(crate) async fn read_footer(store: &Store, object: &Object) -> Result<Footer> {
     let mut reader = FooterReader::new(object.size)?;
     let tail = object.size.saturating_sub(TAIL_BYTES)..object.size;
     reader.supply(tail.clone(), store.read(object, tail).await?)?;

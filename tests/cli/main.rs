@@ -3,6 +3,7 @@
 mod bench;
 mod convert;
 mod explain;
+mod formats;
 mod head;
 mod index;
 mod inspect;

@@ -174,7 +174,7 @@ fn what_cannot_be_read_is_no_bad_data() {
     assert!(error["url"].as_str().unwrap().ends_with("absent"), "{error}");
     folder.run_to(3, ["verify", &folder.url("*.tfrecord")]);
     folder.run_to(2, ["verify"]);
-    folder.run_to(2, ["verify", "a", "--format", "parquet"]);
+    folder.run_to(2, ["verify", "a", "--format", "orc"]);
     folder.run_to(2, ["verify", "a", "--threads", "0"]);
     folder.run_to(2, ["verify", "nowhere://bucket/a"]);
 }

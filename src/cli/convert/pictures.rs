@@ -6,6 +6,7 @@ use arrow::array::{ArrayRef, BinaryViewBuilder, Int64Builder, RecordBatch};
 
 use super::images::{Images, Painter};
 use super::supply::Supply;
+use crate::cli::blocks::Blocks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schema::{Column, bytes, int64};
 use crate::source::Decoded;
@@ -56,6 +57,10 @@ impl Supply for Pictures {
     fn starts(&self) -> Vec<u64> {
         (0..self.rows()).step_by(BLOCK_IMAGES as usize).chain([self.rows()]).collect()
     }
+}
+
+impl Blocks for Pictures {
+    type Made = Decoded;
 
     fn block_bytes(&self, block: usize) -> u64 {
         let start = block as u64 * BLOCK_IMAGES;

@@ -12,8 +12,9 @@ use serde_json::json;
 use super::destination;
 use super::pictures::Pictures;
 use super::source::From;
-use super::supply::{self, Shards, Supply};
+use super::supply::{Shards, Supply};
 use super::{ConvertArgs, Listed, folder, hash_objects, hex, pick_images, plural, size};
+use crate::cli::blocks;
 use crate::cli::terminal::{Mark, Terminal, Unit};
 use crate::cli::{Failure, Verdict};
 use crate::dataset::{Format, TfRecord};
@@ -146,8 +147,8 @@ fn convert(
     let names: BTreeMap<&str, &str> = args.rename.iter().map(|(old, new)| (&**old, &**new)).collect();
     let renamed: Vec<Column> =
         columns.iter().map(|c| names.get(c.name().as_ref()).map_or(c.clone(), |new| c.clone().renamed(new))).collect();
-    let blocks = starts.len() - 1;
-    let bytes: u64 = (0..blocks).map(|block| supply.block_bytes(block)).sum();
+    let num_blocks = starts.len() - 1;
+    let bytes: u64 = (0..num_blocks).map(|block| supply.block_bytes(block)).sum();
     destination::make_way(dest, args.force)?;
     let mut writer = builder(args, &found, bytes, shuffle).create(dest, renamed)?;
     let (there, from) = (writer.shards_before(), writer.resume_at());
@@ -158,7 +159,7 @@ fn convert(
     let bar = terminal.progress("convert", rows, Unit::Things);
     bar.inc(from);
     let first = starts.partition_point(|start| *start <= from).saturating_sub(1);
-    let worked = supply::run(supply, first..blocks, threads, budget, |block, made| {
+    let worked = blocks::run(supply, first..num_blocks, threads, budget, |block, made| {
         let end = starts[block + 1];
         let numbers = keep(args, &writer, starts[block], from, &made)?;
         let batch = made.rows.project(&places).and_then(|rows| {

@@ -1,16 +1,22 @@
 //! `forebay inspect`: what shards hold.
 
+#[cfg(feature = "parquet")]
+mod footers;
+mod rows;
+
 use std::io::Write;
 
 use serde::Serialize;
 
 use super::count::{Count, IndexArgs, count as count_records};
+use super::format::FormatArgs;
 use super::look::{ColumnReport, Look};
 use super::scan::{End, Outcome, Scan, Visitor};
 use super::shards::{ShardArgs, Shards};
 use super::terminal::{Mark, Terminal, Unit};
 use super::text::{count, size, span};
 use super::{Failure, Verdict};
+use crate::dataset::Format;
 use crate::error::{Error, Result};
 use crate::format::example::Kind;
 use crate::format::tfrecord::{Check, HEADER_BYTES};
@@ -20,6 +26,8 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   forebay inspect 'data/train-*.tfrecord'
   forebay inspect gs://bucket/train/ --look 10000
+  forebay inspect 'data/*.parquet'
+  forebay inspect photos/ --format images
   forebay inspect data.tfrecord --json | jq '.columns[] | .name, .suggested'";
 
 /// Arguments of `forebay inspect`.
@@ -27,6 +35,8 @@ Examples:
 pub(super) struct InspectArgs {
     #[command(flatten)]
     shards: ShardArgs,
+    #[command(flatten)]
+    format: FormatArgs,
     /// Records whose columns are looked at, spread over the beginnings of shards.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     look: u64,
@@ -41,34 +51,70 @@ pub(super) struct InspectArgs {
 #[derive(Serialize)]
 struct Report {
     format: &'static str,
-    /// `none`, `gzip`, `zlib` or `mixed`.
-    compression: &'static str,
+    /// `none`, `gzip`, `zlib`, `zstd`, a codec of Parquet, or `mixed`; null for Arrow IPC, whose buffers are compressed one by one.
+    compression: Option<&'static str>,
     shards: usize,
     records: u64,
     /// Stored bytes.
     bytes: u64,
-    decompressed_bytes: u64,
-    /// `example`, `sequence_example` or `record` (other payloads).
+    /// Null where it is not known.
+    decompressed_bytes: Option<u64>,
+    /// `example`, `sequence_example` or `record` (other payloads); of other formats `row`, `sample` or `image`.
     kind: &'static str,
     looked_at: u64,
     columns: Vec<ColumnReport>,
+    /// Parquet alone.
+    #[serde(flatten)]
+    footers: Option<Footers>,
+    /// What is remarkable, such as columns that no tensor can hold.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
+}
+
+/// What the footers of Parquet files say.
+#[derive(Default, Serialize)]
+struct Footers {
+    row_groups: u64,
+    codecs: Vec<&'static str>,
+    /// Whether every file has an index of its pages.
+    page_index: bool,
+    /// Files with an index of their pages.
+    #[serde(skip)]
+    indexed: u64,
+    #[serde(skip)]
+    decompressed_bytes: u64,
+}
+
+impl Footers {
+    fn compression(&self) -> Option<&'static str> {
+        Some(match self.codecs[..] {
+            [] => "none",
+            [one] => one,
+            _ => "mixed",
+        })
+    }
 }
 
 pub(super) fn run(args: &InspectArgs, terminal: &Terminal) -> Result<Verdict, Failure> {
     let shards = args.shards.find()?;
+    let format = args.format.of(&shards.objects)?;
+    if !matches!(format, Format::TfRecord(_)) {
+        let (report, errors) = rows::inspect(args, &shards, format, terminal)?;
+        return finish(&report, errors, terminal);
+    }
     let counts = count_records(&shards, &args.index.keeper(), terminal)?;
-    let quotas = if args.all { None } else { Some(quotas(&counts, args.look)) };
+    let quotas = if args.all { None } else { Some(quotas(&records(&counts), args.look)) };
     let (look, mut errors) = look_at(&shards, quotas.as_deref(), terminal)?;
     errors.extend(counts.iter().filter_map(|count| count.damage.clone()));
     errors.extend(look.mixtures());
 
     let report = Report {
         format: "tfrecord",
-        compression: compression(&shards, &counts),
+        compression: Some(compression(&shards, &counts)),
         shards: counts.len(),
         records: counts.iter().map(|count| count.records).sum(),
         bytes: shards.objects.iter().map(|object| object.size).sum(),
-        decompressed_bytes: counts.iter().map(|count| count.bytes).sum(),
+        decompressed_bytes: Some(counts.iter().map(|count| count.bytes).sum()),
         kind: match look.kind() {
             None => "record",
             Some(Kind::Example) => "example",
@@ -76,11 +122,19 @@ pub(super) fn run(args: &InspectArgs, terminal: &Terminal) -> Result<Verdict, Fa
         },
         looked_at: look.records,
         columns: look.columns(),
+        footers: None,
+        notes: Vec::new(),
     };
+    finish(&report, errors, terminal)
+}
+
+/// Prints what was found, and says how it ends.
+fn finish(report: &Report, mut errors: Vec<Error>, terminal: &Terminal) -> Result<Verdict, Failure> {
     if terminal.is_json() {
-        terminal.print_json(&report)?;
+        terminal.print_json(report)?;
     } else {
-        print(&report, terminal)?;
+        print(report, terminal)?;
+        report.notes.iter().for_each(|note| terminal.note(note));
     }
     // Threads found them in any order, and what counting met was met again.
     errors.sort_by_key(|error| (error.place().url.clone(), error.place().record));
@@ -94,8 +148,9 @@ fn print(report: &Report, terminal: &Terminal) -> Result<(), Failure> {
     let mut line =
         |name: &str, value: String| writeln!(out, "{}  {value}", terminal.mark(Mark::Bold, format_args!("{name:9}")));
     let compressed = match report.compression {
-        "none" => String::new(),
-        compression => format!(", {compression}"),
+        None | Some("none") => String::new(),
+        Some("mixed") if let Some(footers) = &report.footers => format!(", {}", footers.codecs.join(" and ")),
+        Some(compression) => format!(", {compression}"),
     };
     line("format", format!("{}{compressed}", report.format))?;
     line(
@@ -103,15 +158,27 @@ fn print(report: &Report, terminal: &Terminal) -> Result<(), Failure> {
         match report.kind {
             "example" => "tf.Example".to_owned(),
             "sequence_example" => "tf.SequenceExample".to_owned(),
+            "row" => "rows".to_owned(),
+            "sample" => "samples".to_owned(),
+            "image" => "images".to_owned(),
             _ if report.records == 0 => "no records".to_owned(),
             _ => "records that are no tf.Example".to_owned(),
         },
     )?;
     line("shards", count(report.shards as u64))?;
     line("records", count(report.records))?;
-    let decompressed = match report.compression {
-        "none" => String::new(),
-        _ => format!(", {} decompressed", size(report.decompressed_bytes)),
+    if let Some(footers) = &report.footers {
+        line("groups", count(footers.row_groups))?;
+        let indexed = match footers.indexed {
+            0 => "none".to_owned(),
+            _ if footers.page_index => "in every file".to_owned(),
+            indexed => format!("in {} of {} files", count(indexed), count(report.shards as u64)),
+        };
+        line("page index", indexed)?;
+    }
+    let decompressed = match (report.compression, report.decompressed_bytes) {
+        (None | Some("none"), _) | (_, None) => String::new(),
+        (_, Some(bytes)) => format!(", {} decompressed", size(bytes)),
     };
     line("bytes", format!("{}{decompressed}", size(report.bytes)))?;
     line(
@@ -148,20 +215,24 @@ fn compression(shards: &Shards, counts: &[Count]) -> &'static str {
     if found.all(|compression| compression == first) { first.name() } else { "mixed" }
 }
 
+fn records(counts: &[Count]) -> Vec<u64> {
+    counts.iter().map(|count| count.records).collect()
+}
+
 /// Shards whose beginnings are looked at: enough to see differences, few enough to open.
 const LOOK_SHARDS: usize = 32;
 
 /// How many records of each shard to look at, so that it comes to `wanted` where there are as many.
-fn quotas(counts: &[Count], wanted: u64) -> Vec<u64> {
-    let full: Vec<usize> = (0..counts.len()).filter(|&shard| counts[shard].records > 0).collect();
-    let total: u64 = counts.iter().map(|count| count.records).sum();
+fn quotas(counts: &[u64], wanted: u64) -> Vec<u64> {
+    let full: Vec<usize> = (0..counts.len()).filter(|&shard| counts[shard] > 0).collect();
+    let total: u64 = counts.iter().sum();
     let chosen = if total <= wanted { full.len() } else { full.len().min(LOOK_SHARDS) };
     let mut chosen: Vec<usize> = (0..chosen).map(|i| full[i * full.len() / chosen]).collect();
     // The short ones first: what they lack is left to the others.
-    chosen.sort_by_key(|&shard| counts[shard].records);
+    chosen.sort_by_key(|&shard| counts[shard]);
     let (mut quotas, mut left) = (vec![0; counts.len()], wanted);
     for (i, &shard) in chosen.iter().enumerate() {
-        quotas[shard] = left.div_ceil((chosen.len() - i) as u64).min(counts[shard].records).min(left);
+        quotas[shard] = left.div_ceil((chosen.len() - i) as u64).min(counts[shard]).min(left);
         left -= quotas[shard];
     }
     quotas
@@ -244,8 +315,7 @@ mod tests {
 
     #[test]
     fn records_to_look_at_are_spread_and_short_shards_make_up_for_nothing() {
-        let count = |&records: &u64| Count { records, bytes: 0, compression: Default::default(), damage: None };
-        let spread = |records: &[u64], wanted| quotas(&records.iter().map(count).collect::<Vec<_>>(), wanted);
+        let spread = quotas;
         assert_eq!(spread(&[100, 3, 0, 100], 103), [50, 3, 0, 50]);
         assert_eq!(spread(&[5, 5], 1000), [5, 5]);
         assert!(spread(&[], 10).is_empty());

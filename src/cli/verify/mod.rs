@@ -1,13 +1,16 @@
 //! `forebay verify`: every checksum, every record, and every image where that is asked for.
 
+mod blocks;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{AsArray, RecordBatch};
 use serde::Serialize;
 
+use super::format::FormatArgs;
 use super::look::Look;
 use super::scan::{End, Outcome, Scan, Visitor};
 use super::shards::{ShardArgs, Shards};
@@ -15,6 +18,7 @@ use super::terminal::{Mark, Terminal, Unit};
 use super::text::{count, size};
 use super::walk::{Step, Walk};
 use super::{Failure, Verdict};
+use crate::dataset::Format;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::example::{Parser, either};
 use crate::format::tfrecord::{Check, HEADER_BYTES};
@@ -27,6 +31,8 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   forebay verify 'data/train-*.tfrecord'
   forebay verify gs://bucket/train/ --decode image/encoded
+  forebay verify 'data/*.parquet' --json
+  forebay verify photos/ --format images --decode image
   forebay verify data.tfrecord.gz --records --json | jq '.bad[].record'
 
 Exit codes: 0 every record is good, 1 some are bad, 2 usage, 3 a shard could not be read.";
@@ -36,10 +42,9 @@ Exit codes: 0 every record is good, 1 some are bad, 2 usage, 3 a shard could not
 pub(super) struct VerifyArgs {
     #[command(flatten)]
     shards: ShardArgs,
-    /// The format of the shards.
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
-    format: Format,
-    /// Records are no tf.Examples: verify framing and checksums only.
+    #[command(flatten)]
+    format: FormatArgs,
+    /// TFRecord: records are no tf.Examples: verify framing and checksums only.
     #[arg(long)]
     records: bool,
     /// Decode every image of this column; may be given several times.
@@ -48,12 +53,6 @@ pub(super) struct VerifyArgs {
     /// List at most so many bad records; all are counted.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     max_bad: usize,
-}
-
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-enum Format {
-    #[default]
-    Tfrecord,
 }
 
 /// The JSON: a contract.
@@ -77,8 +76,11 @@ struct Report {
 struct BadRecord {
     url: String,
     record: u64,
-    /// Where the record's header starts in the decompressed shard.
-    offset: u64,
+    /// Where it starts in the (decompressed) shard; none where records are not stored one behind the other.
+    offset: Option<u64>,
+    /// How many records were lost with it, where a whole block cannot be decoded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rows: Option<u64>,
     reason: String,
 }
 
@@ -89,20 +91,35 @@ struct Unread {
 }
 
 pub(super) fn run(args: &VerifyArgs, terminal: &Terminal) -> Result<Verdict, Failure> {
-    let Format::Tfrecord = args.format;
     let shards = args.shards.find()?;
+    let format = args.format.of(&shards.objects)?;
+    if !matches!(format, Format::TfRecord(_)) {
+        if args.records {
+            return Err(Error::config(format!("--records is for TFRecord, and the shards are {}", format.name()))
+                .advice("leave it out")
+                .into());
+        }
+        let (report, unread) = blocks::verify(args, &shards, format, terminal)?;
+        return finish(&report, unread, terminal);
+    }
     let parse = if args.records { None } else { Parse::settle(&shards, &args.decode)? };
     let bytes = shards.objects.iter().map(|object| object.size).sum();
     let bar = terminal.progress("verifying", bytes, Unit::Bytes);
     let findings = Findings { max_bad: args.max_bad, ..Findings::default() };
-    let make = || Checker { parse: parse.as_ref(), findings: &findings, good: 0, scratch: Scratch::default() };
+    let make = || Checker { parse: parse.as_ref(), findings: &findings, good: 0, decoder: Decoder::default() };
     let checkers = Scan { shards: &shards, check: Check::Full, first: None, bar: &bar }.run(make);
     let records = checkers.iter().map(|checker| checker.good).sum();
     bar.finish_and_clear();
 
     let found = findings.found.into_inner().unwrap_or_else(PoisonError::into_inner);
     let url = |shard: usize| shards.objects[shard].url.to_string();
-    let bad = |((shard, record), (offset, reason))| BadRecord { url: url(shard), record, offset, reason };
+    let bad = |((shard, record), (offset, reason))| BadRecord {
+        url: url(shard),
+        record,
+        offset: Some(offset),
+        rows: None,
+        reason,
+    };
     let unread = found.unread.iter().map(|(&shard, error)| Unread { url: url(shard), reason: error.reason() });
     let report = Report {
         records,
@@ -113,12 +130,17 @@ pub(super) fn run(args: &VerifyArgs, terminal: &Terminal) -> Result<Verdict, Fai
         shards: shards.objects.len(),
         bytes,
     };
+    finish(&report, found.unread.into_values().next(), terminal)
+}
+
+/// Prints what was found, and says how it ends.
+fn finish(report: &Report, unread: Option<Error>, terminal: &Terminal) -> Result<Verdict, Failure> {
     if terminal.is_json() {
-        terminal.print_json(&report)?;
+        terminal.print_json(report)?;
     } else {
-        print(&report, terminal)?;
+        print(report, terminal)?;
     }
-    match found.unread.into_values().next() {
+    match unread {
         Some(error) => Err(Failure::Error(error)),
         None if report.num_bad > 0 => Ok(Verdict::Bad),
         None => Ok(Verdict::Good),
@@ -128,8 +150,10 @@ pub(super) fn run(args: &VerifyArgs, terminal: &Terminal) -> Result<Verdict, Fai
 /// A line a bad record, and a summary.
 fn print(report: &Report, terminal: &Terminal) -> Result<(), Failure> {
     let mut out = terminal.out();
-    for BadRecord { url, record, offset, reason } in &report.bad {
-        let place = terminal.mark(Mark::Bold, format_args!("{url}, record {record}, byte {offset}"));
+    for BadRecord { url, record, offset, rows, reason } in &report.bad {
+        let rows = rows.map(|rows| format!(" and {} behind it", count(rows.saturating_sub(1)))).unwrap_or_default();
+        let offset = offset.map(|offset| format!(", byte {offset}")).unwrap_or_default();
+        let place = terminal.mark(Mark::Bold, format_args!("{url}, record {record}{rows}{offset}"));
         writeln!(out, "{place}: {reason}")?;
     }
     let left_out = report.num_bad - report.bad.len() as u64;
@@ -158,7 +182,6 @@ struct Parse {
     beyond: bool,
     /// Columns whose images are decoded.
     decode: Vec<String>,
-    image: Image,
 }
 
 /// Records that columns are inferred from, as many as the loader takes.
@@ -192,9 +215,7 @@ impl Parse {
             return Err(Error::config(message).column(name.as_str()));
         }
         let (parser, beyond) = look.lenient_parser()?;
-        // An antialiased resize of everything needs every pixel, so no part of the image is left undecoded.
-        let image = Image::rgb().resize(SIDE, SIDE).scaled_decoding(false);
-        Ok(Some(Self { parser, beyond, decode: decode.to_vec(), image }))
+        Ok(Some(Self { parser, beyond, decode: decode.to_vec() }))
     }
 }
 
@@ -261,7 +282,7 @@ struct Checker<'a> {
     parse: Option<&'a Parse>,
     findings: &'a Findings,
     good: u64,
-    scratch: Scratch,
+    decoder: Decoder,
 }
 
 impl Visitor for Checker<'_> {
@@ -306,20 +327,43 @@ impl Visitor for Checker<'_> {
 impl Checker<'_> {
     /// Decodes the images of a row.
     fn decode(&mut self, parse: &Parse, rows: &RecordBatch, row: usize) -> Result<()> {
-        let mut pixels = [0; (3 * SIDE * SIDE) as usize];
         for name in &parse.decode {
             let lists = rows.column_by_name(name).and_then(|column| column.as_list_opt::<i32>());
             let Some(images) = lists.map(|lists| lists.value(row)) else { continue };
             let Some(images) = images.as_binary_view_opt() else { continue };
-            for (number, encoded) in images.iter().flatten().enumerate() {
-                let decode = || parse.image.decode_into(encoded, Key::new(0), &mut pixels, &mut self.scratch);
-                let decoded = catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
-                    self.scratch = Scratch::default();
-                    Err(Error::new(ErrorKind::Panicked, "the decoder panicked"))
-                });
-                let which = if images.len() > 1 { format!("{name}, value {number}") } else { name.clone() };
-                decoded.map_err(|error| error.column(which))?;
-            }
+            let images: Vec<&[u8]> = images.iter().flatten().collect();
+            self.decoder.decode(name, &images)?;
+        }
+        Ok(())
+    }
+}
+
+/// Decodes images to see whether they can be, on one thread.
+struct Decoder {
+    image: Image,
+    scratch: Scratch,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        // An antialiased resize of everything needs every pixel, so no part of the image is left undecoded.
+        let image = Image::rgb().resize(SIDE, SIDE).scaled_decoding(false);
+        Self { image, scratch: Scratch::default() }
+    }
+}
+
+impl Decoder {
+    /// Decodes the images of a value.
+    fn decode(&mut self, name: &str, images: &[&[u8]]) -> Result<()> {
+        let mut pixels = [0; (3 * SIDE * SIDE) as usize];
+        for (number, encoded) in images.iter().enumerate() {
+            let decode = || self.image.decode_into(encoded, Key::new(0), &mut pixels, &mut self.scratch);
+            let decoded = catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
+                self.scratch = Scratch::default();
+                Err(Error::new(ErrorKind::Panicked, "the decoder panicked"))
+            });
+            let which = if images.len() > 1 { format!("{name}, value {number}") } else { name.to_owned() };
+            decoded.map_err(|error| error.column(which))?;
         }
         Ok(())
     }

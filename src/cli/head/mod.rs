@@ -1,5 +1,7 @@
 //! `forebay head`: some records as they are.
 
+mod rows;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::PathBuf;
@@ -7,13 +9,14 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use super::count::IndexArgs;
+use super::format::FormatArgs;
 use super::save::Saver;
 use super::shards::{ShardArgs, Shards};
 use super::terminal::{Mark, Terminal};
 use super::value::Shown;
 use super::walk::{Step, Walk};
 use super::{Failure, Verdict};
-use crate::dataset::TfRecord;
+use crate::dataset::{Format, TfRecord};
 use crate::error::{Error, Result};
 use crate::format::example::{Feature, FeatureList, Values, either};
 use crate::format::tfrecord::{Check, Compression, HEADER_BYTES};
@@ -25,6 +28,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   forebay head data/train-00000.tfrecord
   forebay head gs://bucket/train/ -n 100 --column image/encoded --save pictures
+  forebay head 'data/*.parquet' --column text --column label
   forebay head data.tfrecord --skip 2041 -n 1 --json
 
 As JSON: one object a line, with a key for each column and \"_place\" for where the record is. One value stands alone, several
@@ -37,6 +41,8 @@ are a list, a feature list is a list of lists. Byte strings that are no text of 
 pub(super) struct HeadArgs {
     #[command(flatten)]
     shards: ShardArgs,
+    #[command(flatten)]
+    format: FormatArgs,
     /// How many records to show.
     #[arg(long, short, value_name = "N", default_value_t = 5)]
     num: u64,
@@ -49,7 +55,7 @@ pub(super) struct HeadArgs {
     /// Show at most so many values of a list [default: 16 as text, all as JSON].
     #[arg(long, value_name = "N")]
     max_values: Option<usize>,
-    /// Records are no tf.Examples: show their bytes.
+    /// TFRecord: records are no tf.Examples: show their bytes.
     #[arg(long)]
     records: bool,
     /// Write images and long bytes into this folder, a file each.
@@ -70,8 +76,18 @@ pub(super) fn run(args: &HeadArgs, terminal: &Terminal) -> Result<Verdict, Failu
     let saver = args.save.as_deref().map(|dir| Saver::new(dir, args.force)).transpose()?;
     let mut head = Head { args, terminal, saver, left: args.num, seen: BTreeSet::new(), verdict: Verdict::Good };
     let mut skip = args.skip;
+    let format = args.format.of(&shards.objects)?;
+    let is_tfrecord = matches!(format, Format::TfRecord(_));
+    if args.records && !is_tfrecord {
+        return Err(Error::config(format!("--records is for TFRecord, and the shards are {}", format.name()))
+            .advice("leave it out")
+            .into());
+    }
+    if !is_tfrecord {
+        head.rows(&shards, format, skip)?;
+    }
     for shard in 0..shards.objects.len() {
-        if head.left == 0 {
+        if head.left == 0 || !is_tfrecord {
             break;
         }
         if let Some(start) = start(&shards, shard, &mut skip, args)? {
@@ -128,7 +144,8 @@ struct Head<'a> {
 struct Place<'a> {
     url: &'a str,
     record: u64,
-    offset: u64,
+    /// None where records are not stored one behind the other.
+    offset: Option<u64>,
 }
 
 impl Head<'_> {
@@ -158,7 +175,7 @@ impl Head<'_> {
                     return Ok(());
                 }
                 let header = offset + range.start.saturating_sub(HEADER_BYTES) as u64;
-                let place = Place { url, record: first_record + row as u64, offset: header };
+                let place = Place { url, record: first_record + row as u64, offset: Some(header) };
                 match error {
                     Some(error) => self.bad(&error),
                     None => self.record(&place, &buffer[range])?,
@@ -181,7 +198,7 @@ impl Head<'_> {
             match self.columns(place, payload)? {
                 Ok(columns) => columns,
                 Err(error) => {
-                    let error = error.url(place.url).record(place.record).byte_offset(place.offset);
+                    let error = error.url(place.url).record(place.record).byte_offset(place.offset.unwrap_or(0));
                     let error = error.advice("show its bytes with --records");
                     if self.left == self.args.num {
                         // None of them are messages, by the look of it.
@@ -192,20 +209,25 @@ impl Head<'_> {
                 }
             }
         };
+        self.show(place, &columns.into_iter().collect::<Vec<_>>())
+    }
+
+    fn show(&mut self, place: &Place<'_>, columns: &[(String, Shown)]) -> Result<(), Failure> {
         self.left -= 1;
         if self.terminal.is_json() {
-            let cut = |shown: Shown| self.args.max_values.map_or(shown.clone(), |most| shown.cut(most));
+            let cut = |shown: &Shown| self.args.max_values.map_or(shown.clone(), |most| shown.clone().cut(most));
             let mut object: Map<String, Value> =
-                columns.into_iter().map(|(name, shown)| (name, cut(shown).to_json())).collect();
+                columns.iter().map(|(name, shown)| (name.clone(), cut(shown).to_json())).collect();
             let Place { url, record, offset } = place;
             object.insert("_place".into(), json!({ "url": url, "record": record, "offset": offset }));
             return self.terminal.print_json(&object);
         }
         let mut out = self.terminal.out();
         let Place { url, record, offset } = place;
-        writeln!(out, "{}", self.terminal.mark(Mark::Dim, format_args!("{url}, record {record}, byte {offset}")))?;
-        let width = columns.keys().map(|name| name.chars().count()).max().unwrap_or(0);
-        for (name, shown) in &columns {
+        let offset = offset.map(|offset| format!(", byte {offset}")).unwrap_or_default();
+        writeln!(out, "{}", self.terminal.mark(Mark::Dim, format_args!("{url}, record {record}{offset}")))?;
+        let width = columns.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+        for (name, shown) in columns {
             let name = self.terminal.mark(Mark::Bold, format_args!("{name:width$}"));
             writeln!(out, "  {name}  {}", shown.to_text(self.args.max_values))?;
         }

@@ -1,5 +1,7 @@
 //! What records hold: their columns, counted over the records that were looked at.
 
+pub(super) mod rows;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -191,11 +193,20 @@ impl Seen {
 
 /// A column as it is declared in Rust.
 fn declaration(column: &Column) -> String {
-    let constructor = match column.dtype() {
-        Dtype::Bytes => "bytes",
-        Dtype::F32 => "float32",
-        _ => "int64",
+    let name = column.name();
+    let constructed = match column.dtype() {
+        Dtype::Bytes => format!("bytes({name:?})"),
+        Dtype::F32 => format!("float32({name:?})"),
+        Dtype::I64 => format!("int64({name:?})"),
+        dtype => format!("Column::new({name:?}, Dtype::{dtype:?}, Shape::Scalar)"),
     };
+    // Lists of arrays have no verb.
+    if let (Shape::Ragged(inner), false) = (column.shape(), column.is_sequence())
+        && !inner.is_empty()
+    {
+        let optional = if *column.missing() == crate::schema::Missing::Error { "" } else { ".optional()" };
+        return format!("Column::new({name:?}, Dtype::{:?}, Shape::Ragged(vec!{inner:?})){optional}", column.dtype());
+    }
     let shape = match (column.shape(), column.is_sequence()) {
         (Shape::Fixed(extents), _) => format!(".fixed({extents:?})"),
         (Shape::Ragged(inner), true) if !inner.is_empty() => format!(".fixed({inner:?})"),
@@ -204,7 +215,7 @@ fn declaration(column: &Column) -> String {
     };
     let sequence = if column.is_sequence() { ".in_sequence()" } else { "" };
     let optional = if *column.missing() == crate::schema::Missing::Error { "" } else { ".optional()" };
-    format!("{constructor}({:?}){shape}{sequence}{optional}", column.name())
+    format!("{constructed}{shape}{sequence}{optional}")
 }
 
 impl Look {

@@ -1,0 +1,61 @@
+//! What columns of any format hold, counted over the rows that were looked at.
+
+use arrow::array::AsArray;
+
+use super::{ColumnReport, Seen, declaration};
+use crate::cli::opened::Cells;
+use crate::schema::{Column, Shape};
+
+/// What was seen of a column.
+pub(in crate::cli) struct ColumnLook {
+    column: Column,
+    seen: Seen,
+}
+
+impl ColumnLook {
+    pub(in crate::cli) fn new(column: &Column) -> Self {
+        Self { column: column.clone(), seen: Seen::default() }
+    }
+
+    /// Looks at a row.
+    pub(in crate::cli) fn add(&mut self, cells: &Cells, row: usize) {
+        if !cells.is_present(row) {
+            return;
+        }
+        let (array, range) = cells.elements(row);
+        self.seen.present += 1;
+        self.seen.len.add(range.len() as u64);
+        if let Some(values) = array.as_binary_view_opt() {
+            range.for_each(|at| self.seen.string(values.value(at)));
+        }
+    }
+
+    pub(in crate::cli) fn merge(&mut self, other: Self) {
+        self.seen.merge(other.seen);
+    }
+
+    /// The report, `records` being those that were looked at.
+    pub(in crate::cli) fn report(&self, records: u64) -> ColumnReport {
+        let (column, seen) = (&self.column, &self.seen);
+        let declared = Column::new(column.name().clone(), column.dtype(), column.shape().clone());
+        let declared = match (column.shape(), seen.len.0) {
+            (Shape::Ragged(inner), Some((least, most))) if inner.is_empty() && least == most && least > 0 => {
+                declared.fixed([least as usize])
+            }
+            _ => declared,
+        };
+        let declared = if seen.present < records { declared.optional() } else { declared };
+        ColumnReport {
+            name: column.name().to_string(),
+            dtype: column.dtype().to_string(),
+            present: seen.present,
+            min_len: seen.len.least().unwrap_or(0),
+            max_len: seen.len.most().unwrap_or(0),
+            min_bytes: seen.bytes.least(),
+            max_bytes: seen.bytes.most(),
+            holds: seen.holds(),
+            sequence: false,
+            suggested: Some(declaration(&declared)),
+        }
+    }
+}
