@@ -46,7 +46,10 @@ fn delivered(dataset: &Dataset) -> Result<(Vec<i64>, u64)> {
     Ok((ids, read))
 }
 
-fn conditions() -> Vec<(Expr, Box<dyn Fn(i64) -> bool>)> {
+/// A condition, and which rows it holds for.
+type Case = (Expr, Box<dyn Fn(i64) -> bool>);
+
+fn conditions() -> Vec<Case> {
     vec![
         (col("lang").eq("en"), Box::new(|row| row / 500 % 4 == 1)),
         (col("id").lt(150), Box::new(|row| row < 150)),

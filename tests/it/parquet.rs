@@ -66,11 +66,6 @@ impl Expected {
             columns: columns.collect(),
         }
     }
-
-    fn values(&self, name: &str) -> &Vec<Value> {
-        let (_, column) = self.columns.iter().find(|(column, _)| column.name().as_ref() == name).expect("a column");
-        column["values"].as_array().expect("a list")
-    }
 }
 
 fn declared(name: &str, column: &Value) -> Column {
@@ -222,7 +217,8 @@ fn columns_are_found_out_and_what_no_tensor_holds_is_left_out_and_noted() -> Res
         let batch = batch?;
         let mut names: Vec<&str> = batch.names().collect();
         let mut wanted: Vec<&str> = expected.columns.iter().map(|(column, _)| column.name().as_ref()).collect();
-        (names.sort_unstable(), wanted.sort_unstable());
+        names.sort_unstable();
+        wanted.sort_unstable();
         assert_eq!(names, wanted, "{name}");
         for (column, _) in &expected.columns {
             let found = elements(&batch, column).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -634,7 +630,8 @@ pub(crate) fn chunks(file: &[u8]) -> Vec<Vec<Range<u64>>> {
 /// What has to be asked of a store for these columns of [`written`]: the end of the file, then nothing but them.
 pub(crate) fn asked(file: &[u8], names: &[&str]) -> Vec<Range<u64>> {
     let size = file.len() as u64;
-    let mut asked = vec![size.saturating_sub(128 << 10)..size];
+    let mut asked = Vec::new();
+    asked.push(size.saturating_sub(128 << 10)..size);
     for group in chunks(file) {
         let wanted = ["id", "bytes", "few", "value"].iter().zip(group).filter(|(name, _)| names.contains(name));
         let mut ranges: Vec<Range<u64>> = Vec::new();

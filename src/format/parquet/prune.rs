@@ -162,6 +162,14 @@ impl Bloom {
     }
 }
 
+/// The pages of an asked column, and what the file says of their values.
+struct AskedPages<'a> {
+    dtype: Dtype,
+    nullable: bool,
+    rows: Arc<Vec<PageRows>>,
+    index: &'a ColumnIndexMetaData,
+}
+
 /// The rows of a row group for which `possible` says that they may be wanted. It is asked with what is known of each asked column, in the row group
 /// as a whole and then in each run of rows between page boundaries.
 pub(crate) fn rows(
@@ -184,29 +192,28 @@ pub(crate) fn rows(
         return Vec::new();
     }
     // Pages of each column, with what the index knows of them.
-    let pages: HashMap<&str, (usize, Dtype, Arc<Vec<PageRows>>, &ColumnIndexMetaData)> = leaves
+    let pages: HashMap<&str, AskedPages<'_>> = leaves
         .iter()
         .filter_map(|(&name, &(leaf, dtype))| {
             let rows = footer.pages(group, leaf)?;
             let index = metadata.column_index()?.get(group)?.get(leaf)?;
-            Some((name, (leaf, dtype, rows, index)))
+            let nullable = metadata.row_group(group).column(leaf).column_descr().max_def_level() > 0;
+            Some((name, AskedPages { dtype, nullable, rows, index }))
         })
         .collect();
     if pages.is_empty() {
         return vec![all];
     }
-    let mut cuts: Vec<u64> =
-        pages.values().flat_map(|(_, _, rows, _)| rows.iter().map(|page| page.rows.start)).collect();
+    let mut cuts: Vec<u64> = pages.values().flat_map(|pages| pages.rows.iter().map(|page| page.rows.start)).collect();
     cuts.push(all.end);
     cuts.sort_unstable();
     cuts.dedup();
     let mut wanted: Vec<Range<u64>> = Vec::new();
     for run in cuts.windows(2).map(|pair| pair[0]..pair[1]) {
         let of_run = |name: &str| match pages.get(name) {
-            Some((leaf, dtype, rows, index)) => {
+            Some(AskedPages { dtype, nullable, rows, index }) => {
                 let page = rows.partition_point(|page| page.rows.start <= run.start) - 1;
-                let nullable = metadata.row_group(group).column(*leaf).column_descr().max_def_level() > 0;
-                of_page(index, page, *dtype, nullable)
+                of_page(index, page, *dtype, *nullable)
             }
             None => in_chunk(name),
         };
