@@ -43,6 +43,9 @@ use crate::store::FirstByte;
 use crate::telemetry::{Clock, Counters, Skipped, WaitedFor};
 use crate::transform::image::Scratch;
 
+/// Tickets of windows that are evaluated at a time.
+const WINDOWS_UNDER_WAY: u64 = 2;
+
 /// What all runs of a loader share.
 pub(crate) struct Shared {
     pub(crate) pipeline: Pipeline,
@@ -868,8 +871,12 @@ impl State {
     /// gives many batches, beside those of the ticket before, so that the loop takes the one's while the other is evaluated.
     fn may_start(&self, run: &Run) -> bool {
         let under_way = self.started - self.popped;
-        let beside = run.shared.pipeline.window_rows.is_some() && under_way == 0 && self.ready.len() <= self.yielded;
-        beside || under_way + self.undelivered() + (self.ready.len() as u64) < run.shared.pipeline.window
+        let room = under_way + self.undelivered() + (self.ready.len() as u64) < run.shared.pipeline.window;
+        if run.shared.pipeline.window_rows.is_none() {
+            return room;
+        }
+        // Nobody knows how many batches a ticket of windows gives: more of them would be evaluated long before they are wanted.
+        under_way == 0 && self.ready.len() <= self.yielded || room && under_way < WINDOWS_UNDER_WAY
     }
 
     /// Starts tickets whose blocks are there, as far as there is room for their batches.
