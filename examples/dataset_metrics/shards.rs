@@ -21,8 +21,9 @@ pub(crate) const PHOTOS: usize = 12;
 pub(crate) const ROWS: u64 = 8 * PHOTOS as u64;
 const ROWS_PER_SHARD: u64 = 36;
 
-/// The row without an image, the one without a text, and the one whose image ends too early.
+/// The rows without an image, without a label and without a text, and the one whose image ends too early.
 const NO_IMAGE: u64 = 17;
+const NO_LABEL: u64 = 77;
 const NO_TEXT: u64 = 50;
 pub(crate) const BROKEN: u64 = 41;
 
@@ -33,7 +34,7 @@ pub(crate) fn place(row: u64) -> (String, u64) {
 
 struct Row {
     image: Option<Vec<u8>>,
-    label: i64,
+    label: Option<i64>,
     text: Option<String>,
 }
 
@@ -82,13 +83,16 @@ fn sample(row: u64, (image, label): &(Vec<u8>, i64)) -> Row {
     let words =
         ["a", "photograph", "of", "something", "seen", "once", "more"].iter().cycle().take((x * x / 100) as usize);
     let text = words.copied().collect::<Vec<_>>().join(" ");
-    Row { image, label: *label, text: (row != NO_TEXT).then_some(text) }
+    Row { image, label: (row != NO_LABEL).then_some(*label), text: (row != NO_TEXT).then_some(text) }
 }
 
 fn write_tfrecord(path: &Path, rows: &[Row]) -> Result<()> {
     let mut writer = Writer::new(File::create(path)?, Compression::None);
     for row in rows {
-        let mut example = Example::new().with_int64(LABEL, [row.label]);
+        let mut example = Example::new();
+        if let Some(label) = row.label {
+            example = example.with_int64(LABEL, [label]);
+        }
         if let Some(image) = &row.image {
             example = example.with_bytes(IMAGE, [image.as_slice()]);
         }
@@ -103,7 +107,7 @@ fn write_tfrecord(path: &Path, rows: &[Row]) -> Result<()> {
 
 fn write_parquet(path: &Path, rows: &[Row]) -> Result<()> {
     let images: ArrayRef = Arc::new(BinaryArray::from_iter(rows.iter().map(|row| row.image.as_deref())));
-    let labels: ArrayRef = Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.label)));
+    let labels: ArrayRef = Arc::new(Int64Array::from_iter(rows.iter().map(|row| row.label)));
     let texts: ArrayRef = Arc::new(StringArray::from_iter(rows.iter().map(|row| row.text.as_deref())));
     let batch = RecordBatch::try_from_iter([(IMAGE, images), (LABEL, labels), (TEXT, texts)])?;
     let mut writer = ArrowWriter::try_new(File::create(path)?, batch.schema(), None)?;
