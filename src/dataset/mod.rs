@@ -378,7 +378,8 @@ impl Dataset {
     /// let batch = loader.epoch(0).next().expect("two rows")?;
     /// assert_eq!(*batch.values::<i64>("input_ids")?, [40, 41, 42, 43, 20, 21, 30, 31, 32, 0, 0, 0]);
     /// assert_eq!(*batch.values::<i64>("segment_ids")?, [1, 1, 1, 1, 2, 2, 1, 1, 1, 0, 0, 0]);
-    /// assert_eq!(loader.report().stage("pack").expect("it packed").padding, 3);
+    /// let padding = loader.report().stage("pack").expect("it packed").padding;
+    /// assert!(padding > 0 && padding.is_multiple_of(3), "3 for this epoch and for each that was packed ahead");
     /// # Ok::<(), forebay::Error>(())
     /// ```
     #[must_use]
