@@ -43,9 +43,6 @@ use crate::store::FirstByte;
 use crate::telemetry::{Clock, Counters, Skipped, WaitedFor};
 use crate::transform::image::Scratch;
 
-/// Bytes of blocks that a worker frees instead of the loop.
-const FREED_BESIDE: u64 = 4 << 20;
-
 /// Tickets of windows that are evaluated at a time.
 const WINDOWS_UNDER_WAY: u64 = 2;
 
@@ -447,19 +444,6 @@ impl Run {
         drop(done_with);
     }
 
-    /// Leaves it to a worker to free large blocks: giving back 200 MB took 8 ms, for which the loop would wait.
-    fn free_beside(&self, state: &mut State) {
-        let large = state.done_with.iter().map(|entry| entry.bytes).sum::<u64>() >= FREED_BESIDE;
-        if large && !self.shared.scheduler.is_single_threaded() {
-            let done_with = std::mem::take(&mut state.done_with);
-            state.todo.push(self.prepare(Level::Decode, move |run, _| {
-                drop(done_with);
-                // Their bytes are there for others now.
-                run.update(|_| ());
-            }));
-        }
-    }
-
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
     }
@@ -531,7 +515,6 @@ impl Run {
                         let beside = self.shared.pipeline.window > FEW_BATCHES && state.in_flight > state.fetching;
                         if !beside || self.shared.scheduler.is_single_threaded() {
                             state.advance(self);
-                            self.free_beside(&mut state);
                             // That may have ended the epoch, for lanes that wait as well: they are woken.
                             self.unlock(state);
                         }
