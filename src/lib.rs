@@ -86,7 +86,7 @@ pub mod writer;
 pub use batch::{Batch, Origin, Pad, Side};
 pub use dataset::{
     ArrowIpc, Col, Context, Csv, Dataset, Expr, Format, ImageFolder, JsonLines, Parquet, Row, RowWriter, RowsWriter,
-    Tar, TfRecord, Urls, Value, col,
+    Tar, TfRecord, Urls, col,
 };
 pub use device::Device;
 #[cfg(feature = "cuda")]
@@ -96,7 +96,7 @@ pub use error::{Error, ErrorKind, Place, Result};
 pub use format::tfrecord::Compression;
 pub use loader::{Epoch, Loader, LoaderBuilder, Replay, Skip, World};
 pub use plan::{Exhausted, Ledger, Remainder, Shuffle, State};
-pub use schema::{Column, Dtype, Element, Missing, Shape, bytes, float32, int64};
+pub use schema::{Column, Dtype, Element, Missing, Shape, Value, bytes, float32, int64};
 pub use source::Source;
 pub use source::open::Index;
 pub use store::StoreOptions;

@@ -178,6 +178,54 @@ impl fmt::Display for Shape {
     }
 }
 
+/// One value of a column, as conditions compare it: a number, a truth value, text or a byte string.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Value {
+    /// An integer.
+    Int(i64),
+    /// A float.
+    Float(f64),
+    /// A truth value.
+    Bool(bool),
+    /// A byte string; text is one.
+    Bytes(Vec<u8>),
+}
+
+macro_rules! values {
+    ($($from:ty => $variant:ident ($make:expr);)*) => {$(
+        impl From<$from> for Value {
+            fn from(value: $from) -> Self {
+                Value::$variant($make(value))
+            }
+        }
+    )*};
+}
+
+values! {
+    i64 => Int(|v| v);
+    i32 => Int(i64::from);
+    u32 => Int(i64::from);
+    u8 => Int(i64::from);
+    f64 => Float(|v| v);
+    f32 => Float(f64::from);
+    bool => Bool(|v| v);
+    &str => Bytes(|v: &str| v.as_bytes().to_vec());
+    String => Bytes(String::into_bytes);
+    &[u8] => Bytes(<[u8]>::to_vec);
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Int(value) => write!(f, "{value}"),
+            Value::Float(value) => write!(f, "{value:?}"),
+            Value::Bool(value) => write!(f, "{value}"),
+            Value::Bytes(value) => write!(f, "\"{}\"", value.escape_ascii()),
+        }
+    }
+}
+
 /// What a missing feature becomes.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

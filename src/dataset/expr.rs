@@ -10,7 +10,7 @@ use arrow::datatypes::{
 };
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::schema::{Column, Dtype, Shape};
+use crate::schema::{Column, Dtype, Shape, Value};
 
 /// A condition on the columns of a row, for [`Dataset::filter_where`](crate::Dataset::filter_where).
 ///
@@ -43,43 +43,6 @@ pub(crate) enum Operator {
     Le,
     Gt,
     Ge,
-}
-
-/// What a column is compared with: a number, a truth value, text or a byte string.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Value {
-    /// An integer.
-    Int(i64),
-    /// A float.
-    Float(f64),
-    /// A truth value.
-    Bool(bool),
-    /// A byte string; text is one.
-    Bytes(Vec<u8>),
-}
-
-macro_rules! values {
-    ($($from:ty => $variant:ident ($make:expr);)*) => {$(
-        impl From<$from> for Value {
-            fn from(value: $from) -> Self {
-                Value::$variant($make(value))
-            }
-        }
-    )*};
-}
-
-values! {
-    i64 => Int(|v| v);
-    i32 => Int(i64::from);
-    u32 => Int(i64::from);
-    u8 => Int(i64::from);
-    f64 => Float(|v| v);
-    f32 => Float(f64::from);
-    bool => Bool(|v| v);
-    &str => Bytes(|v: &str| v.as_bytes().to_vec());
-    String => Bytes(String::into_bytes);
-    &[u8] => Bytes(<[u8]>::to_vec);
 }
 
 /// The column of this name, to be compared.
@@ -179,7 +142,7 @@ impl Expr {
                         ErrorKind::Schema,
                         format!("a condition on a column {name:?}; these exist: {}", names.join(", ")),
                     )
-                    .advice("look at the spelling, and at what .columns() before it leaves"),
+                    .advice("look at the spelling; a .columns() before it must name the column, or stand behind it"),
                 );
                 return;
             };
@@ -436,17 +399,6 @@ impl Bounds {
             Operator::Gt | Operator::Ge => {
                 Possible { holds: operator.holds(Some(most)), fails: !operator.holds(Some(least)) }
             }
-        }
-    }
-}
-
-impl fmt::Display for Value {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Value::Int(value) => write!(f, "{value}"),
-            Value::Float(value) => write!(f, "{value:?}"),
-            Value::Bool(value) => write!(f, "{value}"),
-            Value::Bytes(value) => write!(f, "\"{}\"", value.escape_ascii()),
         }
     }
 }

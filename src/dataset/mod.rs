@@ -20,7 +20,7 @@ use crate::schema::Column;
 use crate::source::{Memory, Source};
 use crate::transform::image::Image;
 use crate::transform::tokens::{Buckets, Chunk, Pack};
-pub use expr::{Col, Expr, Value, col};
+pub use expr::{Col, Expr, col};
 pub use files::{ArrowIpc, Csv, Format, ImageFolder, JsonLines, Parquet, Tar, TfRecord};
 pub use function::{Context, Row, RowWriter, RowsWriter};
 use graph::{Files, Function, Node};
@@ -155,6 +155,9 @@ impl Dataset {
     ///
     /// Above shards they say how features are parsed, and all others are skipped; elsewhere they choose among the columns
     /// there are by name. Without it, the columns are inferred from the first records.
+    ///
+    /// A declared column `NAME.is_present` of dtype bool that shards of a columnar format do not have is the mask of `NAME`: whether its value is there, where
+    /// `.or(..)` says what stands for a null.
     #[must_use]
     pub fn columns(&self, columns: impl IntoIterator<Item = Column>) -> Self {
         self.then(|input| Node::Columns { input, columns: columns.into_iter().collect() })

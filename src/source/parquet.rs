@@ -14,15 +14,15 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::carry::{Carrier, Leaf, column_for, leaves};
 use super::open::{Opened, Opening, Wanted};
 use super::{Decoded, RecordPlaces, Source};
-use crate::dataset::expr::{Bounds, Excludes, Expr, Value};
+use crate::dataset::expr::{Bounds, Excludes, Expr};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::parquet::prune::{self, Asked, Bloom, Bound};
+use crate::format::parquet::prune::{self, Asked, Bloom};
 use crate::format::parquet::{
     ColumnScan, Decompressor, Fetched, Footer, FooterReader, Part, Progress, Projection, cut, decode, has_pages,
     ranges, without_pages,
 };
 use crate::plan::Catalog;
-use crate::schema::{Column, Dtype, arrow_schema};
+use crate::schema::{Column, Dtype, Value, arrow_schema};
 use crate::store::{Object, Store};
 
 thread_local! {
@@ -271,9 +271,11 @@ impl Layout {
 fn layouts(objects: &[Object], footers: &[Footer], columns: &[Column]) -> Result<Vec<Arc<Layout>>> {
     let mut layouts: Vec<Arc<Layout>> = Vec::with_capacity(footers.len());
     for (object, footer) in objects.iter().zip(footers) {
-        let known = layouts.last().or(layouts.first()).filter(|layout| layout.stored == *footer.schema());
+        // Most files have the schema of the one before, or of the first.
+        let likely = [layouts.last(), layouts.first()].into_iter().flatten();
+        let known = likely.into_iter().find(|layout| layout.stored == *footer.schema()).cloned();
         if let Some(known) = known {
-            layouts.push(known.clone());
+            layouts.push(known);
             continue;
         }
         let layout = Layout::new(footer, columns).map_err(|error| {
@@ -424,33 +426,15 @@ impl Conditions {
     fn possible_rows(&self, footer: &Footer, group: usize, blooms: &HashMap<&str, Arc<Bloom>>) -> Vec<Range<u64>> {
         prune::rows(footer, group, &self.asked, &|known| {
             let known = |name: &str| {
-                let range = known(name)?.map(|(least, most)| (value(least), value(most)));
+                let range = known(name)?;
                 let excludes = blooms.get(name).cloned().map(|bloom| {
-                    let excludes = move |value: &Value| bloom.excludes(&bound(value));
+                    let excludes = move |value: &Value| bloom.excludes(value);
                     Arc::new(excludes) as Excludes
                 });
                 Some(Bounds { range, excludes })
             };
             self.all.iter().all(|condition| condition.possible(&known).holds)
         })
-    }
-}
-
-fn value(bound: Bound) -> Value {
-    match bound {
-        Bound::Int(value) => Value::Int(value),
-        Bound::Float(value) => Value::Float(value),
-        Bound::Bool(value) => Value::Bool(value),
-        Bound::Bytes(value) => Value::Bytes(value),
-    }
-}
-
-fn bound(value: &Value) -> Bound {
-    match value {
-        Value::Int(value) => Bound::Int(*value),
-        Value::Float(value) => Bound::Float(*value),
-        Value::Bool(value) => Bound::Bool(*value),
-        Value::Bytes(value) => Bound::Bytes(value.clone()),
     }
 }
 

@@ -274,7 +274,7 @@ fn refused(what: &str, folder: &Path) -> Error {
 }
 
 /// Locks the folder itself, which leaves no lock file behind; the system unlocks it when the process ends, however it ends.
-fn lock(folder: &Path) -> Result<File> {
+pub(crate) fn lock(folder: &Path) -> Result<File> {
     let file = File::open(folder).map_err(|e| part::failed(e, "cannot open the folder", folder))?;
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Err(Error::config("another process is writing into this folder")

@@ -35,7 +35,7 @@ pub use self::builder::WriterBuilder;
 use self::cells::{Cells, value_ends};
 use self::folder::Folder;
 #[cfg(feature = "cli")]
-pub(crate) use self::folder::{clear_written, is_written, save_index};
+pub(crate) use self::folder::{clear_written, is_written, lock, save_index};
 pub use self::manifest::{Manifest, ShardEntry, Skipped};
 pub use self::output::{Codec, Output};
 use self::pipeline::{Chunk, Consumed, Pipeline};

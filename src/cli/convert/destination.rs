@@ -13,7 +13,7 @@
 //! with `_` because listings of a folder pass over those: so the folder as it is can be opened as a data set.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::format::tfrecord::{Compression, INDEX_FOLDER, IndexBuilder};
 use crate::schema::Column;
 use crate::writer::part;
-use crate::writer::{Counted, clear_written, is_written, save_index};
+use crate::writer::{Counted, clear_written, is_written, lock, save_index};
 
 pub(super) const MANIFEST: &str = "_forebay-convert.json";
 pub(super) const LABELS: &str = "_labels.txt";
@@ -269,18 +269,6 @@ fn refused(what: &str, folder: &Path) -> Error {
     Error::config(format!("the folder is not written to: {what}"))
         .url(folder.to_string_lossy().into_owned())
         .advice("convert into a folder of its own, or start over with --force")
-}
-
-/// Locks the folder itself, which leaves no lock file behind; the system unlocks it when the process ends, however it ends.
-fn lock(folder: &Path) -> Result<File> {
-    let file = File::open(folder).map_err(|e| part::failed(e, "cannot open the folder", folder))?;
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(Error::config("another process is converting into this folder")
-            .url(folder.to_string_lossy().into_owned())
-            .advice("wait for it, or convert into another folder")),
-        // Some network file systems know no locks. There nobody is kept from starting two conversions at once.
-        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
-    }
 }
 
 enum Stored {

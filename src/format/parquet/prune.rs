@@ -13,19 +13,10 @@ use parquet::file::statistics::Statistics;
 use parquet::schema::types::ColumnDescriptor;
 
 use super::footer::{Footer, PageRows};
-use crate::schema::Dtype;
-
-/// A value of a column, as it is carried.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Bound {
-    Int(i64),
-    Float(f64),
-    Bool(bool),
-    Bytes(Vec<u8>),
-}
+use crate::schema::{Dtype, Value};
 
 /// The least and the most of a column in some rows.
-pub(crate) type Bounds = (Bound, Bound);
+pub(crate) type Bounds = (Value, Value);
 
 /// What is known of a column in some rows, none of which is null: the bounds, if they are.
 pub(crate) type Known = Option<Bounds>;
@@ -66,11 +57,11 @@ fn is_ordered(column: &ColumnDescriptor, carried: Dtype) -> bool {
 }
 
 /// Rounded as the values are: rounding keeps their order.
-fn carried(bound: Bound, dtype: Dtype) -> Bound {
+fn carried(bound: Value, dtype: Dtype) -> Value {
     match (bound, dtype) {
-        (Bound::Int(value), Dtype::F64) => Bound::Float(value as f64),
-        (Bound::Int(value), Dtype::F32) => Bound::Float(f64::from(value as f32)),
-        (Bound::Float(value), Dtype::F32) => Bound::Float(f64::from(value as f32)),
+        (Value::Int(value), Dtype::F64) => Value::Float(value as f64),
+        (Value::Int(value), Dtype::F32) => Value::Float(f64::from(value as f32)),
+        (Value::Float(value), Dtype::F32) => Value::Float(f64::from(value as f32)),
         (bound, _) => bound,
     }
 }
@@ -85,14 +76,14 @@ fn of_chunk(chunk: &ColumnChunkMetaData, dtype: Dtype) -> Option<Known> {
 
 fn bounds(statistics: &Statistics, dtype: Dtype) -> Option<Bounds> {
     let (least, most) = match statistics {
-        Statistics::Boolean(s) => (Bound::Bool(*s.min_opt()?), Bound::Bool(*s.max_opt()?)),
-        Statistics::Int32(s) => (Bound::Int((*s.min_opt()?).into()), Bound::Int((*s.max_opt()?).into())),
-        Statistics::Int64(s) => (Bound::Int(*s.min_opt()?), Bound::Int(*s.max_opt()?)),
+        Statistics::Boolean(s) => (Value::Bool(*s.min_opt()?), Value::Bool(*s.max_opt()?)),
+        Statistics::Int32(s) => (Value::Int((*s.min_opt()?).into()), Value::Int((*s.max_opt()?).into())),
+        Statistics::Int64(s) => (Value::Int(*s.min_opt()?), Value::Int(*s.max_opt()?)),
         Statistics::Float(s) => floats((*s.min_opt()?).into(), (*s.max_opt()?).into())?,
         Statistics::Double(s) => floats(*s.min_opt()?, *s.max_opt()?)?,
         // The statistics of old writers compare bytes as signed ones.
         Statistics::ByteArray(s) if !statistics.is_min_max_deprecated() => {
-            (Bound::Bytes(s.min_opt()?.data().to_vec()), Bound::Bytes(s.max_opt()?.data().to_vec()))
+            (Value::Bytes(s.min_opt()?.data().to_vec()), Value::Bytes(s.max_opt()?.data().to_vec()))
         }
         _ => return None,
     };
@@ -100,7 +91,7 @@ fn bounds(statistics: &Statistics, dtype: Dtype) -> Option<Bounds> {
 }
 
 fn floats(least: f64, most: f64) -> Option<Bounds> {
-    (!least.is_nan() && !most.is_nan()).then_some((Bound::Float(least), Bound::Float(most)))
+    (!least.is_nan() && !most.is_nan()).then_some((Value::Float(least), Value::Float(most)))
 }
 
 /// What is known of a page, unless there may be nulls.
@@ -113,15 +104,15 @@ fn of_page(index: &ColumnIndexMetaData, page: usize, dtype: Dtype, nullable: boo
 
 fn page_bounds(index: &ColumnIndexMetaData, page: usize, dtype: Dtype) -> Option<Bounds> {
     let (least, most) = match index {
-        ColumnIndexMetaData::BOOLEAN(i) => (Bound::Bool(*i.min_value(page)?), Bound::Bool(*i.max_value(page)?)),
+        ColumnIndexMetaData::BOOLEAN(i) => (Value::Bool(*i.min_value(page)?), Value::Bool(*i.max_value(page)?)),
         ColumnIndexMetaData::INT32(i) => {
-            (Bound::Int((*i.min_value(page)?).into()), Bound::Int((*i.max_value(page)?).into()))
+            (Value::Int((*i.min_value(page)?).into()), Value::Int((*i.max_value(page)?).into()))
         }
-        ColumnIndexMetaData::INT64(i) => (Bound::Int(*i.min_value(page)?), Bound::Int(*i.max_value(page)?)),
+        ColumnIndexMetaData::INT64(i) => (Value::Int(*i.min_value(page)?), Value::Int(*i.max_value(page)?)),
         ColumnIndexMetaData::FLOAT(i) => floats((*i.min_value(page)?).into(), (*i.max_value(page)?).into())?,
         ColumnIndexMetaData::DOUBLE(i) => floats(*i.min_value(page)?, *i.max_value(page)?)?,
         ColumnIndexMetaData::BYTE_ARRAY(i) => {
-            (Bound::Bytes(i.min_value(page)?.to_vec()), Bound::Bytes(i.max_value(page)?.to_vec()))
+            (Value::Bytes(i.min_value(page)?.to_vec()), Value::Bytes(i.max_value(page)?.to_vec()))
         }
         _ => return None,
     };
@@ -152,11 +143,11 @@ impl Bloom {
     }
 
     /// Whether it is certain that the column has no such value.
-    pub(crate) fn excludes(&self, value: &Bound) -> bool {
+    pub(crate) fn excludes(&self, value: &Value) -> bool {
         match (self.stored, value) {
-            (Physical::INT32, Bound::Int(value)) => i32::try_from(*value).is_ok_and(|value| !self.filter.check(&value)),
-            (Physical::INT64, Bound::Int(value)) => !self.filter.check(value),
-            (Physical::BYTE_ARRAY, Bound::Bytes(value)) => !self.filter.check(&ByteArray::from(value.clone())),
+            (Physical::INT32, Value::Int(value)) => i32::try_from(*value).is_ok_and(|value| !self.filter.check(&value)),
+            (Physical::INT64, Value::Int(value)) => !self.filter.check(value),
+            (Physical::BYTE_ARRAY, Value::Bytes(value)) => !self.filter.check(&ByteArray::from(value.clone())),
             _ => false,
         }
     }
