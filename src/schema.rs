@@ -47,6 +47,7 @@ impl Dtype {
     }
 
     /// Whether elements that are carried as bytes can become elements of another dtype when a batch is laid out.
+    #[cfg(feature = "parquet")]
     pub(crate) fn widens_to(self, dtype: Self) -> bool {
         self == dtype || matches!((self, dtype), (Dtype::I32, Dtype::I64) | (Dtype::F32, Dtype::F64))
     }
@@ -311,6 +312,7 @@ impl Column {
     }
 
     /// Carried as the bytes of its elements, which are of dtype `stored` and widened when the batch is laid out.
+    #[cfg(feature = "parquet")]
     pub(crate) fn carried_raw(mut self, stored: Dtype) -> Self {
         self.raw = true;
         self.stored = (stored != self.dtype).then_some(stored);

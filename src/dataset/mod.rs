@@ -1,5 +1,7 @@
 //! [`Dataset`]: the lazy graph of what is read and what happens to it.
 
+#[cfg(feature = "parquet")]
+pub(crate) mod bounds;
 mod explain;
 pub(crate) mod expr;
 pub(crate) mod files;

@@ -43,8 +43,10 @@ pub(crate) struct Wanted {
     /// Columns of conditions, wanted as they are stored besides `columns`.
     pub(crate) also: Vec<Arc<str>>,
     /// Whether anything but conditions, images and the batch looks at the rows.
+    #[cfg_attr(not(feature = "parquet"), expect(dead_code, reason = "only Parquet makes use of it"))]
     pub(crate) is_seen: bool,
     /// What holds for each row that is wanted: rows for which it does not may be left out.
+    #[cfg_attr(not(feature = "parquet"), expect(dead_code, reason = "only Parquet makes use of it"))]
     pub(crate) conditions: Vec<Arc<Expr>>,
     pub(crate) index: Index,
     pub(crate) index_dir: Option<PathBuf>,

@@ -14,7 +14,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::carry::{Carrier, Leaf, column_for, leaves};
 use super::open::{Opened, Opening, Wanted};
 use super::{Decoded, RecordPlaces, Source};
-use crate::dataset::expr::{Bounds, Excludes, Expr};
+use crate::dataset::bounds::{Bounds, Excludes};
+use crate::dataset::expr::Expr;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::parquet::prune::{self, Asked, Bloom};
 use crate::format::parquet::{

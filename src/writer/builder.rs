@@ -333,8 +333,10 @@ impl WriterBuilder {
             Output::Tar => Arc::new(super::tar::Tar::new(columns, packing)?),
             Output::JsonLines => Arc::new(JsonLines::new(columns, packing)),
             Output::Images => Arc::new(Images::new(columns, self.image.as_deref(), self.label.as_deref())?),
-            #[cfg(not(all(feature = "parquet", feature = "tar")))]
-            Output::Parquet | Output::Tar => unreachable!("refused by `packing`"),
+            #[cfg(not(feature = "parquet"))]
+            Output::Parquet => unreachable!("refused by `packing`"),
+            #[cfg(not(feature = "tar"))]
+            Output::Tar => unreachable!("refused by `packing`"),
         })
     }
 

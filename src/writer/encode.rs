@@ -57,6 +57,7 @@ pub(super) enum Data {
     /// Encoded rows behind each other.
     Bytes(Bytes),
     /// Rows that only make sense together.
+    #[cfg(feature = "parquet")]
     Rows(RecordBatch),
     /// A file a row.
     Files(Vec<ImageFile>),
@@ -94,6 +95,7 @@ impl Piece {
                 let tail = head.split_off(at as usize);
                 (Data::Bytes(head), Data::Bytes(tail))
             }
+            #[cfg(feature = "parquet")]
             Data::Rows(batch) => {
                 (Data::Rows(batch.slice(0, rows)), Data::Rows(batch.slice(rows, batch.num_rows() - rows)))
             }

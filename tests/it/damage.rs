@@ -6,12 +6,12 @@ use std::ops::Range;
 use forebay::format::example::{Example, Feature};
 use forebay::format::tfrecord::masked_crc32c;
 use forebay::{
-    Budget, Compression, Dataset, Error, ErrorKind, Image, Index, LoaderBuilder, Report, Result, Scheduler, Shuffle,
-    Skip, TfRecord, World, bytes, int64,
+    Budget, Compression, Dataset, Error, ErrorKind, Image, Index, LoaderBuilder, Result, Scheduler, Shuffle, Skip,
+    TfRecord, World, bytes, int64,
 };
 
 use crate::support::shards::{Folder, shard};
-use crate::support::{Taken, take_ids, watched};
+use crate::support::{Taken, ids_and_report, take_ids, watched};
 
 /// Records of the shard that gets damaged, the one that does, and the records of the sound shard behind.
 const RECORDS: u64 = 12;
@@ -113,21 +113,6 @@ fn pipeline(dataset: Dataset) -> Dataset {
     dataset.columns([int64("id"), bytes("image")]).image("image", Image::rgb().resize(8, 8)).batch(4)
 }
 
-/// The ids of an epoch, its error, and the report.
-fn run(loader: LoaderBuilder) -> Result<(Vec<i64>, Option<Error>, Report)> {
-    watched(move || {
-        let mut loader = loader.build()?;
-        let (mut ids, mut failed) = (Vec::new(), None);
-        for batch in loader.epoch(0) {
-            match batch.and_then(|batch| Ok(batch.values::<i64>("id")?.into_owned())) {
-                Ok(values) => ids.extend(values),
-                Err(error) => failed = Some(error),
-            }
-        }
-        Ok((ids, failed, loader.report()))
-    })
-}
-
 #[track_caller]
 fn assert_place(error: &Error, damage: &Damage, offset: usize) {
     let place = error.place();
@@ -144,7 +129,7 @@ fn each_kind_of_damage_gives_what_is_before_and_one_error_with_its_place() -> Re
         for compression in [Compression::None, Compression::Gzip] {
             let (folder, offset) = damaged(&damage, compression);
             for scheduler in [Scheduler::single_threaded(), Scheduler::threads(3)] {
-                let (ids, error, _) = run(folder.loader(&pipeline(folder.all())).scheduler(scheduler))?;
+                let (ids, error, _) = ids_and_report(folder.loader(&pipeline(folder.all())).scheduler(scheduler))?;
                 let error = error.unwrap_or_else(|| panic!("{}: no error", damage.name));
                 assert_eq!(ids, (0..BAD as i64).collect::<Vec<_>>(), "{}: {error}", damage.name);
                 assert_place(&error, &damage, offset);
@@ -167,12 +152,12 @@ fn each_kind_of_damage_can_be_left_out_and_is_listed() -> Result<()> {
             for index in [Index::Auto, Index::Build] {
                 for scheduler in [Scheduler::single_threaded(), Scheduler::threads(3)] {
                     let loader = folder.loader(&pipeline(folder.all())).index(index).scheduler(scheduler);
-                    let (ids, error, report) = run(loader.clone().on_bad_record(Skip::up_to(1)))?;
+                    let (ids, error, report) = ids_and_report(loader.clone().on_bad_record(Skip::up_to(1)))?;
                     assert!(error.is_none(), "{}, {compression:?}, {index:?}: {error:?}", damage.name);
                     assert_eq!(ids, others, "{}, {compression:?}, {index:?}", damage.name);
                     assert_eq!((report.num_skipped, report.skipped.len()), (1, 1), "{}", damage.name);
                     assert_place(&report.skipped[0].error, &damage, offset);
-                    let (ids, error, _) = run(loader.on_bad_record(Skip::up_to(0)))?;
+                    let (ids, error, _) = ids_and_report(loader.on_bad_record(Skip::up_to(0)))?;
                     assert!(ids.len() >= BAD && error.is_some(), "{}: {ids:?}, {error:?}", damage.name);
                 }
             }
@@ -186,13 +171,13 @@ fn no_columns_named_are_inferred_from_what_is_good() -> Result<()> {
     for damage in all_kinds() {
         let (folder, _) = damaged(&damage, Compression::None);
         let dataset = folder.all().batch(4);
-        let (ids, error, _) = run(folder.loader(&dataset))?;
+        let (ids, error, _) = ids_and_report(folder.loader(&dataset))?;
         // A shorter or longer list makes its column ragged, a missing value makes it optional.
         if damage.stage == "decode" && !["missing", "another length"].contains(&damage.name) {
             let error = error.unwrap_or_else(|| panic!("{}: no error", damage.name));
             assert_eq!((ids.len(), error.place().record), (BAD, Some(BAD as u64)), "{}: {error}", damage.name);
         }
-        let (ids, error, _) = run(folder.loader(&dataset).on_bad_record(Skip::up_to(1)))?;
+        let (ids, error, _) = ids_and_report(folder.loader(&dataset).on_bad_record(Skip::up_to(1)))?;
         assert!(error.is_none() && ids.len() >= BAD + BEHIND.count(), "{}: {error:?}", damage.name);
     }
     Ok(())
@@ -222,7 +207,9 @@ fn the_order_of_all_others_is_that_of_sound_shards() -> Result<()> {
     for shuffle in [Shuffle::none(), Shuffle::buffer(16), Shuffle::buffer(500), Shuffle::global()] {
         let epoch = |folder: &Folder, threads| {
             let dataset = pipeline(folder.all().shuffle(shuffle));
-            run(folder.loader(&dataset).seed(3).scheduler(Scheduler::threads(threads)).on_bad_record(Skip::up_to(6)))
+            ids_and_report(
+                folder.loader(&dataset).seed(3).scheduler(Scheduler::threads(threads)).on_bad_record(Skip::up_to(6)),
+            )
         };
         let (all, _, _) = epoch(&sound, 2)?;
         let others: Vec<i64> = all.into_iter().filter(|id| !BAD_ONES.contains(&(*id as u64))).collect();
@@ -274,7 +261,7 @@ fn a_rank_without_any_sample_of_a_step_ends_with_an_error_instead_of_making_othe
 fn more_bad_records_than_allowed_end_the_epoch_and_the_next_counts_anew() -> Result<()> {
     let folder = speckled(&[60], &BAD_ONES);
     let dataset = folder.all().columns([int64("id")]).batch(5);
-    let epoch = |skip| run(folder.loader(&dataset).on_bad_record(skip));
+    let epoch = |skip| ids_and_report(folder.loader(&dataset).on_bad_record(skip));
     for skip in [Skip::up_to(4), Skip::rate(0.07)] {
         let (ids, error, report) = epoch(skip)?;
         let error = error.expect("there are six");
@@ -304,7 +291,7 @@ fn a_rate_of_shards_without_index_is_held_against_what_came_so_far_and_at_the_en
     let folder = Folder::new();
     folder.put("00.tfrecord", &gzip(&stored));
     let dataset = folder.all().columns([int64("id")]).batch(5);
-    let (ids, error, _) = run(folder.loader(&dataset).on_bad_record(Skip::rate(0.05)))?;
+    let (ids, error, _) = ids_and_report(folder.loader(&dataset).on_bad_record(Skip::rate(0.05)))?;
     assert_eq!(ids.len(), 54, "all come before the epoch's end");
     assert!(error.expect("a tenth is bad").to_string().contains("bad record 6 of epoch 0"));
     Ok(())
@@ -420,7 +407,7 @@ fn declared_lengths_and_bombs_cost_no_more_than_the_budget() -> Result<()> {
         let dataset = folder.all().columns([int64("id")]).batch(2);
         for scheduler in [Scheduler::single_threaded(), Scheduler::threads(2)] {
             let loader = folder.loader(&dataset).scheduler(scheduler).budget(Budget::mebibytes(32));
-            let (ids, error, report) = run(loader.clone())?;
+            let (ids, error, report) = ids_and_report(loader.clone())?;
             let error = error.expect("it cannot be held");
             assert_eq!((ids.len(), error.kind()), (0, kind), "{error}");
             assert!(report.peak_bytes <= 32 << 20, "{report}");
@@ -438,7 +425,7 @@ fn a_record_as_large_as_the_budget_allows_is_read_within_it() -> Result<()> {
     let folder = Folder::new();
     folder.put("a.tfrecord", &shard((0..3).map(large), Compression::Gzip));
     let dataset = folder.all().columns([int64("id")]).batch(1);
-    let (ids, error, report) = run(folder.loader(&dataset).budget(Budget::mebibytes(128)))?;
+    let (ids, error, report) = ids_and_report(folder.loader(&dataset).budget(Budget::mebibytes(128)))?;
     assert!(ids == [0, 1, 2] && error.is_none(), "{ids:?}, {error:?}");
     assert!((40 << 20..=128 << 20).contains(&report.peak_bytes), "{report}");
     Ok(())

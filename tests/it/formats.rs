@@ -19,7 +19,7 @@ use forebay::{
     Shuffle, Skip, World, bytes, col, float32, int64,
 };
 
-use crate::support::watched;
+use crate::support::{ids_and_report, watched};
 
 /// A URL of its own for every shard that a test puts.
 fn put(name: &str, content: impl Into<Vec<u8>>) -> String {
@@ -41,17 +41,7 @@ fn put_all(names: &[&str], contents: Vec<Vec<u8>>) -> String {
 
 /// The ids of an epoch and the error that ended it, if one did.
 fn ids_of(loader: LoaderBuilder) -> Result<(Vec<i64>, Option<Error>)> {
-    watched(move || {
-        let mut loader = loader.build()?;
-        let (mut ids, mut failed) = (Vec::new(), None);
-        for batch in loader.epoch(0) {
-            match batch.and_then(|batch| Ok(batch.values::<i64>("id")?.into_owned())) {
-                Ok(values) => ids.extend(values),
-                Err(error) => failed = Some(error),
-            }
-        }
-        Ok((ids, failed))
-    })
+    ids_and_report(loader).map(|(ids, failed, _)| (ids, failed))
 }
 
 #[track_caller]

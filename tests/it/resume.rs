@@ -13,6 +13,7 @@ use forebay::{
 use proptest::prelude::*;
 use rand::Rng;
 
+use crate::support::in_world;
 use crate::support::shards::{Folder, shard_of_ids};
 use crate::support::source::Numbers;
 
@@ -304,47 +305,15 @@ fn a_stream_restored_late_lets_go_of_what_was_delivered() -> Result<()> {
     Ok(())
 }
 
-/// Steps `from..to` of epoch 0 in a world, as global batches, and the state of each rank behind them.
-fn ranks(
-    builder: &LoaderBuilder,
-    states: Option<&State>,
-    world: usize,
-    to: u64,
-) -> Result<(Vec<Vec<i64>>, Vec<State>)> {
-    let mut global: Vec<Vec<i64>> = Vec::new();
-    let mut last = Vec::new();
-    for rank in 0..world {
-        let mut builder = builder.clone().world(World::new(rank, world)?).scheduler(Scheduler::threads(1 + rank % 2));
-        if let Some(state) = states {
-            builder = builder.restore(state);
-        }
-        let mut loader = builder.build()?;
-        let mut state = None;
-        for (step, batch) in loader.epoch(0).enumerate() {
-            let batch = batch?;
-            if global.len() == step {
-                global.push(Vec::new());
-            }
-            global[step].extend(ids(&batch));
-            state = Some(batch.state());
-            if batch.step() + 1 == to {
-                break;
-            }
-        }
-        last.extend(state);
-    }
-    Ok((global, last))
-}
-
 #[test]
 fn the_world_changes_in_the_middle_of_an_epoch() -> Result<()> {
     let dataset = noise(&numbers(24 * 20).shuffle(Shuffle::buffer(96))).batch(24);
     let builder = dataset.loader().seed(42).streams(24);
-    let (alone, _) = ranks(&builder, None, 1, u64::MAX)?;
+    let (alone, ..) = in_world(&builder, None, 1, u64::MAX, ids)?;
     assert_eq!(alone.len(), 20);
     let (mut stitched, mut state) = (Vec::new(), None);
     for (world, to) in [(2, 5), (8, 11), (1, 13), (3, 20)] {
-        let (global, states) = ranks(&builder, state.as_ref(), world, to)?;
+        let (global, states, _) = in_world(&builder, state.as_ref(), world, to, ids)?;
         assert!(states.iter().all(|of_rank| (of_rank.epoch, of_rank.step) == (0, to)));
         stitched.extend(global);
         state = states.into_iter().next_back();
@@ -357,11 +326,11 @@ fn the_world_changes_in_the_middle_of_an_epoch() -> Result<()> {
 fn the_world_changes_behind_a_filter_with_merged_states() -> Result<()> {
     let dataset = uneven(&multiply(&numbers(700).shuffle(Shuffle::buffer(96)))).batch(24);
     let builder = dataset.loader().seed(42).streams(24).steps_per_epoch(40);
-    let (alone, _) = ranks(&builder, None, 1, u64::MAX)?;
+    let (alone, ..) = in_world(&builder, None, 1, u64::MAX, ids)?;
     assert!(alone.len() == 40 && alone.iter().all(|batch| batch.len() == 24));
     let (mut stitched, mut state) = (Vec::new(), None);
     for (world, to) in [(2, 5), (8, 11), (1, 13), (3, 40)] {
-        let (global, states) = ranks(&builder, state.as_ref(), world, to)?;
+        let (global, states, _) = in_world(&builder, state.as_ref(), world, to, ids)?;
         stitched.extend(global);
         if world > 1 {
             let unmerged =

@@ -12,6 +12,7 @@ use forebay::{
 };
 use rand::Rng;
 
+use crate::support::in_world;
 use crate::support::shards::{Folder, shard_of_ids};
 use crate::support::source::Numbers;
 
@@ -156,40 +157,6 @@ fn rows(batch: &Batch) -> Vec<Vec<i64>> {
     }
 }
 
-type Step = Vec<Vec<i64>>;
-
-/// Steps of epoch 0 up to `to` in a world, as global batches, the state of each rank behind them, and the sum of their ledgers.
-fn ranks(
-    builder: &LoaderBuilder,
-    from: Option<&State>,
-    world: usize,
-    to: u64,
-) -> Result<(Vec<Step>, Vec<State>, Ledger)> {
-    let (mut global, mut last, mut ledgers) = (Vec::<Step>::new(), Vec::new(), Vec::new());
-    for rank in 0..world {
-        let mut builder = builder.clone().world(World::new(rank, world)?).scheduler(Scheduler::threads(1 + rank % 2));
-        if let Some(state) = from {
-            builder = builder.restore(state);
-        }
-        let mut loader = builder.build()?;
-        let mut state = None;
-        for (step, batch) in loader.epoch(0).enumerate() {
-            let batch = batch?;
-            if global.len() == step {
-                global.push(Vec::new());
-            }
-            global[step].extend(rows(&batch));
-            state = Some(batch.state());
-            if batch.step() + 1 == to {
-                break;
-            }
-        }
-        last.extend(state);
-        ledgers.push(loader.ledger());
-    }
-    Ok((global, last, Ledger::sum(&ledgers)?))
-}
-
 #[test]
 fn the_world_changes_in_the_middle_of_windows() -> Result<()> {
     let all = documents(700).shuffle(Shuffle::buffer(96));
@@ -203,11 +170,11 @@ fn the_world_changes_in_the_middle_of_windows() -> Result<()> {
     for graph in graphs {
         let graph = graph.batch(24 * if graph.explain().contains("tokens a batch") { 4 } else { 1 });
         let builder = graph.loader().seed(42).streams(24).steps_per_epoch(20);
-        let (alone, _, undisturbed) = ranks(&builder, None, 1, u64::MAX)?;
+        let (alone, _, undisturbed) = in_world(&builder, None, 1, u64::MAX, rows)?;
         assert_eq!(alone.len(), 20, "{graph}");
         let (mut stitched, mut state, mut parts) = (Vec::new(), None, Vec::new());
         for (world, to) in [(2, 5), (8, 11), (1, 13), (3, 20)] {
-            let (global, states, ledger) = ranks(&builder, state.as_ref(), world, to)?;
+            let (global, states, ledger) = in_world(&builder, state.as_ref(), world, to, rows)?;
             stitched.extend(global);
             state = Some(State::merge(states)?);
             parts.push(ledger);

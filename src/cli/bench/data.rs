@@ -63,7 +63,7 @@ pub(super) fn folder(workload: Workload, samples: u64, snappy: bool) -> PathBuf 
 pub(super) fn made(
     workload: Workload,
     samples: u64,
-    snappy: bool,
+    #[cfg_attr(not(feature = "parquet"), expect(unused_variables, reason = "of Parquet alone"))] snappy: bool,
     folder: &Path,
     threads: usize,
     terminal: &Terminal,

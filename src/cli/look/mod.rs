@@ -176,9 +176,14 @@ impl Seen {
     }
 
     fn report(&self, name: &str, sequence: bool, records: u64) -> Option<ColumnReport> {
-        Some(ColumnReport {
+        Some(self.report_as(name, self.dtype()?, sequence, self.column(name, sequence, records)))
+    }
+
+    /// What was seen of a column of this dtype, with the column that it is best declared as.
+    fn report_as(&self, name: &str, dtype: Dtype, sequence: bool, declared: Option<Column>) -> ColumnReport {
+        ColumnReport {
             name: name.to_owned(),
-            dtype: self.dtype()?.to_string(),
+            dtype: dtype.to_string(),
             present: self.present,
             min_len: self.len.least().unwrap_or(0),
             max_len: self.len.most().unwrap_or(0),
@@ -186,8 +191,8 @@ impl Seen {
             max_bytes: self.bytes.most(),
             holds: self.holds(),
             sequence,
-            suggested: self.column(name, sequence, records).map(|column| declaration(&column)),
-        })
+            suggested: declared.as_ref().map(declaration),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use arrow::array::AsArray;
 
-use super::{ColumnReport, Seen, declaration};
+use super::{ColumnReport, Seen};
 use crate::cli::opened::Cells;
 use crate::schema::{Column, Shape};
 
@@ -45,17 +45,6 @@ impl ColumnLook {
             _ => declared,
         };
         let declared = if seen.present < records { declared.optional() } else { declared };
-        ColumnReport {
-            name: column.name().to_string(),
-            dtype: column.dtype().to_string(),
-            present: seen.present,
-            min_len: seen.len.least().unwrap_or(0),
-            max_len: seen.len.most().unwrap_or(0),
-            min_bytes: seen.bytes.least(),
-            max_bytes: seen.bytes.most(),
-            holds: seen.holds(),
-            sequence: false,
-            suggested: Some(declaration(&declared)),
-        }
+        seen.report_as(column.name(), column.dtype(), false, Some(declared))
     }
 }

@@ -15,7 +15,7 @@ pub(crate) mod web;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use forebay::{Batch, Error, LoaderBuilder, Result};
+use forebay::{Batch, Error, Ledger, LoaderBuilder, Report, Result, Scheduler, State, World};
 
 /// Threads of this process whose name begins so.
 pub(crate) fn threads_named(prefix: &str) -> usize {
@@ -128,4 +128,52 @@ pub(crate) fn take<T: Send + 'static>(
 /// The values of an integer column, batch by batch.
 pub(crate) fn take_ids(loader: LoaderBuilder, column: &'static str) -> Result<Taken<Vec<i64>>> {
     take(loader, 0, move |batch| Ok(batch.values::<i64>(column)?.into_owned()))
+}
+
+/// The ids of an epoch, its error, and the report.
+pub(crate) fn ids_and_report(loader: LoaderBuilder) -> Result<(Vec<i64>, Option<Error>, Report)> {
+    watched(move || {
+        let mut loader = loader.build()?;
+        let (mut ids, mut failed) = (Vec::new(), None);
+        for batch in loader.epoch(0) {
+            match batch.and_then(|batch| Ok(batch.values::<i64>("id")?.into_owned())) {
+                Ok(values) => ids.extend(values),
+                Err(error) => failed = Some(error),
+            }
+        }
+        Ok((ids, failed, loader.report()))
+    })
+}
+
+/// Steps up to `to` of epoch 0 in a world, as the rows of global batches, the state of each rank behind them, and the sum of their ledgers.
+pub(crate) fn in_world<T>(
+    builder: &LoaderBuilder,
+    from: Option<&State>,
+    world: usize,
+    to: u64,
+    rows: impl Fn(&Batch) -> Vec<T>,
+) -> Result<(Vec<Vec<T>>, Vec<State>, Ledger)> {
+    let (mut global, mut last, mut ledgers) = (Vec::<Vec<T>>::new(), Vec::new(), Vec::new());
+    for rank in 0..world {
+        let mut builder = builder.clone().world(World::new(rank, world)?).scheduler(Scheduler::threads(1 + rank % 2));
+        if let Some(state) = from {
+            builder = builder.restore(state);
+        }
+        let mut loader = builder.build()?;
+        let mut state = None;
+        for (step, batch) in loader.epoch(0).enumerate() {
+            let batch = batch?;
+            if global.len() == step {
+                global.push(Vec::new());
+            }
+            global[step].extend(rows(&batch));
+            state = Some(batch.state());
+            if batch.step() + 1 == to {
+                break;
+            }
+        }
+        last.extend(state);
+        ledgers.push(loader.ledger());
+    }
+    Ok((global, last, Ledger::sum(&ledgers)?))
 }
