@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::time::{Duration, SystemTime};
 
-use forebay::{Compression, Dataset, Error, ErrorKind, Index, LoaderBuilder, Result, Shuffle};
+use forebay::{Compression, Error, ErrorKind, Index, LoaderBuilder, Result, Shuffle};
 
-use crate::support::shards::{Folder, record, shard, shard_of_ids};
-use crate::support::{take_ids, watched};
+use crate::support::shards::{Folder, shard_of_ids};
+use crate::support::watched;
 
 /// The ids that come, and the notes of the report.
 fn run(loader: LoaderBuilder) -> Result<(Vec<i64>, Vec<String>)> {
@@ -105,6 +105,10 @@ fn a_file_that_changes_behind_build_is_an_error_that_names_it() -> Result<()> {
 #[cfg(feature = "http")]
 #[test]
 fn an_object_with_another_etag_is_noticed_beside_its_index_and_behind_build() -> Result<()> {
+    use forebay::Dataset;
+
+    use crate::support::shards::{record, shard};
+    use crate::support::take_ids;
     use crate::support::web::Web;
 
     let folder = Folder::new();
