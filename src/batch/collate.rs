@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::DataType;
 
-use super::buffer::{Allocator, Buffer, Part, Whole};
+use super::buffer::{Allocator, Part, Whole};
 use super::{BatchColumn, Data};
 use super::{Pad, Side};
 use crate::error::{Error, ErrorKind, Result};
@@ -73,7 +73,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    fn is_bytes(&self) -> bool {
+    pub(crate) fn is_bytes(&self) -> bool {
         self.column.dtype() == Dtype::Bytes
     }
 
@@ -88,8 +88,14 @@ impl Layout {
     }
 }
 
-/// Bytes that the batch of these rows takes.
-pub(crate) fn batch_bytes(layouts: &[Layout], chunks: &[Rows]) -> u64 {
+/// The most bytes that each column takes in a batch of so many samples, where that is known before.
+#[cfg(feature = "tch")]
+pub(crate) fn bounds(layouts: &[Layout], samples: usize) -> Vec<Option<usize>> {
+    layouts.iter().map(|layout| layout.sample_bytes().map(|bytes| bytes * samples)).collect()
+}
+
+/// Bytes that each column takes in the batch of these rows.
+pub(crate) fn column_bytes(layouts: &[Layout], chunks: &[Rows]) -> impl Iterator<Item = usize> {
     let len: usize = chunks.iter().map(Rows::len).sum();
     let sample = |layout: &Layout| {
         layout.sample_bytes().or_else(|| {
@@ -100,7 +106,7 @@ pub(crate) fn batch_bytes(layouts: &[Layout], chunks: &[Rows]) -> u64 {
             Some(longest * inner.iter().product::<usize>() * layout.column.dtype().size()?)
         })
     };
-    layouts.iter().filter_map(sample).map(|bytes| (bytes * len) as u64).sum()
+    layouts.iter().map(move |layout| sample(layout).unwrap_or(0) * len)
 }
 
 /// A batch being filled: one part for each chunk of rows and column.
@@ -131,11 +137,11 @@ pub(crate) struct Slots {
 ///
 /// # Errors
 /// A sample longer than its bound; no memory.
-pub(crate) fn begin(layouts: &[Layout], chunks: &[Rows], allocator: Allocator) -> Result<(Filling, Vec<Slots>)> {
+pub(crate) fn begin(layouts: &[Layout], chunks: &[Rows], allocator: &Allocator) -> Result<(Filling, Vec<Slots>)> {
     let len = chunks.iter().map(Rows::len).sum();
     let mut slots: Vec<Slots> = chunks.iter().map(|_| Slots { parts: Vec::with_capacity(layouts.len()) }).collect();
     let mut columns = Vec::with_capacity(layouts.len());
-    for layout in layouts {
+    for (number, layout) in layouts.iter().enumerate() {
         let name = layout.column.name();
         let arrays: Vec<&ArrayRef> = chunks.iter().map(|chunk| column(chunk, name)).collect::<Result<_>>()?;
         if layout.is_bytes() {
@@ -179,7 +185,7 @@ pub(crate) fn begin(layouts: &[Layout], chunks: &[Rows], allocator: Allocator) -
             }
         };
         let sample_bytes = shape[1..].iter().product::<usize>() * layout.column.dtype().size().expect("not bytes");
-        let buffer = allocator.allocate(layout.column.dtype(), &shape)?;
+        let buffer = allocator.allocate(number, layout.column.dtype(), &shape)?;
         let (whole, parts) = buffer.split(chunks.iter().map(|chunk| chunk.len() * sample_bytes));
         for (slots, part) in slots.iter_mut().zip(parts) {
             slots.parts.push(Some((part, sample_bytes)));
@@ -379,7 +385,7 @@ impl Filling {
     }
 
     /// The finished columns, of which only the rows in `kept` are wanted. All slots must have been filled and dropped.
-    pub(crate) fn finish(self, kept: &[Range<usize>], allocator: Allocator) -> Result<Vec<BatchColumn>> {
+    pub(crate) fn finish(self, kept: &[Range<usize>]) -> Result<Vec<BatchColumn>> {
         let all = kept.iter().map(ExactSizeIterator::len).sum::<usize>() == self.len;
         let columns = self.columns.into_iter().map(|ColumnFilling { layout, mut shape, mut lengths, memory }| {
             if !all {
@@ -395,12 +401,13 @@ impl Filling {
                     Data::Bytes(joined.map_err(|e| Error::new(ErrorKind::Schema, "cannot be joined").because(e))?)
                 }
                 Memory::Filling(whole) => {
-                    let buffer = whole.join().expect("slots are dropped once they are filled");
-                    Data::Host(if all {
-                        buffer
-                    } else {
-                        select(&buffer, layout.column.dtype(), &shape, kept, allocator)?
-                    })
+                    let mut buffer = whole.join().expect("slots are dropped once they are filled");
+                    if !all {
+                        let row =
+                            shape[1..].iter().product::<usize>() * layout.column.dtype().size().expect("not bytes");
+                        buffer.keep(kept.iter().map(|rows| rows.start * row..rows.end * row));
+                    }
+                    Data::Host(buffer)
                 }
             };
             Ok(BatchColumn { column: layout.column, shape, data, lengths })
@@ -409,30 +416,14 @@ impl Filling {
     }
 }
 
-/// A copy of some rows of a buffer.
-fn select(
-    buffer: &Buffer,
-    dtype: Dtype,
-    shape: &[usize],
-    kept: &[Range<usize>],
-    allocator: Allocator,
-) -> Result<Buffer> {
-    let shorter = allocator.allocate(dtype, shape)?;
-    let row = shape[1..].iter().product::<usize>() * dtype.size().expect("not bytes");
-    let (whole, mut parts) = shorter.split(kept.iter().map(|rows| rows.len() * row));
-    for (part, rows) in parts.iter_mut().zip(kept) {
-        part.bytes().copy_from_slice(&buffer.bytes()[rows.start * row..rows.end * row]);
-    }
-    drop(parts);
-    Ok(whole.join().expect("its parts are dropped"))
-}
-
 #[cfg(test)]
 mod tests {
     use arrow::array::{Float32Array, Int64Array, ListArray};
     use arrow::datatypes::Int64Type;
 
     use super::*;
+    use crate::engine::Budget;
+    use crate::engine::budget::Account;
     use crate::{bytes, float32, int64};
 
     fn rows(columns: Vec<(&str, ArrayRef)>) -> Rows {
@@ -442,13 +433,14 @@ mod tests {
     }
 
     fn collate(layouts: &[Layout], chunks: &[Rows], kept: Option<&[Range<usize>]>) -> Result<Vec<BatchColumn>> {
-        let (filling, slots) = begin(layouts, chunks, Allocator::Plain)?;
+        let account = Account::new(Budget::mebibytes(64));
+        let (filling, slots) = begin(layouts, chunks, &Allocator::new(&account))?;
         for (rows, slots) in chunks.iter().zip(slots) {
             let bad = fill(layouts, rows, slots, &|_| false, &mut Scratch::default());
             bad.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))?;
         }
         let all = Range { start: 0, end: filling.len };
-        filling.finish(kept.unwrap_or(std::slice::from_ref(&all)), Allocator::Plain)
+        filling.finish(kept.unwrap_or(std::slice::from_ref(&all)))
     }
 
     fn layout(column: Column, pad: Pad) -> Layout {

@@ -77,6 +77,9 @@ pub(crate) enum Data {
     Host(Buffer),
     #[cfg(feature = "tch")]
     Tensor(tch::Tensor),
+    /// Between the host and a device; no user sees it.
+    #[cfg(feature = "tch")]
+    OnItsWay,
     Bytes(ArrayRef),
 }
 
@@ -180,6 +183,8 @@ impl Batch {
                 Ok(Cow::Owned(values))
             }
             Data::Bytes(_) => Err(Error::new(ErrorKind::Schema, "the column holds bytes").column(name)),
+            #[cfg(feature = "tch")]
+            Data::OnItsWay => unreachable!("the loop gets batches that have arrived"),
         }
     }
 

@@ -1,80 +1,58 @@
-//! Host batch to device tensor, behind one small trait.
+//! What a ring asks of a device, behind one small trait.
+#![expect(unsafe_code, reason = "promises about memory that no type can keep: a device uses it beside the host")]
 
+use std::any::Any;
 use std::sync::Arc;
 
-use super::{Delivery, Device};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 
-/// Brings a finished host tensor to where it is wanted.
+/// The two queues of a device that a copy has to do with. What is queued on one runs in order; between the two only events order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stream {
+    /// Where libtorch queues its kernels, and the order in which its caching allocator gives memory out again.
+    Default,
+    /// Our own, for copies.
+    Copy,
+}
+
+/// A mark behind what was queued on a stream when it was recorded. It is *done* when all of that is. What it is made of is the copier's affair.
+pub(crate) type Event = Arc<dyn Any + Send + Sync>;
+
+/// Page-locked host memory: a device copies from it while the host goes on.
 ///
-/// Called once for each column of a batch, on whichever worker finished it, so possibly for two batches at once; it may block.
-/// The tensor it gets is not shared with anyone. The one it returns can be used on the device's default stream at once.
+/// # Safety
+/// `pointer` is the start of as many bytes as were asked for, aligned to 64, valid and reached by nobody else for as long as this lives, wherever it is moved.
+pub(crate) unsafe trait Locked: Send + Sync {
+    fn pointer(&self) -> *mut u8;
+}
+
+/// One device: its memory, streams and events.
+///
+/// [`Ring`](super::Ring) and [`Track`](super::Track) decide what is called when, from the loop's thread and from workers, several at a time. Nothing here
+/// waits for the device, but `synchronize` and `drain`. An error is one of the device: it is lost, or has no memory left.
 pub(crate) trait Copier: Send + Sync {
-    fn copy(&self, host: tch::Tensor) -> Result<tch::Tensor>;
-}
+    /// Locks memory. Called while a ring is built, and never after.
+    fn lock(&self, len: usize) -> Result<Box<dyn Locked>>;
 
-/// The copier for a device.
-///
-/// # Errors
-/// [`ErrorKind::Device`] if there is no such device.
-pub(crate) fn copier_for(device: Device) -> Result<Delivery> {
-    match device {
-        Device::Cpu => Ok(Arc::new(Stay)),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(index) => {
-            super::init_cuda()?;
-            let count = tch::Cuda::device_count();
-            if (index as i64) < count {
-                return Ok(Arc::new(Synchronous { device: tch::Device::Cuda(index) }));
-            }
-            Err(Error::new(ErrorKind::Device, format!("there is no {device}: libtorch sees {count} CUDA devices"))
-                .advice("choose another device, or Device::cuda_if_available()"))
-        }
-        #[cfg(not(feature = "cuda"))]
-        Device::Cuda(_) => Err(Error::new(ErrorKind::Device, format!("{device} needs the feature `cuda`"))
-            .advice("build with it, or choose Device::Cpu")),
-    }
-}
+    /// A tensor `u8 [len]` of any content, in the order of the default stream: what was queued there may still use its memory.
+    fn allocate(&self, len: usize) -> Result<tch::Tensor>;
 
-/// For batches that stay in host memory.
-struct Stay;
+    fn record(&self, stream: Stream) -> Result<Event>;
 
-impl Copier for Stay {
-    fn copy(&self, host: tch::Tensor) -> Result<tch::Tensor> {
-        Ok(host)
-    }
-}
+    /// What is queued on `stream` from now on waits until `event` is done.
+    fn wait(&self, stream: Stream, event: &Event) -> Result<()>;
 
-/// A copy that is finished when it returns.
-#[cfg(feature = "cuda")]
-struct Synchronous {
-    device: tch::Device,
-}
+    /// Queues a copy of `len` bytes to the start of `to`, on the copy stream.
+    ///
+    /// # Safety
+    /// Until an event recorded on the copy stream behind it is done, the bytes at `from` stay valid and are not written, and `to` is not freed.
+    unsafe fn copy(&self, from: *const u8, to: &tch::Tensor, len: usize) -> Result<()>;
 
-#[cfg(feature = "cuda")]
-impl Copier for Synchronous {
-    fn copy(&self, host: tch::Tensor) -> Result<tch::Tensor> {
-        host.f_to_device(self.device).map_err(|e| {
-            Error::new(ErrorKind::Device, format!("copy to {:?} failed", self.device)).because(e).stage("device")
-        })
-    }
-}
+    fn is_done(&self, event: &Event) -> Result<bool>;
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// Waits until `event` is done.
+    fn synchronize(&self, event: &Event) -> Result<()>;
 
-    #[test]
-    fn a_cpu_batch_stays_where_it_is() {
-        let host = tch::Tensor::from_slice(&[1i64, 2, 3]);
-        let pointer = host.data_ptr();
-        let copied = copier_for(Device::Cpu).unwrap().copy(host).unwrap();
-        assert_eq!(copied.data_ptr(), pointer);
-    }
-
-    #[test]
-    fn a_device_that_is_not_there_is_an_error() {
-        let error = copier_for(Device::Cuda(4096)).err().unwrap();
-        assert_eq!(error.kind(), ErrorKind::Device);
-    }
+    /// Waits until the copy stream has nothing to do.
+    fn drain(&self) -> Result<()>;
 }

@@ -1,14 +1,17 @@
-//! Loading libtorch's CUDA part at run time, so that one binary serves machines with and without a GPU.
-#![expect(unsafe_code, reason = "loading a shared library runs its initialisers")]
+//! CUDA devices: libtorch's part of them loaded at run time, so that one binary serves machines with and without a GPU, and the driver's calls behind
+//! [`Copier`].
+#![expect(unsafe_code, reason = "a shared library that is loaded, and the calls of the CUDA driver")]
 
-use std::sync::OnceLock;
+use std::ffi::{CStr, c_int, c_void};
+use std::sync::{Arc, OnceLock};
 
+use cudarc::driver::sys::{self, CUevent_flags, CUresult, CUstream_flags};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
+use super::copier::{Copier, Event, Locked, Stream};
 use crate::error::{Error, ErrorKind, Result};
 
 static LOADED: OnceLock<Result<()>> = OnceLock::new();
-
 /// Makes libtorch's CUDA devices available, if libtorch was built with CUDA and a driver is there.
 ///
 /// libtorch looks for CUDA once, at the first question, and remembers the answer; and the linker leaves `libtorch_cuda.so` out
@@ -41,4 +44,302 @@ fn load() -> Result<()> {
             "use a libtorch with CUDA and put its lib folder on LD_LIBRARY_PATH; a CPU libtorch has no such file",
         )),
     }
+}
+
+/// A CUDA device, its primary context (which libtorch uses too), and a stream for copies that waits for nothing but events.
+pub(super) struct Cuda {
+    driver: Arc<Driver>,
+    device: tch::Device,
+}
+
+/// What events and locked memory keep alive.
+struct Driver {
+    index: c_int,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    copies: sys::CUstream,
+}
+
+// SAFETY: a context and a stream of CUDA are handles that any thread may use; each call below makes the context current for its thread.
+unsafe impl Send for Driver {}
+// SAFETY: as above.
+unsafe impl Sync for Driver {}
+
+/// The context is current on this thread while it lives; what was current before is so again behind it.
+struct Current<'a> {
+    driver: &'a Driver,
+}
+
+impl Drop for Current<'_> {
+    fn drop(&mut self) {
+        let mut popped = std::ptr::null_mut();
+        // SAFETY: `Driver::enter` pushed a context on this thread, which `Current` cannot leave (a raw context is neither Send nor stored).
+        unsafe { sys::cuCtxPopCurrent_v2(&raw mut popped) };
+        debug_assert_eq!(popped, self.driver.context);
+    }
+}
+
+impl Driver {
+    fn new(index: usize) -> Result<Self> {
+        // SAFETY: it opens the driver's library, whose initialisers run in any process that uses CUDA.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::new(ErrorKind::Device, "libcuda.so.1 cannot be loaded")
+                .advice("install NVIDIA's driver, or choose Device::Cpu"));
+        }
+        let index = c_int::try_from(index).unwrap_or(c_int::MAX);
+        let (mut device, mut context, mut copies) = (0, std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the pointers are to variables of the types that are written. The context is retained here, and released when the driver is dropped.
+        unsafe {
+            check(index, sys::cuInit(0), "start CUDA")?;
+            check(index, sys::cuDeviceGet(&raw mut device, index), "find the device")?;
+            check(index, sys::cuDevicePrimaryCtxRetain(&raw mut context, device), "use its context")?;
+        }
+        let mut driver = Self { index, device, context, copies };
+        let current = driver.enter()?;
+        let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: the pointer is to a stream, which is written.
+        driver.check(unsafe { sys::cuStreamCreate(&raw mut copies, flags) }, "make a stream")?;
+        drop(current);
+        driver.copies = copies;
+        Ok(driver)
+    }
+
+    fn enter(&self) -> Result<Current<'_>> {
+        // SAFETY: the context was retained.
+        self.check(unsafe { sys::cuCtxPushCurrent_v2(self.context) }, "use its context")?;
+        Ok(Current { driver: self })
+    }
+
+    fn stream(&self, stream: Stream) -> sys::CUstream {
+        match stream {
+            // The legacy default stream, on which libtorch queues its kernels.
+            Stream::Default => std::ptr::null_mut(),
+            Stream::Copy => self.copies,
+        }
+    }
+
+    fn check(&self, result: CUresult, what: &str) -> Result<()> {
+        check(self.index, result, what)
+    }
+
+    /// The NUMA node that the device is attached to, on machines that have several.
+    fn node(&self) -> Option<u32> {
+        if !std::path::Path::new("/sys/devices/system/node/node1").exists() {
+            return None;
+        }
+        let mut node = -1;
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID;
+        // SAFETY: the pointer is to an int, which is written.
+        let result = unsafe { sys::cuDeviceGetAttribute(&raw mut node, attribute, self.device) };
+        (result == CUresult::CUDA_SUCCESS).then_some(node).and_then(|node| u32::try_from(node).ok())
+    }
+}
+
+/// The error of a call, if it failed.
+fn check(index: c_int, result: CUresult, what: &str) -> Result<()> {
+    if result == CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let text = |get: unsafe fn(CUresult, *mut *const std::ffi::c_char) -> CUresult| {
+        let mut text = std::ptr::null();
+        // SAFETY: it writes a pointer to a static string, or null.
+        unsafe { get(result, &raw mut text) };
+        // SAFETY: as it is not null, it is that string.
+        (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+    };
+    let name = text(sys::cuGetErrorName).unwrap_or_else(|| format!("error {}", result as u32));
+    let reason = text(sys::cuGetErrorString).unwrap_or_default();
+    let error = Error::new(ErrorKind::Device, format!("cuda:{index} cannot {what}: {name}, {reason}")).stage("device");
+    Err(match result {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            error.advice("take smaller batches or less prefetch, or lift the limit of locked memory (ulimit -l)")
+        }
+        CUresult::CUDA_ERROR_INVALID_DEVICE | CUresult::CUDA_ERROR_NO_DEVICE => {
+            error.advice("choose another device, or Device::cuda_if_available()")
+        }
+        _ => error.advice("look at what nvidia-smi and dmesg say of the device; a kernel's fault shows here too"),
+    })
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if self.context.is_null() {
+            return;
+        }
+        if let Ok(_current) = self.enter()
+            && !self.copies.is_null()
+        {
+            // SAFETY: nothing else uses the stream any more. What is queued on it is finished first.
+            unsafe { sys::cuStreamDestroy_v2(self.copies) };
+        }
+        // SAFETY: it was retained once.
+        unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
+    }
+}
+
+impl Cuda {
+    /// # Errors
+    /// [`ErrorKind::Device`] if libtorch or the driver does not find the device.
+    pub(super) fn new(index: usize) -> Result<Self> {
+        init_cuda()?;
+        let count = tch::Cuda::device_count();
+        if index as i64 >= count {
+            return Err(Error::new(
+                ErrorKind::Device,
+                format!("there is no cuda:{index}: libtorch sees {count} CUDA devices"),
+            )
+            .advice("choose another device, or Device::cuda_if_available()"));
+        }
+        Ok(Self { driver: Arc::new(Driver::new(index)?), device: tch::Device::Cuda(index) })
+    }
+}
+
+/// An event of CUDA's. It measures no time, and a host that waits for it sleeps.
+struct CudaEvent {
+    driver: Arc<Driver>,
+    event: sys::CUevent,
+}
+
+// SAFETY: an event is a handle that any thread may use.
+unsafe impl Send for CudaEvent {}
+// SAFETY: as above.
+unsafe impl Sync for CudaEvent {}
+
+impl Drop for CudaEvent {
+    fn drop(&mut self) {
+        if let Ok(_current) = self.driver.enter() {
+            // SAFETY: it was created once. What waits for it goes on to do so: CUDA frees it behind that.
+            unsafe { sys::cuEventDestroy_v2(self.event) };
+        }
+    }
+}
+
+fn raw(event: &Event) -> sys::CUevent {
+    event.downcast_ref::<CudaEvent>().expect("events of this copier").event
+}
+
+/// Page-locked memory, in the eyes of all devices.
+struct CudaLocked {
+    driver: Arc<Driver>,
+    pointer: *mut u8,
+}
+
+// SAFETY: plain memory that belongs to its owner.
+unsafe impl Send for CudaLocked {}
+// SAFETY: as above; nothing is read or written through a shared reference.
+unsafe impl Sync for CudaLocked {}
+
+// SAFETY: `cuMemHostAlloc` gives whole pages, which stay until they are freed when this is dropped.
+unsafe impl Locked for CudaLocked {
+    fn pointer(&self) -> *mut u8 {
+        self.pointer
+    }
+}
+
+impl Drop for CudaLocked {
+    fn drop(&mut self) {
+        if let Ok(_current) = self.driver.enter() {
+            // SAFETY: it was allocated by `cuMemHostAlloc`, and a ring drops it behind the last copy.
+            unsafe { sys::cuMemFreeHost(self.pointer.cast()) };
+        }
+    }
+}
+
+impl Copier for Cuda {
+    fn lock(&self, len: usize) -> Result<Box<dyn Locked>> {
+        let driver = &self.driver;
+        let current = driver.enter()?;
+        let mut pointer: *mut c_void = std::ptr::null_mut();
+        let allocated = on_node(driver.node(), || {
+            // SAFETY: the pointer is written. The memory is freed by `CudaLocked`.
+            unsafe { sys::cuMemHostAlloc(&raw mut pointer, len, sys::CU_MEMHOSTALLOC_PORTABLE) }
+        });
+        driver.check(allocated, &format!("lock {len} bytes of host memory"))?;
+        drop(current);
+        Ok(Box::new(CudaLocked { driver: driver.clone(), pointer: pointer.cast() }))
+    }
+
+    fn allocate(&self, len: usize) -> Result<tch::Tensor> {
+        tch::Tensor::f_empty([len as i64], (tch::Kind::Uint8, self.device)).map_err(|e| {
+            Error::new(ErrorKind::Device, format!("{len} bytes cannot be allocated on {:?}", self.device))
+                .because(e)
+                .stage("device")
+                .advice("take smaller batches or less prefetch; the model and what it keeps need memory too")
+        })
+    }
+
+    fn record(&self, stream: Stream) -> Result<Event> {
+        let driver = &self.driver;
+        let current = driver.enter()?;
+        let mut event = std::ptr::null_mut();
+        let flags = CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 | CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
+        // SAFETY: the pointer is written.
+        driver.check(unsafe { sys::cuEventCreate(&raw mut event, flags) }, "make an event")?;
+        let made = CudaEvent { driver: driver.clone(), event };
+        // SAFETY: event and stream are of this context.
+        driver.check(unsafe { sys::cuEventRecord(event, driver.stream(stream)) }, "record an event")?;
+        drop(current);
+        Ok(Arc::new(made))
+    }
+
+    fn wait(&self, stream: Stream, event: &Event) -> Result<()> {
+        let driver = &self.driver;
+        let _current = driver.enter()?;
+        // SAFETY: event and stream are of this context.
+        driver.check(unsafe { sys::cuStreamWaitEvent(driver.stream(stream), raw(event), 0) }, "wait for an event")
+    }
+
+    unsafe fn copy(&self, from: *const u8, to: &tch::Tensor, len: usize) -> Result<()> {
+        let driver = &self.driver;
+        let _current = driver.enter()?;
+        debug_assert!(len <= to.numel(), "tensors of bytes, as large as what is copied");
+        let to = to.data_ptr() as sys::CUdeviceptr;
+        // SAFETY: the caller keeps both ends until the copy is done; `to` is a tensor on this device.
+        driver.check(unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), len, driver.copies) }, "queue a copy")
+    }
+
+    fn is_done(&self, event: &Event) -> Result<bool> {
+        let driver = &self.driver;
+        let _current = driver.enter()?;
+        // SAFETY: the event is of this context.
+        match unsafe { sys::cuEventQuery(raw(event)) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => driver.check(result, "copy a batch").map(|()| true),
+        }
+    }
+
+    fn synchronize(&self, event: &Event) -> Result<()> {
+        let driver = &self.driver;
+        let _current = driver.enter()?;
+        // SAFETY: the event is of this context.
+        driver.check(unsafe { sys::cuEventSynchronize(raw(event)) }, "copy a batch")
+    }
+
+    fn drain(&self) -> Result<()> {
+        let driver = &self.driver;
+        let _current = driver.enter()?;
+        // SAFETY: the stream is of this context.
+        driver.check(unsafe { sys::cuStreamSynchronize(driver.copies) }, "copy a batch")
+    }
+}
+
+/// Runs `f` with memory taken from a NUMA node, where that is to be had.
+fn on_node<T>(node: Option<u32>, f: impl FnOnce() -> T) -> T {
+    #[cfg(target_os = "linux")]
+    if let Some(node) = node.filter(|node| *node < u64::BITS) {
+        let mask = 1u64 << node;
+        let bits = u64::BITS as usize + 1;
+        // SAFETY: the call reads one word, of which Linux counts a bit less than it is told, and changes where this thread's new memory comes from.
+        let set = unsafe { libc::syscall(libc::SYS_set_mempolicy, libc::MPOL_PREFERRED, &raw const mask, bits) };
+        let result = f();
+        if set == 0 {
+            let none = std::ptr::null::<u64>();
+            // SAFETY: back to the default, which reads no mask.
+            unsafe { libc::syscall(libc::SYS_set_mempolicy, libc::MPOL_DEFAULT, none, 0usize) };
+        }
+        return result;
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = node;
+    f()
 }

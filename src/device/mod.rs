@@ -4,34 +4,48 @@
 mod copier;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(test)]
+#[cfg(feature = "tch")]
+pub(crate) mod emulated;
+#[cfg(feature = "tch")]
+mod ring;
 
 use std::fmt;
 
-#[cfg(all(test, feature = "tch"))]
-pub(crate) use copier::Copier;
 #[cfg(feature = "tch")]
-pub(crate) use copier::copier_for;
+pub(crate) use copier::Copier;
 #[cfg(feature = "cuda")]
 pub use cuda::init_cuda;
-
-/// What brings the batches of one iterator to their device.
 #[cfg(feature = "tch")]
-pub(crate) type Delivery = std::sync::Arc<dyn copier::Copier>;
+pub(crate) use ring::{Crossing, HostBytes, Outgoing, Ring, Slot, SlotLayout, Track};
 
-/// Without libtorch batches stay in host memory.
-#[cfg(not(feature = "tch"))]
-#[derive(Clone)]
-pub(crate) struct Delivery;
+use crate::error::Result;
+#[cfg(not(all(feature = "tch", feature = "cuda")))]
+use crate::error::{Error, ErrorKind};
+
+/// What copies to a device. `None` for batches that stay in host memory.
+///
+/// # Errors
+/// [`ErrorKind::Device`] if there is no such device.
+#[cfg(feature = "tch")]
+pub(crate) fn copier_for(device: Device) -> Result<Option<std::sync::Arc<dyn Copier>>> {
+    match device {
+        Device::Cpu => Ok(None),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => Ok(Some(std::sync::Arc::new(cuda::Cuda::new(index)?))),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda(_) => Err(Error::new(ErrorKind::Device, format!("{device} needs the feature `cuda`"))
+            .advice("build with it, or choose Device::Cpu")),
+    }
+}
 
 /// Without libtorch there are no devices.
 #[cfg(not(feature = "tch"))]
-pub(crate) fn copier_for(device: Device) -> crate::Result<Delivery> {
+pub(crate) fn refuse_cuda(device: Device) -> Result<()> {
     match device {
-        Device::Cpu => Ok(Delivery),
-        Device::Cuda(_) => {
-            Err(crate::Error::new(crate::ErrorKind::Device, format!("{device} needs the feature `tch`"))
-                .advice("build with it, or choose Device::Cpu"))
-        }
+        Device::Cpu => Ok(()),
+        Device::Cuda(_) => Err(Error::new(ErrorKind::Device, format!("{device} needs the feature `tch`"))
+            .advice("build with it, or choose Device::Cpu")),
     }
 }
 
@@ -99,5 +113,36 @@ pub(crate) fn kind_of(dtype: crate::schema::Dtype) -> tch::Kind {
         Dtype::F32 => tch::Kind::Float,
         Dtype::F64 => tch::Kind::Double,
         Dtype::Bool => tch::Kind::Bool,
+    }
+}
+
+/// libtorch's number of a dtype, as in its `c10/core/ScalarType.h`.
+#[cfg(feature = "tch")]
+pub(crate) fn scalar_type(dtype: crate::schema::Dtype) -> i32 {
+    use crate::schema::Dtype;
+    match dtype {
+        Dtype::U8 | Dtype::Bytes => 0,
+        Dtype::I8 => 1,
+        Dtype::I16 => 2,
+        Dtype::I32 => 3,
+        Dtype::I64 => 4,
+        Dtype::F16 => 5,
+        Dtype::F32 => 6,
+        Dtype::F64 => 7,
+        Dtype::Bool => 11,
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "tch")]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn a_device_that_is_not_there_is_an_error() {
+        let error = copier_for(Device::Cuda(4096)).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Device);
+        assert!(copier_for(Device::Cpu).unwrap().is_none());
     }
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::memory::{Memory, Spare};
+
 /// How many bytes a loader may have in flight: fetched blocks, decoded rows, the shuffle buffer, batches not yet delivered.
 ///
 /// It is a hard bound. Where the plan needs more, the loader ends with an error that says how much would do.
@@ -55,16 +57,22 @@ fn total_memory() -> Option<u64> {
 }
 
 /// The account behind a [`Budget`]: what is granted, and the most that ever was.
-#[derive(Debug)]
 pub(crate) struct Account {
     total: u64,
     used: AtomicU64,
     peak: AtomicU64,
+    /// Memory kept for the next batches: it lies within the total, and gives way to whatever is granted.
+    spare: Spare,
 }
 
 impl Account {
     pub(crate) fn new(budget: Budget) -> Arc<Self> {
-        Arc::new(Self { total: budget.bytes(), used: AtomicU64::new(0), peak: AtomicU64::new(0) })
+        Arc::new(Self {
+            total: budget.bytes(),
+            used: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            spare: Spare::default(),
+        })
     }
 
     /// A share of `bytes`, if it fits beside what is granted and `reserved` more.
@@ -75,7 +83,23 @@ impl Account {
         };
         let before = self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).ok()?;
         self.peak.fetch_max(before + bytes, Ordering::AcqRel);
+        drop(self.spare.shed_to(self.total - before - bytes));
         Some(Grant { account: self.clone(), bytes })
+    }
+
+    /// Memory for a batch, of at least so many bytes, which a grant was given for. Its content is anything.
+    pub(crate) fn memory(&self, len: usize) -> Memory {
+        self.spare.take(len)
+    }
+
+    /// Memory of a batch comes back: it is kept within the total.
+    pub(crate) fn give_back(&self, memory: Memory) {
+        self.spare.keep(memory, self.total.saturating_sub(self.used()));
+    }
+
+    /// Allows so many bytes of memory to be kept for the next batches.
+    pub(crate) fn keep_spare(&self, bytes: u64) {
+        self.spare.allow(bytes);
     }
 
     pub(crate) fn total(&self) -> u64 {
@@ -92,7 +116,6 @@ impl Account {
 }
 
 /// Bytes granted from an account; given back when dropped.
-#[derive(Debug)]
 pub(crate) struct Grant {
     account: Arc<Account>,
     bytes: u64,
@@ -129,6 +152,12 @@ impl Drop for Grant {
     }
 }
 
+impl fmt::Debug for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Grant({})", self.bytes)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -148,6 +177,24 @@ mod tests {
         drop((first, second));
         assert_eq!(account.used(), 0);
         assert!(account.grant(u64::MAX, 1).is_none());
+    }
+
+    #[test]
+    fn spare_memory_gives_way_to_grants() {
+        let account = Account::new(Budget::mebibytes(10));
+        account.keep_spare(8 << 20);
+        account.give_back(Memory::new(4 << 20));
+        let grant = account.grant(6 << 20, 0).unwrap();
+        assert_eq!(account.spare.bytes(), 4 << 20, "both fit");
+        account.give_back(Memory::new(3 << 20));
+        assert_eq!(account.spare.bytes(), 3 << 20, "the older one gave way to the newer");
+        let more = account.grant(2 << 20, 0).unwrap();
+        assert_eq!((account.spare.bytes(), account.peak()), (0, 8 << 20));
+        account.give_back(Memory::new(3 << 20));
+        assert_eq!(account.spare.bytes(), 0, "2 MiB are left");
+        drop((grant, more));
+        account.give_back(Memory::new(3 << 20));
+        assert_eq!(account.spare.bytes(), 3 << 20);
     }
 
     proptest! {

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use super::delivery::Parcel;
 use super::evaluate::{Blocks, Env, Evaluated, locate};
 use super::replay::origins;
 use super::run::{Evaluation, Kept, Run};
 use super::skip::{Drawn, is_bad_record};
 use crate::batch::collate::{self, Filling, Rows, Sample, Slots};
-use crate::batch::{Batch, BatchColumn};
+use crate::batch::{Batch, Data};
 use crate::engine::budget::Grant;
 use crate::engine::pool::{Level, no_panic};
 use crate::error::{Error, Result};
@@ -35,7 +36,9 @@ pub(crate) struct Assembly {
     pub(crate) gaps: Vec<u64>,
     /// Blocks that the rows point into.
     pub(crate) kept: Vec<Kept>,
-    /// Bytes of the batch, once they are known.
+    /// Whether the functions of whole batches were applied.
+    pub(crate) is_applied: bool,
+    /// Bytes of the budget that it takes, once they are known.
     pub(crate) bytes: u64,
 }
 
@@ -43,6 +46,13 @@ pub(crate) struct Assembly {
 pub(crate) struct Finished {
     pub(crate) batch: Option<Batch>,
     pub(crate) grant: Option<Grant>,
+    pub(crate) parcel: Parcel,
+}
+
+impl Finished {
+    fn nothing() -> Self {
+        Self { batch: None, grant: None, parcel: Parcel::default() }
+    }
 }
 
 /// What became of an assembly.
@@ -77,32 +87,46 @@ impl Assembly {
         let behind = Progress { step: step + 1, ..before.clone() };
         // A step that an error cuts short is taken again as a whole.
         let progress = if error.is_some() { before.clone() } else { behind };
-        some.then(|| Self { number: 0, step, before, progress, rows, error, drawn, gaps, kept: vec![kept], bytes: 0 })
+        some.then(|| Self {
+            number: 0,
+            step,
+            before,
+            progress,
+            rows,
+            error,
+            drawn,
+            gaps,
+            kept: vec![kept],
+            is_applied: false,
+            bytes: 0,
+        })
     }
 
     /// Applies the functions of whole batches, allocates, and starts filling. Runs on the pool.
     pub(crate) fn begin(mut self, run: &Run, scratch: &mut Scratch) {
         let number = self.number;
         // One that found no memory comes a second time; its functions were applied the first time.
-        let first_time = self.bytes == 0;
-        if first_time && let Err(error) = no_panic(|| self.apply_on_batches(run, scratch)) {
+        if !std::mem::replace(&mut self.is_applied, true)
+            && let Err(error) = no_panic(|| self.apply_on_batches(run, scratch))
+        {
             run.ungranted.fetch_sub(1, Ordering::AcqRel);
             return run.finished(number, Err(error));
         }
         if self.rows.is_empty() {
             run.ungranted.fetch_sub(1, Ordering::AcqRel);
-            let lanes: Vec<_> = run.devices.iter().map(|_| Finished { batch: None, grant: None }).collect();
+            let lanes: Vec<_> = run.ways.iter().map(|_| Finished::nothing()).collect();
             let error = self.error.or_else(|| missing_part(run, self.step, &lanes, &self.drawn));
             return run.finished(number, Ok(Assembled { lanes, error, drawn: self.drawn }));
         }
-        let layouts = &run.shared.pipeline.layouts;
-        self.bytes = collate::batch_bytes(layouts, &self.rows);
-        let Some(grant) = run.shared.account.grant(self.bytes, 0) else { return run.stall(self) };
-        run.ungranted.fetch_sub(1, Ordering::AcqRel);
         let kept = self.kept.clone();
-        match self.lay_out(run, grant) {
-            Ok((filling, tasks)) => filling.fill(run, tasks, scratch),
+        match self.lay_out(run) {
+            Ok(LaidOut::Filling(filling, tasks)) => {
+                run.ungranted.fetch_sub(1, Ordering::AcqRel);
+                filling.fill(run, tasks, scratch);
+            }
+            Ok(LaidOut::NoRoom(assembly)) => run.stall(*assembly),
             Err(error) => {
+                run.ungranted.fetch_sub(1, Ordering::AcqRel);
                 let error = locate(error, kept.iter().flat_map(|kept| kept.values()));
                 run.finished(number, Err(error));
             }
@@ -144,23 +168,45 @@ impl Assembly {
     }
 
     /// Shares the rows out to the lanes and allocates their batches.
-    fn lay_out(self, run: &Run, mut grant: Grant) -> Result<(Arc<Work>, Vec<Fill>)> {
+    fn lay_out(mut self, run: &Run) -> Result<LaidOut> {
         let shared = &run.shared;
-        let lanes = run.devices.len();
+        let layouts = &shared.pipeline.layouts;
+        let lanes = run.ways.len();
         let total: usize = self.rows.iter().map(Rows::len).sum();
-        let (mut parts, mut tasks) = (Vec::with_capacity(lanes), Vec::new());
-        let mut first_row = 0;
-        for lane in 0..lanes {
-            let (start, end) = (total * lane / lanes, total * (lane + 1) / lanes);
-            let rows = cut(&self.rows, start, end);
+        let share = |lane| cut(&self.rows, total * lane / lanes, total * (lane + 1) / lanes);
+        let shares: Vec<(Vec<Rows>, u64)> = run
+            .ways
+            .iter()
+            .enumerate()
+            .map(|(lane, way)| {
+                let rows = share(lane);
+                let bytes = way.host_bytes(layouts, &rows);
+                (rows, bytes)
+            })
+            .collect();
+        self.bytes = shares.iter().map(|(_, bytes)| bytes).sum();
+        let Some(mut grant) = shared.account.grant(self.bytes, 0) else { return Ok(LaidOut::NoRoom(Box::new(self))) };
+        let mut allocators = Vec::with_capacity(lanes);
+        for (way, (rows, _)) in run.ways.iter().zip(&shares) {
             if rows.is_empty() {
-                parts.push(None);
+                allocators.push(None);
                 continue;
             }
+            let Some(allocator) = way.allocator(&shared.account)? else { return Ok(LaidOut::NoRoom(Box::new(self))) };
+            allocators.push(Some(allocator));
+        }
+        shared.account.keep_spare(self.bytes * (shared.pipeline.window + 1));
+        let (mut parts, mut tasks) = (Vec::with_capacity(lanes), Vec::new());
+        let mut first_row = 0;
+        for ((rows, bytes), allocator) in shares.into_iter().zip(allocators) {
+            let Some(allocator) = allocator else {
+                parts.push(None);
+                continue;
+            };
+            let start = first_row;
             let samples = rows.iter().flat_map(|rows| rows.samples.iter().copied()).collect();
-            let bytes = collate::batch_bytes(&shared.pipeline.layouts, &rows);
             let share = grant.split_off(bytes);
-            let (filling, slots) = collate::begin(&shared.pipeline.layouts, &rows, shared.allocator)?;
+            let (filling, slots) = collate::begin(layouts, &rows, &allocator)?;
             let (tokens, padding) = filling.padding();
             shared.counters.collate.pad(tokens, padding);
             for (rows, slots) in rows.into_iter().zip(slots) {
@@ -184,8 +230,16 @@ impl Assembly {
             gaps: self.gaps,
             kept: self.kept,
         };
-        Ok((Arc::new(work), tasks))
+        Ok(LaidOut::Filling(Arc::new(work), tasks))
     }
+}
+
+/// What became of an assembly that asked for memory.
+enum LaidOut {
+    /// Its batch, and what is to be written into it.
+    Filling(Arc<Work>, Vec<Fill>),
+    /// The assembly again: the budget or a ring has no room for it now.
+    NoRoom(Box<Assembly>),
 }
 
 /// A batch while its slots are filled.
@@ -280,29 +334,34 @@ impl Work {
         let counters = &run.shared.counters;
         let start = Instant::now();
         let mut finished = Vec::with_capacity(parts.len());
-        for (part, device) in parts.into_iter().zip(&run.devices) {
+        for (part, way) in parts.into_iter().zip(&run.ways) {
             let Some(Part { filling, samples, start, grant }) = part else {
-                finished.push(Finished { batch: None, grant: None });
+                finished.push(Finished::nothing());
                 continue;
             };
             let kept = kept(start, samples.len().min(end.saturating_sub(start)), &bad);
             let len = kept.iter().map(ExactSizeIterator::len).sum();
             if len == 0 {
-                finished.push(Finished { batch: None, grant: None });
+                finished.push(Finished::nothing());
                 continue;
             }
-            counters.collate.add(0, grant.bytes());
-            counters.deliver.add(len as u64, grant.bytes());
             let sums = self.sums(run, kept.iter().cloned().flatten().map(|row| (start + row, samples[row])));
             let samples: Vec<u64> =
                 kept.iter().flat_map(|rows| &samples[rows.clone()]).map(|sample| sample.id).collect();
-            let columns = filling.finish(&kept, run.shared.allocator)?;
-            let columns = deliver(columns, device)?;
+            let columns = filling.finish(&kept)?;
+            let bytes = columns.iter().map(|column| match &column.data {
+                Data::Host(buffer) => buffer.bytes().len() as u64,
+                _ => 0,
+            });
+            let bytes = bytes.sum();
+            counters.collate.add(0, bytes);
+            counters.deliver.add(len as u64, bytes);
             let (progress, identity) = (progress.clone(), run.shared.pipeline.identity.clone());
             let origins =
                 if run.shared.traced { origins(&run.shared.pipeline, &self.kept, &samples) } else { Vec::new() };
-            let batch = Batch { columns, len, step: self.step, samples, sums, progress, identity, origins };
-            finished.push(Finished { batch: Some(batch), grant: Some(grant) });
+            let mut batch = Batch { columns, len, step: self.step, samples, sums, progress, identity, origins };
+            let parcel = way.send(&mut batch)?;
+            finished.push(Finished { batch: Some(batch), grant: Some(grant), parcel });
         }
         counters.deliver.busy(start.elapsed());
         let error = error.or_else(|| missing_part(run, self.step, &finished, &drawn));
@@ -346,31 +405,6 @@ fn missing_part(run: &Run, step: u64, lanes: &[Finished], drawn: &Drawn) -> Opti
     Some(bad.clone().advice(format!(
         "it leaves a rank or device without any sample of step {step}, while others have some: mend the shards, or take larger batches"
     )))
-}
-
-/// Brings columns to their device.
-#[cfg(feature = "tch")]
-fn deliver(columns: Vec<BatchColumn>, device: &crate::device::Delivery) -> Result<Vec<BatchColumn>> {
-    use crate::batch::Data;
-    use crate::batch::buffer::torch::TorchMemory;
-    let columns = columns.into_iter().map(|mut column| {
-        column.data = match column.data {
-            Data::Host(buffer) => {
-                let memory = buffer.into_owner().downcast::<TorchMemory>().expect("this build allocates with libtorch");
-                Data::Tensor(device.copy(memory.into_tensor()).map_err(|e| e.column(column.column.name().clone()))?)
-            }
-            other => other,
-        };
-        Ok(column)
-    });
-    columns.collect()
-}
-
-/// Without libtorch batches stay where they are.
-#[cfg(not(feature = "tch"))]
-#[expect(clippy::unnecessary_wraps, reason = "with libtorch a copy can fail")]
-fn deliver(columns: Vec<BatchColumn>, _device: &crate::device::Delivery) -> Result<Vec<BatchColumn>> {
-    Ok(columns)
 }
 
 /// The rows from `start` to `end` of chunks laid end to end.

@@ -7,12 +7,11 @@ use std::sync::{Arc, Mutex};
 use super::lower::{BatchSpec, Leaf, Request, lower, requests};
 use super::run::Shared;
 use super::skip::{Log, Skip};
-use super::{Current, Loader, World};
-use crate::batch::buffer::Allocator;
+use super::{Current, Loader, World, delivery};
 use crate::dataset::Dataset;
 use crate::dataset::graph::{Function, Node, visit};
 use crate::dataset::validate::{all_of, mistakes};
-use crate::device::{Device, copier_for};
+use crate::device::Device;
 use crate::engine::budget::Account;
 use crate::engine::io::Io;
 use crate::engine::pool::Pool;
@@ -188,10 +187,9 @@ impl LoaderBuilder {
         if self.steps_per_epoch == Some(0) {
             wrong.push(Error::config("an epoch of 0 steps").advice(".steps_per_epoch(n) wants n of at least 1"));
         }
-        let device = copier_for(self.device).map_err(|e| wrong.push(e)).ok();
         wrong.extend(self.skip.and_then(Skip::mistake));
         all_of(wrong)?;
-        let (Some(steps), Some(device)) = (steps, device) else { unreachable!("their errors were returned") };
+        let Some(steps) = steps else { unreachable!("its error was returned") };
         let steps = steps.with_epoch(self.steps_per_epoch);
 
         let io = Io::new(self.scheduler)?;
@@ -212,7 +210,6 @@ impl LoaderBuilder {
             io,
             account: Account::new(self.budget),
             counters: Counters::default(),
-            allocator: Allocator::of_this_build(),
             scheduler: self.scheduler,
             seed,
             skip: self.skip,
@@ -221,10 +218,17 @@ impl LoaderBuilder {
             traced: false,
             pipeline,
         };
-        check_budget(&shared)?;
+        let delivery = delivery::to(self.device, &shared, 1)?;
+        check_budget(&shared, delivery.is_ring())?;
         let current = Arc::new(Mutex::new(Current::default()));
         let start = restored.map(|state| shared.pipeline.start_behind(state)).transpose()?;
-        Ok(Loader { shared: Arc::new(shared), device, start: start.unwrap_or_default(), current })
+        Ok(Loader {
+            shared: Arc::new(shared),
+            delivery,
+            split: <_>::default(),
+            start: start.unwrap_or_default(),
+            current,
+        })
     }
 
     /// Says where the number of streams came from, if it was a state.
@@ -303,13 +307,14 @@ fn chunk_rows(dataset: &Dataset) -> usize {
     rows
 }
 
-/// Refuses a budget that cannot hold the largest block and one batch.
-fn check_budget(shared: &Shared) -> Result<()> {
+/// Refuses a budget that cannot hold the largest block and the batches on their way; those in a ring have their share already.
+fn check_budget(shared: &Shared, in_ring: bool) -> Result<()> {
     let largest = shared.pipeline.leaves.iter().map(|leaf| match leaf {
         Leaf::Indexed(source) => source.catalog().largest_block(),
         Leaf::Arriving(_) => 2 * crate::source::ARRIVED_BYTES,
     });
-    let (largest, batches) = (largest.max().unwrap_or(0), shared.batch_bytes() * shared.pipeline.window);
+    let batches = if in_ring { shared.account.used() } else { shared.batch_bytes() * shared.pipeline.window };
+    let largest = largest.max().unwrap_or(0);
     let needed = largest + batches;
     if needed > shared.account.total() {
         return Err(Error::new(

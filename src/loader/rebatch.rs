@@ -281,7 +281,19 @@ impl Rebatch {
         }
         self.step += 1;
         let progress = self.progress();
-        Assembly { number: 0, step: self.step - 1, before, progress, rows, error, drawn, gaps, kept, bytes: 0 }
+        Assembly {
+            number: 0,
+            step: self.step - 1,
+            before,
+            progress,
+            rows,
+            error,
+            drawn,
+            gaps,
+            kept,
+            is_applied: false,
+            bytes: 0,
+        }
     }
 
     fn progress(&self) -> Progress {

@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::delivery::Delivery;
 use super::evaluate::Block;
 use super::lower::{Leaf, Pipeline};
 use super::run::{Kept, Run, Shared};
 use super::skip::Log;
 use super::{Epoch, Loader};
 use crate::batch::{Batch, Origin};
-use crate::device::{Device, copier_for};
 use crate::engine::budget::Account;
 use crate::engine::io::Io;
 use crate::engine::pool::Pool;
@@ -101,14 +101,14 @@ impl Loader {
             traced: true,
             ..*shared.as_ref()
         };
-        let run = Run::start(Arc::new(replayed), start, vec![copier_for(Device::Cpu)?], false);
+        let run = Run::start(Arc::new(replayed), start, &[Delivery::default()], false);
         let mut batches = Epoch::new(run.clone(), 0, start.epoch, Arc::default());
         let batch = batches.by_ref().find(|batch| batch.as_ref().map_or(true, |batch| batch.step() == step));
         let mut batch = batch.unwrap_or_else(|| {
             Err(Error::config(format!("epoch {} has no step {step}", start.epoch)).advice("steps are counted from 0"))
         })?;
         let origins = std::mem::take(&mut batch.origins);
-        Ok(Replay { batch, origins, report: super::report(&run.shared) })
+        Ok(Replay { batch, origins, report: super::report(&run.shared, std::iter::empty()) })
     }
 }
 

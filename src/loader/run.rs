@@ -20,14 +20,13 @@ use bytes::Bytes;
 
 use super::arrival::ArrivalDriver;
 use super::assemble::{Assembled, Assembly, Finished};
+use super::delivery::{Delivery, Parcel, Way};
 use super::evaluate::{Block, Blocks, Env, Evaluated};
 use super::lower::{Leaf, Pipeline};
 use super::minimum::smallest_budget;
 use super::rebatch::Rebatch;
 use super::skip::{Log, Skip, Tally};
 use crate::batch::Batch;
-use crate::batch::buffer::Allocator;
-use crate::device::Delivery;
 use crate::engine::Scheduler;
 use crate::engine::budget::{Account, Grant};
 use crate::engine::io::{Cancel, Io};
@@ -54,7 +53,6 @@ pub(crate) struct Shared {
     pub(crate) io: Io,
     pub(crate) account: Arc<Account>,
     pub(crate) counters: Counters,
-    pub(crate) allocator: Allocator,
     pub(crate) seed: u64,
     /// What is done about bad records, and those that were left out.
     pub(crate) skip: Option<Skip>,
@@ -127,8 +125,8 @@ const FEW_BATCHES: u64 = 16;
 /// One pass, or several, over the data set.
 pub(crate) struct Run {
     pub(crate) shared: Arc<Shared>,
-    /// Where each lane's batches go.
-    pub(crate) devices: Vec<Delivery>,
+    /// How each lane's batches come to it.
+    pub(crate) ways: Vec<Way>,
     state: Mutex<State>,
     changed: Condvar,
     cancelled: AtomicBool,
@@ -256,7 +254,7 @@ pub(crate) type Kept = Arc<Blocks>;
 enum Item {
     /// Records that the batch behind this does without.
     LeftOut(Vec<Skipped>),
-    Batch(Box<Batch>, Option<Grant>),
+    Batch(Box<Batch>, Option<Grant>, Parcel),
     Failed(Error),
     EndOfEpoch(u64),
 }
@@ -350,7 +348,7 @@ pub(crate) struct State {
 
 impl Run {
     /// Starts where `start` says; one lane for each device.
-    pub(crate) fn start(shared: Arc<Shared>, start: &Progress, devices: Vec<Delivery>, go_on: bool) -> Arc<Self> {
+    pub(crate) fn start(shared: Arc<Shared>, start: &Progress, deliveries: &[Delivery], go_on: bool) -> Arc<Self> {
         let pipeline = &shared.pipeline;
         let first_row = start.read_from.map_or(0, |place| place.row);
         let step = if pipeline.expands { 0 } else { start.step };
@@ -383,14 +381,14 @@ impl Run {
             assigned: 0,
             out: Reorder::default(),
             taken: 0,
-            lanes: devices.iter().map(|_| Lane { items: VecDeque::new(), open: true }).collect(),
+            lanes: deliveries.iter().map(|_| Lane { items: VecDeque::new(), open: true }).collect(),
             stalled: VecDeque::new(),
             todo: Vec::new(),
             done_with: Vec::new(),
             in_flight: 0,
             fetching: 0,
             decoding: 0,
-            batch_bytes: shared.batch_bytes(),
+            batch_bytes: if deliveries.iter().all(Delivery::is_ring) { 0 } else { shared.batch_bytes() },
             tally: shared.skip.map(|skip| {
                 let rows = pipeline.known_rows().map(|rows| rows / pipeline.steps.world);
                 Tally::new(skip, rows, start, pipeline.steps.batch / pipeline.steps.world)
@@ -399,9 +397,11 @@ impl Run {
             clock: Clock::new(),
             waiting: false,
         };
+        // What the window has beyond the batch that is being made.
+        let ahead = (shared.pipeline.window as usize - 1).max(1);
         let run = Arc::new_cyclic(|this| Self {
+            ways: deliveries.iter().map(|delivery| delivery.way(ahead)).collect(),
             shared,
-            devices,
             state: Mutex::new(state),
             changed: Condvar::new(),
             cancelled: AtomicBool::new(false),
@@ -441,6 +441,7 @@ impl Run {
         drop(state);
         self.changed.notify_all();
         todo.into_iter().for_each(|task| self.shared.pool.submit(task));
+        self.ways.iter().for_each(Way::pump);
         drop(done_with);
     }
 
@@ -462,11 +463,11 @@ impl Run {
             std::mem::take(&mut state.ready),
             state.rebatch.take(),
         );
-        state.lanes.iter_mut().for_each(|lane| lane.items.clear());
+        let items: Vec<_> = state.lanes.iter_mut().map(|lane| std::mem::take(&mut lane.items)).collect();
         state.needs.clear();
         state.ahead.clear();
         drop(state);
-        drop(emptied);
+        drop((emptied, items));
         self.changed.notify_all();
     }
 
@@ -492,10 +493,24 @@ impl Run {
 
     /// The next batch of a lane; `None` at the end of `epoch`, and after an error.
     pub(crate) fn next(&self, lane: usize, epoch: u64) -> Option<Result<Batch>> {
+        let (mut batch, parcel) = match self.take(lane, epoch)? {
+            Ok(taken) => taken,
+            Err(error) => return Some(Err(error)),
+        };
+        if let Err(error) = self.ways[lane].arrive(&mut batch, parcel) {
+            return Some(Err(error.stage("device")));
+        }
+        self.shared.counters.delivered(batch.len());
+        self.shared.with_ledger(|ledger| *ledger.epoch_mut(batch.epoch()) += batch.sums);
+        Some(Ok(*batch))
+    }
+
+    /// Waits for the next batch of a lane, which may still be on its way to the device.
+    fn take(&self, lane: usize, epoch: u64) -> Option<Result<(Box<Batch>, Parcel)>> {
         let mut state = self.lock();
         state.account_time(&self.shared);
         loop {
-            state.distribute();
+            state.distribute(self);
             if let Some(item) = state.lanes[lane].items.pop_front() {
                 if let Item::LeftOut(skipped) = item {
                     self.shared.with_ledger(|ledger| {
@@ -507,10 +522,8 @@ impl Run {
                 state.waiting = false;
                 return match item {
                     Item::LeftOut(_) => unreachable!("listed above"),
-                    Item::Batch(batch, grant) => {
+                    Item::Batch(batch, grant, parcel) => {
                         drop(grant);
-                        self.shared.counters.delivered(batch.len());
-                        self.shared.with_ledger(|ledger| *ledger.epoch_mut(batch.epoch()) += batch.sums);
                         // Where many small batches are on their way, the worker that ends its task next plans further ones, beside the loop.
                         let beside = self.shared.pipeline.window > FEW_BATCHES && state.in_flight > state.fetching;
                         if !beside || self.shared.scheduler.is_single_threaded() {
@@ -518,7 +531,7 @@ impl Run {
                             // That may have ended the epoch, for lanes that wait as well: they are woken.
                             self.unlock(state);
                         }
-                        Some(Ok(*batch))
+                        Some(Ok((batch, parcel)))
                     }
                     Item::Failed(error) => Some(Err(error)),
                     Item::EndOfEpoch(ended) => {
@@ -551,6 +564,16 @@ impl Run {
             // Reads that have begun nobody else would run.
             if self.shared.scheduler.is_single_threaded() && state.in_flight > 0 {
                 continue;
+            }
+            // A slot comes back when its copy is done, of which nobody else tells.
+            if !state.stalled.is_empty() {
+                drop(state);
+                let copied = self.ways.iter().any(Way::wait_for_one);
+                state = self.lock();
+                state.account_time(&self.shared);
+                if copied {
+                    continue;
+                }
             }
             if let Some(error) = state.is_stuck(self) {
                 let alive = self.shared.alive.load(Ordering::Acquire);
@@ -719,6 +742,8 @@ impl Run {
                 Ok(assembled) => state.out.put(number, Out::Batch(assembled)),
                 Err(error) => state.out.put(number, Out::Failed(error)),
             }
+            // Devices are sent what is ready before the loop asks for it.
+            state.distribute(self);
         });
     }
 
@@ -741,7 +766,7 @@ impl State {
     }
 
     /// Moves finished outs, in order, to the lanes.
-    fn distribute(&mut self) {
+    fn distribute(&mut self, run: &Run) {
         while let Some(out) = self.out.pop() {
             self.taken += 1;
             let send = |lane: &mut Lane, item: Item| {
@@ -759,11 +784,13 @@ impl State {
                         lane.items.push_back(Item::LeftOut(listed));
                     }
                     let left_out = self.tally.as_ref().map_or(0, Tally::left_out);
-                    for (lane, Finished { batch, grant }) in self.lanes.iter_mut().zip(lanes) {
-                        if let Some(mut batch) = batch {
-                            batch.progress.left_out = left_out;
-                            send(lane, Item::Batch(Box::new(batch), grant));
+                    for ((lane, way), finished) in self.lanes.iter_mut().zip(&run.ways).zip(lanes) {
+                        let Finished { batch: Some(mut batch), grant, parcel } = finished else { continue };
+                        batch.progress.left_out = left_out;
+                        if lane.open {
+                            way.enqueue(&parcel);
                         }
+                        send(lane, Item::Batch(Box::new(batch), grant, parcel));
                     }
                     if let Some(error) = counted.err().or(error) {
                         return self.fail(error);
@@ -849,7 +876,8 @@ impl State {
         }
         self.begin_ready(run);
         while let Some(assembly) = self.stalled.pop_front() {
-            if run.shared.account.used() + assembly.bytes > run.shared.account.total() {
+            let room = run.shared.account.used() + assembly.bytes <= run.shared.account.total();
+            if !room || !run.ways.iter().all(Way::has_room) {
                 self.stalled.push_front(assembly);
                 break;
             }
@@ -967,7 +995,7 @@ impl State {
                 Ready::End(out) => {
                     self.out.put(self.assigned, out);
                     self.assigned += 1;
-                    self.distribute_if_next();
+                    self.distribute_if_next(run);
                 }
             }
         }
@@ -985,9 +1013,9 @@ impl State {
     }
 
     /// An end of epoch takes no room in the window: it goes to the lanes at once where it is next.
-    fn distribute_if_next(&mut self) {
+    fn distribute_if_next(&mut self, run: &Run) {
         if self.out.is_ready() {
-            self.distribute();
+            self.distribute(run);
         }
     }
 }

@@ -4,4 +4,4 @@ mod counters;
 mod report;
 
 pub(crate) use counters::{Clock, Counters, FunctionCounter, StageCounter, WaitedFor};
-pub use report::{Report, Skipped, StageReport};
+pub use report::{Report, RingReport, Skipped, StageReport};

@@ -46,8 +46,24 @@ pub struct Report {
     pub skipped: Vec<Skipped>,
     /// How many were left out in all.
     pub num_skipped: u64,
+    /// The rings of page-locked memory that batches went through to devices; empty for the CPU.
+    pub rings: Vec<RingReport>,
     /// Remarks on the plan: how coarse the mixing is, what was read without an index.
     pub notes: Vec<String>,
+}
+
+/// A ring of page-locked memory, through which batches go to a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RingReport {
+    /// Batches that it has room for.
+    pub slots: usize,
+    /// Its bytes, locked when the loader was built.
+    pub bytes: u64,
+    /// Batches that were handed over.
+    pub crossed: u64,
+    /// Those of them whose copy was not done then: the device waits for the rest of it, though the loop does not.
+    pub late: u64,
 }
 
 /// A record that was left out.
@@ -98,6 +114,7 @@ impl Report {
         (peak, budget): (u64, u64),
         (skipped, num_skipped): (Vec<Skipped>, u64),
         notes: Vec<String>,
+        rings: Vec<RingReport>,
     ) -> Self {
         let mut stages = vec![
             StageReport::new("plan", [&counters.plan]),
@@ -127,6 +144,7 @@ impl Report {
             budget_bytes: budget,
             skipped,
             num_skipped,
+            rings,
             notes,
         }
     }

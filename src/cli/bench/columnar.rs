@@ -13,10 +13,9 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use rand::Rng as _;
 
-use super::limit::{Limit, rate};
+use super::limit::{Limit, memory, rate};
 use super::workload::{Input, Workload};
 use crate::batch::Batch;
-use crate::batch::buffer::Allocator;
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::{Key, Rng};
 use crate::schema::{Column, Dtype, Shape};
@@ -225,16 +224,17 @@ pub(super) fn limits(workload: Workload, input: &Input, batch: usize, threads: u
     )?;
     let crate_rate = passes * rows.into_inner() as f64;
     let sample: usize = columns(workload).iter().filter_map(Column::sample_bytes).sum();
-    // From memory that no cache holds, into memory allocated for each batch.
+    // From memory that no cache holds, into that of batches before.
     let bytes = batch * sample;
     let copied = (COPIED_BYTES / bytes).max(2);
     let source = vec![1u8; copied * bytes];
+    let memory = memory();
     let copies = rate(
         threads,
         copied,
         || (),
         |(), at| {
-            let memory = Allocator::of_this_build().allocate(Dtype::U8, &[bytes])?;
+            let memory = memory.allocate(0, Dtype::U8, &[bytes])?;
             let (whole, mut parts) = memory.split([bytes]);
             parts[0].bytes().copy_from_slice(&source[at * bytes..(at + 1) * bytes]);
             drop(parts);
@@ -244,6 +244,6 @@ pub(super) fn limits(workload: Workload, input: &Input, batch: usize, threads: u
     )?;
     Ok(vec![
         Limit { what: "the bare parquet crate on the same columns", samples_per_s: crate_rate },
-        Limit { what: "copy as many bytes into fresh batches", samples_per_s: copies * batch as f64 },
+        Limit { what: "copy as many bytes into batches", samples_per_s: copies * batch as f64 },
     ])
 }

@@ -1,6 +1,7 @@
 //! What the machine can do at all: bare loops over the same data, with the loader's own functions and without a loader.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array as _, AsArray};
@@ -10,6 +11,8 @@ use rand::Rng as _;
 use super::workload::{Input, Workload};
 use crate::batch::buffer::Allocator;
 use crate::cli::shards::Shards;
+use crate::engine::Budget;
+use crate::engine::budget::Account;
 use crate::error::{Error, Result};
 use crate::format::example::{Example, Kind, Parser, infer};
 use crate::format::tfrecord::{Check, Framed, Framer};
@@ -166,8 +169,20 @@ fn features(workload: Workload, input: &Input, shards: &Shards, threads: usize) 
     Ok(vec![Limit { what: "read, check and parse whole shards", samples_per_s: passes * rows.into_inner() as f64 }])
 }
 
+/// Memory of batches, which is used again as the loader's is.
+pub(super) fn memory() -> Allocator {
+    static ACCOUNT: OnceLock<Arc<Account>> = OnceLock::new();
+    let account = ACCOUNT.get_or_init(|| {
+        let account = Account::new(Budget::default());
+        account.keep_spare(account.total());
+        account
+    });
+    Allocator::new(account)
+}
+
 fn raw(input: &Input, batch: usize, shards: &Shards, threads: usize) -> Result<Vec<Limit>> {
     let record = input.record_bytes + 16;
+    let memory = memory();
     let objects: Vec<_> = shards.objects.iter().collect();
     let per_shard = |number: usize| (objects[number].size as usize / record).div_ceil(batch);
     let batches: Vec<(usize, usize)> =
@@ -182,7 +197,7 @@ fn raw(input: &Input, batch: usize, shards: &Shards, threads: usize) -> Result<V
             let (store, object) = (shards.store.clone(), objects[number].clone());
             let end = object.size.min(((start + batch) * record) as u64);
             let len = (end as usize - start * record) / record;
-            let memory = Allocator::of_this_build().allocate(Dtype::U8, &[len, input.record_bytes])?;
+            let memory = memory.allocate(0, Dtype::U8, &[len, input.record_bytes])?;
             // In pieces of a block, as the loader reads.
             let per_piece = (4 << 20) / record;
             let (whole, mut pieces) = memory
@@ -205,14 +220,12 @@ fn raw(input: &Input, batch: usize, shards: &Shards, threads: usize) -> Result<V
         },
     )?;
     let per_batch = samples as f64 / batches.len() as f64;
-    Ok(vec![Limit {
-        what: "read, check and copy each record once into fresh batches",
-        samples_per_s: passes * per_batch,
-    }])
+    Ok(vec![Limit { what: "read, check and copy each record once into batches", samples_per_s: passes * per_batch }])
 }
 
 fn tiny(rows: usize, batch: usize, window: usize, threads: usize) -> Result<Vec<Limit>> {
     let values: Vec<i64> = (0..rows as i64).collect();
+    let memory = memory();
     let window = window.clamp(1, rows);
     let mut rng = Key::new(0).rng();
     let order: Vec<u32> =
@@ -223,7 +236,7 @@ fn tiny(rows: usize, batch: usize, window: usize, threads: usize) -> Result<Vec<
         || (),
         |(), number| {
             let picked = &order[number * batch..rows.min((number + 1) * batch)];
-            let memory = Allocator::of_this_build().allocate(Dtype::I64, &[picked.len()])?;
+            let memory = memory.allocate(0, Dtype::I64, &[picked.len()])?;
             let (whole, mut parts) = memory.split([picked.len() * 8]);
             let slots: &mut [i64] = bytemuck::cast_slice_mut(parts[0].bytes());
             slots.iter_mut().zip(picked).for_each(|(slot, &at)| *slot = values[at as usize]);
@@ -232,7 +245,7 @@ fn tiny(rows: usize, batch: usize, window: usize, threads: usize) -> Result<Vec<
             Ok(())
         },
     )?;
-    let what = "gather in random order into fresh batches";
+    let what = "gather in random order into batches";
     Ok(vec![Limit { what, samples_per_s: batches * batch as f64 }])
 }
 

@@ -1,0 +1,259 @@
+//! The last part of a batch's way: into libtorch's tensors on the host, or through a ring to a device.
+//!
+//! Builds without libtorch deliver the batch's own memory; they have no devices.
+
+#[cfg(test)]
+#[cfg(feature = "tch")]
+mod tests;
+
+use std::sync::Arc;
+
+#[cfg(feature = "tch")]
+use super::lower::Pipeline;
+use super::run::Shared;
+use crate::batch::Batch;
+#[cfg(feature = "tch")]
+use crate::batch::Data;
+use crate::batch::buffer::Allocator;
+use crate::batch::collate::{self, Layout, Rows};
+use crate::device::Device;
+#[cfg(not(feature = "tch"))]
+use crate::device::refuse_cuda;
+#[cfg(feature = "tch")]
+use crate::device::{Copier, Crossing, Outgoing, Ring, SlotLayout, Track, copier_for, kind_of};
+use crate::engine::budget::Account;
+#[cfg(feature = "tch")]
+use crate::engine::budget::Grant;
+use crate::error::Result;
+#[cfg(feature = "tch")]
+use crate::error::{Error, ErrorKind};
+use crate::telemetry::RingReport;
+
+/// Where the batches of an iterator go.
+#[derive(Clone, Default)]
+pub(crate) struct Delivery {
+    /// The ring of its device, and what it has of the budget; none for the host.
+    #[cfg(feature = "tch")]
+    ring: Option<(Arc<Ring>, Arc<Grant>)>,
+}
+
+/// What a batch that left for its device is known by.
+#[cfg(feature = "tch")]
+pub(crate) type Parcel = Option<Arc<Crossing>>;
+/// Without devices nothing leaves.
+#[cfg(not(feature = "tch"))]
+#[derive(Default)]
+pub(crate) struct Parcel {}
+
+/// Batches to a device, for one of `lanes` iterators that share each.
+///
+/// # Errors
+/// [`ErrorKind::Device`] if there is no such device, or it cannot lock memory for the ring.
+pub(crate) fn to(device: Device, shared: &Shared, lanes: u64) -> Result<Delivery> {
+    #[cfg(feature = "tch")]
+    return Delivery::through(copier_for(device)?, &shared.pipeline, lanes, &shared.account);
+    #[cfg(not(feature = "tch"))]
+    {
+        let _ = (shared, lanes);
+        refuse_cuda(device).map(|()| Delivery::default())
+    }
+}
+
+impl Delivery {
+    /// Through a ring for one of `lanes` iterators that share each batch.
+    ///
+    /// # Errors
+    /// A budget that is smaller than the ring; a device without so much memory to lock.
+    #[cfg(feature = "tch")]
+    pub(crate) fn through(
+        copier: Option<Arc<dyn Copier>>,
+        pipeline: &Pipeline,
+        lanes: u64,
+        account: &Arc<Account>,
+    ) -> Result<Self> {
+        let Some(copier) = copier else { return Ok(Self::default()) };
+        let rows = pipeline.steps.batch / pipeline.steps.world / lanes;
+        let layout = SlotLayout::new(&collate::bounds(&pipeline.layouts, rows as usize));
+        // A batch that was handed over may still be copied while the window is full.
+        let slots = pipeline.window as usize + 1;
+        let bytes = Ring::bytes_of(&layout, slots);
+        let Some(grant) = account.grant(bytes, 0) else {
+            let (total, used) = (account.total(), account.used());
+            return Err(Error::new(
+                ErrorKind::Memory,
+                format!("a ring of {slots} batches takes {bytes} bytes, of a budget of {total} with {used} in use"),
+            )
+            .advice("take a larger .budget(), smaller batches or less .prefetch()"));
+        };
+        let ring = Ring::new(copier, layout, slots)?;
+        Ok(Self { ring: Some((Arc::new(ring), Arc::new(grant))) })
+    }
+
+    /// Columns of varying length that have no place in the ring, because nobody said how long they can be.
+    pub(crate) fn notes(&self, layouts: &[Layout]) -> Vec<String> {
+        if !self.is_ring() {
+            return Vec::new();
+        }
+        let unbounded = layouts.iter().filter(|layout| !layout.is_bytes() && layout.sample_bytes().is_none());
+        let note = |name: &str| {
+            format!(
+                "{name:?} has no bound and crosses to the device in pieces: .pad({name:?}, Pad::to(n)) gives it a place in the ring"
+            )
+        };
+        unbounded.map(|layout| note(layout.column.name())).collect()
+    }
+
+    /// What its ring has done, if it has one.
+    pub(crate) fn report(&self) -> Option<RingReport> {
+        #[cfg(feature = "tch")]
+        return self.ring.as_ref().map(|(ring, _)| {
+            let (slots, bytes) = ring.size();
+            let (crossed, late) = ring.crossed();
+            RingReport { slots, bytes, crossed, late }
+        });
+        #[cfg(not(feature = "tch"))]
+        None
+    }
+
+    /// Whether the columns' memory is the ring's, so that it takes nothing more of the budget.
+    pub(crate) fn is_ring(&self) -> bool {
+        #[cfg(feature = "tch")]
+        return self.ring.is_some();
+        #[cfg(not(feature = "tch"))]
+        false
+    }
+
+    /// The way of an iterator's batches, with so many on the device ahead of it.
+    pub(crate) fn way(&self, ahead: usize) -> Way {
+        #[cfg(feature = "tch")]
+        return Way { track: self.ring.as_ref().map(|(ring, _)| Track::new(ring.clone(), ahead)) };
+        #[cfg(not(feature = "tch"))]
+        {
+            let _ = ahead;
+            Way {}
+        }
+    }
+}
+
+/// The way of one iterator's batches from their rows to the loop.
+pub(crate) struct Way {
+    #[cfg(feature = "tch")]
+    track: Option<Track>,
+}
+
+impl Way {
+    /// Bytes of a batch of these rows that lie in no ring.
+    pub(crate) fn host_bytes(&self, layouts: &[Layout], rows: &[Rows]) -> u64 {
+        collate::column_bytes(layouts, rows)
+            .enumerate()
+            .filter(|&(column, bytes)| !self.has_place(column, bytes))
+            .map(|(_, bytes)| bytes as u64)
+            .sum()
+    }
+
+    fn has_place(&self, column: usize, bytes: usize) -> bool {
+        #[cfg(feature = "tch")]
+        return self.track.as_ref().is_some_and(|track| track.ring().layout().holds(column, bytes));
+        #[cfg(not(feature = "tch"))]
+        {
+            let _ = (column, bytes);
+            false
+        }
+    }
+
+    /// Where a batch gets its memory from; `None` while the ring has no slot for it.
+    ///
+    /// # Errors
+    /// What is wrong with the device.
+    pub(crate) fn allocator(&self, account: &Arc<Account>) -> Result<Option<Allocator>> {
+        let allocator = Allocator::new(account);
+        #[cfg(feature = "tch")]
+        if let Some(track) = &self.track {
+            return Ok(track.ring().take()?.map(|slot| allocator.with_slot(slot)));
+        }
+        Ok(Some(allocator))
+    }
+
+    /// Whether a further batch has a slot.
+    pub(crate) fn has_room(&self) -> bool {
+        #[cfg(feature = "tch")]
+        return self.track.as_ref().is_none_or(|track| track.ring().has_room());
+        #[cfg(not(feature = "tch"))]
+        true
+    }
+
+    /// Waits for a copy under way, whose slot comes back then; whether there was one.
+    pub(crate) fn wait_for_one(&self) -> bool {
+        #[cfg(feature = "tch")]
+        return self.track.as_ref().is_some_and(|track| track.ring().wait_for_one());
+        #[cfg(not(feature = "tch"))]
+        false
+    }
+
+    /// Makes tensors of a finished batch, or sends it on its way to the device: it is complete then once it [arrived](Self::arrive).
+    pub(crate) fn send(&self, batch: &mut Batch) -> Result<Parcel> {
+        #[cfg(feature = "tch")]
+        {
+            let mut outgoing = Vec::new();
+            for (number, column) in batch.columns.iter_mut().enumerate() {
+                column.data = match std::mem::replace(&mut column.data, Data::OnItsWay) {
+                    Data::Host(buffer) if self.track.is_some() => {
+                        outgoing.push(Outgoing {
+                            column: number,
+                            kind: kind_of(column.column.dtype()),
+                            shape: column.shape.iter().map(|&extent| extent as i64).collect(),
+                            memory: Box::new(buffer),
+                        });
+                        Data::OnItsWay
+                    }
+                    Data::Host(buffer) => {
+                        let tensor = buffer.into_tensor(column.column.dtype(), &column.shape);
+                        Data::Tensor(tensor.map_err(|e| e.column(column.column.name().clone()))?)
+                    }
+                    other => other,
+                };
+            }
+            Ok((!outgoing.is_empty()).then(|| Arc::new(Crossing::new(outgoing))))
+        }
+        #[cfg(not(feature = "tch"))]
+        {
+            let _ = batch;
+            Ok(Parcel {})
+        }
+    }
+
+    /// The batch is next in order: it is copied as soon as there is room on the device.
+    pub(crate) fn enqueue(&self, parcel: &Parcel) {
+        #[cfg(feature = "tch")]
+        if let (Some(track), Some(crossing)) = (&self.track, parcel) {
+            track.enqueue(crossing);
+        }
+        #[cfg(not(feature = "tch"))]
+        let Parcel {} = parcel;
+    }
+
+    /// Queues the copies that can be.
+    pub(crate) fn pump(&self) {
+        #[cfg(feature = "tch")]
+        if let Some(track) = &self.track {
+            track.pump();
+        }
+    }
+
+    /// Hands the batch's tensors over, on the loop's thread.
+    ///
+    /// # Errors
+    /// What went wrong with its copy.
+    pub(crate) fn arrive(&self, batch: &mut Batch, parcel: Parcel) -> Result<()> {
+        #[cfg(feature = "tch")]
+        if let (Some(track), Some(crossing)) = (&self.track, parcel) {
+            let mut tensors = track.hand_over(&crossing)?.into_iter();
+            for column in batch.columns.iter_mut().filter(|column| matches!(column.data, Data::OnItsWay)) {
+                column.data = Data::Tensor(tensors.next().expect("a tensor for each column that left"));
+            }
+        }
+        #[cfg(not(feature = "tch"))]
+        let _ = (batch, parcel);
+        Ok(())
+    }
+}
