@@ -193,6 +193,11 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts(self.owner.pointer(), self.owner.len()) }
     }
 
+    /// The first byte, for code that is not Rust.
+    pub(crate) fn pointer(&self) -> *mut u8 {
+        self.owner.pointer()
+    }
+
     /// The owner, as what it is.
     #[cfg(feature = "tch")]
     pub(crate) fn into_owner(self) -> Box<dyn std::any::Any + Send> {

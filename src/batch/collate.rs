@@ -396,11 +396,11 @@ impl Filling {
                 }
                 Memory::Filling(whole) => {
                     let buffer = whole.join().expect("slots are dropped once they are filled");
-                    Data::Host(if all {
+                    Data::Host(Arc::new(if all {
                         buffer
                     } else {
                         select(&buffer, layout.column.dtype(), &shape, kept, allocator)?
-                    })
+                    }))
                 }
             };
             Ok(BatchColumn { column: layout.column, shape, data, lengths })

@@ -2,6 +2,7 @@
 
 pub(crate) mod buffer;
 pub(crate) mod collate;
+pub mod dlpack;
 mod pad;
 
 use std::borrow::Cow;
@@ -74,7 +75,8 @@ pub(crate) struct BatchColumn {
 
 /// Where a column's values lie.
 pub(crate) enum Data {
-    Host(Buffer),
+    /// Shared with what was handed to other frameworks.
+    Host(Arc<Buffer>),
     #[cfg(feature = "tch")]
     Tensor(tch::Tensor),
     Bytes(ArrayRef),

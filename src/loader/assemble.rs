@@ -356,6 +356,7 @@ fn deliver(columns: Vec<BatchColumn>, device: &crate::device::Delivery) -> Resul
     let columns = columns.into_iter().map(|mut column| {
         column.data = match column.data {
             Data::Host(buffer) => {
+                let buffer = std::sync::Arc::into_inner(buffer).expect("nobody has a batch before it is delivered");
                 let memory = buffer.into_owner().downcast::<TorchMemory>().expect("this build allocates with libtorch");
                 Data::Tensor(device.copy(memory.into_tensor()).map_err(|e| e.column(column.column.name().clone()))?)
             }
