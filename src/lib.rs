@@ -90,6 +90,8 @@ pub use dataset::{
     Tar, TfRecord, Urls, col,
 };
 pub use device::Device;
+#[cfg(feature = "tch")]
+pub use device::OnDevice;
 #[cfg(feature = "cuda")]
 pub use device::init_cuda;
 pub use engine::{Budget, Scheduler};

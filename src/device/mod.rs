@@ -4,6 +4,8 @@
 mod copier;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "tch")]
+pub(crate) mod ops;
 
 use std::fmt;
 
@@ -13,6 +15,8 @@ pub(crate) use copier::Copier;
 pub(crate) use copier::copier_for;
 #[cfg(feature = "cuda")]
 pub use cuda::init_cuda;
+#[cfg(feature = "tch")]
+pub use ops::OnDevice;
 
 /// What brings the batches of one iterator to their device.
 #[cfg(feature = "tch")]

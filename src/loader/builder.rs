@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::lower::{BatchSpec, Leaf, Request, lower, requests};
+#[cfg(feature = "tch")]
+use super::on_device;
 use super::run::Shared;
 use super::skip::{Log, Skip};
 use super::{Current, Loader, World};
@@ -12,6 +14,8 @@ use crate::batch::buffer::Allocator;
 use crate::dataset::Dataset;
 use crate::dataset::graph::{Function, Node, visit};
 use crate::dataset::validate::{all_of, mistakes};
+#[cfg(feature = "tch")]
+use crate::device::OnDevice;
 use crate::device::{Device, copier_for};
 use crate::engine::budget::Account;
 use crate::engine::io::Io;
@@ -60,6 +64,8 @@ pub struct LoaderBuilder {
     index: Index,
     index_dir: Option<PathBuf>,
     skip: Option<Skip>,
+    #[cfg(feature = "tch")]
+    on_device: Vec<OnDevice>,
 }
 
 impl LoaderBuilder {
@@ -78,6 +84,8 @@ impl LoaderBuilder {
             index: Index::Auto,
             index_dir: default_index_dir(),
             skip: None,
+            #[cfg(feature = "tch")]
+            on_device: Vec::new(),
         }
     }
 
@@ -167,6 +175,16 @@ impl LoaderBuilder {
         self
     }
 
+    /// What is done to a column of images, and its labels, once a batch is on its device. Called several times, for several columns.
+    ///
+    /// # Example
+    /// See [`OnDevice`].
+    #[cfg(feature = "tch")]
+    pub fn on_device(mut self, operations: OnDevice) -> Self {
+        self.on_device.push(operations);
+        self
+    }
+
     /// Checks the graph and the settings, lists the shards, finds their indexes, and starts the threads.
     ///
     /// # Errors
@@ -190,6 +208,8 @@ impl LoaderBuilder {
         }
         let device = copier_for(self.device).map_err(|e| wrong.push(e)).ok();
         wrong.extend(self.skip.and_then(Skip::mistake));
+        #[cfg(feature = "tch")]
+        wrong.extend(on_device::mistakes(&self.on_device));
         all_of(wrong)?;
         let (Some(steps), Some(device)) = (steps, device) else { unreachable!("their errors were returned") };
         let steps = steps.with_epoch(self.steps_per_epoch);
@@ -205,6 +225,8 @@ impl LoaderBuilder {
         }
         let mut pipeline = lower(&self.dataset, &opened, steps, seed)?;
         pipeline.notes.splice(0..0, notes);
+        #[cfg(feature = "tch")]
+        let on_device = on_device::prepare(self.on_device, &pipeline.layouts, seed)?;
         let shared = Shared {
             chunk_rows: chunk_rows(&self.dataset),
             alive: Arc::default(),
@@ -219,6 +241,8 @@ impl LoaderBuilder {
             skipped: Log::default(),
             ledger: Mutex::new(Ledger::new(&pipeline.identity)),
             traced: false,
+            #[cfg(feature = "tch")]
+            on_device,
             pipeline,
         };
         check_budget(&shared)?;

@@ -45,6 +45,8 @@ impl Iterator for Epoch {
             run.shared.counters.looped(returned.elapsed());
         }
         let item = run.next(self.lane, self.epoch);
+        #[cfg(feature = "tch")]
+        let item = item.map(|batch| run.shared.on_device(batch?));
         match &item {
             Some(Ok(_)) => self.returned = Some(Instant::now()),
             // After an error the run is of no use; behind an epoch's end it goes on with the next.

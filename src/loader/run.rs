@@ -63,6 +63,9 @@ pub(crate) struct Shared {
     pub(crate) ledger: Mutex<Ledger>,
     /// Whether batches say where their samples were read.
     pub(crate) traced: bool,
+    /// What is done to batches on their device.
+    #[cfg(feature = "tch")]
+    pub(crate) on_device: Arc<[super::on_device::Prepared]>,
     /// Rows of a chunk: what one task takes.
     pub(crate) chunk_rows: usize,
     /// Tasks of any run that wait or run; what they hold of the budget comes back with them.
