@@ -1,4 +1,4 @@
-//! Batches for a program in another language: a shared library with a loader behind six C functions, whose columns go over by DLPack.
+//! Batches for a program in another language: a shared library with a loader behind seven C functions, whose columns go over by DLPack.
 //!
 //! A template: put your data set into `dataset()`. `examples/dlpack.py` beside it loads the library with nothing but ctypes and has the columns as NumPy arrays
 //! or PyTorch tensors, without a copy; the checks run it. By hand:
