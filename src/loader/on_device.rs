@@ -198,10 +198,7 @@ impl Prepared {
 
     fn apply(&self, batch: &mut Batch) -> Result<()> {
         let first = batch.samples.first().copied().unwrap_or(0);
-        let mixed = match batch.len() {
-            0 | 1 => Mixed::Not,
-            _ => draw::mixed(self.key("mix", batch).with_number(first), &self.what, self.size),
-        };
+        let mixed = draw::mixed(self.key("mix", batch).with_number(first), &self.what, self.size);
         if let Some(labels) = &self.what.labels {
             let (numbers, at) = take(batch, &labels.column)?;
             let failed = |error| failed(error, &labels.column);
