@@ -50,6 +50,7 @@
 //! | [`transform`] | images: decode, crop, resize, flip, normalise; tokens: chunk, pack, bucket |
 //! | [`writer`] | shards of several formats, written in parallel, whole or not at all |
 //! | [`loader`] | one execution of a data set; its page tells how a run goes |
+//! | [`mod@dlpack`] | columns of batches for other frameworks |
 //! | [`telemetry`] | what each stage did and waited for |
 //! | [`testing`] | checks of one's own pipelines: restoring from everywhere |
 //! | [`schema`], [`random`], [`error`] | columns and shapes; keyed random numbers; errors that say where |
@@ -83,12 +84,14 @@ pub mod testing;
 pub mod transform;
 pub mod writer;
 
-pub use batch::{Batch, Origin, Pad, Side};
+pub use batch::{Batch, Origin, Pad, Side, dlpack};
 pub use dataset::{
     ArrowIpc, Col, Context, Csv, Dataset, Expr, Format, ImageFolder, JsonLines, Parquet, Row, RowWriter, RowsWriter,
     Tar, TfRecord, Urls, col,
 };
 pub use device::Device;
+#[cfg(feature = "tch")]
+pub use device::OnDevice;
 #[cfg(feature = "cuda")]
 pub use device::init_cuda;
 pub use engine::{Budget, Scheduler};

@@ -53,6 +53,17 @@ impl Key {
     }
 }
 
+/// A number in [0, 1): the upper 53 bits, so that it depends on the generator alone and not on a library's conversion.
+pub(crate) fn uniform(rng: &mut Rng) -> f64 {
+    use rand::RngCore as _;
+    (rng.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+}
+
+/// A whole number in [0, end).
+pub(crate) fn below(rng: &mut Rng, end: u32) -> u32 {
+    ((uniform(rng) * f64::from(end)) as u32).min(end - 1)
+}
+
 #[cfg(test)]
 mod tests {
     use rand::Rng as _;

@@ -127,6 +127,11 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts(self.owner.pointer(), self.len) }
     }
 
+    /// The first byte, for code that is not Rust.
+    pub(crate) fn pointer(&self) -> *mut u8 {
+        self.owner.pointer()
+    }
+
     fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`, and `&mut self` makes this the only slice.
         unsafe { std::slice::from_raw_parts_mut(self.owner.pointer(), self.len) }

@@ -407,7 +407,7 @@ impl Filling {
                             shape[1..].iter().product::<usize>() * layout.column.dtype().size().expect("not bytes");
                         buffer.keep(kept.iter().map(|rows| rows.start * row..rows.end * row));
                     }
-                    Data::Host(buffer)
+                    Data::Host(Arc::new(buffer))
                 }
             };
             Ok(BatchColumn { column: layout.column, shape, data, lengths })

@@ -2,6 +2,7 @@
 
 pub(crate) mod buffer;
 pub(crate) mod collate;
+pub mod dlpack;
 mod pad;
 
 use std::borrow::Cow;
@@ -72,9 +73,27 @@ pub(crate) struct BatchColumn {
     pub(crate) lengths: Option<Vec<i64>>,
 }
 
+impl BatchColumn {
+    /// The name of its dtype.
+    fn dtype(&self) -> Cow<'static, str> {
+        match &self.data {
+            #[cfg(feature = "tch")]
+            Data::Tensor(tensor) if is_bf16(tensor) => "bf16".into(),
+            _ => self.column.dtype().to_string().into(),
+        }
+    }
+}
+
+/// Whether a tensor has the one dtype that no column is declared with: its column says `f32`, which holds each of its values.
+#[cfg(feature = "tch")]
+fn is_bf16(tensor: &tch::Tensor) -> bool {
+    tensor.f_kind().is_ok_and(|kind| kind == tch::Kind::BFloat16)
+}
+
 /// Where a column's values lie.
 pub(crate) enum Data {
-    Host(Buffer),
+    /// Shared with what was handed to other frameworks.
+    Host(Arc<Buffer>),
     #[cfg(feature = "tch")]
     Tensor(tch::Tensor),
     /// Between the host and a device; no user sees it.
@@ -155,7 +174,8 @@ impl Batch {
         }
     }
 
-    /// The elements of a column in row-major order: borrowed from plain memory, copied out of a tensor. Truth values are `u8`, 0 or 1.
+    /// The elements of a column in row-major order: borrowed from plain memory, copied out of a tensor. Truth values are `u8`, 0 or 1; `bf16`, which
+    /// only operations on the device make, is widened to `f32`.
     ///
     /// # Errors
     /// [`ErrorKind::Schema`] if there is no such column or it has another dtype.
@@ -175,11 +195,13 @@ impl Batch {
             Data::Host(buffer) => Ok(Cow::Borrowed(bytemuck::cast_slice(buffer.bytes()))),
             #[cfg(feature = "tch")]
             Data::Tensor(tensor) => {
+                let failed = |e| Error::new(ErrorKind::Device, "cannot be copied to the host").because(e).column(name);
+                let widened =
+                    is_bf16(tensor).then(|| tensor.f_to_kind(tch::Kind::Float)).transpose().map_err(failed)?;
+                let tensor = widened.as_ref().unwrap_or(tensor);
                 let mut values = vec![T::zeroed(); tensor.numel()];
                 let copied = tensor.f_copy_data_u8(bytemuck::cast_slice_mut(&mut values), tensor.numel());
-                copied.map_err(|e| {
-                    Error::new(ErrorKind::Device, "cannot be copied to the host").because(e).column(name)
-                })?;
+                copied.map_err(failed)?;
                 Ok(Cow::Owned(values))
             }
             Data::Bytes(_) => Err(Error::new(ErrorKind::Schema, "the column holds bytes").column(name)),
@@ -226,7 +248,7 @@ impl Batch {
 impl std::fmt::Debug for Batch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let columns: Vec<String> =
-            self.columns.iter().map(|c| format!("{}: {}{:?}", c.column.name(), c.column.dtype(), c.shape)).collect();
+            self.columns.iter().map(|c| format!("{}: {}{:?}", c.column.name(), c.dtype(), c.shape)).collect();
         write!(f, "Batch(epoch {}, step {}: {})", self.epoch(), self.step, columns.join(", "))
     }
 }

@@ -8,6 +8,8 @@ mod cuda;
 #[cfg(feature = "tch")]
 pub(crate) mod emulated;
 #[cfg(feature = "tch")]
+pub(crate) mod ops;
+#[cfg(feature = "tch")]
 mod ring;
 
 use std::fmt;
@@ -16,6 +18,8 @@ use std::fmt;
 pub(crate) use copier::Copier;
 #[cfg(feature = "cuda")]
 pub use cuda::init_cuda;
+#[cfg(feature = "tch")]
+pub use ops::OnDevice;
 #[cfg(feature = "tch")]
 pub(crate) use ring::{Crossing, HostBytes, Outgoing, Ring, Slot, SlotLayout, Track};
 

@@ -194,6 +194,7 @@ impl Way {
     pub(crate) fn send(&self, batch: &mut Batch) -> Result<Parcel> {
         #[cfg(feature = "tch")]
         {
+            let owned = |buffer| Arc::into_inner(buffer).expect("nobody has a batch before it is delivered");
             let mut outgoing = Vec::new();
             for (number, column) in batch.columns.iter_mut().enumerate() {
                 column.data = match std::mem::replace(&mut column.data, Data::OnItsWay) {
@@ -202,12 +203,12 @@ impl Way {
                             column: number,
                             kind: kind_of(column.column.dtype()),
                             shape: column.shape.iter().map(|&extent| extent as i64).collect(),
-                            memory: Box::new(buffer),
+                            memory: Box::new(owned(buffer)),
                         });
                         Data::OnItsWay
                     }
                     Data::Host(buffer) => {
-                        let tensor = buffer.into_tensor(column.column.dtype(), &column.shape);
+                        let tensor = owned(buffer).into_tensor(column.column.dtype(), &column.shape);
                         Data::Tensor(tensor.map_err(|e| e.column(column.column.name().clone()))?)
                     }
                     other => other,

@@ -11,6 +11,10 @@ mod evaluate;
 mod ledger;
 mod lower;
 mod minimum;
+#[cfg(feature = "tch")]
+mod on_device;
+#[cfg(test)]
+mod on_device_tests;
 mod rebatch;
 mod replay;
 mod run;

@@ -98,6 +98,8 @@ impl Loader {
             skipped: Log::default(),
             ledger: Mutex::new(Ledger::new(&shared.pipeline.identity)),
             alive: Arc::default(),
+            #[cfg(feature = "tch")]
+            on_device: shared.on_device.clone(),
             traced: true,
             ..*shared.as_ref()
         };

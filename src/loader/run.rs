@@ -61,6 +61,9 @@ pub(crate) struct Shared {
     pub(crate) ledger: Mutex<Ledger>,
     /// Whether batches say where their samples were read.
     pub(crate) traced: bool,
+    /// What is done to batches on their device.
+    #[cfg(feature = "tch")]
+    pub(crate) on_device: Arc<[super::on_device::Prepared]>,
     /// Rows of a chunk: what one task takes.
     pub(crate) chunk_rows: usize,
     /// Tasks of any run that wait or run; what they hold of the budget comes back with them.
@@ -499,6 +502,10 @@ impl Run {
         };
         if let Err(error) = self.ways[lane].arrive(&mut batch, parcel) {
             return Some(Err(error.stage("device")));
+        }
+        #[cfg(feature = "tch")]
+        if let Err(error) = self.shared.on_device(&mut batch) {
+            return Some(Err(error));
         }
         self.shared.counters.delivered(batch.len());
         self.shared.with_ledger(|ledger| *ledger.epoch_mut(batch.epoch()) += batch.sums);

@@ -95,6 +95,8 @@ pub(crate) struct Counters {
     pub(crate) image: StageCounter,
     pub(crate) collate: StageCounter,
     pub(crate) deliver: StageCounter,
+    /// Operations on the device, on the loop's thread.
+    pub(crate) on_device: StageCounter,
     /// Batches and samples that the loop has taken.
     batches: AtomicU64,
     samples: AtomicU64,

@@ -34,7 +34,7 @@ pub struct Report {
     pub samples: u64,
     /// Time in which `next()` blocked, by what it waited for: `budget`, `first byte` (the answer of a store), `bandwidth` (the rest of what it
     /// sends; bytes of local files count as that), `decode` (records to columns), `transform` (gathering rows), each function by its name,
-    /// `image`, `collate`, `deliver` (the copy to the device).
+    /// `image`, `collate`, `deliver` (the copy to the device), and `on device` (the time that `next()` itself took for operations there).
     pub waited: Vec<(String, Duration)>,
     /// Time that the loop spent between calls of `next()`: its own work.
     pub looped: Duration,
@@ -89,7 +89,7 @@ impl Skipped {
 #[non_exhaustive]
 pub struct StageReport {
     /// `plan` (decisions, which are taken one at a time), `read`, `decode`, `transform`, the name of a function, `image`, `collate`,
-    /// `deliver`.
+    /// `deliver`, `on device` (on a CUDA device: queueing it).
     pub name: String,
     /// Rows that went through.
     pub rows: u64,
@@ -133,6 +133,10 @@ impl Report {
             StageReport::new("collate", [&counters.collate]),
             StageReport::new("deliver", [&counters.deliver]),
         ]);
+        let on_device = StageReport::new(ON_DEVICE, [&counters.on_device]);
+        if on_device.rows > 0 {
+            stages.push(on_device);
+        }
         let (batches, samples) = counters.taken();
         Self {
             stages,
@@ -190,12 +194,18 @@ impl Report {
             "transform" => "more threads, or columns of fewer bytes",
             "image" => "more threads, smaller stored images, or u8 instead of f32",
             "collate" => "more threads, or fewer columns",
+            ON_DEVICE => {
+                "on the CPU, steps of Image instead: workers do them beside the loop; on a GPU it is the loop's own queue that is full"
+            }
             "deliver" => "fewer bytes a batch: u8 instead of f32, normalised on the device",
             _ => "a faster function, or more threads",
         };
         format!("the loop waited {share:.0} % of its time, most for {name}; what would help: {advice}")
     }
 }
+
+/// The stage of operations on the device.
+const ON_DEVICE: &str = "on device";
 
 /// Percent of its time that a loop may wait before there is anything to gain.
 const LITTLE: f64 = 5.0;
@@ -250,6 +260,10 @@ fn waits(counters: &Counters, functions: &[FunctionCounter]) -> Vec<(String, Dur
             Some((_, sum)) => *sum += time,
             None => waits.push((name, time)),
         }
+    }
+    let on_device = busy(&counters.on_device);
+    if !on_device.is_zero() {
+        waits.push((ON_DEVICE.to_owned(), on_device));
     }
     waits
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use crate::shell::{self, Doing, Failure};
 use crate::steps::Steps;
-use crate::{emulators, libtorch, packages};
+use crate::{emulators, libtorch, packages, python};
 
 /// For whom the checks run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,6 +65,14 @@ pub(crate) fn test(root: &Path, steps: &mut Steps, mode: Mode) -> Result<(), Fai
         let features = ["--package", "forebay", "--lib", "--no-default-features", "--features", "tokenizers"];
         run_tests(cargo.command("test").args(features).arg("tokeniz"))
     })?;
+    // Without libtorch, because a Python that has torch brings its own; with that feature, because the step above has compiled for it.
+    steps.run("batches in Python", || {
+        let features = ["--package", "forebay", "--no-default-features", "--features", "tokenizers"];
+        shell::run(cargo.command("build").args(features).args(["--example", "dlpack"]))?;
+        let library = format!("{}dlpack{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX);
+        let library = built_examples()?.join(library);
+        shell::run(python::with_numpy(root)?.arg(root.join("examples/dlpack.py")).arg(library))
+    })?;
     for example in examples(&root.join("examples"))? {
         steps.run(&format!("example {}", example.name), || {
             let mut run = cargo.command("run");
@@ -87,6 +95,12 @@ fn set_up(root: &Path, steps: &mut Steps, needs_wheels: bool) -> Result<PathBuf,
         Ok(())
     })?;
     Ok(libraries)
+}
+
+/// Where cargo puts examples: beside this program, which it has built and started.
+fn built_examples() -> Result<PathBuf, Failure> {
+    let program = env::current_exe().doing("the path of this program")?;
+    Ok(program.with_file_name("examples"))
 }
 
 /// A subcommand for another workspace of the repository, which libtorch has no part in.

@@ -8,6 +8,7 @@ mod emulators;
 mod fuzz;
 mod libtorch;
 mod packages;
+mod python;
 mod shell;
 mod steps;
 mod wheels;

@@ -27,6 +27,9 @@ static NASM: Requirement = Requirement { what: "nasm", probes: &[&["nasm", "--ve
 /// To download and unpack wheels.
 pub(crate) static FOR_WHEELS: [&Requirement; 2] = [&PYTHON, &PIP];
 
+/// To run scripts.
+pub(crate) static FOR_PYTHON: [&Requirement; 1] = [&PYTHON];
+
 /// To compile with the default features: the C++ side of `tch`, and libjpeg-turbo.
 pub(crate) static FOR_COMPILING: [&Requirement; 4] = [&COMPILER, &MAKE, &CMAKE, &NASM];
 

@@ -333,6 +333,18 @@ impl Image {
         self
     }
 
+    /// Where the channels stand.
+    #[cfg(feature = "tch")]
+    pub(crate) fn placed(&self) -> Layout {
+        self.layout
+    }
+
+    /// Whether values are normalised.
+    #[cfg(feature = "tch")]
+    pub(crate) fn is_normalized(&self) -> bool {
+        self.normalize.is_some()
+    }
+
     fn channels(&self) -> usize {
         match self.color {
             Color::Gray => 1,

@@ -5,7 +5,7 @@
 //! followed by a crop computes only the pixels that the crop keeps. A second resize starts a second stage.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::random::{Key, Rng};
+use crate::random::{Key, Rng, below, uniform};
 
 use super::Step;
 use super::exif::Turn;
@@ -172,17 +172,6 @@ pub(super) fn plan(
     }
     stages.push(stage);
     Ok(turn)
-}
-
-/// A number in [0, 1): the upper 53 bits, so that it depends on the generator alone and not on a library's conversion.
-fn uniform(rng: &mut Rng) -> f64 {
-    use rand::RngCore as _;
-    (rng.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
-}
-
-/// A whole number in [0, end).
-fn below(rng: &mut Rng, end: u32) -> u32 {
-    ((uniform(rng) * f64::from(end)) as u32).min(end - 1)
 }
 
 /// The size whose shorter side is `side`; the longer one is cut to whole pixels, as torchvision does.
