@@ -323,7 +323,7 @@ const CHUNK_BYTES: usize = 4 << 20;
 /// Rows that one task takes: few where each is work or many bytes, all where they are only gathered.
 fn chunk_rows(dataset: &Dataset, layouts: &[collate::Layout]) -> usize {
     let sample: usize = layouts.iter().filter_map(collate::Layout::sample_bytes).sum();
-    let mut rows = if sample == 0 { usize::MAX } else { (CHUNK_BYTES / sample).max(1) };
+    let mut rows = CHUNK_BYTES.checked_div(sample).map_or(usize::MAX, |rows| rows.max(1));
     visit(&dataset.node, &mut |node| {
         // What works on windows has all of one, however it was cut.
         if let Node::Apply { function, .. } = node

@@ -1,0 +1,135 @@
+//! Measures on a GPU what the loader promises: that copies go at the speed of the bus beside the training step, arrive whole, and leave the GPU no time to wait.
+//!
+//! `cargo run --release --example gpu_throughput -- --all --json results.json` makes its own shards in a temporary folder (the JPEG photographs are part of the program),
+//! runs every measurement, in some minutes, prints a table, and writes what was measured. The measurements, each by its own name too:
+//!
+//! - `bandwidth`: bytes a second of batches that the loop only takes, beside a bare copy of as many bytes from page-locked memory (wanted: 90 %).
+//! - `images`, `raw`: a ResNet-50 in bf16 trains on batches of 256 x 224 x 224, from JPEG decoded by the loader and from raw `u8`; the share of
+//!   the device's time between one step's last kernel and the next one's first (wanted: less than 1 %), by events on its stream, and the same with one batch that stays.
+//! - `stress`: 100,000 small steps beside random allocations: a checksum of every batch, computed on the device, is the host's (wanted: all); memory of host
+//!   and device before and after.
+//! - `overlap`: time of copies alone, steps alone, and both: what share of the shorter is hidden behind the longer.
+//! - `data`: with `--data URL...`, images a second from these shards (gs:// and others) through the ring to the device.
+//!
+//! It exits with 3 where there is no GPU, after saying what it would measure, and with 1 where something wanted was missed. `--device cpu` rehearses the program with
+//! small sizes and without claims.
+//!
+//! Checked with: `--all --device cpu`
+
+#[path = "gpu_throughput/clock.rs"]
+mod clock;
+#[path = "gpu_throughput/measure.rs"]
+mod measure;
+#[path = "gpu_throughput/shards.rs"]
+mod shards;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use forebay::Device;
+use measure::{Bench, Measured};
+
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
+
+/// The exit code of a machine without a GPU.
+const NO_GPU: u8 = 3;
+
+/// What can be measured, and in a few words what that is.
+const MEASUREMENTS: [(&str, &str); 5] = [
+    ("bandwidth", "host to device through the loader, as a share of a bare copy from page-locked memory"),
+    ("raw", "share of its time that the device waits while a ResNet-50 trains on raw images"),
+    ("images", "the same on JPEG photographs that the loader decodes"),
+    (
+        "stress",
+        "checksum of every batch on the device in 100,000 small steps beside random allocations; memory at both ends",
+    ),
+    ("overlap", "how much of the copies' time is hidden behind steps"),
+];
+
+/// Measures what the loader promises on a GPU.
+#[derive(Parser)]
+struct Arguments {
+    /// What to measure: bandwidth, raw, images, stress, overlap
+    #[arg(value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(MEASUREMENTS.map(|(name, _)| name)))]
+    names: Vec<String>,
+
+    /// All of them
+    #[arg(long)]
+    all: bool,
+
+    /// Shards of images (image/encoded) to bring to the device: paths, gs://, s3://, az:// or http(s):// URLs, globs
+    #[arg(long, value_name = "URL", num_args = 1..)]
+    data: Vec<String>,
+
+    /// Write what was measured to this file, or with - to the standard output
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    json: Option<PathBuf>,
+
+    /// cuda, cuda:N, or cpu for a rehearsal
+    #[arg(long, default_value = "cuda")]
+    device: String,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Asked first: it loads CUDA, which has to come before libtorch looks for it.
+    let found = Device::cuda_if_available();
+    let device = match arguments.device.as_str() {
+        "cpu" => Device::Cpu,
+        "cuda" => found,
+        other => match other.strip_prefix("cuda:").and_then(|number| number.parse().ok()) {
+            Some(number) => Device::Cuda(number),
+            None => {
+                eprintln!("error: {other:?} is no device: cuda, cuda:N or cpu");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    if found == Device::Cpu && arguments.device != "cpu" {
+        println!("there is no GPU here; with one, these would be measured:");
+        MEASUREMENTS.iter().for_each(|(name, what)| println!("  {name:<10} {what}"));
+        return ExitCode::from(NO_GPU);
+    }
+    match run(&arguments, device) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether nothing that is wanted was missed.
+fn run(arguments: &Arguments, device: Device) -> Result<bool> {
+    let chosen = |name: &&(&str, &str)| arguments.all || arguments.names.iter().any(|wanted| wanted == name.0);
+    let bench = Bench::new(device)?;
+    let mut all = Vec::new();
+    for (name, what) in MEASUREMENTS.iter().filter(chosen) {
+        eprintln!("{name}: {what}");
+        all.push(bench.measure(name)?);
+    }
+    if !arguments.data.is_empty() {
+        eprintln!("data: from {} to {device}", arguments.data.join(" "));
+        all.push(bench.data(&arguments.data)?);
+    }
+    if all.is_empty() {
+        return Err("nothing to do: name measurements, or --all, or --data URL...; --help says what there is".into());
+    }
+    let text = serde_json::to_string_pretty(&serde_json::json!({
+        "device": bench.describe(),
+        "rehearsal": device == Device::Cpu,
+        "measured": all,
+    }))?;
+    match arguments.json.as_deref() {
+        Some(file) if file.as_os_str() == "-" => println!("{text}"),
+        Some(file) => std::fs::write(file, text + "\n")?,
+        None => {}
+    }
+    if arguments.json.as_deref().is_none_or(|file| file.as_os_str() != "-") {
+        println!("on {}", bench.describe());
+        all.iter().for_each(|measured| measured.print(device == Device::Cpu));
+    }
+    Ok(device == Device::Cpu || all.iter().all(Measured::is_good))
+}

@@ -1,0 +1,105 @@
+//! Time as the device sees it: events on the default stream of a GPU, the host's clock where there is none.
+#![expect(unsafe_code, reason = "libtorch's crate has no events: these are the driver's")]
+
+use std::time::Instant;
+
+use cudarc::driver::sys::{self, CUresult};
+use forebay::Device;
+
+use super::Result;
+
+/// Marks moments between the kernels that are queued.
+pub(crate) struct Clock {
+    is_cuda: bool,
+    marks: Vec<Mark>,
+}
+
+enum Mark {
+    Host(Instant),
+    Event(sys::CUevent),
+}
+
+fn check(result: CUresult) -> Result<()> {
+    if result == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(format!("CUDA: {result:?}").into()) }
+}
+
+impl Clock {
+    pub(crate) fn new(device: Device) -> Self {
+        Self { is_cuda: device != Device::Cpu, marks: Vec::new() }
+    }
+
+    /// Marks the moment at which everything queued so far is done.
+    pub(crate) fn mark(&mut self) -> Result<()> {
+        if !self.is_cuda {
+            self.marks.push(Mark::Host(Instant::now()));
+            return Ok(());
+        }
+        let mut event = std::ptr::null_mut();
+        // SAFETY: the pointer is written; libtorch has made the device's primary context current on this thread, which all of this program's calls
+        // are made on. A null stream is the default one.
+        unsafe {
+            check(sys::cuEventCreate(&raw mut event, 0))?;
+            check(sys::cuEventRecord(event, std::ptr::null_mut()))?;
+        }
+        self.marks.push(Mark::Event(event));
+        Ok(())
+    }
+
+    /// Seconds from each mark to the next, once all of them have passed.
+    pub(crate) fn laps(&self) -> Result<Vec<f64>> {
+        if let Some(Mark::Event(last)) = self.marks.last() {
+            // SAFETY: the event was recorded.
+            check(unsafe { sys::cuEventSynchronize(*last) })?;
+        }
+        self.marks
+            .windows(2)
+            .map(|pair| match pair {
+                [Mark::Host(from), Mark::Host(to)] => Ok((*to - *from).as_secs_f64()),
+                [Mark::Event(from), Mark::Event(to)] => {
+                    let mut milliseconds = 0f32;
+                    // SAFETY: both events were recorded, and have passed, for the last has.
+                    check(unsafe { sys::cuEventElapsedTime_v2(&raw mut milliseconds, *from, *to) })?;
+                    Ok(f64::from(milliseconds) / 1e3)
+                }
+                _ => unreachable!("marks are of one kind"),
+            })
+            .collect()
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        for mark in &self.marks {
+            if let Mark::Event(event) = mark {
+                // SAFETY: it was created once.
+                unsafe { sys::cuEventDestroy_v2(*event) };
+            }
+        }
+    }
+}
+
+/// Bytes of the device that are in use, by whomever; 0 without a GPU.
+pub(crate) fn device_bytes(device: Device) -> Result<u64> {
+    if device == Device::Cpu {
+        return Ok(0);
+    }
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: both are written.
+    check(unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) })?;
+    Ok((total - free) as u64)
+}
+
+/// What the device is called, and its driver's version.
+pub(crate) fn describe(device: Device) -> Result<String> {
+    let Device::Cuda(index) = device else { return Ok("the CPU, a rehearsal".into()) };
+    let (mut cuda, mut version, mut name) = (0, 0, [0; 128]);
+    // SAFETY: the device is there, and each pointer is to as much as is written.
+    unsafe {
+        check(sys::cuInit(0))?;
+        check(sys::cuDeviceGet(&raw mut cuda, i32::try_from(index)?))?;
+        check(sys::cuDeviceGetName(name.as_mut_ptr(), 127, cuda))?;
+        check(sys::cuDriverGetVersion(&raw mut version))?;
+    }
+    let name: String = name.iter().take_while(|&&byte| byte != 0).map(|&byte| byte as u8 as char).collect();
+    Ok(format!("{name}, driver for CUDA {}.{}", version / 1000, version % 1000 / 10))
+}
