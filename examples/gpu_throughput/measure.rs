@@ -267,7 +267,7 @@ impl Bench {
                 let bytes = 1 << (9 + (state >> 60)) | (state >> 40) & 0xfff;
                 held.push(Tensor::f_full([bytes as i64], 255, (Kind::Uint8, self.device.into()))?);
                 if held.len() > 16 {
-                    held.swap_remove((state >> 33) as usize % held.len());
+                    drop(held.swap_remove((state >> 33) as usize % held.len()));
                 }
                 steps += 1;
                 let last = steps == self.sizes.stress_steps;
