@@ -189,12 +189,15 @@ impl LoaderBuilder {
             wrong.push(Error::config("an epoch of 0 steps").advice(".steps_per_epoch(n) wants n of at least 1"));
         }
         let device = copier_for(self.device).map_err(|e| wrong.push(e)).ok();
+        let scheduler = self.scheduler.settle().map_err(|e| wrong.push(e)).ok();
         wrong.extend(self.skip.and_then(Skip::mistake));
         all_of(wrong)?;
-        let (Some(steps), Some(device)) = (steps, device) else { unreachable!("their errors were returned") };
+        let (Some(steps), Some(device), Some(scheduler)) = (steps, device, scheduler) else {
+            unreachable!("their errors were returned")
+        };
         let steps = steps.with_epoch(self.steps_per_epoch);
 
-        let io = Io::new(self.scheduler)?;
+        let io = Io::new(scheduler)?;
         let store = self.store.clone().build();
         let (mut opened, mut notes) = (HashMap::new(), Vec::new());
         for (node, files, request) in requests(&self.dataset)? {
@@ -208,12 +211,12 @@ impl LoaderBuilder {
         let shared = Shared {
             chunk_rows: chunk_rows(&self.dataset),
             alive: Arc::default(),
-            pool: Pool::new(self.scheduler)?,
+            pool: Pool::new(scheduler)?,
             io,
             account: Account::new(self.budget),
             counters: Counters::default(),
             allocator: Allocator::of_this_build(),
-            scheduler: self.scheduler,
+            scheduler,
             seed,
             skip: self.skip,
             skipped: Log::default(),
