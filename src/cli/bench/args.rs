@@ -32,7 +32,7 @@ pub(in crate::cli) struct BenchArgs {
     /// Threads of the loader, and of the limits [default: one for each core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) threads: Option<u16>,
-    /// Epochs that are measured, after one that is checked and warms up [default: 3].
+    /// Epochs that are measured, after one that is checked and warms up [default: 3; what others are held against: those of 10 seconds].
     #[arg(long, value_name = "E", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) epochs: Option<u64>,
     /// Samples of a batch, of each accelerator [default: 256 image, 4096 features, 400 raw, 1024 tiny, 32 tokens and pack, 16384 wide, 48 latents].

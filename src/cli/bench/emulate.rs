@@ -224,7 +224,8 @@ mod tests {
     use arrow::array::Int64Array;
 
     use super::*;
-    use crate::dataset::Dataset;
+    use crate::dataset::{Dataset, TfRecord};
+    use crate::format::tfrecord::{Compression, Writer};
 
     fn numbers(rows: i64) -> Dataset {
         Dataset::from_columns([("x", Arc::new(Int64Array::from_iter_values(0..rows)) as _)]).unwrap()
@@ -270,6 +271,22 @@ mod tests {
         let mut loader = dataset.loader().build().unwrap();
         let error = run_all(&mut loader, &plan(3, 40)).unwrap_err();
         assert!(error.to_string().contains("sixty-one"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_shard_ends_all_with_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(Vec::new(), Compression::None);
+        (0..60u8).for_each(|record| writer.write(&[record; 100]).unwrap());
+        let mut shard = writer.finish().unwrap();
+        // In the payload of record 40: a header of 12 bytes, and 4 behind.
+        shard[40 * 116 + 50] ^= 1;
+        let path = folder.path().join("shard.tfrecord");
+        std::fs::write(&path, shard).unwrap();
+        let dataset = Dataset::open_with([path.display().to_string()], TfRecord::new().records()).unwrap();
+        let mut loader = dataset.repeat_forever().batch(12).loader().index_dir(folder.path()).build().unwrap();
+        let error = run_all(&mut loader, &plan(3, 40)).unwrap_err();
+        assert_eq!((error.kind(), error.place().record), (ErrorKind::Corrupt, Some(40)), "{error}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Bench, quantile};
+use super::{Bench, LONG_ENOUGH, quantile};
 use crate::engine::{Scheduler, neighbour};
 use crate::error::Result;
 use crate::loader::Loader;
@@ -19,9 +19,6 @@ const LAUNCH: Duration = Duration::from_micros(20);
 
 /// Launches of a step at most.
 const MOST_LAUNCHES: f64 = 2000.0;
-
-/// How long a case runs unless the number of steps is stated.
-const LONG_ENOUGH: Duration = Duration::from_secs(10);
 
 /// All cases.
 #[derive(Clone, Debug, Serialize)]

@@ -33,12 +33,15 @@ use crate::engine::{Budget, Scheduler};
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader::Loader;
 
+/// How long accelerators run, and loaders that they are held against, where nobody says.
+const LONG_ENOUGH: Duration = Duration::from_secs(10);
+
 /// What was measured: the JSON object.
 #[derive(Debug, Default, Serialize)]
 struct Measured {
     workload: &'static str,
     samples_per_s: f64,
-    /// Of `pack`: without padding.
+    /// Of `pack`, over whole epochs: without padding.
     tokens_per_s: Option<f64>,
     padding_share: Option<f64>,
     stored_bytes_per_s: f64,
@@ -128,7 +131,7 @@ impl Bench<'_> {
     /// Steps that each of the accelerators takes.
     fn steps(&self, step: Duration, accelerators: u32) -> u64 {
         let of_epochs = |epochs: u64| (epochs * self.rows / (self.batch as u64 * u64::from(accelerators))).max(2);
-        let long_enough = || (10.0 / step.as_secs_f64()).clamp(20.0, 1e9).ceil() as u64;
+        let long_enough = || (LONG_ENOUGH.as_secs_f64() / step.as_secs_f64()).clamp(20.0, 1e9).ceil() as u64;
         self.args.steps.or(self.args.epochs.map(of_epochs)).unwrap_or_else(long_enough)
     }
 }
@@ -169,12 +172,11 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
             (measured, loader)
         }
     };
-    if workload == Workload::Pack {
-        // Each epoch has the tokens that were counted in the first.
-        let tokens = first.samples as f64 * measured.samples as f64 / bench.rows as f64;
-        let cells = measured.samples * u64::from(args.length);
-        measured.tokens_per_s = Some(tokens / measured.wall_s);
-        measured.padding_share = Some(1.0 - tokens / cells as f64);
+    if workload == Workload::Pack && measured.emulation.is_none() {
+        // Each epoch has the tokens that were counted in the first, in other rows.
+        let (tokens, cells) = (first.samples * measured.epochs, measured.samples * u64::from(args.length));
+        measured.tokens_per_s = Some(tokens as f64 / measured.wall_s);
+        measured.padding_share = Some(1.0 - tokens as f64 / cells as f64);
     }
     let report = loader.report();
     if let Some(file) = &args.ledger {
@@ -341,19 +343,23 @@ impl Measured {
 /// Measures the loader by itself; as often as accelerators run where they are held against it. `rates` are those of all times; the rest is of their median.
 fn alone(loader: &mut Loader, args: &BenchArgs, rates: &mut Vec<f64>) -> Result<Measured> {
     let times = if args.find_accelerators { args.num_runs() } else { 1 };
-    let mut all = (0..times).map(|_| measure(loader, args.num_epochs())).collect::<Result<Vec<_>>>()?;
+    // What was read ahead before counts little then, however small the data.
+    let is_held_against = args.find_accelerators || args.jitter;
+    let at_least = if is_held_against && args.epochs.is_none() { LONG_ENOUGH } else { Duration::ZERO };
+    let mut all = (0..times).map(|_| measure(loader, args.num_epochs(), at_least)).collect::<Result<Vec<_>>>()?;
     rates.extend(all.iter().map(|measured| measured.samples_per_s));
     let at = rates.iter().position(|rate| *rate == median(rates)).unwrap_or(0);
     Ok(all.swap_remove(at))
 }
 
-/// Takes whole epochs, and does nothing with their batches.
-fn measure(loader: &mut Loader, epochs: u64) -> Result<Measured> {
+/// Takes so many whole epochs, or more until it took long enough, and does nothing with their batches.
+fn measure(loader: &mut Loader, epochs: u64, at_least: Duration) -> Result<Measured> {
     let meter = Meter::start(loader);
     let (mut waits, mut samples, mut resident) = (Vec::new(), 0u64, Vec::new());
-    let first = loader.next_epoch();
-    for epoch in first..first + epochs {
-        let mut batches = loader.epoch(epoch);
+    let mut taken = 0;
+    while taken < epochs || meter.start.elapsed() < at_least {
+        taken += 1;
+        let mut batches = loader.epoch(loader.next_epoch());
         loop {
             let asked = Instant::now();
             let Some(batch) = batches.next() else { break };
@@ -373,7 +379,7 @@ fn measure(loader: &mut Loader, epochs: u64) -> Result<Measured> {
         wait_share: waited / used.wall_s,
         utilisation: busy / used.wall_s,
         utilisation_after_first: busy / (used.wall_s - first_wait),
-        epochs,
+        epochs: taken,
         ..Measured::of(loader, &used, samples, &waits)
     })
 }

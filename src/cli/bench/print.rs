@@ -29,7 +29,7 @@ pub(super) fn print(measured: &Measured, terminal: &Terminal) -> Result<(), Fail
         Some(_) => terminal.mark(Mark::Good, "as made"),
         None => "nothing to compare with".into(),
     };
-    let what = if m.tokens_per_s.is_some() { "tokens" } else { "samples" };
+    let what = if m.workload == "pack" { "tokens" } else { "samples" };
     line("checked", format!("{} {what}, sum {}: {checked}", m.checked_samples, m.checked_sum))?;
     line(
         "samples",
