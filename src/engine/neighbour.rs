@@ -217,12 +217,12 @@ pub(crate) fn this_core() -> Option<usize> {
 /// On which cores the calling thread may run, and its niceness, as Linux tells others.
 #[cfg(all(test, target_os = "linux"))]
 pub(crate) fn seen_of_this_thread() -> (String, i64) {
-    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-    let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
-    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/{name}")).expect("it is there on Linux");
+    let (status, stat) = (read("status"), read("stat"));
+    let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("its cores");
     // Behind the name, which ends with the last parenthesis, the first field is the third of proc(5); niceness is the 19th.
-    let niceness = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap();
-    (cores.trim().to_owned(), niceness.parse().unwrap())
+    let niceness = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(16)).expect("its niceness");
+    (cores.trim().to_owned(), niceness.parse().expect("a number"))
 }
 
 #[cfg(test)]
