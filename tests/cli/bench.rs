@@ -3,7 +3,7 @@
 use crate::support::Folder;
 
 /// Keys that scripts may rely on.
-const KEYS: [&str; 24] = [
+const KEYS: [&str; 25] = [
     "workload",
     "samples_per_s",
     "stored_bytes_per_s",
@@ -25,6 +25,7 @@ const KEYS: [&str; 24] = [
     "batches",
     "preset",
     "files",
+    "read_share",
     "emulation",
     "search",
     "jitter",
@@ -154,6 +155,7 @@ fn published_sizes_are_scaled_by_files_and_accelerators_alone() {
     assert_eq!(measured["emulation"]["runs"][0]["steps"], serde_json::json!([4, 4]), "{measured}");
     assert!(measured["preset"].as_str().is_some_and(|note| note.contains("not a result")), "{measured}");
     assert!(number(&measured, "limit_samples_per_s") > 0.0, "{measured}");
+    assert!(number(&measured, "read_share") > 0.0, "{measured}");
     let made = folder.path("cache/forebay/bench/cosmoflow-like-3");
     let sizes =
         std::fs::read_dir(&made).expect("its files").map(|entry| entry.expect("one").metadata().expect("one").len());

@@ -93,7 +93,7 @@ pub(in crate::cli) struct BenchArgs {
     /// Samples of the data made here.
     #[arg(long, value_name = "N", conflicts_with = "urls", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) samples: Option<u64>,
-    /// Files of resnet50-like, cosmoflow-like and unet3d-like [default: 4, 200, 14].
+    /// Files of resnet50-like, cosmoflow-like and unet3d-like [default: 4, 200, 28].
     #[arg(long, value_name = "F", conflicts_with_all = ["urls", "samples"], value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) files: Option<u64>,
     /// How `pack` packs.

@@ -91,8 +91,11 @@ impl Barrier {
         meeting.here += 1;
         if meeting.here == self.of {
             (meeting.here, meeting.number) = (0, meeting.number + 1);
+            let is_whole = !meeting.is_broken;
+            // Those that are woken want the lock at once.
+            drop(meeting);
             self.changed.notify_all();
-            return !meeting.is_broken;
+            return is_whole;
         }
         let number = meeting.number;
         while meeting.number == number && !meeting.is_broken {

@@ -79,6 +79,8 @@ struct Measured {
     preset: Option<&'static str>,
     /// Its files.
     files: Option<usize>,
+    /// What was read, of the bytes that its delivered samples have: less where steps that are on their way at a time share files.
+    read_share: Option<f64>,
     /// With accelerators: all runs. What stands above is of the one of median utilisation.
     emulation: Option<Emulation>,
     search: Option<Search>,
@@ -199,7 +201,12 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
         measured.limit_samples_per_s = measured.limits.first().map(|limit| limit.samples_per_s);
         measured.of_limit = measured.limit_samples_per_s.map(|limit| measured.samples_per_s / limit);
     }
-    (measured.workload, measured.files) = (workload.name(), bench.input.files);
+    measured.workload = workload.name();
+    if let Some((files, bytes)) = bench.input.files {
+        let read = measured.stored_bytes_per_s / measured.samples_per_s;
+        measured.files = Some(files);
+        measured.read_share = Some(read * bench.rows as f64 / bytes as f64);
+    }
     measured.preset = workload.preset().map(|preset| preset.note);
     (measured.threads, measured.batch) = (threads, batch);
     measured.first_batch_s = first.first_batch.unwrap_or_default().as_secs_f64();
@@ -249,12 +256,14 @@ fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input
         let folder = data::folder(wanted);
         let made = data::made(wanted, &folder, threads, terminal)?;
         input.urls = made.urls(&folder);
-        input.files = workload.preset().map(|_| input.urls.len());
+        let sizes = input.urls.iter().map(|path| std::fs::metadata(path).map_or(0, |file| file.len()));
+        input.files = workload.preset().map(|_| (input.urls.len(), sizes.sum()));
         return Ok((input, Some((made.samples, made.sum))));
     }
     if workload == Workload::Raw || workload.preset().is_some() {
         let shards = ShardArgs { urls: input.urls.clone(), threads: args.threads }.find()?;
-        input.files = workload.preset().map(|_| shards.objects.len());
+        let bytes = shards.objects.iter().map(|object| object.size).sum();
+        input.files = workload.preset().map(|_| (shards.objects.len(), bytes));
         if workload.preset().is_some_and(|preset| !preset.is_fixed()) {
             return Ok((input, None));
         }

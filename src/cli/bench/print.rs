@@ -44,7 +44,16 @@ pub(super) fn print(measured: &Measured, terminal: &Terminal) -> Result<(), Fail
     if let (Some(tokens), Some(padding)) = (m.tokens_per_s, m.padding_share) {
         line("tokens", format!("{}, {:.2} % padding", terminal.mark(Mark::Bold, rate(tokens)), padding * 100.0))?;
     }
-    line("stored bytes", format!("{:.1} MB/s", m.stored_bytes_per_s / 1e6))?;
+    let again = match m.read_share {
+        Some(share) if share < 0.9 => {
+            format!(
+                ", {:.0} % of what was delivered: the rest was in memory from steps before; take more --files",
+                share * 100.0
+            )
+        }
+        _ => String::new(),
+    };
+    line("stored bytes", format!("{:.1} MB/s{again}", m.stored_bytes_per_s / 1e6))?;
     line("cpu", format!("{:.2} s, {} per cpu second", m.cpu_s, rate(m.samples_per_cpu_s).trim_end_matches("/s")))?;
     line("first batch", format!("{:.3} s after the process's start", m.first_batch_s))?;
     line(

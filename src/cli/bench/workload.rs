@@ -83,8 +83,8 @@ pub(super) struct Input {
     pub(super) urls: Vec<String>,
     /// Whether it is data made here.
     pub(super) is_made: bool,
-    /// Its files, of a workload that is scaled by them.
-    pub(super) files: Option<usize>,
+    /// Its files and their bytes, of a workload that is scaled by them.
+    pub(super) files: Option<(usize, u64)>,
     pub(super) image: String,
     pub(super) label: String,
     pub(super) record_bytes: usize,
