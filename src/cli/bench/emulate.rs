@@ -136,8 +136,9 @@ fn accelerate(mut batches: Epoch, plan: &Plan, barrier: &Barrier) -> Result<Opti
         seen.waits.push(asked.elapsed());
         let batch = batch?;
         if batch.len() != plan.batch {
-            let message = format!("step {step} has {} samples instead of {}", batch.len(), plan.batch);
-            return Err(Error::new(ErrorKind::Corrupt, message));
+            // Rows in front of a bad one come as a batch of their own; its error is next.
+            let short = format!("step {step} has {} samples instead of {}", batch.len(), plan.batch);
+            return Err(batches.next().and_then(Result::err).unwrap_or_else(|| Error::new(ErrorKind::Corrupt, short)));
         }
         let begun = Instant::now();
         // The batch is held for the whole step. That of the step before is let go within this one, as a loop lets go of a variable.
