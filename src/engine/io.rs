@@ -23,11 +23,13 @@ pub(crate) struct Io {
 impl Io {
     pub(crate) fn new(scheduler: Scheduler) -> Result<Self> {
         let inline = scheduler.is_single_threaded();
+        let neighbour = scheduler.neighbour();
         let mut builder = if inline { Builder::new_current_thread() } else { Builder::new_multi_thread() };
         let runtime = builder
             .worker_threads(SOCKET_THREADS)
             .max_blocking_threads(DISK_THREADS)
             .thread_name("forebay-io")
+            .on_thread_start(move || neighbour.apply())
             .enable_all()
             .build()
             .map_err(|e| Error::config("cannot start the I/O runtime").because(e))?;
@@ -75,5 +77,23 @@ pub(crate) struct Cancel(tokio::task::AbortHandle);
 impl Drop for Cancel {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::engine::neighbour::seen_of_this_thread;
+
+    #[test]
+    fn threads_for_sockets_and_disks_are_good_neighbours() {
+        let (cores, _) = seen_of_this_thread();
+        let core = cores.split(['-', ',']).next().expect("a core").parse().expect("its number");
+        let io = Io::new(Scheduler::threads(1).cores([core]).niceness(5).settle().unwrap()).unwrap();
+        let seen = io.wait(async {
+            let disk = tokio::task::spawn_blocking(seen_of_this_thread).await.expect("no panic");
+            Ok([seen_of_this_thread(), disk])
+        });
+        assert_eq!(seen.unwrap(), [(core.to_string(), 5), (core.to_string(), 5)]);
     }
 }

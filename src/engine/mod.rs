@@ -3,6 +3,7 @@
 pub(crate) mod budget;
 pub(crate) mod io;
 pub(crate) mod memory;
+pub(crate) mod neighbour;
 pub(crate) mod pool;
 pub(crate) mod reorder;
 

@@ -10,6 +10,7 @@ use std::thread::{JoinHandle, ThreadId};
 
 use crossbeam_channel::{Receiver, Sender, select_biased, unbounded};
 
+use super::neighbour::{Cores, Neighbour};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How work is spread over threads.
@@ -20,37 +21,117 @@ use crate::error::{Error, ErrorKind, Result};
 ///
 /// assert_eq!(Scheduler::threads(4).num_threads(), 4);
 /// assert_eq!(Scheduler::single_threaded().num_threads(), 0);
+///
+/// // A loader that gives way to the loop that it feeds.
+/// let polite = Scheduler::share(0.5).niceness(10);
+/// assert!(polite.num_threads() >= 1);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scheduler {
+    /// Workers, or the cores there are.
     threads: usize,
+    /// Whether somebody said how many workers; otherwise it is one a core.
+    is_stated: bool,
+    neighbour: Neighbour,
 }
 
 impl Scheduler {
     /// A pool of this many workers beside the calling thread (at least one).
     pub fn threads(threads: usize) -> Self {
-        Self { threads: threads.max(1) }
+        Self { threads: threads.max(1), is_stated: true, neighbour: Neighbour::default() }
+    }
+
+    /// As many workers as this share of the cores that this process may use, rounded, and at least one: `share(0.5)` are 8 of 16.
+    ///
+    /// It caps what is computed. Threads that only move bytes (sockets, disks) come on top; [`cores`](Self::cores) bounds all of them. Shares of several
+    /// processes on one machine do not get in each other's way.
+    pub fn share(share: f64) -> Self {
+        Self::threads((share.clamp(0.0, 1.0) * num_cores() as f64).round() as usize)
     }
 
     /// Everything, reading included, on the thread that asks for a batch, in the same order: for debugging and profiling.
     pub fn single_threaded() -> Self {
-        Self { threads: 0 }
+        Self { threads: 0, is_stated: true, neighbour: Neighbour::default() }
+    }
+
+    /// Keeps all threads of the loader on these cores, as the system numbers them. Where nobody said how many workers, there is one for each.
+    ///
+    /// The cores may be others than those of the thread that builds the loader. The loop's own thread stays as it is.
+    ///
+    /// # Errors
+    /// [`build()`](crate::LoaderBuilder::build) refuses cores that are not there or that this process may not use, and other systems than Linux.
+    #[must_use]
+    pub fn cores(mut self, cores: impl IntoIterator<Item = usize>) -> Self {
+        self.neighbour.cores = Some(Cores::of(cores));
+        self
+    }
+
+    /// Keeps all threads of the loader off the core on which the thread runs that calls [`build()`](crate::LoaderBuilder::build): that of the training loop. Where
+    /// nobody said how many workers, there is one for each other core.
+    ///
+    /// The calling thread is not pinned: what it starts later (libtorch's threads for operations on the CPU) would inherit that and share its one core. Linux
+    /// leaves a thread on its core as long as that is free when it wakes. Where it must never move, pin it, and name the loader's
+    /// cores: [`cores`](Self::cores). That is also the way for several processes on one machine, each of which knows its own core alone.
+    ///
+    /// # Errors
+    /// `build()` refuses it where no other core is left, and on other systems than Linux.
+    #[must_use]
+    pub fn off_this_core(mut self) -> Self {
+        self.neighbour.off_this_core = true;
+        self
+    }
+
+    /// Lets all threads of the loader give way to others: 0 is the usual, 19 hardly ever runs where others want to. Negative numbers need the right to them.
+    ///
+    /// # Errors
+    /// `build()` refuses what the system does, which is less than the niceness of the process itself, and other systems than Linux.
+    #[must_use]
+    pub fn niceness(mut self, niceness: i8) -> Self {
+        self.neighbour.niceness = Some(niceness);
+        self
     }
 
     /// Workers beside the calling thread.
     pub fn num_threads(self) -> usize {
-        self.threads
+        if self.is_stated {
+            return self.threads;
+        }
+        let cores = self.neighbour.cores.and_then(|cores| cores.ok()).map_or(self.threads, |cores| cores.len());
+        cores.saturating_sub(self.neighbour.off_this_core.into()).max(1)
     }
 
     pub(crate) fn is_single_threaded(self) -> bool {
-        self.threads == 0
+        self.num_threads() == 0
     }
+
+    /// The same with its cores spelled out, as seen from the calling thread.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub(crate) fn settle(mut self) -> Result<Self> {
+        if self.is_single_threaded() && self.neighbour != Neighbour::default() {
+            return Err(Error::config("a single-threaded loader has no threads whose cores and niceness could be set")
+                .advice("take Scheduler::threads(n), or leave .cores, .off_this_core and .niceness out"));
+        }
+        self.neighbour = self.neighbour.settle()?;
+        Ok(self)
+    }
+
+    /// What each of the loader's threads does when it starts.
+    pub(crate) fn neighbour(self) -> Neighbour {
+        self.neighbour
+    }
+}
+
+/// Cores that this process may use.
+fn num_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 impl Default for Scheduler {
     /// One worker a core that this process may use.
     fn default() -> Self {
-        Self::threads(std::thread::available_parallelism().map_or(1, usize::from))
+        Self { threads: num_cores(), is_stated: false, neighbour: Neighbour::default() }
     }
 }
 
@@ -119,12 +200,16 @@ impl Pool {
             own: Mutex::default(),
             running: Arc::default(),
         };
-        for i in 0..scheduler.threads {
+        let (threads, neighbour) = (scheduler.num_threads(), scheduler.neighbour());
+        for i in 0..threads {
             let (waiting, stopped) = (pool.waiting.clone(), stopped.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("forebay-{i}"))
-                .spawn(move || work(&waiting, &stopped))
-                .map_err(|e| Error::config(format!("cannot start worker {i} of {}", scheduler.threads)).because(e))?;
+                .spawn(move || {
+                    neighbour.apply();
+                    work(&waiting, &stopped);
+                })
+                .map_err(|e| Error::config(format!("cannot start worker {i} of {threads}")).because(e))?;
             pool.threads.push(thread);
         }
         Ok(pool)
@@ -237,6 +322,44 @@ mod tests {
         }
         drop(pool);
         assert_eq!(Arc::strong_count(&counted), 1, "no task is left behind");
+    }
+
+    #[test]
+    fn workers_are_as_many_as_was_said_or_as_there_are_cores() {
+        let cores = num_cores();
+        for (scheduler, threads) in [
+            (Scheduler::default(), cores),
+            (Scheduler::default().cores(0..7), 7),
+            (Scheduler::default().off_this_core().cores(0..7), 6),
+            (Scheduler::default().cores([5]).off_this_core(), 1),
+            (Scheduler::threads(3).cores(0..7).off_this_core(), 3),
+            (Scheduler::share(1.0), cores),
+            (Scheduler::share(7.5), cores),
+            (Scheduler::share(0.0), 1),
+            (Scheduler::share(f64::NAN), 1),
+        ] {
+            assert_eq!(scheduler.num_threads(), threads, "{scheduler:?}");
+        }
+        let error = Scheduler::single_threaded().niceness(1).settle().unwrap_err().to_string();
+        assert!(error.contains("Scheduler::threads(n)"), "{error}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn workers_are_good_neighbours_from_their_first_task_on() {
+        use crate::engine::neighbour::seen_of_this_thread;
+        let (own, _) = seen_of_this_thread();
+        let core: usize = own.split(['-', ',']).next().unwrap().parse().unwrap();
+        let scheduler = Scheduler::threads(3).cores([core]).niceness(7).settle().unwrap();
+        let pool = Pool::new(scheduler).unwrap();
+        let (log, seen) = mpsc::channel();
+        for _ in 0..30 {
+            let log = log.clone();
+            pool.submit(pool.prepare(Level::Decode, move |_| log.send(seen_of_this_thread()).unwrap()));
+        }
+        drop(log);
+        assert_eq!(seen.iter().collect::<Vec<_>>(), vec![(core.to_string(), 7); 30]);
+        assert_eq!(seen_of_this_thread().0, own, "the thread that starts them stays as it is");
     }
 
     #[test]

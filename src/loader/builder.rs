@@ -206,14 +206,18 @@ impl LoaderBuilder {
         if self.steps_per_epoch == Some(0) {
             wrong.push(Error::config("an epoch of 0 steps").advice(".steps_per_epoch(n) wants n of at least 1"));
         }
+        let found = delivery::find(self.device).map_err(|e| wrong.push(e)).ok();
+        let scheduler = self.scheduler.settle().map_err(|e| wrong.push(e)).ok();
         wrong.extend(self.skip.and_then(Skip::mistake));
         #[cfg(feature = "tch")]
         wrong.extend(on_device::mistakes(&self.on_device));
         all_of(wrong)?;
-        let Some(steps) = steps else { unreachable!("its error was returned") };
+        let (Some(steps), Some(found), Some(scheduler)) = (steps, found, scheduler) else {
+            unreachable!("their errors were returned")
+        };
         let steps = steps.with_epoch(self.steps_per_epoch);
 
-        let io = Io::new(self.scheduler)?;
+        let io = Io::new(scheduler)?;
         let store = self.store.clone().build();
         let (mut opened, mut notes) = (HashMap::new(), Vec::new());
         for (node, files, request) in requests(&self.dataset)? {
@@ -229,11 +233,11 @@ impl LoaderBuilder {
         let shared = Shared {
             chunk_rows: chunk_rows(&self.dataset, &pipeline.layouts),
             alive: Arc::default(),
-            pool: Pool::new(self.scheduler)?,
+            pool: Pool::new(scheduler)?,
             io,
             account: Account::new(self.budget),
             counters: Counters::default(),
-            scheduler: self.scheduler,
+            scheduler,
             seed,
             skip: self.skip,
             skipped: Log::default(),
@@ -243,7 +247,7 @@ impl LoaderBuilder {
             on_device,
             pipeline,
         };
-        let delivery = delivery::to(self.device, &shared, 1)?;
+        let delivery = found.through(&shared, 1)?;
         check_budget(&shared, delivery.is_ring())?;
         let current = Arc::new(Mutex::new(Current::default()));
         let start = restored.map(|state| shared.pipeline.start_behind(state)).transpose()?;

@@ -45,17 +45,37 @@ pub(crate) type Parcel = Option<Arc<Crossing>>;
 #[derive(Default)]
 pub(crate) struct Parcel {}
 
-/// Batches to a device, for one of `lanes` iterators that share each.
+/// A device that is there.
+pub(crate) struct Found {
+    /// None for the host.
+    #[cfg(feature = "tch")]
+    copier: Option<Arc<dyn Copier>>,
+}
+
+/// Looks for a device.
 ///
 /// # Errors
-/// [`ErrorKind::Device`] if there is no such device, or it cannot lock memory for the ring.
-pub(crate) fn to(device: Device, shared: &Shared, lanes: u64) -> Result<Delivery> {
+/// [`ErrorKind::Device`](crate::ErrorKind::Device) if there is no such device.
+pub(crate) fn find(device: Device) -> Result<Found> {
     #[cfg(feature = "tch")]
-    return Delivery::through(copier_for(device)?, &shared.pipeline, lanes, &shared.account);
+    return copier_for(device).map(|copier| Found { copier });
     #[cfg(not(feature = "tch"))]
-    {
-        let _ = (shared, lanes);
-        refuse_cuda(device).map(|()| Delivery::default())
+    refuse_cuda(device).map(|()| Found {})
+}
+
+impl Found {
+    /// Batches to it, for one of `lanes` iterators that share each.
+    ///
+    /// # Errors
+    /// A budget that is smaller than the ring; a device that cannot lock so much memory.
+    pub(crate) fn through(self, shared: &Shared, lanes: u64) -> Result<Delivery> {
+        #[cfg(feature = "tch")]
+        return Delivery::through(self.copier, &shared.pipeline, lanes, &shared.account);
+        #[cfg(not(feature = "tch"))]
+        {
+            let _ = (shared, lanes);
+            Ok(Delivery::default())
+        }
     }
 }
 

@@ -205,7 +205,7 @@ impl Loader {
             // The rings before go first: locked memory is scarce.
             self.split = <_>::default();
             let lanes = devices.len() as u64;
-            let deliveries = devices.iter().map(|&device| delivery::to(device, &self.shared, lanes));
+            let deliveries = devices.iter().map(|&device| delivery::find(device)?.through(&self.shared, lanes));
             self.split = (devices.to_vec(), deliveries.collect::<Result<_>>()?);
         }
         let epoch = self.start.epoch;

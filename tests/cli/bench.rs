@@ -3,7 +3,7 @@
 use crate::support::Folder;
 
 /// Keys that scripts may rely on.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 25] = [
     "workload",
     "samples_per_s",
     "stored_bytes_per_s",
@@ -15,6 +15,7 @@ const KEYS: [&str; 18] = [
     "wait_share",
     "wait_p50_s",
     "wait_p99_s",
+    "wait_max_s",
     "waited_s",
     "plan_s",
     "utilisation",
@@ -22,6 +23,12 @@ const KEYS: [&str; 18] = [
     "of_limit",
     "threads",
     "batches",
+    "preset",
+    "files",
+    "read_share",
+    "emulation",
+    "search",
+    "jitter",
 ];
 
 #[test]
@@ -89,4 +96,201 @@ fn shards_of_the_users_and_steps_of_fixed_length_can_be_measured() {
     folder.run_to(2, ["bench", "image", "--step-time", "soon"]);
     folder.run_to(2, ["bench", "nothing"]);
     folder.run_to(3, ["bench", "image", "nowhere/*.tfrecord"]);
+}
+
+/// A number of an object.
+fn number(object: &serde_json::Value, key: &str) -> f64 {
+    object[key].as_f64().unwrap_or_else(|| panic!("no number {key}: {object}"))
+}
+
+#[test]
+fn accelerators_take_equal_numbers_of_steps() {
+    let folder = Folder::new();
+    let data = ["bench", "raw", "--samples", "50", "--batch", "8", "--json", "--quiet"];
+    let args = ["--step-time", "0.001", "--accelerators", "3", "--steps", "5", "--runs", "3"];
+    let measured = folder.run_to(0, data.into_iter().chain(args)).json();
+    let runs = measured["emulation"]["runs"].as_array().expect("runs");
+    assert_eq!(runs.len(), 3, "{measured}");
+    for run in runs {
+        assert_eq!(run["steps"], serde_json::json!([5, 5, 5]), "{measured}");
+        let shares = ["utilisation", "utilisation_after_first", "utilisation_stated"].map(|key| number(run, key));
+        assert!(shares.iter().all(|share| *share > 0.0 && *share <= 1.0), "{run}");
+        // 4 steps of a millisecond behind the first; what they really took is longer.
+        assert!(shares[2] <= shares[1] && number(run, "wall_s") >= 0.005, "{run}");
+        let waits = ["wait_p50_s", "wait_p99_s", "wait_max_s"].map(|key| number(run, key));
+        assert!(waits.is_sorted(), "{run}");
+    }
+    // The run that stands above is the one of median utilisation.
+    let mut utilisations: Vec<f64> = runs.iter().map(|run| number(run, "utilisation_after_first")).collect();
+    utilisations.sort_unstable_by(f64::total_cmp);
+    assert_eq!(number(&measured, "utilisation_after_first"), utilisations[1]);
+    assert_eq!((&measured["samples"], &measured["batches"]), (&120.into(), &15.into()), "{measured}");
+    assert_eq!((&measured["batch"], &measured["checked"]), (&8.into(), &true.into()), "{measured}");
+    // As many steps as the epochs hold: 4 * 50 / (8 * 3) = 8.
+    let args = ["--step-time", "0.001", "--accelerators", "3", "--epochs", "4"];
+    let measured = folder.run_to(0, data.into_iter().chain(args)).json();
+    assert_eq!(measured["emulation"]["runs"][0]["steps"], serde_json::json!([8, 8, 8]), "{measured}");
+    let text = folder.run_to(0, ["bench", "raw", "--samples", "50", "--step-time", "0.001", "--steps", "3"]).out;
+    assert!(text.contains("1, batches of 400, 3 steps of 0.001 s each"), "{text}");
+}
+
+#[test]
+fn accelerators_take_rows_whose_number_nobody_knows() {
+    let folder = Folder::new();
+    let args = ["bench", "pack", "--samples", "300", "--length", "512", "--window", "20", "--batch", "8", "--json"];
+    let steps = ["--step-time", "0.001", "--accelerators", "2", "--steps", "7", "--quiet"];
+    let measured = folder.run_to(0, args.into_iter().chain(steps)).json();
+    assert_eq!(measured["emulation"]["runs"][0]["steps"], serde_json::json!([7, 7]), "{measured}");
+    assert_eq!(measured["samples"], 7 * 2 * 8, "{measured}");
+}
+
+#[test]
+fn published_sizes_are_scaled_by_files_and_accelerators_alone() {
+    let folder = Folder::new();
+    let args = ["bench", "cosmoflow-like", "--files", "3", "--accelerator", "h100", "--json", "--quiet", "--limit"];
+    let measured = folder.run_to(0, args.into_iter().chain(["--accelerators", "2", "--steps", "4"])).json();
+    assert_eq!((&measured["checked"], &measured["checked_samples"]), (&true.into(), &3.into()), "{measured}");
+    assert_eq!((&measured["files"], &measured["batch"]), (&3.into(), &1.into()), "{measured}");
+    assert_eq!(number(&measured["emulation"], "step_s"), 0.0035, "{measured}");
+    assert_eq!(measured["emulation"]["runs"][0]["steps"], serde_json::json!([4, 4]), "{measured}");
+    assert!(measured["preset"].as_str().is_some_and(|note| note.contains("not a result")), "{measured}");
+    assert!(number(&measured, "limit_samples_per_s") > 0.0, "{measured}");
+    assert!(number(&measured, "read_share") > 0.0, "{measured}");
+    let made = folder.path("cache/forebay/bench/cosmoflow-like-3");
+    let sizes =
+        std::fs::read_dir(&made).expect("its files").map(|entry| entry.expect("one").metadata().expect("one").len());
+    let large: Vec<u64> = sizes.filter(|size| *size > 10_000).collect();
+    // Within five standard deviations, and not all alike.
+    assert!(large.len() == 3 && large.iter().all(|size| size.abs_diff(2_828_502) < 360_000), "{large:?}");
+    assert!(large.iter().any(|size| *size != large[0]), "{large:?}");
+
+    // Shards of one's own, with records of any size.
+    let shards = made.display().to_string();
+    let measured = folder.run_to(0, ["bench", "cosmoflow-like", &shards, "--epochs", "1", "--json"]).json();
+    assert_eq!((&measured["files"], &measured["samples"]), (&3.into(), &3.into()), "{measured}");
+    assert!(measured["checked"].is_null() && measured["emulation"].is_null(), "{measured}");
+
+    for args in [
+        ["bench", "cosmoflow-like", "--batch", "4"],
+        ["bench", "cosmoflow-like", "--step-time", "1"],
+        ["bench", "cosmoflow-like", "--samples", "4"],
+        ["bench", "raw", "--accelerator", "a100"],
+        ["bench", "raw", "--files", "4"],
+        ["bench", "raw", "--accelerators", "4"],
+        ["bench", "raw", "--steps", "4"],
+        ["bench", "raw", "--runs", "4"],
+        ["bench", "raw", "--step-time", "0"],
+    ] {
+        folder.run_to(2, args);
+    }
+    folder.run_to(2, ["bench", "cosmoflow-like", "--parquet"]);
+    folder.run_to(2, ["bench", "raw", "--find-accelerators"]);
+}
+
+#[test]
+fn the_most_accelerators_are_searched_for() {
+    let folder = Folder::new();
+    let data = ["bench", "raw", "--samples", "40", "--batch", "4", "--json", "--quiet", "--epochs", "2"];
+    let args = ["--step-time", "0.0005", "--find-accelerators", "--steps", "4", "--runs", "2"];
+    let measured = folder.run_to(0, data.into_iter().chain(args)).json();
+    let search = &measured["search"];
+    let (within, largest) = (number(search, "within_share"), number(search, "largest"));
+    let maxima = search["maxima"].as_array().expect("maxima");
+    let maximum = number(search, "maximum_samples_per_s");
+    assert!(maxima.len() == 2 && maxima.contains(&search["maximum_samples_per_s"]), "{search}");
+    assert_eq!(maximum, number(&measured, "samples_per_s"));
+    assert_eq!(within, (0.95 * maximum * 0.0005 / 4.0).floor(), "{search}");
+    let tried = search["tried"].as_array().expect("what was tried");
+    assert_eq!(
+        (number(&tried[0], "accelerators"), tried[0]["utilisations"].as_array().map(Vec::len)),
+        (within.max(1.0), Some(2))
+    );
+    // The largest is one that was tried and held, and the next was tried and did not.
+    let holds = |accelerators: f64| {
+        tried.iter().find(|one| number(one, "accelerators") == accelerators).map(|one| &one["holds"])
+    };
+    assert!(largest == 0.0 || holds(largest) == Some(&true.into()), "{search}");
+    assert_eq!(holds(largest + 1.0), Some(&false.into()), "{search}");
+    assert!(number(&measured, "limit_samples_per_s") > 0.0, "{measured}");
+}
+
+#[test]
+fn launches_are_timed_without_a_loader_beside_one_and_beside_a_good_neighbour() {
+    let folder = Folder::new();
+    let args = ["bench", "raw", "--samples", "40", "--batch", "20", "--epochs", "1", "--steps", "3", "--jitter"];
+    let measured = folder.run_to(0, args.into_iter().chain(["--json", "--quiet"])).json();
+    let jitter = &measured["jitter"];
+    let (launches, steps) = (number(jitter, "launches_per_step"), number(jitter, "steps"));
+    assert!(launches >= 1.0 && steps == 3.0 && number(jitter, "launch_s") > 0.0, "{jitter}");
+    let cases = jitter["cases"].as_array().expect("cases");
+    let what: Vec<_> = cases.iter().map(|case| case["what"].as_str()).collect();
+    assert_eq!(what, [Some("no loader"), Some("loader"), Some("good neighbour")]);
+    for case in cases {
+        assert_eq!(number(case, "launches"), launches * steps, "{case}");
+        assert!(["late_p50_s", "late_p99_s", "late_max_s"].map(|key| number(case, key)).is_sorted(), "{case}");
+        assert_eq!(case["samples_per_s"].is_null(), case["what"] == "no loader", "{case}");
+    }
+    // What is said of neighbours is what the third case has.
+    let args = args.into_iter().chain(["--niceness", "5", "--threads", "3"]);
+    let text = folder.run_to(0, args).out;
+    assert!(text.contains("good neighbour") && text.contains("longest"), "{text}");
+}
+
+#[test]
+fn cores_and_niceness_that_the_system_refuses_are_errors() {
+    let folder = Folder::new();
+    let data = ["bench", "tiny", "--samples", "1000"];
+    for (flag, value, says) in
+        [("--cores", "1023", "cannot run on all of the cores 1023"), ("--niceness", "30", "-20 to 19")]
+    {
+        let ended = folder.run_to(2, data.into_iter().chain([flag, value]));
+        assert!(ended.err.contains(says), "{}", ended.err);
+    }
+    for wrong in [["--cores", "3-1"], ["--share", "2"], ["--niceness", "low"]] {
+        folder.run_to(2, data.into_iter().chain(wrong));
+    }
+}
+
+/// Of each thread of a process whose name begins so: the cores it may run on, and its niceness.
+#[cfg(target_os = "linux")]
+fn threads(process: u32, name: &str) -> Vec<(String, String)> {
+    let read = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let named = tasks.map(|task| task.path()).filter(|task| read(task.join("comm")).starts_with(name));
+    named
+        .filter_map(|task| {
+            let (status, stat) = (read(task.join("status")), read(task.join("stat")));
+            let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+            let niceness = stat.rsplit_once(')')?.1.split_whitespace().nth(16)?;
+            Some((cores.trim().to_owned(), niceness.to_owned()))
+        })
+        .collect()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn all_threads_of_a_loader_keep_to_their_cores_and_niceness() {
+    let folder = Folder::new();
+    let (own, niceness) = threads(std::process::id(), "").swap_remove(0);
+    let core = own.split(['-', ',']).next().expect("a core");
+    let lowered = (niceness.parse::<i32>().expect("a number") + 3).min(19).to_string();
+    let args = ["bench", "raw", "--samples", "64", "--batch", "8", "--epochs", "1000000", "--threads", "2", "--quiet"];
+    let mut command = folder.command(args.into_iter().chain(["--cores", core, "--niceness", &lowered]));
+    let mut process = command.stdout(std::process::Stdio::null()).spawn().expect("it runs");
+    let good = (core.to_owned(), lowered);
+    // The two workers, and those for sockets and disks.
+    let is_good = |seen: &[(String, String)], least: usize| seen.len() >= least && seen.iter().all(|one| *one == good);
+    // A thread that has just begun is seen before it has changed itself; what never does is seen until the process is given up.
+    let (mut all, mut readers) = (Vec::new(), Vec::new());
+    let start = std::time::Instant::now();
+    while !(is_good(&all, readers.len() + 2) && is_good(&readers, 2)) && start.elapsed().as_secs() < 60 {
+        assert!(process.try_wait().expect("its state").is_none(), "it ended early");
+        // Threads for disks come and go: those counted first are no fewer of all.
+        (readers, all) = (threads(process.id(), "forebay-io"), threads(process.id(), "forebay-"));
+        std::thread::yield_now();
+    }
+    let main = threads(process.id(), "forebay\n");
+    process.kill().and_then(|()| process.wait()).expect("it ends");
+    assert!(is_good(&all, readers.len() + 2) && is_good(&readers, 2), "{all:?} {readers:?}");
+    assert_eq!(main, [(own, niceness)], "the loop's own thread stays as it was");
 }

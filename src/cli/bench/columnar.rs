@@ -4,21 +4,22 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float32Array, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch};
+use arrow::array::{ArrayRef, BinaryArray, Float32Array, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch};
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use rand::Rng as _;
 
+use super::data;
 use super::limit::{Limit, memory, rate};
 use super::workload::{Input, Workload};
 use crate::batch::Batch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::random::{Key, Rng};
-use crate::schema::{Column, Dtype, Shape};
+use crate::random::Rng;
+use crate::schema::{Column, Dtype, Shape, bytes};
 
 /// Tokens of a row of `tokens`: a sequence of a language model.
 pub(super) const TOKENS: usize = 2048;
@@ -38,6 +39,8 @@ pub(super) fn layout(workload: Workload, samples: u64) -> (u64, usize) {
     match workload {
         Workload::Tokens => (4, 1_000),
         Workload::Latents => (samples.div_ceil(48), 48),
+        // As many files as rows: a record of megabytes each.
+        _ if workload.preset().is_some() => (samples, 1),
         _ => (4, 65_536),
     }
 }
@@ -55,15 +58,21 @@ pub(super) fn write(
     let failed = |e: parquet::errors::ParquetError| {
         Error::new(ErrorKind::Transfer, "the bench's data cannot be written").because(e).url(url.clone())
     };
+    let is_noise = workload == Workload::Latents || workload.preset().is_some();
     let compression = match workload {
-        Workload::Latents => Compression::UNCOMPRESSED,
+        _ if is_noise => Compression::UNCOMPRESSED,
         _ if snappy => Compression::SNAPPY,
         _ => Compression::ZSTD(ZstdLevel::default()),
     };
     let properties = WriterProperties::builder()
         .set_compression(compression)
         .set_max_row_group_row_count(Some(group))
-        .set_dictionary_enabled(workload != Workload::Latents);
+        .set_dictionary_enabled(!is_noise);
+    let properties = match workload.preset() {
+        // No bounds of noise, which are kept beside it.
+        Some(_) => properties.set_statistics_enabled(EnabledStatistics::None),
+        None => properties,
+    };
     let file = File::create(path).map_err(|e| failed(e.into()))?;
     let (mut writer, mut sum) = (None, 0u64);
     let piece = if workload == Workload::Latents { 8 } else { group as u64 };
@@ -85,8 +94,13 @@ pub(super) fn write(
 
 /// Rows from their number on.
 fn rows_of(workload: Workload, start: u64, rows: usize) -> RecordBatch {
-    let mut rng = Key::new(0).with("bench").with(workload.name()).with_number(start).rng();
+    let mut rng = data::rng_of(workload, start);
     let columns: Vec<(String, ArrayRef)> = match workload {
+        _ if let Some(preset) = workload.preset() => {
+            let mut record = Vec::new();
+            preset.record(&mut rng, &mut record);
+            vec![("record".into(), Arc::new(BinaryArray::from_vec(vec![&record])) as _)]
+        }
         Workload::Tokens => {
             let tokens = (0..rows * TOKENS).map(|_| token(&mut rng)).collect::<Vec<i32>>();
             vec![("tokens".into(), lists(Arc::new(Int32Array::from(tokens)), TOKENS))]
@@ -131,6 +145,7 @@ fn wide(column: usize, rows: usize, rng: &mut Rng) -> ArrayRef {
 /// The columns that are read.
 pub(super) fn columns(workload: Workload) -> Vec<Column> {
     match workload {
+        _ if workload.preset().is_some() => vec![bytes("record")],
         Workload::Tokens => vec![Column::new("tokens", Dtype::I64, Shape::Fixed(vec![TOKENS]))],
         Workload::Latents => {
             LATENTS.iter().map(|&(name, length)| Column::new(name, Dtype::F32, Shape::Fixed(vec![length]))).collect()
@@ -156,6 +171,11 @@ fn sum_of(batch: &RecordBatch) -> Result<u64> {
     use arrow::datatypes::{Float32Type, Float64Type, Int32Type, Int64Type};
     let mut sum = 0u64;
     for (at, column) in batch.columns().iter().enumerate() {
+        if let Some(records) = column.as_binary_opt::<i32>() {
+            let hashes = records.iter().flatten().map(xxhash_rust::xxh3::xxh3_64);
+            sum = hashes.fold(sum, u64::wrapping_add);
+            continue;
+        }
         let values = match column.as_list_opt::<i32>() {
             Some(list) => list.values(),
             None if at % WIDE_STEP != 0 => continue,
@@ -196,6 +216,8 @@ fn digest<T: Copy>(values: &[T], bits: impl Fn(T) -> u64) -> u64 {
     })
 }
 
+const PARQUET_CRATE: &str = "the bare parquet crate on the same columns";
+
 /// What the bare copy goes through: more than caches hold.
 const COPIED_BYTES: usize = 256 << 20;
 
@@ -223,6 +245,10 @@ pub(super) fn limits(workload: Workload, input: &Input, batch: usize, threads: u
         },
     )?;
     let crate_rate = passes * rows.into_inner() as f64;
+    if workload.preset().is_some() {
+        // Delivered as bytes they are not copied once more.
+        return Ok(vec![Limit { what: PARQUET_CRATE, samples_per_s: crate_rate }]);
+    }
     let sample: usize = columns(workload).iter().filter_map(Column::sample_bytes).sum();
     // From memory that no cache holds, into that of batches before.
     let bytes = batch * sample;
@@ -243,7 +269,7 @@ pub(super) fn limits(workload: Workload, input: &Input, batch: usize, threads: u
         },
     )?;
     Ok(vec![
-        Limit { what: "the bare parquet crate on the same columns", samples_per_s: crate_rate },
+        Limit { what: PARQUET_CRATE, samples_per_s: crate_rate },
         Limit { what: "copy as many bytes into batches", samples_per_s: copies * batch as f64 },
     ])
 }

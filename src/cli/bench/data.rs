@@ -46,8 +46,26 @@ impl Made {
     }
 }
 
+/// Which data.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) workload: Workload,
+    pub(super) samples: u64,
+    /// Parquet compressed with snappy instead of zstd.
+    pub(super) snappy: bool,
+    /// What could be TFRecord, in Parquet.
+    pub(super) parquet: bool,
+}
+
+/// A number of the standard normal distribution, by Box and Muller.
+pub(super) fn normal(rng: &mut Rng) -> f64 {
+    let (u, v) = (1.0 - rng.random::<f64>(), rng.random::<f64>());
+    libm::sqrt(-2.0 * libm::log(u)) * libm::cos(std::f64::consts::TAU * v)
+}
+
 /// Where the data lies: `target/bench` in a project, else the user's cache.
-pub(super) fn folder(workload: Workload, samples: u64, snappy: bool) -> PathBuf {
+pub(super) fn folder(wanted: Wanted) -> PathBuf {
+    let Wanted { workload, samples, snappy, parquet } = wanted;
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = if Path::new("target").is_dir() {
         PathBuf::from("target/bench")
@@ -55,19 +73,18 @@ pub(super) fn folder(workload: Workload, samples: u64, snappy: bool) -> PathBuf 
         let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
         cache.unwrap_or_else(std::env::temp_dir).join("forebay/bench")
     };
-    let codec = if snappy && workload.is_columnar() { "-snappy" } else { "" };
+    let codec = match (workload.preset(), parquet) {
+        (Some(_), true) => "-parquet",
+        (None, _) if snappy && workload.is_columnar(parquet) => "-snappy",
+        _ => "",
+    };
     root.join(format!("{}{codec}-{samples}", workload.name()))
 }
 
 /// The data of a workload, made unless it is there.
-pub(super) fn made(
-    workload: Workload,
-    samples: u64,
-    #[cfg_attr(not(feature = "parquet"), expect(unused_variables, reason = "of Parquet alone"))] snappy: bool,
-    folder: &Path,
-    threads: usize,
-    terminal: &Terminal,
-) -> Result<Made> {
+pub(super) fn made(wanted: Wanted, folder: &Path, threads: usize, terminal: &Terminal) -> Result<Made> {
+    let Wanted { workload, samples, .. } = wanted;
+    let is_columnar = workload.is_columnar(wanted.parquet);
     let manifest = folder.join("_bench.json");
     let known = std::fs::read(&manifest).ok().and_then(|text| serde_json::from_slice::<Made>(&text).ok());
     if let Some(known) = known.filter(|known| known.version == VERSION && known.samples == samples) {
@@ -78,16 +95,17 @@ pub(super) fn made(
         move |e| Error::new(ErrorKind::Transfer, "the bench's data cannot be written").because(e).url(url)
     };
     std::fs::create_dir_all(folder).map_err(failed(folder))?;
-    let per_shard = match workload {
-        Workload::Raw => RAW_RECORDS,
+    let per_shard = match workload.preset() {
+        Some(preset) => preset.records_per_file,
+        None if workload == Workload::Raw => RAW_RECORDS,
         #[cfg(feature = "parquet")]
-        workload if workload.is_columnar() => samples.div_ceil(super::columnar::layout(workload, samples).0),
-        _ => samples.div_ceil(8).max(1),
+        None if is_columnar => samples.div_ceil(super::columnar::layout(workload, samples).0),
+        None => samples.div_ceil(8).max(1),
     };
     let shards = samples.div_ceil(per_shard);
     let progress = terminal.progress("making data", samples, Unit::Things);
     let (next, sum) = (AtomicU64::new(0), AtomicU64::new(0));
-    let ending = if workload.is_columnar() { "parquet" } else { "tfrecord" };
+    let ending = if is_columnar { "parquet" } else { "tfrecord" };
     let name = |shard: u64| format!("{}-{shard:05}-of-{shards:05}.{ending}", workload.name());
     let work = || -> Result<()> {
         let mut maker = Maker::default();
@@ -98,11 +116,11 @@ pub(super) fn made(
             }
             let path = folder.join(name(shard));
             #[cfg(feature = "parquet")]
-            if workload.is_columnar() {
+            if is_columnar {
                 let rows = shard * per_shard..samples.min((shard + 1) * per_shard);
                 let group = super::columnar::layout(workload, samples).1;
                 let done = |rows| progress.inc(rows);
-                let value = super::columnar::write(workload, snappy, &path, rows, group, &done)?;
+                let value = super::columnar::write(workload, wanted.snappy, &path, rows, group, &done)?;
                 sum.fetch_add(value, Ordering::Relaxed);
                 continue;
             }
@@ -129,6 +147,11 @@ pub(super) fn made(
     Ok(made)
 }
 
+/// The numbers of a sample, or of rows from that one on.
+pub(super) fn rng_of(workload: Workload, sample: u64) -> Rng {
+    Key::new(0).with("bench").with(workload.name()).with_number(sample).rng()
+}
+
 /// Makes records, each from its number.
 #[derive(Default)]
 struct Maker {
@@ -140,7 +163,11 @@ struct Maker {
 impl Maker {
     /// The record and what it adds to the sum.
     fn record(&mut self, workload: Workload, sample: u64) -> Result<(&[u8], u64)> {
-        let mut rng = Key::new(0).with("bench").with(workload.name()).with_number(sample).rng();
+        let mut rng = rng_of(workload, sample);
+        if let Some(preset) = workload.preset() {
+            preset.record(&mut rng, &mut self.payload);
+            return Ok((&self.payload, xxhash_rust::xxh3::xxh3_64(&self.payload)));
+        }
         match workload {
             Workload::Image => {
                 paint(&mut rng, &mut self.pixels);

@@ -21,9 +21,7 @@ const VOCABULARY: i32 = 50_257;
 
 /// A length of the distribution.
 fn length(rng: &mut Rng) -> usize {
-    let (u, v) = (1.0 - rng.random::<f64>(), rng.random::<f64>());
-    let normal = libm::sqrt(-2.0 * libm::log(u)) * libm::cos(std::f64::consts::TAU * v);
-    (MEDIAN * libm::exp(SIGMA * normal)).clamp(SHORTEST, LONGEST) as usize
+    (MEDIAN * libm::exp(SIGMA * super::data::normal(rng))).clamp(SHORTEST, LONGEST) as usize
 }
 
 /// So many documents, as one column of lists.

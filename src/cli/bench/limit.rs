@@ -83,11 +83,10 @@ pub(super) fn limits(
     match (workload, shards) {
         (Workload::Image, Some(shards)) => image(&workload.image(u8), input, batch, shards, threads),
         (Workload::Features, Some(shards)) => features(workload, input, shards, threads),
-        (Workload::Raw, Some(shards)) => raw(input, batch, shards, threads),
         #[cfg(feature = "parquet")]
-        (Workload::Tokens | Workload::Wide | Workload::Latents, _) => {
-            super::columnar::limits(workload, input, batch, threads)
-        }
+        _ if workload.is_columnar(input.parquet) => super::columnar::limits(workload, input, batch, threads),
+        (Workload::Raw | Workload::Resnet50Like, Some(shards)) => raw(input, batch, shards, threads),
+        (Workload::CosmoflowLike | Workload::Unet3dLike, Some(shards)) => records(shards, threads),
         (Workload::Pack, _) => pack(input, threads),
         _ => tiny(input.rows as usize, batch, shuffle as usize, threads),
     }
@@ -221,6 +220,23 @@ fn raw(input: &Input, batch: usize, shards: &Shards, threads: usize) -> Result<V
     )?;
     let per_batch = samples as f64 / batches.len() as f64;
     Ok(vec![Limit { what: "read, check and copy each record once into batches", samples_per_s: passes * per_batch }])
+}
+
+/// Records that are delivered as bytes are not copied: views into what was read.
+fn records(shards: &Shards, threads: usize) -> Result<Vec<Limit>> {
+    let count = AtomicUsize::new(0);
+    let passes = rate(
+        threads,
+        shards.objects.len(),
+        || (),
+        |(), number| {
+            let shard = read(shards, number)?;
+            count.fetch_max(frame(&shard, Check::Full)?.payloads.len(), Ordering::Relaxed);
+            Ok(())
+        },
+    )?;
+    let per_shard = count.into_inner() as f64;
+    Ok(vec![Limit { what: "read and check whole shards", samples_per_s: passes * per_shard }])
 }
 
 fn tiny(rows: usize, batch: usize, window: usize, threads: usize) -> Result<Vec<Limit>> {

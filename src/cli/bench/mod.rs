@@ -1,110 +1,47 @@
-//! `forebay bench`: whole loaders, measured over whole epochs, beside what the machine can do at all.
+//! `forebay bench`: whole loaders, measured over whole epochs or by the accelerators that they feed, beside what the machine can do at all.
 
+mod args;
 #[cfg(feature = "parquet")]
 mod columnar;
 mod data;
 mod documents;
+mod emulate;
+mod jitter;
 mod limit;
+mod preset;
+mod print;
 mod process;
+mod search;
 mod workload;
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+pub(super) use args::{BenchArgs, EXAMPLES};
+use emulate::{Emulation, Plan};
+use jitter::Jitter;
 use limit::Limit;
+use search::{Search, median};
 use serde::Serialize;
 use workload::Input;
-pub(super) use workload::{Packing, Workload};
+pub(super) use workload::Workload;
 
 use super::shards::ShardArgs;
-use super::terminal::{Mark, Terminal};
+use super::terminal::Terminal;
 use super::{Failure, Verdict};
-use crate::engine::Scheduler;
+use crate::engine::{Budget, Scheduler};
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader::Loader;
 
-/// Examples for `--help`.
-pub(super) const EXAMPLES: &str = "\
-Examples:
-  forebay bench image --limit
-  forebay bench image gs://bucket/train-*.tfrecord --epochs 1
-  forebay bench features --threads 2 --json
-  forebay bench pack --packing concat --window 256 --limit
-  forebay bench image --step-time 0.150";
-
-/// Arguments of `forebay bench`.
-#[derive(clap::Args, Debug)]
-pub(super) struct BenchArgs {
-    /// What to load.
-    workload: Workload,
-    /// Shards: paths or URLs, globs, ranges [default: data made from a seed and kept in target/bench].
-    #[arg(value_name = "URL")]
-    urls: Vec<String>,
-    /// Threads of the loader, and of the limits [default: one for each core].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    threads: Option<u16>,
-    /// Epochs that are measured, after one that warms up and is checked.
-    #[arg(long, value_name = "E", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
-    epochs: u64,
-    /// Samples of a batch [default: 256 image, 4096 features, 400 raw, 1024 tiny, 32 tokens and pack, 16384 wide, 48 latents].
-    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..))]
-    batch: Option<u32>,
-    /// Samples of the shuffle buffer, 0 for none [default: 1000 image, 100000 tiny, 10000 pack, 0].
-    #[arg(long, value_name = "S")]
-    shuffle: Option<u64>,
-    /// Parquet compressed with snappy instead of zstd.
-    #[arg(long)]
-    snappy: bool,
-    /// Images as u8, not normalised.
-    #[arg(long)]
-    u8: bool,
-    /// Take each batch for so long, as a training step does.
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    step_time: Option<Duration>,
-    /// So many accelerators take turns: each takes every N-th batch, for --step-time.
-    #[arg(long, value_name = "N", requires = "step_time", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    accelerators: u32,
-    /// Measure the bare loops beside it.
-    #[arg(long)]
-    limit: bool,
-    /// Samples of the data made here.
-    #[arg(long, value_name = "N", conflicts_with = "urls", value_parser = clap::value_parser!(u64).range(1..))]
-    samples: Option<u64>,
-    /// How `pack` packs.
-    #[arg(long, value_name = "HOW", default_value = "best-fit")]
-    packing: Packing,
-    /// Tokens of its rows.
-    #[arg(long, value_name = "N", default_value_t = workload::PACKED as u32, value_parser = clap::value_parser!(u32).range(1..))]
-    length: u32,
-    /// Documents of a stream that it packs together.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    window: Option<u64>,
-    /// The column of encoded images.
-    #[arg(long, value_name = "COLUMN", default_value = "image/encoded")]
-    image: String,
-    /// The column of labels [default: image/class/label, label].
-    #[arg(long, value_name = "COLUMN")]
-    label: Option<String>,
-    /// Save the loader's ledger, of all epochs, to this file.
-    #[arg(long, value_name = "FILE")]
-    ledger: Option<std::path::PathBuf>,
-    /// Print the loader's report too.
-    #[arg(long)]
-    report: bool,
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
-    Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
-}
+/// How long accelerators run, and loaders that they are held against, where nobody says.
+const LONG_ENOUGH: Duration = Duration::from_secs(10);
 
 /// What was measured: the JSON object.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Measured {
     workload: &'static str,
     samples_per_s: f64,
-    /// Of `pack`: without padding.
+    /// Of `pack`, over whole epochs: without padding.
     tokens_per_s: Option<f64>,
     padding_share: Option<f64>,
     stored_bytes_per_s: f64,
@@ -117,7 +54,8 @@ struct Measured {
     wait_share: f64,
     wait_p50_s: f64,
     wait_p99_s: f64,
-    /// Of all epochs, the one that was checked included: what the loop waited for.
+    wait_max_s: f64,
+    /// Of all epochs, the one that was checked included (of a run with accelerators: of that run): what the loop waited for.
     waited_s: BTreeMap<String, f64>,
     /// Time for which the one lock of the run was held.
     plan_s: f64,
@@ -137,33 +75,108 @@ struct Measured {
     checked_sum: String,
     /// Whether both are those of the data made here; `None` where they are not known.
     checked: Option<bool>,
+    /// Of a workload of published sizes: those, and that it is none of their benchmark's results.
+    preset: Option<&'static str>,
+    /// Its files.
+    files: Option<usize>,
+    /// What was read, of the bytes that its delivered samples have: less where steps that are on their way at a time share files.
+    read_share: Option<f64>,
+    /// With accelerators: all runs. What stands above is of the one of median utilisation.
+    emulation: Option<Emulation>,
+    search: Option<Search>,
+    jitter: Option<Jitter>,
+}
+
+/// A workload with what it reads, and how.
+struct Bench<'a> {
+    args: &'a BenchArgs,
+    input: Input,
+    batch: usize,
+    shuffle: u64,
+    /// Samples of an epoch, once one was taken.
+    rows: u64,
+}
+
+/// What one epoch held.
+struct Checked {
+    /// Of `pack`: tokens.
+    samples: u64,
+    sum: u64,
+    first_batch: Option<Duration>,
+}
+
+impl Bench<'_> {
+    fn loader(&self, batch: usize, endless: bool, scheduler: Scheduler) -> Result<Loader> {
+        let dataset = self.args.workload.dataset(&self.input, self.args.u8, batch, self.shuffle, endless)?;
+        let budget = self.args.budget.map_or_else(Budget::default, Budget::mebibytes);
+        dataset.loader().scheduler(scheduler).budget(budget).build()
+    }
+
+    /// A loader of one epoch that does not end.
+    fn endless(&self, batch: usize, scheduler: Scheduler) -> Result<Loader> {
+        self.loader(batch, true, scheduler)
+    }
+
+    /// Takes the first epoch, and adds up what it holds.
+    fn check(&mut self, loader: &mut Loader, age: &dyn Fn() -> Duration) -> Result<Checked> {
+        let mut checked = Checked { samples: 0, sum: 0, first_batch: None };
+        for batch in loader.epoch(0) {
+            let batch = batch?;
+            checked.first_batch.get_or_insert_with(age);
+            self.rows += batch.len() as u64;
+            checked.samples += self.args.workload.count(&batch)?;
+            checked.sum = checked.sum.wrapping_add(self.args.workload.sum(&batch, &self.input)?);
+        }
+        Ok(checked)
+    }
+
+    /// Steps that each of the accelerators takes.
+    fn steps(&self, step: Duration, accelerators: u32) -> u64 {
+        let of_epochs = |epochs: u64| (epochs * self.rows / (self.batch as u64 * u64::from(accelerators))).max(2);
+        let long_enough = || (LONG_ENOUGH.as_secs_f64() / step.as_secs_f64()).clamp(20.0, 1e9).ceil() as u64;
+        self.args.steps.or(self.args.epochs.map(of_epochs)).unwrap_or_else(long_enough)
+    }
 }
 
 pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Failure> {
     let start = Instant::now();
+    args.check()?;
     let workload = args.workload;
-    let scheduler = args.threads.map_or_else(Scheduler::default, |threads| Scheduler::threads(threads.into()));
+    // What is measured beside a mock loop is compared with the loader that has no regard for it.
+    let scheduler = if args.jitter { args.plain_scheduler() } else { args.scheduler() };
     let threads = scheduler.num_threads();
     let (input, expected) = input(args, threads, terminal)?;
     // What was spent on making data is no part of a program's start.
     let making = start.elapsed();
     let batch = args.batch.map_or(workload.default_batch(), |batch| batch as usize);
     let shuffle = args.shuffle.unwrap_or(workload.default_shuffle());
-    let dataset = workload.dataset(&input, args.u8, batch, shuffle)?;
-    let mut loader = dataset.loader().scheduler(scheduler).build()?;
-
-    let (mut sum, mut samples, mut first_batch) = (0u64, 0, None);
-    for batch in loader.epoch(0) {
-        let batch = batch?;
-        first_batch.get_or_insert_with(|| process::age().unwrap_or(start.elapsed()).saturating_sub(making));
-        samples += workload.count(&batch)?;
-        sum = sum.wrapping_add(workload.sum(&batch, &input)?);
+    let mut bench = Bench { args, input, batch, shuffle, rows: 0 };
+    let mut loader = bench.loader(batch, false, scheduler)?;
+    let age = || process::age().unwrap_or(start.elapsed()).saturating_sub(making);
+    let first = bench.check(&mut loader, &age)?;
+    let checked = expected.map(|expected| expected == (first.samples, first.sum));
+    if checked == Some(false) {
+        return Err(Error::new(ErrorKind::Corrupt, "the loader delivered other data than was made")
+            .advice("remove the folder target/bench, and run again")
+            .into());
     }
-    let checked = expected.map(|expected| expected == (samples, sum));
-    let mut measured = measure(&mut loader, args)?;
-    if workload == Workload::Pack {
-        // Each epoch has the tokens that were counted in the first.
-        let (tokens, cells) = (samples * args.epochs, measured.samples * u64::from(args.length));
+    if bench.rows == 0 && (args.step().is_some() || args.jitter) {
+        return Err(Error::new(ErrorKind::NotFound, "there are no samples to train on").into());
+    }
+    let mut maxima = Vec::new();
+    let (mut measured, loader) = match args.step().filter(|_| !args.find_accelerators) {
+        Some(step) => {
+            drop(loader);
+            accelerators(&bench, scheduler, step)?
+        }
+        None => {
+            let measured = alone(&mut loader, args, &mut maxima)?;
+            (measured, loader)
+        }
+    };
+    if workload == Workload::Pack && measured.emulation.is_none() {
+        // Each epoch has the tokens that were counted in the first, in other rows.
+        let (tokens, cells) = (first.samples * measured.epochs, measured.samples * u64::from(args.length));
         measured.tokens_per_s = Some(tokens as f64 / measured.wall_s);
         measured.padding_share = Some(1.0 - tokens as f64 / cells as f64);
     }
@@ -174,44 +187,56 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
         })?;
     }
     drop(loader);
-    if args.limit {
-        let shards = ShardArgs { urls: input.urls.clone(), threads: args.threads };
-        let shards = if input.urls.is_empty() { None } else { Some(shards.find()?) };
-        measured.limits = limit::limits(workload, &input, args.u8, batch, shuffle, shards.as_ref(), threads)?;
+    if let Some(step) = args.step().filter(|_| args.find_accelerators) {
+        measured.search = Some(search::search(&bench, scheduler, step, maxima)?);
+    }
+    if args.jitter {
+        let polite = args.polite_scheduler();
+        measured.jitter = Some(jitter::jitter(&bench, scheduler, polite, measured.samples_per_s)?);
+    }
+    if args.limit || args.find_accelerators {
+        let shards = ShardArgs { urls: bench.input.urls.clone(), threads: args.threads };
+        let shards = if bench.input.urls.is_empty() { None } else { Some(shards.find()?) };
+        measured.limits = limit::limits(workload, &bench.input, args.u8, batch, shuffle, shards.as_ref(), threads)?;
         measured.limit_samples_per_s = measured.limits.first().map(|limit| limit.samples_per_s);
         measured.of_limit = measured.limit_samples_per_s.map(|limit| measured.samples_per_s / limit);
     }
-    measured.threads = threads;
-    measured.batch = batch;
-    measured.first_batch_s = first_batch.unwrap_or_default().as_secs_f64();
-    (measured.checked_samples, measured.checked_sum, measured.checked) = (samples, format!("{sum:016x}"), checked);
+    measured.workload = workload.name();
+    if let Some((files, bytes)) = bench.input.files {
+        let read = measured.stored_bytes_per_s / measured.samples_per_s;
+        measured.files = Some(files);
+        measured.read_share = Some(read * bench.rows as f64 / bytes as f64);
+    }
+    measured.preset = workload.preset().map(|preset| preset.note);
+    (measured.threads, measured.batch) = (threads, batch);
+    measured.first_batch_s = first.first_batch.unwrap_or_default().as_secs_f64();
+    (measured.checked_samples, measured.checked_sum) = (first.samples, format!("{:016x}", first.sum));
+    measured.checked = checked;
     if terminal.is_json() {
         terminal.print_json(&measured)?;
     } else {
-        print(&measured, terminal)?;
+        print::print(&measured, terminal)?;
     }
     if args.report {
         terminal.note(format_args!("the loader's report\n{report}"));
     }
-    match checked {
-        Some(false) => Err(Error::new(ErrorKind::Corrupt, "the loader delivered other data than was made")
-            .advice("remove the folder target/bench, and run again")
-            .into()),
-        _ => Ok(Verdict::Good),
-    }
+    Ok(Verdict::Good)
 }
 
 /// What is read, and what the samples of it add up to, where that is known.
 fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input, Option<(u64, u64)>)> {
     let workload = args.workload;
-    let samples = args.samples.unwrap_or(workload.default_samples());
+    let wanted = args.wanted();
+    let samples = wanted.samples;
     let default_label = if workload == Workload::Image { "image/class/label" } else { "label" };
     let mut input = Input {
         urls: args.urls.clone(),
         is_made: args.urls.is_empty(),
+        files: None,
         image: args.image.clone(),
         label: args.label.clone().unwrap_or_else(|| default_label.to_owned()),
         record_bytes: data::RAW_BYTES,
+        parquet: args.parquet(),
         rows: samples as i64,
         documents: None,
         pack: workload::pack(args.packing, args.length as usize, args.window),
@@ -228,13 +253,20 @@ fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input
         return Ok((input, Some((samples, (samples * samples.saturating_sub(1) / 2)))));
     }
     if input.is_made {
-        let folder = data::folder(workload, samples, args.snappy);
-        let made = data::made(workload, samples, args.snappy, &folder, threads, terminal)?;
+        let folder = data::folder(wanted);
+        let made = data::made(wanted, &folder, threads, terminal)?;
         input.urls = made.urls(&folder);
+        let sizes = input.urls.iter().map(|path| std::fs::metadata(path).map_or(0, |file| file.len()));
+        input.files = workload.preset().map(|_| (input.urls.len(), sizes.sum()));
         return Ok((input, Some((made.samples, made.sum))));
     }
-    if workload == Workload::Raw {
+    if workload == Workload::Raw || workload.preset().is_some() {
         let shards = ShardArgs { urls: input.urls.clone(), threads: args.threads }.find()?;
+        let bytes = shards.objects.iter().map(|object| object.size).sum();
+        input.files = workload.preset().map(|_| (shards.objects.len(), bytes));
+        if workload.preset().is_some_and(|preset| !preset.is_fixed()) {
+            return Ok((input, None));
+        }
         let (store, first) = (shards.store.clone(), shards.objects.first().cloned());
         let Some(first) = first.filter(|first| first.size >= 8) else {
             return Err(Error::new(ErrorKind::NotFound, "the first shard holds no record"));
@@ -245,126 +277,139 @@ fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input
     Ok((input, None))
 }
 
-/// Takes whole epochs behind the first.
-fn measure(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
-    let stored = |loader: &Loader| loader.report().stage("read").map_or(0, |stage| stage.bytes);
-    let planned = |loader: &Loader| loader.report().stage("plan").map_or(Duration::ZERO, |stage| stage.busy);
-    let (stored_before, cpu_before, plan_before) = (stored(loader), process::cpu_time(), planned(loader));
-    let (mut waits, mut samples, mut stepped) = (Vec::new(), 0u64, Duration::ZERO);
-    let mut resident = Vec::new();
-    let start = Instant::now();
-    for epoch in 1..=args.epochs {
-        let mut batches = loader.epoch(epoch);
+/// What a loader did between two moments.
+struct Meter {
+    start: Instant,
+    stored: u64,
+    planned: Duration,
+    cpu: Duration,
+}
+
+/// See [`Meter`].
+struct Used {
+    wall_s: f64,
+    stored_bytes: u64,
+    plan_s: f64,
+    cpu_s: f64,
+}
+
+impl Meter {
+    fn start(loader: &Loader) -> Self {
+        Self {
+            stored: Self::stored(loader),
+            planned: Self::planned(loader),
+            cpu: process::cpu_time(),
+            start: Instant::now(),
+        }
+    }
+
+    fn stop(self, loader: &Loader) -> Used {
+        Used {
+            wall_s: self.start.elapsed().as_secs_f64(),
+            stored_bytes: Self::stored(loader) - self.stored,
+            plan_s: (Self::planned(loader) - self.planned).as_secs_f64(),
+            cpu_s: (process::cpu_time() - self.cpu).as_secs_f64(),
+        }
+    }
+
+    fn stored(loader: &Loader) -> u64 {
+        loader.report().stage("read").map_or(0, |stage| stage.bytes)
+    }
+
+    fn planned(loader: &Loader) -> Duration {
+        loader.report().stage("plan").map_or(Duration::ZERO, |stage| stage.busy)
+    }
+}
+
+/// Of times in their order, the one that this share of them is below; 1 is the longest.
+fn quantile(sorted: &[Duration], share: f64) -> f64 {
+    let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
+    sorted.get(at).copied().unwrap_or_default().as_secs_f64()
+}
+
+impl Measured {
+    /// What is the same with accelerators and without: `waits` is a wait for each batch, in their order.
+    fn of(loader: &Loader, used: &Used, samples: u64, waits: &[Duration]) -> Self {
+        Self {
+            samples_per_s: samples as f64 / used.wall_s,
+            stored_bytes_per_s: used.stored_bytes as f64 / used.wall_s,
+            cpu_s: used.cpu_s,
+            samples_per_cpu_s: samples as f64 / used.cpu_s.max(0.01),
+            peak_rss_bytes: process::peak_resident_bytes(),
+            wait_p50_s: quantile(waits, 0.5),
+            wait_p99_s: quantile(waits, 0.99),
+            wait_max_s: quantile(waits, 1.0),
+            waited_s: loader.report().waited.into_iter().map(|(what, time)| (what, time.as_secs_f64())).collect(),
+            plan_s: used.plan_s,
+            samples,
+            batches: waits.len() as u64,
+            wall_s: used.wall_s,
+            ..Self::default()
+        }
+    }
+}
+
+/// Measures the loader by itself; as often as accelerators run where they are held against it. `rates` are those of all times; the rest is of their median.
+fn alone(loader: &mut Loader, args: &BenchArgs, rates: &mut Vec<f64>) -> Result<Measured> {
+    let times = if args.find_accelerators { args.num_runs() } else { 1 };
+    // What was read ahead before counts little then, however small the data.
+    let is_held_against = args.find_accelerators || args.jitter;
+    let at_least = if is_held_against && args.epochs.is_none() { LONG_ENOUGH } else { Duration::ZERO };
+    let mut all = (0..times).map(|_| measure(loader, args.num_epochs(), at_least)).collect::<Result<Vec<_>>>()?;
+    rates.extend(all.iter().map(|measured| measured.samples_per_s));
+    let at = rates.iter().position(|rate| *rate == median(rates)).unwrap_or(0);
+    Ok(all.swap_remove(at))
+}
+
+/// Takes so many whole epochs, or more until it took long enough, and does nothing with their batches.
+fn measure(loader: &mut Loader, epochs: u64, at_least: Duration) -> Result<Measured> {
+    let meter = Meter::start(loader);
+    let (mut waits, mut samples, mut resident) = (Vec::new(), 0u64, Vec::new());
+    let mut taken = 0;
+    while taken < epochs || meter.start.elapsed() < at_least {
+        taken += 1;
+        let mut batches = loader.epoch(loader.next_epoch());
         loop {
             let asked = Instant::now();
             let Some(batch) = batches.next() else { break };
             waits.push(asked.elapsed());
-            let batch = batch?;
-            samples += batch.len() as u64;
-            if let Some(step) = args.step_time.map(|step| step / args.accelerators) {
-                // The accelerator has the batch, and the host's memory is let go while it works. What the step took is counted: a thread that
-                // sleeps is woken late where workers have the cores.
-                let begun = Instant::now();
-                drop(batch);
-                std::thread::sleep(step.saturating_sub(begun.elapsed()));
-                stepped += begun.elapsed();
-            }
+            samples += batch?.len() as u64;
         }
         resident.extend(process::resident_bytes());
     }
-    let (wall, cpu) = (start.elapsed().as_secs_f64(), (process::cpu_time() - cpu_before).as_secs_f64());
-    let stored_bytes = stored(loader) - stored_before;
-    let waited: Duration = waits.iter().sum();
-    let first = waits.first().copied().unwrap_or_default();
-    let batches = waits.len() as u64;
+    let used = meter.stop(loader);
+    let waited = waits.iter().sum::<Duration>().as_secs_f64();
+    let first_wait = waits.first().copied().unwrap_or_default().as_secs_f64();
     waits.sort_unstable();
-    let quantile =
-        |share: f64| waits.get((waits.len() as f64 * share) as usize).copied().unwrap_or_default().as_secs_f64();
-    // Of a loop that does nothing with its batches, the time that it did not wait.
-    let busy = if args.step_time.is_some() { stepped.as_secs_f64() } else { wall - waited.as_secs_f64() };
+    // The time that the loop did not wait.
+    let busy = used.wall_s - waited;
     Ok(Measured {
-        workload: args.workload.name(),
-        samples_per_s: samples as f64 / wall,
-        tokens_per_s: None,
-        padding_share: None,
-        stored_bytes_per_s: stored_bytes as f64 / wall,
-        cpu_s: cpu,
-        samples_per_cpu_s: samples as f64 / cpu.max(0.01),
-        first_batch_s: 0.0,
-        peak_rss_bytes: process::peak_resident_bytes(),
         rss_bytes: resident,
-        wait_share: waited.as_secs_f64() / wall,
-        wait_p50_s: quantile(0.5),
-        wait_p99_s: quantile(0.99),
-        waited_s: loader.report().waited.into_iter().map(|(what, time)| (what, time.as_secs_f64())).collect(),
-        plan_s: (planned(loader) - plan_before).as_secs_f64(),
-        utilisation: busy / wall,
-        utilisation_after_first: busy / (wall - first.as_secs_f64()),
-        limit_samples_per_s: None,
-        of_limit: None,
-        limits: Vec::new(),
-        threads: 0,
-        epochs: args.epochs,
-        samples,
-        batches,
-        batch: 0,
-        wall_s: wall,
-        checked_samples: 0,
-        checked_sum: String::new(),
-        checked: None,
+        wait_share: waited / used.wall_s,
+        utilisation: busy / used.wall_s,
+        utilisation_after_first: busy / (used.wall_s - first_wait),
+        epochs: taken,
+        ..Measured::of(loader, &used, samples, &waits)
     })
 }
 
-fn print(measured: &Measured, terminal: &Terminal) -> Result<(), Failure> {
-    let mut out = terminal.out();
-    let mut line = |name: &str, value: String| writeln!(out, "{name:<22} {value}");
-    let rate = |rate: f64| match rate {
-        1e6.. => format!("{:.2} M/s", rate / 1e6),
-        1e4.. => format!("{:.1} k/s", rate / 1e3),
-        _ => format!("{rate:.0} /s"),
-    };
-    let m = measured;
-    line("workload", format!("{}, batches of {}, {} threads", m.workload, m.batch, m.threads))?;
-    let checked = match m.checked {
-        Some(true) => terminal.mark(Mark::Good, "as made"),
-        Some(false) => terminal.mark(Mark::Bad, "other than made"),
-        None => "nothing to compare with".into(),
-    };
-    let what = if m.tokens_per_s.is_some() { "tokens" } else { "samples" };
-    line("checked", format!("{} {what}, sum {}: {checked}", m.checked_samples, m.checked_sum))?;
-    line(
-        "samples",
-        format!(
-            "{}, {} in {} epochs, {:.2} s",
-            terminal.mark(Mark::Bold, rate(m.samples_per_s)),
-            m.samples,
-            m.epochs,
-            m.wall_s
-        ),
-    )?;
-    if let (Some(tokens), Some(padding)) = (m.tokens_per_s, m.padding_share) {
-        line("tokens", format!("{}, {:.2} % padding", terminal.mark(Mark::Bold, rate(tokens)), padding * 100.0))?;
+/// Runs the accelerators as often as was said; the run of median utilisation, and the last one's loader.
+fn accelerators(bench: &Bench<'_>, scheduler: Scheduler, step: Duration) -> Result<(Measured, Loader)> {
+    let (args, accelerators) = (bench.args, bench.args.accelerators);
+    let plan = Plan { accelerators, steps: bench.steps(step, accelerators), step, batch: bench.batch };
+    let (mut all, mut runs, mut last) = (Vec::new(), Vec::new(), None);
+    for _ in 0..args.num_runs() {
+        // One loader at a time.
+        drop(last.take());
+        let (measured, ran, loader) = emulate::emulate(bench, scheduler, &plan)?;
+        all.push(measured);
+        runs.push(ran);
+        last = Some(loader);
     }
-    line("stored bytes", format!("{:.1} MB/s", m.stored_bytes_per_s / 1e6))?;
-    line("cpu", format!("{:.2} s, {} per cpu second", m.cpu_s, rate(m.samples_per_cpu_s).trim_end_matches("/s")))?;
-    line("first batch", format!("{:.3} s after the process's start", m.first_batch_s))?;
-    line(
-        "waited",
-        format!("{:.1} % of the time; median {:.6} s, p99 {:.6} s", m.wait_share * 100.0, m.wait_p50_s, m.wait_p99_s),
-    )?;
-    let per_batch = m.plan_s / m.batches.max(1) as f64 * 1e6;
-    line(
-        "planned",
-        format!("{:.1} % of the time, {per_batch:.1} us a batch, under the run's lock", m.plan_s / m.wall_s * 100.0),
-    )?;
-    line("utilisation", format!("{:.4}, without the first step {:.4}", m.utilisation, m.utilisation_after_first))?;
-    if let Some(bytes) = m.peak_rss_bytes {
-        line("peak memory", format!("{:.0} MiB resident", bytes as f64 / f64::from(1 << 20)))?;
-    }
-    for limit in &m.limits {
-        let share = m.samples_per_s / limit.samples_per_s * 100.0;
-        line("limit", format!("{}, of which this is {share:.1} %: {}", rate(limit.samples_per_s), limit.what))?;
-    }
-    out.flush()?;
-    Ok(())
+    let utilisations: Vec<f64> = all.iter().map(|measured| measured.utilisation_after_first).collect();
+    let at = utilisations.iter().position(|utilisation| *utilisation == median(&utilisations)).unwrap_or(0);
+    let mut measured = all.swap_remove(at);
+    measured.epochs = measured.samples / bench.rows.max(1);
+    measured.emulation = Some(Emulation { accelerators, step_s: step.as_secs_f64(), runs });
+    Ok((measured, last.expect("one run at least")))
 }

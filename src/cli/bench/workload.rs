@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array};
 
+use super::preset::{self, Preset};
 use super::{data, documents};
 use crate::batch::Batch;
 use crate::dataset::{Dataset, TfRecord};
@@ -35,6 +36,15 @@ pub(in crate::cli) enum Workload {
     Latents,
     /// Documents of int32 tokens, from memory, packed into rows of 2,048: int64 ids, positions and segments.
     Pack,
+    /// Records, batches and steps as large as those of MLPerf Storage's resnet50: 1,251 of 114,660 bytes a file, stacked as they are.
+    #[value(name = "resnet50-like")]
+    Resnet50Like,
+    /// Of its cosmoflow: one of about 2.8 MB a file, as bytes.
+    #[value(name = "cosmoflow-like")]
+    CosmoflowLike,
+    /// Of its unet3d: one of about 147 MB a file, as bytes.
+    #[value(name = "unet3d-like")]
+    Unet3dLike,
 }
 
 /// How documents are packed.
@@ -73,9 +83,13 @@ pub(super) struct Input {
     pub(super) urls: Vec<String>,
     /// Whether it is data made here.
     pub(super) is_made: bool,
+    /// Its files and their bytes, of a workload that is scaled by them.
+    pub(super) files: Option<(usize, u64)>,
     pub(super) image: String,
     pub(super) label: String,
     pub(super) record_bytes: usize,
+    /// Whether what could be TFRecord is Parquet.
+    pub(super) parquet: bool,
     /// Rows of `tiny`, which has no shards.
     pub(super) rows: i64,
     /// Documents of `pack`, and how they are packed.
@@ -97,6 +111,19 @@ impl Workload {
             #[cfg(feature = "parquet")]
             Self::Latents => "latents",
             Self::Pack => "pack",
+            Self::Resnet50Like => "resnet50-like",
+            Self::CosmoflowLike => "cosmoflow-like",
+            Self::Unet3dLike => "unet3d-like",
+        }
+    }
+
+    /// What is published of it, where it is one of MLPerf Storage's sizes.
+    pub(super) fn preset(self) -> Option<&'static Preset> {
+        match self {
+            Self::Resnet50Like => Some(&preset::RESNET50),
+            Self::CosmoflowLike => Some(&preset::COSMOFLOW),
+            Self::Unet3dLike => Some(&preset::UNET3D),
+            _ => None,
         }
     }
 
@@ -113,6 +140,9 @@ impl Workload {
             #[cfg(feature = "parquet")]
             Self::Latents => 48,
             Self::Pack => 32,
+            Self::Resnet50Like => preset::RESNET50.batch,
+            Self::CosmoflowLike => preset::COSMOFLOW.batch,
+            Self::Unet3dLike => preset::UNET3D.batch,
         }
     }
 
@@ -139,6 +169,9 @@ impl Workload {
             #[cfg(feature = "parquet")]
             Self::Latents => 192,
             Self::Pack => 50_000,
+            Self::Resnet50Like => preset::RESNET50.samples(),
+            Self::CosmoflowLike => preset::COSMOFLOW.samples(),
+            Self::Unet3dLike => preset::UNET3D.samples(),
         }
     }
 
@@ -152,16 +185,27 @@ impl Workload {
                 let ints = (0..data::INTS).map(|i| int64(format!("i{i:02}")));
                 Some(floats.chain(ints).chain([int64(input.label.as_str())]).collect())
             }
-            Self::Raw => Some(vec![bytes("record").raw(Dtype::U8, [input.record_bytes])]),
+            Self::Raw | Self::Resnet50Like => Some(vec![bytes("record").raw(Dtype::U8, [input.record_bytes])]),
+            Self::CosmoflowLike | Self::Unet3dLike => Some(vec![bytes("record")]),
             Self::Tiny | Self::Pack => None,
             #[cfg(feature = "parquet")]
             Self::Tokens | Self::Wide | Self::Latents => Some(super::columnar::columns(self)),
         }
     }
 
-    /// Whether it reads Parquet.
-    pub(super) fn is_columnar(self) -> bool {
-        !matches!(self, Self::Image | Self::Features | Self::Raw | Self::Tiny | Self::Pack)
+    /// Whether it reads Parquet, where `parquet` says it of what could be either.
+    pub(super) fn is_columnar(self, parquet: bool) -> bool {
+        match self {
+            Self::Image | Self::Features | Self::Raw | Self::Tiny | Self::Pack => false,
+            Self::Resnet50Like | Self::CosmoflowLike | Self::Unet3dLike => parquet,
+            #[cfg(feature = "parquet")]
+            Self::Tokens | Self::Wide | Self::Latents => true,
+        }
+    }
+
+    /// Whether a record is a sample as it is.
+    fn is_of_records(self) -> bool {
+        self == Self::Raw || self.preset().is_some()
     }
 
     /// The image operation of `image`.
@@ -172,29 +216,34 @@ impl Workload {
 
     /// The graph that runs where nothing is said, over the data made here.
     pub(in crate::cli) fn default_dataset(self) -> Result<Dataset> {
-        let folder = data::folder(self, self.default_samples(), false);
+        let samples = self.default_samples();
+        let folder = data::folder(data::Wanted { workload: self, samples, snappy: false, parquet: false });
         let label = if self == Self::Image { "image/class/label" } else { "label" };
         let input = Input {
-            urls: vec![folder.join(if self.is_columnar() { "*.parquet" } else { "*.tfrecord" }).display().to_string()],
+            urls: vec![
+                folder.join(if self.is_columnar(false) { "*.parquet" } else { "*.tfrecord" }).display().to_string(),
+            ],
             is_made: true,
+            files: None,
             image: "image/encoded".into(),
             label: label.into(),
             record_bytes: data::RAW_BYTES,
+            parquet: false,
             rows: 1,
             documents: if self == Self::Pack { Some(documents::documents(1)?) } else { None },
             pack: pack(Packing::BestFit, PACKED, None),
         };
-        self.dataset(&input, false, self.default_batch(), self.default_shuffle())
+        self.dataset(&input, false, self.default_batch(), self.default_shuffle(), false)
     }
 
-    /// The whole graph.
-    pub(super) fn dataset(self, input: &Input, u8: bool, batch: usize, shuffle: u64) -> Result<Dataset> {
+    /// The whole graph; `endless`: its rows over and over.
+    pub(super) fn dataset(self, input: &Input, u8: bool, batch: usize, shuffle: u64, endless: bool) -> Result<Dataset> {
         let options = TfRecord::new();
-        let options = if self == Self::Raw { options.records() } else { options };
+        let options = if self.is_of_records() { options.records() } else { options };
         let mut dataset = match self {
             Self::Pack => Dataset::from_columns([("tokens", input.documents.clone().expect("made before"))])?,
             Self::Tiny => Dataset::from_columns([("x", Arc::new(Int64Array::from_iter_values(0..input.rows)) as _)])?,
-            _ if self.is_columnar() => Dataset::open(input.urls.clone())?,
+            _ if self.is_columnar(input.parquet) => Dataset::open(input.urls.clone())?,
             _ => Dataset::open_with(input.urls.clone(), options)?,
         };
         if let Some(columns) = self.columns(input) {
@@ -202,6 +251,9 @@ impl Workload {
         }
         if shuffle > 0 {
             dataset = dataset.shuffle(Shuffle::buffer(shuffle));
+        }
+        if endless {
+            dataset = dataset.repeat_forever();
         }
         if self == Self::Image {
             dataset = dataset.image(input.image.as_str(), self.image(u8));
@@ -228,7 +280,11 @@ impl Workload {
         match self {
             Self::Image | Self::Features if batch.names().any(|name| name == input.label) => ints(&input.label),
             Self::Image | Self::Features => Ok(0),
-            Self::Raw => {
+            Self::CosmoflowLike | Self::Unet3dLike => {
+                let records = batch.bytes("record")?;
+                Ok(records.fold(0, |sum, record| sum.wrapping_add(xxhash_rust::xxh3::xxh3_64(record))))
+            }
+            Self::Raw | Self::Resnet50Like => {
                 let records = batch.values::<u8>("record")?;
                 let records = records.chunks_exact(input.record_bytes);
                 Ok(records.fold(0, |sum, record| sum.wrapping_add(xxhash_rust::xxh3::xxh3_64(record))))

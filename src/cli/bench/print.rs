@@ -1,0 +1,175 @@
+//! What `forebay bench` prints for people.
+
+use std::io::{self, Write};
+
+use super::Measured;
+use super::emulate::Emulation;
+use super::jitter::Jitter;
+use super::search::{HOLDS, SHARE, Search, median};
+use crate::cli::Failure;
+use crate::cli::terminal::{Mark, Terminal};
+
+fn rate(rate: f64) -> String {
+    match rate {
+        1e6.. => format!("{:.2} M/s", rate / 1e6),
+        1e4.. => format!("{:.1} k/s", rate / 1e3),
+        _ => format!("{rate:.0} /s"),
+    }
+}
+
+pub(super) fn print(measured: &Measured, terminal: &Terminal) -> Result<(), Failure> {
+    let mut out = terminal.out();
+    let mut line = |name: &str, value: String| writeln!(out, "{name:<22} {value}");
+    let m = measured;
+    line("workload", format!("{}, batches of {}, {} threads", m.workload, m.batch, m.threads))?;
+    if let (Some(preset), Some(files)) = (m.preset, m.files) {
+        line("files", format!("{files}; {preset}"))?;
+    }
+    let checked = match m.checked {
+        Some(_) => terminal.mark(Mark::Good, "as made"),
+        None => "nothing to compare with".into(),
+    };
+    let what = if m.workload == "pack" { "tokens" } else { "samples" };
+    line("checked", format!("{} {what}, sum {}: {checked}", m.checked_samples, m.checked_sum))?;
+    line(
+        "samples",
+        format!(
+            "{}, {} in {} epochs, {:.2} s",
+            terminal.mark(Mark::Bold, rate(m.samples_per_s)),
+            m.samples,
+            m.epochs,
+            m.wall_s
+        ),
+    )?;
+    if let (Some(tokens), Some(padding)) = (m.tokens_per_s, m.padding_share) {
+        line("tokens", format!("{}, {:.2} % padding", terminal.mark(Mark::Bold, rate(tokens)), padding * 100.0))?;
+    }
+    let again = match m.read_share {
+        Some(share) if share < 0.9 => {
+            format!(
+                ", {:.0} % of what was delivered: the rest was in memory from steps before; take more --files",
+                share * 100.0
+            )
+        }
+        _ => String::new(),
+    };
+    line("stored bytes", format!("{:.1} MB/s{again}", m.stored_bytes_per_s / 1e6))?;
+    line("cpu", format!("{:.2} s, {} per cpu second", m.cpu_s, rate(m.samples_per_cpu_s).trim_end_matches("/s")))?;
+    line("first batch", format!("{:.3} s after the process's start", m.first_batch_s))?;
+    line(
+        "waited",
+        format!(
+            "{:.1} % of the time; median {:.6} s, p99 {:.6} s, longest {:.6} s",
+            m.wait_share * 100.0,
+            m.wait_p50_s,
+            m.wait_p99_s,
+            m.wait_max_s
+        ),
+    )?;
+    let per_batch = m.plan_s / m.batches.max(1) as f64 * 1e6;
+    line(
+        "planned",
+        format!("{:.1} % of the time, {per_batch:.1} us a batch, under the run's lock", m.plan_s / m.wall_s * 100.0),
+    )?;
+    line("utilisation", format!("{:.4}, without the first step {:.4}", m.utilisation, m.utilisation_after_first))?;
+    if let Some(bytes) = m.peak_rss_bytes {
+        line("peak memory", format!("{:.0} MiB resident", bytes as f64 / f64::from(1 << 20)))?;
+    }
+    if let Some(emulation) = &m.emulation {
+        accelerators(emulation, m.batch, &mut line)?;
+    }
+    for limit in &m.limits {
+        let share = m.samples_per_s / limit.samples_per_s * 100.0;
+        line("limit", format!("{}, of which this is {share:.1} %: {}", rate(limit.samples_per_s), limit.what))?;
+    }
+    if let Some(found) = &m.search {
+        search(found, m.batch, terminal, &mut out)?;
+    }
+    if let Some(jitter) = &m.jitter {
+        launches(jitter, terminal, &mut out)?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn accelerators(
+    emulation: &Emulation,
+    batch: usize,
+    line: &mut impl FnMut(&str, String) -> io::Result<()>,
+) -> io::Result<()> {
+    let Some(steps) = emulation.runs[0].steps.first() else { return Ok(()) };
+    line(
+        "accelerators",
+        format!("{}, batches of {batch}, {steps} steps of {} s each", emulation.accelerators, emulation.step_s),
+    )?;
+    let of = |value: fn(&super::emulate::Ran) -> f64| emulation.runs.iter().map(value).collect::<Vec<_>>();
+    let utilisations = of(|ran| ran.utilisation_after_first);
+    let least = utilisations.iter().copied().fold(f64::INFINITY, f64::min);
+    let middle = median(&utilisations);
+    line("runs", format!("{}: utilisation at least {least:.4}, median {middle:.4}", utilisations.len()))?;
+    let stated = median(&of(|ran| ran.utilisation_stated));
+    line(
+        "steps as stated",
+        format!("utilisation {stated:.4}, where a step woken late counts no longer than it was to be"),
+    )
+}
+
+fn search(found: &Search, batch: usize, terminal: &Terminal, out: &mut impl Write) -> io::Result<()> {
+    let maximum = rate(found.maximum_samples_per_s);
+    writeln!(
+        out,
+        "\nAccelerators with a step of {} s and batches of {batch}; the loader alone gives {maximum}",
+        found.step_s
+    )?;
+    let rows: Vec<Vec<String>> = found
+        .tried
+        .iter()
+        .map(|tried| {
+            let share = |share: f64| if share.is_finite() { format!("{share:.4}") } else { "none".to_owned() };
+            let holds = match &tried.refused {
+                Some(why) => format!("no: {why}"),
+                None => (if tried.holds { "yes" } else { "no" }).to_owned(),
+            };
+            vec![
+                tried.accelerators.to_string(),
+                format!("{:.1} %", tried.demand_share * 100.0),
+                tried.utilisations.len().to_string(),
+                share(tried.min()),
+                share(tried.median()),
+                holds,
+            ]
+        })
+        .collect();
+    terminal.table(&["accelerators", "demand", "runs", "least", "median", "busy"], &rows, out)?;
+    let share = SHARE * 100.0;
+    writeln!(out, "{} ask for at most {share} % of the loader's maximum", found.within_share)?;
+    let largest = terminal.mark(Mark::Bold, found.largest);
+    writeln!(out, "{largest} are the most that were busy for {HOLDS} of the time or more in every run")
+}
+
+fn launches(jitter: &Jitter, terminal: &Terminal, out: &mut impl Write) -> io::Result<()> {
+    let us = |seconds: f64| format!("{:.1}", seconds * 1e6);
+    writeln!(
+        out,
+        "\nLaunches of {} us, {} a step, {} steps; how much later they came, in us",
+        us(jitter.launch_s),
+        jitter.launches_per_step,
+        jitter.steps
+    )?;
+    let rows: Vec<Vec<String>> = jitter
+        .cases
+        .iter()
+        .map(|case| {
+            vec![
+                case.what.to_owned(),
+                us(case.late_p50_s),
+                us(case.late_p99_s),
+                us(case.late_max_s),
+                case.moved.to_string(),
+                case.threads.map_or_else(|| "-".to_owned(), |threads| threads.to_string()),
+                case.samples_per_s.map_or_else(|| "-".to_owned(), rate),
+            ]
+        })
+        .collect();
+    terminal.table(&["beside", "median", "p99", "longest", "moved", "threads", "samples"], &rows, out)
+}

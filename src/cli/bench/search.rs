@@ -1,0 +1,151 @@
+//! How many accelerators a loader keeps busy.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::Bench;
+use super::emulate::{Plan, emulate};
+use crate::engine::Scheduler;
+use crate::error::{ErrorKind, Result};
+
+/// The utilisation that has to hold in every run.
+pub(super) const HOLDS: f64 = 0.99;
+
+/// Of the loader's own maximum: what accelerators may ask for and still be kept busy.
+pub(super) const SHARE: f64 = 0.95;
+
+/// What was found.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Search {
+    /// The loader alone, nobody holding its batches: the median of as many measurements as there are runs.
+    pub(super) maximum_samples_per_s: f64,
+    pub(super) maxima: Vec<f64>,
+    pub(super) step_s: f64,
+    /// The most accelerators whose demand is at most 95 % of that; 0 where one asks for more.
+    pub(super) within_share: u32,
+    /// Numbers of accelerators that were tried, in this order. The first is the one within the share, or 1, and has all runs.
+    pub(super) tried: Vec<Tried>,
+    /// The most that were kept busy in all runs; 0 where one was not.
+    pub(super) largest: u32,
+}
+
+/// A number of accelerators.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Tried {
+    pub(super) accelerators: u32,
+    /// What they ask for, of the loader's own maximum.
+    pub(super) demand_share: f64,
+    /// Of each run, without its first step. Beside the first number of accelerators the first run that does not hold is the last.
+    pub(super) utilisations: Vec<f64>,
+    pub(super) holds: bool,
+    /// Why there were no runs.
+    pub(super) refused: Option<String>,
+}
+
+impl Tried {
+    pub(super) fn min(&self) -> f64 {
+        self.utilisations.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
+    pub(super) fn median(&self) -> f64 {
+        median(&self.utilisations)
+    }
+}
+
+/// The middle one, the lower of two.
+pub(super) fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Looks for the most accelerators of `step` that a loader keeps busy; `maxima` are its own rates.
+pub(super) fn search(bench: &Bench<'_>, scheduler: Scheduler, step: Duration, maxima: Vec<f64>) -> Result<Search> {
+    let maximum = median(&maxima);
+    let each = bench.batch as f64 / step.as_secs_f64();
+    let within = (SHARE * maximum / each) as u32;
+    let mut tried = Vec::new();
+    let largest = largest(within.max(1), &mut |accelerators| {
+        let is_first = tried.is_empty();
+        let plan = Plan { accelerators, steps: bench.steps(step, accelerators), step, batch: bench.batch };
+        let mut this = Tried {
+            accelerators,
+            demand_share: f64::from(accelerators) * each / maximum,
+            utilisations: Vec::new(),
+            holds: true,
+            refused: None,
+        };
+        for _ in 0..bench.args.num_runs() {
+            match emulate(bench, scheduler, &plan) {
+                Ok((_, ran, _)) => this.utilisations.push(ran.utilisation_after_first),
+                // More than the budget holds is a bound like any other, where some were tried before.
+                Err(error) if error.kind() == ErrorKind::Memory && !is_first => {
+                    this.refused = Some(error.to_string());
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+            if this.min() < HOLDS && !is_first {
+                break;
+            }
+        }
+        this.holds = this.refused.is_none() && this.min() >= HOLDS;
+        tried.push(this.clone());
+        Ok(this.holds)
+    })?;
+    Ok(Search {
+        maximum_samples_per_s: maximum,
+        maxima,
+        step_s: step.as_secs_f64(),
+        within_share: within,
+        tried,
+        largest,
+    })
+}
+
+/// The largest number that holds, looked for from `start` on: up in growing strides, then by halves. 0 where 1 does not hold.
+fn largest(start: u32, holds: &mut dyn FnMut(u32) -> Result<bool>) -> Result<u32> {
+    let (mut good, mut bad) = (0, start);
+    if holds(start)? {
+        (good, bad) = (start, start + 1);
+        let mut stride = 1;
+        while holds(bad)? {
+            stride *= 2;
+            (good, bad) = (bad, bad + stride);
+        }
+    }
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        if holds(middle)? { good = middle } else { bad = middle }
+    }
+    Ok(good)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_is_found_from_anywhere() {
+        for limit in 0..40 {
+            for start in 1..40 {
+                let mut asked = Vec::new();
+                let found = largest(start, &mut |n| {
+                    assert!(n > 0 && !asked.contains(&n), "{n} is asked for once");
+                    asked.push(n);
+                    Ok(n <= limit)
+                });
+                assert_eq!(found.unwrap(), limit, "from {start}");
+                assert!(asked.len() <= 14, "{asked:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_median_is_one_of_the_values() {
+        for (values, middle) in [(vec![3.0], 3.0), (vec![5.0, 1.0], 1.0), (vec![9.0, 1.0, 5.0], 5.0)] {
+            assert_eq!(median(&values), middle);
+        }
+    }
+}
