@@ -343,3 +343,6 @@ fn on_node<T>(node: Option<u32>, f: impl FnOnce() -> T) -> T {
     let _ = node;
     f()
 }
+
+#[cfg(test)]
+mod tests;

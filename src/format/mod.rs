@@ -2,7 +2,7 @@
 
 pub mod example;
 pub(crate) mod ipc;
-#[cfg(any(feature = "text", feature = "tar"))]
+#[cfg(any(feature = "cli", feature = "text", feature = "tar"))]
 pub(crate) mod packed;
 #[cfg(feature = "parquet")]
 #[doc(hidden)]

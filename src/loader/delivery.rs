@@ -155,6 +155,16 @@ impl Delivery {
     }
 }
 
+#[cfg(test)]
+#[cfg(feature = "tch")]
+impl super::Loader {
+    /// Delivers through this copier from now on.
+    pub(crate) fn deliver_through(&mut self, copier: Arc<dyn Copier>) -> Result<()> {
+        self.delivery = Delivery::through(Some(copier), &self.shared.pipeline, 1, &self.shared.account)?;
+        Ok(())
+    }
+}
+
 /// The way of one iterator's batches from their rows to the loop.
 pub(crate) struct Way {
     #[cfg(feature = "tch")]

@@ -42,7 +42,9 @@ pub(crate) fn test(root: &Path, steps: &mut Steps, mode: Mode) -> Result<(), Fai
     steps.run("emulators", || emulators::provide(root))?;
     let cargo = Cargo { libraries: &libraries, ..cargo };
     steps.run("check without default features", || {
-        shell::run(cargo.command("check").args(["--package", "forebay", "--no-default-features"]))
+        let check = ["--package", "forebay", "--no-default-features"];
+        shell::run(cargo.command("check").args(check))?;
+        shell::run(cargo.command("check").args(check).args(["--features", "cli"]))
     })?;
     steps.run("clippy", || {
         shell::run(cargo.command("clippy").args(["--workspace", "--all-targets", "--", "-D", "warnings"]))

@@ -59,8 +59,7 @@ fn without_free(rows: u64, without: bool) -> Dataset {
 
 fn on(device: &Arc<Emulated>, builder: LoaderBuilder) -> Loader {
     let mut loader = builder.build().unwrap();
-    let copier: Arc<dyn Copier> = device.clone();
-    loader.delivery = Delivery::through(Some(copier), &loader.shared.pipeline, 1, &loader.shared.account).unwrap();
+    loader.deliver_through(device.clone()).unwrap();
     loader
 }
 

@@ -1,0 +1,117 @@
+//! The copier's calls, against a model of the driver (`tests/data/cuda/driver.rs`) that is strict about handles, contexts and locked memory. "Device" memory is
+//! that of CPU tensors. What a driver and a GPU really do is for `examples/gpu_throughput.rs` to see.
+
+use std::process::Command;
+use std::time::Duration;
+
+use arrow::array::Int64Array;
+
+use super::*;
+use crate::device::ring::{Ring, SlotLayout};
+
+/// Builds the model and loads it before anything asks for `libcuda.so`, which its name stands for from then on.
+fn model() -> &'static Library {
+    static MODEL: OnceLock<Library> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let folder = std::env::temp_dir().join(format!("forebay-cuda-model-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (source, library) =
+            (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cuda/driver.rs"), folder.join("libcuda.so"));
+        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+        let built = Command::new(rustc)
+            .args(["--edition", "2021", "--crate-type", "cdylib", "-C", "link-arg=-Wl,-soname,libcuda.so", "-o"])
+            .arg(&library)
+            .arg(source)
+            .status();
+        assert!(built.unwrap().success(), "rustc compiles the model");
+        // SAFETY: its initialisers are those of Rust's standard library.
+        let model = unsafe { Library::open(Some(&library), RTLD_NOW | RTLD_GLOBAL) }.unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
+        model
+    })
+}
+
+/// Contexts, streams, events and locked pieces that live, and copies made; and what was wrong.
+fn report() -> ([usize; 5], String) {
+    type Report = unsafe extern "C" fn(*mut usize, *mut u8, usize) -> usize;
+    let (mut counts, mut text) = ([0; 5], vec![0; 4096]);
+    // SAFETY: the function has this type, and writes five numbers and up to as many bytes as it is told.
+    let len = unsafe {
+        let report = model().get::<Report>(b"model_report").unwrap();
+        report(counts.as_mut_ptr(), text.as_mut_ptr(), text.len())
+    };
+    text.truncate(len);
+    (counts, String::from_utf8(text).unwrap())
+}
+
+fn copier() -> Cuda {
+    model();
+    Cuda { driver: Arc::new(Driver::new(0).unwrap()), device: tch::Device::Cpu }
+}
+
+/// One test, for the model counts what the whole process does.
+#[test]
+fn calls_of_the_driver_are_in_order_and_what_is_made_is_freed() {
+    let cuda = copier();
+    assert_eq!(report().0[..4], [1, 1, 0, 0]);
+    let locked = cuda.lock(1 << 20).unwrap();
+    let to = cuda.allocate(1 << 20).unwrap();
+    // SAFETY: the memory is this test's.
+    unsafe { std::slice::from_raw_parts_mut(locked.pointer(), 1 << 20) }.fill(9);
+    let ready = cuda.record(Stream::Default).unwrap();
+    cuda.wait(Stream::Copy, &ready).unwrap();
+    // SAFETY: both ends are kept, and waited for.
+    unsafe { cuda.copy(locked.pointer(), &to, 1 << 20).unwrap() };
+    let copied = cuda.record(Stream::Copy).unwrap();
+    assert!(!cuda.is_done(&copied).unwrap(), "the copy takes its time");
+    cuda.wait(Stream::Default, &copied).unwrap();
+    cuda.synchronize(&copied).unwrap();
+    assert!(cuda.is_done(&copied).unwrap());
+    assert_eq!(i64::try_from(&to.sum(tch::Kind::Int64)).unwrap(), 9 << 20);
+    drop((ready, copied, locked));
+    cuda.drain().unwrap();
+    assert_eq!(report(), ([1, 1, 0, 0, 1], String::new()));
+
+    let error = cuda.lock(1 << 41).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Device);
+    let text = error.to_string();
+    assert!(text.contains("cuda:0 cannot lock 2199023255552 bytes of host memory: CUDA_ERROR_OUT_OF_MEMORY"), "{text}");
+    assert!(text.contains("ulimit -l"), "{text}");
+    assert!(Driver::new(1).err().unwrap().to_string().contains("CUDA_ERROR_INVALID_DEVICE"));
+    assert_eq!(report().0[..4], [1, 1, 0, 0], "what is refused leaves nothing behind");
+
+    // A whole loader, from threads that never saw the context before.
+    let numbers = Int64Array::from_iter_values(0..1000);
+    let dataset = crate::Dataset::from_columns([("x", Arc::new(numbers) as _)]).unwrap().batch(10).prefetch(2);
+    let cuda: Arc<dyn Copier> = Arc::new(cuda);
+    let mut loader = dataset.loader().build().unwrap();
+    loader.deliver_through(cuda.clone()).unwrap();
+    for epoch in 0..2 {
+        let mut sum = 0;
+        for batch in loader.epoch(epoch) {
+            let x = batch.unwrap().tensor("x").unwrap();
+            // Memory of the CPU is not used again in the order of a stream: the test waits before it reads, or lets go.
+            cuda.drain().unwrap();
+            sum += i64::try_from(&x.sum(tch::Kind::Int64)).unwrap();
+        }
+        assert_eq!(sum, 499_500);
+    }
+    for batch in loader.epoch(2).take(3) {
+        let batch = batch.unwrap();
+        cuda.drain().unwrap();
+        drop(batch);
+    }
+    drop(loader);
+    let ring = Ring::new(cuda.clone(), SlotLayout::new(&[Some(100)]), 2).unwrap();
+    drop((ring, cuda));
+    // A worker that ends its task may be the last that has the ring.
+    for _ in 0..5000 {
+        if report().0[..4] == [0; 4] {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let (counts, wrong) = report();
+    assert_eq!((&counts[..4], wrong.as_str()), (&[0; 4][..], ""));
+    assert!(counts[4] >= 201, "{counts:?}");
+}
