@@ -276,6 +276,21 @@ fn more_lengths_than_strings_are_refused_before_memory_is_taken_for_them() {
 }
 
 #[test]
+fn numbers_of_a_page_header_that_are_none_are_refused() {
+    // A page of one value: type, sizes, and a structure of the count, the encoding and those of the levels. Each number is a byte behind its field's.
+    let sound = [0x15, 0, 0x15, 2, 0x15, 2, 0x2c, 0x15, 2, 0x15, 0, 0x15, 6, 0x15, 6, 0, 0];
+    assert!(page::PageHeader::read(&sound).is_ok());
+    for field in [0, 2, 4, 7, 9, 11, 13] {
+        for kind in [1, 2] {
+            let mut header = sound;
+            header[field] = header[field] & 0xf0 | kind;
+            let error = page::PageHeader::read(&header).unwrap_err();
+            assert!(error.to_string().contains("of a page header is a "), "{error}");
+        }
+    }
+}
+
+#[test]
 fn texts_that_part_a_character_between_them_are_refused() {
     for encoding in [Encoding::DELTA_LENGTH_BYTE_ARRAY, Encoding::DELTA_BYTE_ARRAY, Encoding::PLAIN] {
         // Longer than what a view holds itself.
