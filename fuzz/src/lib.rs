@@ -3,7 +3,6 @@
 //! Each has a target of the same name in `fuzz_targets/`, and `tests/corpus.rs` runs them over the corpus without libFuzzer.
 //! The first few bytes of an input choose how the rest is used; which they are stands at each function.
 
-use std::backtrace::Backtrace;
 use std::cell::Cell;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -86,9 +85,7 @@ pub(crate) fn quietly(promise: impl FnOnce()) {
         static MESSAGE: Cell<Option<String>> = const { Cell::new(None) };
     }
     // Whoever asked before us to be told of panics is told of those alone that nothing caught: libFuzzer's hook ends the process.
-    HOOK.call_once(|| {
-        std::panic::set_hook(Box::new(|panic| MESSAGE.set(Some(format!("{panic}\n{}", Backtrace::capture())))));
-    });
+    HOOK.call_once(|| std::panic::set_hook(Box::new(|panic| MESSAGE.set(Some(panic.to_string())))));
     if catch_unwind(AssertUnwindSafe(promise)).is_err() {
         eprintln!("{}", MESSAGE.take().unwrap_or_default());
         if cfg!(fuzzing) {
