@@ -104,7 +104,8 @@ fn same(found: &Values, wanted: &Values) -> bool {
 }
 
 fn against_json(text: &[u8], columns: &[Column], rows: &Rows) {
-    let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | 0xef | 0xbb | 0xbf);
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
     let lines = text.split(|byte| *byte == b'\n').filter_map(|line| {
         let first = line.iter().position(|byte| !blank(byte))?;
         Some(&line[first..])
@@ -257,11 +258,11 @@ fn csv(field: &[u8], column: &Column) -> Says {
 /// A last row whose quote is not closed is none.
 fn records(text: &[u8], delimiter: u8) -> Vec<Option<Vec<Vec<u8>>>> {
     let mut records: Vec<Option<Vec<Vec<u8>>>> = Vec::new();
-    let mut rest = text;
+    // Nor is a mark of the byte order.
+    let mut rest = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     loop {
-        // Blank lines are no rows, nor is a mark of the byte order.
-        let blank =
-            |byte: &u8| matches!(byte, b'\r' | b'\n') || records.is_empty() && matches!(byte, 0xef | 0xbb | 0xbf);
+        // Blank lines are no rows.
+        let blank = |byte: &u8| matches!(byte, b'\r' | b'\n');
         let Some(first) = rest.iter().position(|byte| !blank(byte)) else { return records };
         rest = &rest[first..];
         let mut row = vec![Vec::new()];

@@ -25,7 +25,7 @@ use crate::dataset::{Csv, JsonLines};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::data_uri::{DATA_URI, undo_base64};
 use crate::format::packed::{Packing, unpack};
-use crate::format::text::{RowFinder, Rows};
+use crate::format::text::{BYTE_ORDER_MARK, RowFinder, Rows};
 use crate::schema::{Column, Dtype, Missing, Shape};
 use crate::store::{Object, Store};
 
@@ -457,7 +457,10 @@ impl Reading for Text {
         if shard.packing != Packing::Plain {
             text = unpack(shard.packing, &text, self.limit)?.into();
         }
-        let mut finder = RowFinder::new(shard.dialect.rows());
+        let mut finder = match shard.packing {
+            Packing::Plain => RowFinder::within(shard.dialect.rows()),
+            _ => RowFinder::new(shard.dialect.rows()),
+        };
         finder.feed(&text);
         let starts = finder.starts();
         let end = |row: usize| starts.get(row + 1).map_or(text.len(), |&end| end as usize);
@@ -566,7 +569,9 @@ impl Shard {
                 let capacity = decoder.capacity();
                 for (number, row) in rows.iter().enumerate() {
                     let (line, end) = line(row);
-                    for part in [line, end] {
+                    // The reader takes a byte order mark for none of its content, whatever row it begins with: it does not know one that comes in two pieces.
+                    let (first, line) = line.split_at(usize::from(line.starts_with(BYTE_ORDER_MARK)));
+                    for part in [first, line, end] {
                         let mut rest = part;
                         while !rest.is_empty() {
                             let taken = decoder.decode(rest).map_err(unreadable)?;

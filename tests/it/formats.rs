@@ -567,6 +567,29 @@ mod text {
     }
 
     #[test]
+    fn only_a_mark_at_the_beginning_is_none_of_the_content() -> Result<()> {
+        let table = "\u{ff21},id\n\u{feff}x,0\ny,1\n\u{feff}z,2\n";
+        let names = |text: String, rows: Shuffle| -> Result<Vec<(i64, Vec<u8>)>> {
+            let dataset = Dataset::open(put("a.csv", text))?.columns([bytes("\u{ff21}"), int64("id")]).shuffle(rows);
+            let mut loader = dataset.batch(3).loader().build()?;
+            let batch = loader.epoch(0).next().expect("three rows are a batch")?;
+            let names = batch.bytes("\u{ff21}")?.map(<[u8]>::to_vec);
+            let mut rows: Vec<_> = batch.values::<i64>("id")?.iter().copied().zip(names).collect();
+            rows.sort();
+            Ok(rows)
+        };
+        let wanted = ["\u{feff}x", "y", "\u{feff}z"].map(|name| name.as_bytes().to_vec());
+        let wanted: Vec<_> = (0..3).zip(wanted).collect();
+        for mark in ["", "\u{feff}"] {
+            // As one block, and each row by itself.
+            for rows in [Shuffle::none(), Shuffle::global()] {
+                assert_eq!(names(format!("{mark}{table}"), rows)?, wanted);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
     fn bytes_that_are_no_text_come_back_from_data_uris() -> Result<()> {
         use arrow::array::AsArray as _;
 
