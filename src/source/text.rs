@@ -169,7 +169,7 @@ async fn open(
         let index = match rows {
             Ok(index) => index,
             Err(error) => {
-                blocks.push_damage(error.clone(), 0);
+                blocks.push_damage(error.clone(), 0, &reading.columns);
                 continue;
             }
         };
