@@ -16,6 +16,14 @@ use crate::shard::{self, MAX_BYTES};
 /// What a shard and its decompressed buffers may take beside what is delivered.
 const MOST_BYTES: usize = 8 * MAX_BYTES;
 
+/// What LZ4 takes besides: a frame says how large its blocks are, 8 MiB at most, and one of them is held as it is stored and one as it was.
+const LZ4_BYTES: usize = 17 << 20;
+
+fn most_bytes(shard: &[u8]) -> usize {
+    let has_lz4 = shard.windows(4).any(|bytes| bytes == b"\x04\x22\x4d\x18");
+    if has_lz4 { MOST_BYTES + LZ4_BYTES } else { MOST_BYTES }
+}
+
 /// A shard is refused, or its batches are refused or have the rows that the shard says, in bounded memory: the values that Arrow's own reader finds, where it
 /// can be asked, and a row is bad just where one of them is null or too large. A column read alone is as it is among the others.
 ///
@@ -24,7 +32,7 @@ pub fn ipc(data: &[u8]) {
     crate::quietly(|| {
         let ([chosen], rest) = crate::split::<1>(data);
         let bytes = Bytes::copy_from_slice(rest);
-        let most = MOST_BYTES + 64 * bytes.len();
+        let (most, most_of_block) = (MOST_BYTES + 64 * bytes.len(), most_bytes(&bytes));
         let Ok(source) = shard::open(bytes.clone(), ArrowIpc::new().into(), shard::all(), most) else { return };
         against_arrow(&*source, &bytes);
         let columns = source.columns();
@@ -33,9 +41,9 @@ pub fn ipc(data: &[u8]) {
         let alone = shard::open(bytes, ArrowIpc::new().into(), alone, most).expect("a column of those that were found");
         assert_eq!(alone.catalog().rows(), source.catalog().rows());
         for block in 0..source.catalog().blocks() {
-            let Some(Ok(all)) = shard::block(&*source, block, MOST_BYTES) else { continue };
+            let Some(Ok(all)) = shard::block(&*source, block, most_of_block) else { continue };
             // Alone it takes less memory than with the others.
-            let one = shard::block(&*alone, block, MOST_BYTES).expect("a block that was not too large");
+            let one = shard::block(&*alone, block, most_of_block).expect("a block that was not too large");
             let one = one.expect("a column of a batch that can be decoded");
             for (all, one) in shard::rows_of(&all).zip(shard::rows_of(&one)) {
                 assert!(all.is_none_or(|all| one.is_some_and(|one| one[0] == all[column])));
@@ -62,7 +70,7 @@ fn against_arrow(source: &dyn Source, shard: &[u8]) {
     let mut batches = batches.take(trusted_batches(shard).unwrap_or(0));
     for number in 0..blocks {
         // Arrow's reader is asked for what was found good alone: it may panic at what is not.
-        let Some(Ok(decoded)) = shard::block(source, number, MOST_BYTES) else { return };
+        let Some(Ok(decoded)) = shard::block(source, number, most_bytes(shard)) else { return };
         // Behind the batches one bad row stands for what is wrong.
         let Ok(Some(Ok(batch))) = catch_unwind(AssertUnwindSafe(|| batches.next())) else { return };
         assert_eq!(decoded.rows.num_rows(), batch.num_rows(), "rows of block {number}");
