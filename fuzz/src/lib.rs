@@ -3,12 +3,24 @@
 //! Each has a target of the same name in `fuzz_targets/`, and `tests/corpus.rs` runs them over the corpus without libFuzzer.
 //! The first few bytes of an input choose how the rest is used; which they are stands at each function.
 
+use std::cell::Cell;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+
+use arrow::array::{Array, ArrayRef};
+
 mod example;
 mod framing;
 mod image;
 mod index;
+mod ipc;
 mod memory;
 mod parquet;
+mod prune;
+mod shard;
+mod tar;
+mod text;
 mod window;
 mod wire;
 
@@ -16,7 +28,11 @@ pub use example::{example, sequence_example};
 pub use framing::framing;
 pub use image::image;
 pub use index::index;
+pub use ipc::ipc;
 pub use parquet::parquet;
+pub use prune::prune;
+pub use tar::tar;
+pub use text::text;
 pub use window::window;
 
 /// The bytes that choose how the rest of an input is used; zeros where an input is too short.
@@ -47,5 +63,34 @@ fn mend_checksums(records: &mut [u8], lengths: bool, payloads: bool) {
             *footer = masked_crc32c(payload).to_le_bytes();
         }
         rest = after;
+    }
+}
+
+/// Compresses a whole shard.
+fn gzip(data: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(data).expect("memory");
+    encoder.finish().expect("memory")
+}
+
+/// Everything in an array is where its type says.
+pub(crate) fn valid(array: &ArrayRef) {
+    array.to_data().validate_full().expect("arrays hold together");
+}
+
+/// Runs a promise in which panics may be caught: those of the `parquet` crate and of Arrow become errors. One that is not caught goes on as it came.
+pub(crate) fn quietly(promise: impl FnOnce()) {
+    static HOOK: Once = Once::new();
+    thread_local! {
+        static MESSAGE: Cell<Option<String>> = const { Cell::new(None) };
+    }
+    // Whoever asked before us to be told of panics is told of those alone that nothing caught: libFuzzer's hook ends the process.
+    HOOK.call_once(|| std::panic::set_hook(Box::new(|panic| MESSAGE.set(Some(panic.to_string())))));
+    if catch_unwind(AssertUnwindSafe(promise)).is_err() {
+        eprintln!("{}", MESSAGE.take().unwrap_or_default());
+        if cfg!(fuzzing) {
+            std::process::abort();
+        }
+        panic!("a promise was broken");
     }
 }

@@ -1,9 +1,5 @@
 //! Parquet files: footers, where pages stand, and row groups to columns.
 
-use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
-
 use arrow::array::{Array, ArrayRef};
 use bytes::Bytes;
 use forebay::ErrorKind;
@@ -20,7 +16,7 @@ const MOST_BYTES: u64 = 2 << 20;
 /// Byte 0 says into how many parts row groups are cut (its lowest two bits), and whether the rest is the whole file or lacks the magic and
 /// length of the footer's end (0x80), which are then added: fuzzers seldom keep them.
 pub fn parquet(data: &[u8]) {
-    quietly(|| {
+    crate::quietly(|| {
         let ([mode], rest) = crate::split::<1>(data);
         let mut file = rest.to_vec();
         if mode & 0x80 != 0 {
@@ -65,24 +61,19 @@ fn row_group(opened: &Opened, group: usize, rows: u64, parts: u64) {
     };
     let (direct, general) = (decoded(0..rows, true), decoded(0..rows, false));
     let Ok(direct) = direct else { return };
-    direct.iter().for_each(valid);
+    direct.iter().for_each(crate::valid);
     let Ok(general) = general else { return };
     same(&direct, &general, "decoded by the crate");
     for part in opened.cut(group, parts) {
         let (start, length) = (part.start as usize, (part.end - part.start) as usize);
         // Where the page index lies, a part may be damaged although the whole is not.
         let Ok(arrays) = decoded(part, true) else { continue };
-        arrays.iter().for_each(valid);
+        arrays.iter().for_each(crate::valid);
         if opened.cut(group, parts).len() == 1 {
             let whole: Vec<ArrayRef> = direct.iter().map(|array| array.slice(start, length)).collect();
             same(&arrays, &whole, "of the whole row group");
         }
     }
-}
-
-/// Everything in an array is where its type says.
-fn valid(array: &ArrayRef) {
-    array.to_data().validate_full().expect("arrays hold together");
 }
 
 fn same(found: &[ArrayRef], wanted: &[ArrayRef], what: &str) {
@@ -92,22 +83,5 @@ fn same(found: &[ArrayRef], wanted: &[ArrayRef], what: &str) {
         let text = |array: &ArrayRef| format!("{:?}", array.slice(0, array.len().min(64)));
         assert!(found.logical_nulls() == wanted.logical_nulls(), "other nulls than {what}");
         assert!(text(found) == text(wanted), "{found:?}\nother values than {what}: {wanted:?}");
-    }
-}
-
-/// Runs a promise in which panics may be caught: those of the `parquet` crate become errors. One that is not caught goes on as it came.
-fn quietly(promise: impl FnOnce()) {
-    static HOOK: Once = Once::new();
-    thread_local! {
-        static MESSAGE: Cell<Option<String>> = const { Cell::new(None) };
-    }
-    // Whoever asked before us to be told of panics is told of those alone that nothing caught: libFuzzer's hook ends the process.
-    HOOK.call_once(|| std::panic::set_hook(Box::new(|panic| MESSAGE.set(Some(panic.to_string())))));
-    if catch_unwind(AssertUnwindSafe(promise)).is_err() {
-        eprintln!("{}", MESSAGE.take().unwrap_or_default());
-        if cfg!(fuzzing) {
-            std::process::abort();
-        }
-        panic!("a promise was broken");
     }
 }

@@ -5,13 +5,17 @@ use std::path::Path;
 
 type Promise = fn(&[u8]);
 
-const PROMISES: [(&str, Promise); 7] = [
+const PROMISES: [(&str, Promise); 11] = [
     ("example", forebay_fuzz::example),
     ("framing", forebay_fuzz::framing),
     ("image", forebay_fuzz::image),
     ("index", forebay_fuzz::index),
+    ("ipc", forebay_fuzz::ipc),
     ("parquet", forebay_fuzz::parquet),
+    ("prune", forebay_fuzz::prune),
     ("sequence_example", forebay_fuzz::sequence_example),
+    ("tar", forebay_fuzz::tar),
+    ("text", forebay_fuzz::text),
     ("window", forebay_fuzz::window),
 ];
 

@@ -287,19 +287,43 @@ impl fmt::Display for ImageFolder {
 /// # Ok::<(), forebay::Error>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct JsonLines {}
+pub struct JsonLines {
+    pub(crate) data_uris: bool,
+}
 
 impl JsonLines {
-    /// An object a line.
+    /// An object a line; strings are the bytes of their text.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Strings that begin with `data:;base64,` are the bytes that the rest of them encodes: so [`Writer`](crate::Writer) writes bytes that are no text, and
+    /// text that begins so. A row with one whose rest is no base64, padded as RFC 4648 has it, is bad.
+    ///
+    /// # Example
+    /// ```
+    /// use forebay::{Dataset, JsonLines, bytes, store::Store};
+    ///
+    /// let lines = "{\"raw\": \"data:;base64,//4D\"}\n{\"raw\": \"text\"}\n";
+    /// Store::memory_put("memory://docs-uris/lines", lines.into())?;
+    /// let dataset = Dataset::open_with("memory://docs-uris/lines", JsonLines::new().data_uris())?;
+    /// # #[cfg(feature = "text")] {
+    /// let mut loader = dataset.columns([bytes("raw")]).batch(2).loader().build()?;
+    /// let batch = loader.epoch(0).next().expect("two lines are a batch")?;
+    /// assert_eq!(batch.bytes("raw")?.collect::<Vec<_>>(), [&[0xff, 0xfe, 3][..], b"text"]);
+    /// # }
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    #[must_use]
+    pub fn data_uris(mut self) -> Self {
+        self.data_uris = true;
+        self
     }
 }
 
 impl fmt::Display for JsonLines {
-    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Ok(())
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.data_uris { f.write_str(", data URIs as their bytes") } else { Ok(()) }
     }
 }
 

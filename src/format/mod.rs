@@ -1,5 +1,6 @@
 //! Record formats: framing, compression, and records to columns.
 
+pub(crate) mod data_uri;
 pub mod example;
 pub(crate) mod ipc;
 #[cfg(any(feature = "cli", feature = "text", feature = "tar"))]

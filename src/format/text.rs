@@ -20,6 +20,8 @@ pub(crate) struct RowFinder {
     /// Bytes seen.
     at: u64,
     starts: Vec<u64>,
+    /// How much of a byte order mark there is, at the beginning of a shard and until it is known whether it is one.
+    mark: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +40,38 @@ enum State {
 pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 impl RowFinder {
+    /// For a shard from its beginning.
     pub(crate) fn new(rows: Rows) -> Self {
-        Self { rows, state: State::Between, at: 0, starts: Vec::new() }
+        Self { mark: Some(0), ..Self::within(rows) }
     }
 
-    pub(crate) fn feed(&mut self, piece: &[u8]) {
+    /// For a part of a shard that begins with a row.
+    pub(crate) fn within(rows: Rows) -> Self {
+        Self { rows, state: State::Between, at: 0, starts: Vec::new(), mark: None }
+    }
+
+    pub(crate) fn feed(&mut self, mut piece: &[u8]) {
+        while let (Some(seen), Some((&byte, rest))) = (self.mark, piece.split_first()) {
+            if byte != BYTE_ORDER_MARK[seen] {
+                self.no_mark(seen);
+                break;
+            }
+            piece = rest;
+            self.mark = (seen + 1 < BYTE_ORDER_MARK.len()).then_some(seen + 1);
+            if self.mark.is_none() {
+                self.at += BYTE_ORDER_MARK.len() as u64;
+            }
+        }
+        self.feed_content(piece);
+    }
+
+    /// What began like a mark is content.
+    fn no_mark(&mut self, seen: usize) {
+        self.mark = None;
+        self.feed_content(&BYTE_ORDER_MARK[..seen]);
+    }
+
+    fn feed_content(&mut self, piece: &[u8]) {
         match self.rows {
             Rows::Lines => self.feed_lines(piece),
             Rows::Csv { delimiter } => self.feed_csv(piece, delimiter),
@@ -51,7 +80,10 @@ impl RowFinder {
     }
 
     /// Where each row starts.
-    pub(crate) fn starts(self) -> Vec<u64> {
+    pub(crate) fn starts(mut self) -> Vec<u64> {
+        if let Some(seen) = self.mark {
+            self.no_mark(seen);
+        }
         self.starts
     }
 
@@ -60,8 +92,7 @@ impl RowFinder {
         while !rest.is_empty() {
             let from = self.at + (piece.len() - rest.len()) as u64;
             if self.state == State::Between {
-                // A mark before the first line is blank as well.
-                let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | 0xef | 0xbb | 0xbf);
+                let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
                 let Some(first) = rest.iter().position(|byte| !blank(byte)) else { return };
                 self.starts.push(from + first as u64);
                 self.state = State::Unquoted;
@@ -81,7 +112,6 @@ impl RowFinder {
             let ends = byte == b'\n' || byte == b'\r';
             self.state = match self.state {
                 State::Between if ends => State::Between,
-                State::Between if self.starts.is_empty() && BYTE_ORDER_MARK.contains(&byte) => State::Between,
                 State::Between => {
                     self.starts.push(self.at + at as u64);
                     of_field(byte, delimiter)
@@ -125,8 +155,10 @@ mod tests {
 
     #[test]
     fn lines_are_rows_and_blank_ones_are_not() {
-        let cases: [(&str, &[u64]); 7] = [
+        let cases: [(&str, &[u64]); 9] = [
             ("", &[]),
+            ("\u{feff}", &[]),
+            ("\u{fec0}\n", &[0]),
             ("{}", &[0]),
             ("{}\n", &[0]),
             ("{}\n{}\r\n{}", &[0, 3, 7]),
@@ -141,8 +173,13 @@ mod tests {
 
     #[test]
     fn line_ends_within_quotes_belong_to_their_field() {
-        let cases: [(&str, &[u64]); 11] = [
+        let cases: [(&str, &[u64]); 15] = [
             ("", &[]),
+            // The letter A of full width, and one that differs from a mark in its last byte.
+            ("\u{ff21},b\nc,d", &[0, 6]),
+            ("\u{fec0}", &[0]),
+            ("\u{feff}\u{feff}a", &[3]),
+            ("a\n\u{feff}b\n", &[0, 2]),
             ("a,b", &[0]),
             ("a,b\nc,d\n", &[0, 4]),
             ("a,b\r\nc,d\r\n\r\n", &[0, 5]),

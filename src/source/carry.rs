@@ -131,6 +131,7 @@ impl Carrier {
         let named = |name: &str| leaves.iter().find(|leaf| leaf.name == name);
         let origins = declared.iter().map(|column| {
             validate(column)?;
+            of_one_name(&leaves, column.name())?;
             let masked = || named(column.name().strip_suffix(MASK)?).filter(|_| is_mask(column));
             match (named(column.name()), masked()) {
                 (Some(leaf), _) => {
@@ -262,15 +263,28 @@ fn described(data_type: &DataType) -> Option<(Dtype, Shape)> {
     })
 }
 
+/// Whether a name is that of one stored field at most: nobody could say which of them is meant.
+fn of_one_name(leaves: &[Leaf], name: &str) -> Result<()> {
+    match leaves.iter().filter(|leaf| leaf.name == name).count() {
+        0 | 1 => Ok(()),
+        several => Err(Error::new(ErrorKind::Schema, format!("{several} stored columns have this name"))
+            .column(name)
+            .advice("name the columns to read, without this one: .columns([..])")),
+    }
+}
+
 /// The columns of stored fields where none are declared: all that can be carried. A note names the others.
 ///
 /// # Errors
-/// [`ErrorKind::Schema`] if there is none.
+/// [`ErrorKind::Schema`] if there is none, or if two have one name.
 pub(super) fn inferred(stored: &[Leaf], notes: &mut Vec<String>) -> Result<Vec<Column>> {
     let (mut columns, mut left_out) = (Vec::new(), Vec::new());
     for leaf in stored {
         match leaf.column() {
-            Ok(column) => columns.push(column),
+            Ok(column) => {
+                of_one_name(stored, column.name())?;
+                columns.push(column);
+            }
             Err(_) => left_out.push(format!("{} ({})", leaf.name, leaf.field.data_type())),
         }
     }

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use arrow::array::{Array, ArrayRef, NullArray, RecordBatch};
+use arrow::array::{ArrayData, RecordBatch, RecordBatchOptions, make_array};
+use arrow::datatypes::FieldRef;
+use arrow::error::ArrowError;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::open::Wanted;
-use super::{Decoded, RecordPlaces, Source, carry};
+use super::{Decoded, RecordPlaces, Source};
 use crate::error::{Error, Result};
 use crate::plan::Catalog;
 use crate::schema::{Column, arrow_schema};
@@ -84,11 +86,12 @@ impl Blocks {
         self.divisible = false;
     }
 
-    /// What is wrong behind the blocks of the shard that was pushed last.
-    pub(super) fn push_damage(&mut self, error: Error, offset: u64) {
+    /// What is wrong behind the blocks of the shard that was pushed last. A row of these columns stands for it, and a damaged schema may say that one takes
+    /// any amount of memory.
+    pub(super) fn push_damage(&mut self, error: Error, offset: u64, columns: &[Column]) {
         let shard = self.catalog.shards() - 1;
         let known = error.url(self.catalog.shard_name(shard).clone());
-        self.push(1, 0, offset..offset, offset);
+        self.push(1, row_bytes(columns), offset..offset, offset);
         self.damage.insert(shard, known);
     }
 }
@@ -168,13 +171,18 @@ impl<'a> Window<'a> {
     }
 }
 
-/// One row that holds nothing, for a record that cannot be found.
+/// One row that holds nothing, for a record that cannot be found. It takes the bytes of its columns, and no more while it is made.
 pub(super) fn placeholder(columns: &[Column]) -> Result<RecordBatch> {
-    let nothing: ArrayRef = std::sync::Arc::new(NullArray::new(1));
-    let arrays = columns.iter().map(|column| Ok(carry::carry(&nothing, column)?.0)).collect::<Result<Vec<_>>>()?;
-    debug_assert!(arrays.iter().all(|array| array.len() == 1));
-    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(1));
-    RecordBatch::try_new_with_options(arrow_schema(columns), arrays, &options)
+    fn without_nulls(data: ArrayData) -> Result<ArrayData, ArrowError> {
+        let children = data.child_data().iter().cloned().map(without_nulls).collect::<Result<Vec<_>, _>>()?;
+        data.into_builder().nulls(None).child_data(children).build()
+    }
+    let schema = arrow_schema(columns);
+    let nothing = |field: &FieldRef| without_nulls(ArrayData::new_null(field.data_type(), 1)).map(make_array);
+    let arrays = schema.fields().iter().map(nothing).collect::<Result<Vec<_>, _>>();
+    let options = RecordBatchOptions::new().with_row_count(Some(1));
+    arrays
+        .and_then(|arrays| RecordBatch::try_new_with_options(schema, arrays, &options))
         .map_err(|e| Error::new(crate::ErrorKind::Schema, "cannot be carried").because(e))
 }
 
@@ -235,5 +243,33 @@ impl<R: Reading> Source for Cut<R> {
         let mut decoded = Decoded::with_bad(batch, bad);
         decoded.places = Some(places);
         Ok(decoded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::{Dtype, Shape, bytes, float32, int64};
+
+    #[test]
+    fn what_stands_for_damage_is_reckoned_and_takes_no_more() {
+        let columns = [
+            int64("a"),
+            bytes("b").ragged(),
+            float32("c").fixed([1 << 10, 1 << 10]),
+            Column::new("d", Dtype::Bool, Shape::Ragged(vec![3])),
+            bytes("e").fixed([2]),
+        ];
+        let rows = placeholder(&columns).unwrap();
+        assert_eq!((rows.num_rows(), rows.num_columns()), (1, 5));
+        for array in rows.columns() {
+            array.to_data().validate_full().unwrap();
+            assert_eq!(array.logical_null_count(), 0);
+        }
+        let mut blocks = Blocks::new();
+        blocks.catalog.push_shard("a");
+        blocks.push_damage(Error::corrupt("a message"), 0, &columns);
+        assert!(blocks.catalog.block_bytes(0) >= 4 << 20);
+        assert!(rows.get_array_memory_size() as u64 <= blocks.catalog.block_bytes(0) + 4096);
     }
 }

@@ -284,7 +284,7 @@ impl Parts {
 
 impl Parts {
     fn push_damage(&mut self, error: &Error, at: u64, blocks: &mut Blocks) {
-        blocks.push_damage(error.clone(), at);
+        blocks.push_damage(error.clone(), at, &self.columns);
         self.batches.push((Extent { offset: at, metadata: 0, body: 0 }, Vec::new(), Vec::new()));
     }
 }

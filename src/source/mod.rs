@@ -1,6 +1,8 @@
 //! Where rows come from: the [`Source`] trait and its implementations.
 
 pub(crate) mod carry;
+#[doc(hidden)]
+pub mod check;
 mod checksum;
 mod cut;
 mod images;

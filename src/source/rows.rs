@@ -56,7 +56,7 @@ impl RowIndex {
 }
 
 /// The layout of kept indexes. Another number is another layout.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What of a kept index is not its offsets.
 #[derive(serde::Serialize, serde::Deserialize)]

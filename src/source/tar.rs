@@ -80,7 +80,7 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: Tar, want
             Ok(found) => found,
             Err(error) => {
                 packed.push(None);
-                blocks.push_damage(error, 0);
+                blocks.push_damage(error, 0, &columns);
                 continue;
             }
         };
@@ -100,7 +100,7 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: Tar, want
         let samples = index.starts.first().copied().unwrap_or(0) as usize..index.end as usize;
         packed.push(is_packed.then_some((index.packing, samples)));
         if let Some(error) = damage {
-            blocks.push_damage(error, index.end);
+            blocks.push_damage(error, index.end, &columns);
         }
     }
     let source = Cut::new("tar", store, objects, blocks, Archives { columns, packed, limit });

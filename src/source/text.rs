@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, ListArray, RecordBatch, RecordBatchOptions, StructArray,
+    new_null_array,
+};
 use arrow::compute::concat_batches;
 use arrow::csv;
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
@@ -20,8 +23,9 @@ use super::rows::{RowIndex, Scan, Shelf, beginning, rows_of};
 use super::tfrecord::INDEXING;
 use crate::dataset::{Csv, JsonLines};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::data_uri::{DATA_URI, undo_base64};
 use crate::format::packed::{Packing, unpack};
-use crate::format::text::{RowFinder, Rows};
+use crate::format::text::{BYTE_ORDER_MARK, RowFinder, Rows};
 use crate::schema::{Column, Dtype, Missing, Shape};
 use crate::store::{Object, Store};
 
@@ -37,21 +41,21 @@ const HEADER_BYTES: u64 = 1 << 20;
 /// How the text is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dialect {
-    Json,
+    Json { data_uris: bool },
     Csv { delimiter: u8, header: bool },
 }
 
 impl Dialect {
     fn rows(self) -> Rows {
         match self {
-            Self::Json => Rows::Lines,
+            Self::Json { .. } => Rows::Lines,
             Self::Csv { delimiter, .. } => Rows::Csv { delimiter },
         }
     }
 
     fn name(self) -> &'static str {
         match self {
-            Self::Json => "JSON Lines",
+            Self::Json { .. } => "JSON Lines",
             Self::Csv { .. } => "CSV",
         }
     }
@@ -64,7 +68,7 @@ impl Dialect {
     /// What moves rows, for kept indexes.
     fn kind(self) -> String {
         match self {
-            Self::Json => "JSON Lines".into(),
+            Self::Json { .. } => "JSON Lines".into(),
             Self::Csv { delimiter, .. } => format!("CSV {delimiter}"),
         }
     }
@@ -83,10 +87,11 @@ impl Scan for RowFinder {
 pub(crate) async fn open_json(
     store: Store,
     objects: Vec<Object>,
-    _options: JsonLines,
+    options: JsonLines,
     wanted: Wanted,
 ) -> Result<Opening> {
-    open(store, objects, |_| Dialect::Json, wanted).await
+    let JsonLines { data_uris } = options;
+    open(store, objects, |_| Dialect::Json { data_uris }, wanted).await
 }
 
 pub(crate) async fn open_csv(store: Store, objects: Vec<Object>, options: Csv, wanted: Wanted) -> Result<Opening> {
@@ -164,7 +169,7 @@ async fn open(
         let index = match rows {
             Ok(index) => index,
             Err(error) => {
-                blocks.push_damage(error.clone(), 0);
+                blocks.push_damage(error.clone(), 0, &reading.columns);
                 continue;
             }
         };
@@ -206,7 +211,7 @@ async fn infer(store: &Store, found: &[Found], wanted: &Wanted) -> Result<Schema
         let row = |row: usize| &text[index.starts[row] as usize..index.row_end(row) as usize];
         let sample: Vec<&[u8]> = (first..=last).map(row).collect();
         let inferred = match *dialect {
-            Dialect::Json => infer_json(&sample, wanted),
+            Dialect::Json { .. } => infer_json(&sample, wanted),
             Dialect::Csv { delimiter, header } => {
                 let head = if header { row(0) } else { b"" };
                 infer_csv(head, &sample, delimiter, header)
@@ -384,7 +389,7 @@ async fn shards_of(
         }
         let place = |error: Error| error.url(object.url.clone()).stage("index");
         let schema = match *dialect {
-            Dialect::Json => json_schema(inferred, columns),
+            Dialect::Json { .. } => json_schema(inferred, columns),
             Dialect::Csv { delimiter, header } => {
                 let end = index.row_end(0);
                 if end > HEADER_BYTES {
@@ -452,7 +457,10 @@ impl Reading for Text {
         if shard.packing != Packing::Plain {
             text = unpack(shard.packing, &text, self.limit)?.into();
         }
-        let mut finder = RowFinder::new(shard.dialect.rows());
+        let mut finder = match shard.packing {
+            Packing::Plain => RowFinder::within(shard.dialect.rows()),
+            _ => RowFinder::new(shard.dialect.rows()),
+        };
         finder.feed(&text);
         let starts = finder.starts();
         let end = |row: usize| starts.get(row + 1).map_or(text.len(), |&end| end as usize);
@@ -470,7 +478,7 @@ impl Reading for Text {
         }
         let (mut batches, mut bad) = (Vec::new(), Vec::new());
         shard.decode(&text, rows, 0, &mut batches, &mut bad)?;
-        let schema = Arc::new(shard.schema.project(&shard.projection).map_err(unreadable)?);
+        let schema = shard.delivered()?;
         let batch = match <[RecordBatch; 1]>::try_from(batches) {
             Ok([batch]) => batch,
             Err(batches) => concat_batches(&schema, &batches).map_err(unreadable)?,
@@ -515,8 +523,17 @@ impl Shard {
         Ok(())
     }
 
+    /// The schema of what is decoded.
+    fn delivered(&self) -> Result<SchemaRef> {
+        let schema = self.schema.project(&self.projection).map_err(unreadable)?;
+        Ok(Arc::new(match self.dialect {
+            Dialect::Json { data_uris: true } => Schema::new(schema.fields().iter().map(binary).collect::<Fields>()),
+            _ => schema,
+        }))
+    }
+
     fn nothing(&self) -> Result<RecordBatch> {
-        let schema = Arc::new(self.schema.project(&self.projection).map_err(unreadable)?);
+        let schema = self.delivered()?;
         let arrays = schema.fields().iter().map(|field| new_null_array(field.data_type(), 1)).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(1));
         RecordBatch::try_new_with_options(schema, arrays, &options).map_err(unreadable)
@@ -530,7 +547,7 @@ impl Shard {
         };
         let odd = |what: &str| Error::corrupt(what.to_owned());
         let batch = match self.dialect {
-            Dialect::Json => {
+            Dialect::Json { .. } => {
                 let builder = json::ReaderBuilder::new(self.schema.clone()).with_coerce_primitive(true);
                 let mut decoder = builder.with_batch_size(rows.len() + 1).build_decoder().map_err(unreadable)?;
                 for (number, row) in rows.iter().enumerate() {
@@ -552,7 +569,9 @@ impl Shard {
                 let capacity = decoder.capacity();
                 for (number, row) in rows.iter().enumerate() {
                     let (line, end) = line(row);
-                    for part in [line, end] {
+                    // The reader takes a byte order mark for none of its content, whatever row it begins with: it does not know one that comes in two pieces.
+                    let (first, line) = line.split_at(usize::from(line.starts_with(BYTE_ORDER_MARK)));
+                    for part in [first, line, end] {
                         let mut rest = part;
                         while !rest.is_empty() {
                             let taken = decoder.decode(rest).map_err(unreadable)?;
@@ -567,6 +586,59 @@ impl Shard {
             }
         };
         let batch = batch.filter(|batch| batch.num_rows() == rows.len());
-        batch.ok_or_else(|| odd("the line is no row"))
+        let batch = batch.ok_or_else(|| odd("the line is no row"))?;
+        if self.dialect != (Dialect::Json { data_uris: true }) {
+            return Ok(batch);
+        }
+        let arrays = batch.columns().iter().map(undo_data_uris).collect::<Result<Vec<_>>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        RecordBatch::try_new_with_options(self.delivered()?, arrays, &options).map_err(unreadable)
     }
+}
+
+/// A field with byte strings where there are texts.
+fn binary(field: &FieldRef) -> FieldRef {
+    let data_type = match field.data_type() {
+        DataType::Utf8 => DataType::Binary,
+        DataType::List(item) => DataType::List(binary(item)),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(binary).collect()),
+        other => other.clone(),
+    };
+    Arc::new(field.as_ref().clone().with_data_type(data_type))
+}
+
+/// Texts as byte strings: those that are data URIs as what they encode, others as they stand.
+fn undo_data_uris(array: &ArrayRef) -> Result<ArrayRef> {
+    Ok(match array.data_type() {
+        DataType::Utf8 => {
+            let texts = array.as_string::<i32>();
+            if !texts.iter().flatten().any(|text| text.starts_with(DATA_URI)) {
+                return Ok(Arc::new(BinaryArray::from(texts.clone())));
+            }
+            let mut builder = BinaryBuilder::with_capacity(texts.len(), texts.value_data().len());
+            for text in texts {
+                match (text, text.and_then(|text| text.strip_prefix(DATA_URI))) {
+                    (_, Some(encoded)) => {
+                        let wrong = || Error::corrupt("a data URI whose base64 is none");
+                        builder.append_value(undo_base64(encoded.as_bytes()).ok_or_else(wrong)?);
+                    }
+                    (text, None) => builder.append_option(text),
+                }
+            }
+            Arc::new(builder.finish())
+        }
+        DataType::List(item) => {
+            let list = array.as_list::<i32>();
+            let values = undo_data_uris(list.values())?;
+            let undone = ListArray::try_new(binary(item), list.offsets().clone(), values, list.nulls().cloned());
+            Arc::new(undone.map_err(unreadable)?)
+        }
+        DataType::Struct(fields) => {
+            let parts = array.as_struct();
+            let undone = parts.columns().iter().map(undo_data_uris).collect::<Result<Vec<_>>>()?;
+            let fields = fields.iter().map(binary).collect();
+            Arc::new(StructArray::try_new(fields, undone, parts.nulls().cloned()).map_err(unreadable)?)
+        }
+        _ => array.clone(),
+    })
 }

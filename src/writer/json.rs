@@ -12,10 +12,8 @@ use super::encode::{Data, Encode, Piece, Shard};
 use super::output::Packing;
 use super::stream::Stream;
 use crate::error::Result;
+use crate::format::data_uri::{DATA_URI, base64};
 use crate::schema::{Column, Shape};
-
-/// What byte strings that are no text begin with.
-pub(super) const DATA_URI: &str = "data:;base64,";
 
 pub(super) struct JsonLines {
     columns: Vec<Column>,
@@ -115,40 +113,4 @@ fn element(values: &Values, element: usize, out: &mut String) -> Option<()> {
 
 fn string(text: &str) -> String {
     serde_json::to_string(text).expect("a string is JSON")
-}
-
-/// Appends base64 in the alphabet of RFC 4648, section 4, padded.
-fn base64(bytes: &[u8], out: &mut String) {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    out.reserve(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let bits = group.iter().fold(0, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
-        for place in 0..4 {
-            let six = (bits >> (18 - 6 * place)) as usize & 63;
-            out.push(if place <= group.len() { char::from(ALPHABET[six]) } else { '=' });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base64_is_that_of_the_rfc() {
-        for (bytes, text) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("fooba", "Zm9vYmE="),
-            ("foobar", "Zm9vYmFy"),
-            ("\u{3ff}\u{ff}", "z7/Dvw=="),
-        ] {
-            let mut out = String::new();
-            base64(bytes.as_bytes(), &mut out);
-            assert_eq!(out, text);
-        }
-    }
 }

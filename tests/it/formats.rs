@@ -567,6 +567,74 @@ mod text {
     }
 
     #[test]
+    fn only_a_mark_at_the_beginning_is_none_of_the_content() -> Result<()> {
+        let table = "\u{ff21},id\n\u{feff}x,0\ny,1\n\u{feff}z,2\n";
+        let names = |text: String, rows: Shuffle| -> Result<Vec<(i64, Vec<u8>)>> {
+            let dataset = Dataset::open(put("a.csv", text))?.columns([bytes("\u{ff21}"), int64("id")]).shuffle(rows);
+            let mut loader = dataset.batch(3).loader().build()?;
+            let batch = loader.epoch(0).next().expect("three rows are a batch")?;
+            let names = batch.bytes("\u{ff21}")?.map(<[u8]>::to_vec);
+            let mut rows: Vec<_> = batch.values::<i64>("id")?.iter().copied().zip(names).collect();
+            rows.sort();
+            Ok(rows)
+        };
+        let wanted = ["\u{feff}x", "y", "\u{feff}z"].map(|name| name.as_bytes().to_vec());
+        let wanted: Vec<_> = (0..3).zip(wanted).collect();
+        for mark in ["", "\u{feff}"] {
+            // As one block, and each row by itself.
+            for rows in [Shuffle::none(), Shuffle::global()] {
+                assert_eq!(names(format!("{mark}{table}"), rows)?, wanted);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_come_back_from_data_uris() -> Result<()> {
+        use arrow::array::AsArray as _;
+
+        let strings = [&b"text"[..], b"\xff\xfe\0", b"", b"data:;base64,Zg==", b"\xc3"];
+        let views = || Arc::new(arrow::array::BinaryViewArray::from_iter_values(strings)) as ArrayRef;
+        let field = |length| Arc::new(Field::new(length, DataType::BinaryView, false));
+        let pairs = arrow::buffer::OffsetBuffer::from_lengths([2, 0, 1, 1, 1]);
+        let lists = ListArray::new(field("item"), pairs, views(), None);
+        let raw = [[1u8, 0xff, 0x80, 7], [1; 4], [b'a'; 4], [0; 4], [0xc0; 4]];
+        let raw = arrow::array::BinaryViewArray::from_iter_values(raw);
+        let columns = [bytes("b"), bytes("l").ragged(), bytes("r")];
+        let rows = [("b", views()), ("l", Arc::new(lists) as ArrayRef), ("r", Arc::new(raw) as ArrayRef)];
+        let folder = tempfile::tempdir().expect("a folder");
+        let written = folder.path().join("written");
+        let mut writer =
+            forebay::Writer::builder(forebay::writer::Output::JsonLines).create(&written, columns.clone())?;
+        writer.write(&RecordBatch::try_from_iter(rows).expect("rows"))?;
+        writer.finish()?;
+        let url = format!("{}/*.jsonl", written.display());
+        let read = |options: JsonLines, columns: &[Column]| -> Result<_> {
+            let mut loader = Dataset::open_with(&*url, options)?.columns(columns.to_vec()).batch(5).loader().build()?;
+            let batch = loader.epoch(0).next().expect("five rows are a batch")?;
+            Ok(batch)
+        };
+        let batch = read(JsonLines::new().data_uris(), &columns)?;
+        assert_eq!(batch.bytes("b")?.collect::<Vec<_>>(), strings);
+        let lists = batch.array("l")?;
+        let items = lists.as_list::<i32>().values().as_binary_view();
+        assert_eq!(items.iter().flatten().collect::<Vec<_>>(), strings);
+        let batch = read(JsonLines::new().data_uris(), &[bytes("r").raw(Dtype::U8, [4])])?;
+        assert_eq!(batch.values::<u8>("r")?[..4], [1, 0xff, 0x80, 7]);
+        // Without, strings stand as they are.
+        let batch = read(JsonLines::new(), &columns[..1])?;
+        assert_eq!(batch.bytes("b")?.nth(1), Some(&b"data:;base64,//4A"[..]));
+        // A row whose base64 is none is bad, and the others are not.
+        let lines = "{\"b\": \"data:;base64,Zg==\"}\n{\"b\": \"data:;base64,Zg\"}\n{\"b\": null}\n";
+        let dataset = Dataset::open_with(put("a.jsonl", lines), JsonLines::new().data_uris())?;
+        let dataset = dataset.columns([bytes("b").or(Missing::Bytes(b"none".to_vec()))]).batch(3);
+        let mut loader = dataset.loader().on_bad_record(Skip::up_to(1)).build()?;
+        let batch = loader.epoch(0).next().expect("two rows are left")?;
+        assert_eq!(batch.bytes("b")?.collect::<Vec<_>>(), [&b"f"[..], b"none"]);
+        Ok(())
+    }
+
+    #[test]
     fn where_rows_start_is_kept_beside_other_indexes() -> Result<()> {
         let folder = tempfile::tempdir().expect("a folder");
         let shard = folder.path().join("a.jsonl");

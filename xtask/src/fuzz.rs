@@ -11,13 +11,17 @@ use crate::shell::{self, Doing, Failure};
 use crate::steps::Steps;
 
 /// The targets, each with the bytes of its longest inputs.
-const TARGETS: [(&str, u32); 7] = [
+const TARGETS: [(&str, u32); 11] = [
     ("framing", 4096),
     ("example", 4096),
     ("sequence_example", 4096),
     ("index", 4096),
     ("image", 65_536),
     ("parquet", 4096),
+    ("prune", 512),
+    ("ipc", 4096),
+    ("text", 1024),
+    ("tar", 16_384),
     ("window", 16),
 ];
 

@@ -40,8 +40,7 @@ impl Opened {
     }
 
     /// With the pages of every row group looked for, as the loader does it of large ones.
-    #[cfg(test)]
-    pub(super) fn scanned(self) -> Result<Self> {
+    pub fn scanned(self) -> Result<Self> {
         let mut footer = self.footer.clone();
         for group in 0..self.groups().len() {
             for leaf in Projection::new(&footer, None).leaves() {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::array::{Array, ArrayData, ArrayRef, RecordBatch};
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use bytes::{Buf, Bytes};
 use parquet::arrow::ProjectionMask;
@@ -412,8 +412,22 @@ fn decode_general(footer: &Footer, part: &Part, leaves: &[usize], fetched: &Fetc
         if batch.num_rows() as u64 != rows {
             return Err(Error::corrupt(format!("{} rows, where the footer says {rows}", batch.num_rows())));
         }
+        if !batch.columns().iter().all(|array| begins_with_characters(&array.to_data())) {
+            return Err(Error::corrupt("a text begins in the middle of a character"));
+        }
         Ok(batch)
     })
+}
+
+/// Whether each text begins with a character. The crate holds the texts of delta encodings against UTF-8 on end, not each by itself: of a character that
+/// lies in two of them the second begins with its rest.
+fn begins_with_characters(array: &ArrayData) -> bool {
+    if *array.data_type() == DataType::Utf8View {
+        // A view has the length in its lowest 32 bits, and the first byte behind them.
+        let views = &array.buffers()[0].typed_data::<u128>()[array.offset()..array.offset() + array.len()];
+        return views.iter().all(|view| *view as u32 == 0 || (view >> 32) as u8 & 0xc0 != 0x80);
+    }
+    array.child_data().iter().all(begins_with_characters)
 }
 
 /// Cuts rows into about so many parts, at the pages of their largest column; into one where it is not known where pages stand.

@@ -67,7 +67,10 @@ impl PageHeader {
                 (1, Kind::Int) => kind = Some(reader.int()?),
                 (2 | 3, Kind::Int) => sizes[field as usize - 2] = Some(size(reader.int()?)?),
                 (4, Kind::Int) => crc = Some(reader.int()? as u32),
-                (5 | 7 | 8, Kind::Struct) => inner = Some((field, numbers(&mut reader)?)),
+                (5, Kind::Struct) => inner = Some((field, numbers(&mut reader, 4)?)),
+                (7, Kind::Struct) => inner = Some((field, numbers(&mut reader, 2)?)),
+                (8, Kind::Struct) => inner = Some((field, numbers(&mut reader, 6)?)),
+                (1..=5 | 7 | 8, wire) => return Err(of_another_kind(field, wire)),
                 (_, wire) => reader.skip(wire)?,
             }
         }
@@ -117,13 +120,20 @@ fn size(value: i64) -> Result<u32> {
         .ok_or_else(|| Error::corrupt(format!("a page header declares a size of {value}")))
 }
 
-/// The first eight fields of a structure: integers, and 1 where a truth value is false (the only one of interest is true unless said otherwise).
-fn numbers(reader: &mut Reader<'_>) -> Result<[i64; 8]> {
+fn of_another_kind(field: i64, wire: Kind) -> Error {
+    Error::corrupt(format!("field {field} of a page header is a {wire:?}"))
+}
+
+/// The first eight fields of a structure, of which so many are integers; 1 where a truth value is false (the only one of interest is true unless said
+/// otherwise).
+fn numbers(reader: &mut Reader<'_>, ints: i64) -> Result<[i64; 8]> {
     let (mut numbers, mut last) = ([0; 8], 0);
     while let Some((field, wire)) = reader.field(&mut last)? {
         let slot = usize::try_from(field - 1).ok().and_then(|at| numbers.get_mut(at));
         match (slot, wire) {
             (Some(slot), Kind::Int) => *slot = reader.int()?,
+            // Others read on as if it were one.
+            (Some(_), wire) if field <= ints => return Err(of_another_kind(field, wire)),
             (Some(slot), Kind::False) => *slot = 1,
             (_, wire) => reader.skip(wire)?,
         }

@@ -11,12 +11,13 @@ use arrow::datatypes::{DataType, Field, Int32Type, Int64Type};
 use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
-use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder, WriterVersion};
+use parquet::basic::{BrotliLevel, Compression, Encoding, GzipLevel, ZstdLevel};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder, WriterVersion};
 use proptest::prelude::*;
 
 use super::check::Opened;
 use super::*;
+use crate::ErrorKind;
 
 fn written(batch: &RecordBatch, properties: WriterPropertiesBuilder) -> Bytes {
     let mut file = Vec::new();
@@ -271,6 +272,49 @@ fn more_lengths_than_strings_are_refused_before_memory_is_taken_for_them() {
         file[count..count + 9].copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x0f]);
         let error = Opened::new(file.into()).unwrap().decode(0, 0..9, None, true).unwrap_err();
         assert!(error.to_string().contains("more than the strings"), "{encoding}: {error}");
+    }
+}
+
+#[test]
+fn numbers_of_a_page_header_that_are_none_are_refused() {
+    // A page of one value: type, sizes, and a structure of the count, the encoding and those of the levels. Each number is a byte behind its field's.
+    let sound = [0x15, 0, 0x15, 2, 0x15, 2, 0x2c, 0x15, 2, 0x15, 0, 0x15, 6, 0x15, 6, 0, 0];
+    assert!(page::PageHeader::read(&sound).is_ok());
+    for field in [0, 2, 4, 7, 9, 11, 13] {
+        for kind in [1, 2] {
+            let mut header = sound;
+            header[field] = header[field] & 0xf0 | kind;
+            let error = page::PageHeader::read(&header).unwrap_err();
+            assert!(error.to_string().contains("of a page header is a "), "{error}");
+        }
+    }
+}
+
+#[test]
+fn texts_that_part_a_character_between_them_are_refused() {
+    for encoding in [Encoding::DELTA_LENGTH_BYTE_ARRAY, Encoding::DELTA_BYTE_ARRAY, Encoding::PLAIN] {
+        // Longer than what a view holds itself.
+        let texts = StringArray::from_iter_values(["a text that ends in: y", "z is what this begins with"]);
+        let lists = StructArray::from(vec![(
+            Arc::new(Field::new("inner", DataType::Utf8, false)),
+            Arc::new(texts.clone()) as ArrayRef,
+        )]);
+        let batch = RecordBatch::try_from_iter([("text", Arc::new(texts) as ArrayRef), ("outer", Arc::new(lists))]);
+        let properties = WriterProperties::builder().set_dictionary_enabled(false).set_encoding(encoding);
+        let sound = written(&batch.unwrap(), properties.set_statistics_enabled(EnabledStatistics::None));
+        for name in ["text", "outer.inner"] {
+            let mut file = sound.to_vec();
+            let column = usize::from(name != "text");
+            let chunk = Opened::new(sound.clone()).unwrap().footer.chunk_range(0, column);
+            let page = &mut file[chunk.start as usize..chunk.end as usize];
+            for (byte, part) in [(b": y", 0xc3), (b"z i", 0xa9)] {
+                let at = page.windows(3).position(|bytes| bytes == byte).unwrap();
+                page[at + if part == 0xc3 { 2 } else { 0 }] = part;
+            }
+            let file = Opened::new(file.into()).unwrap();
+            let error = file.decode(0, 0..2, Some(&[name]), true).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{encoding} {error}");
+        }
     }
 }
 

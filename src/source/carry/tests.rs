@@ -411,3 +411,17 @@ fn what_cannot_be_declared_says_what_can() {
         assert!(error.contains(words), "{error}");
     }
 }
+
+#[test]
+fn a_name_of_two_fields_is_refused_wherever_it_is_meant() {
+    let inner = Fields::from(vec![Field::new("b", DataType::Boolean, true)]);
+    let schema = Schema::new(vec![
+        Field::new("a.b", DataType::Int64, true),
+        Field::new("a", DataType::Struct(inner), true),
+        Field::new("c", DataType::Int64, true),
+    ]);
+    let refused = |error: Option<Error>| error.unwrap().to_string().contains("2 stored columns have this name");
+    assert!(refused(inferred(&leaves(&schema), &mut Vec::new()).err()));
+    assert!(refused(Carrier::new(&schema, Some(&[int64("c"), int64("a.b")])).err()));
+    assert!(Carrier::new(&schema, Some(&[int64("c")])).is_ok());
+}
