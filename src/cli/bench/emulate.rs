@@ -26,6 +26,9 @@ pub(super) struct Plan {
     pub(super) batch: usize,
 }
 
+/// Steps without time in front of a run, for the memory of all batches that are on their way or held at a time.
+const WARM_UP: u64 = 5;
+
 /// All runs of a plan.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Emulation {
@@ -185,6 +188,9 @@ fn run_all(loader: &mut Loader, plan: &Plan) -> Result<Vec<Seen>> {
 /// Emulates once, on a loader of its own, whose batches go on as long as steps are to be taken.
 pub(super) fn emulate(bench: &Bench<'_>, scheduler: Scheduler, plan: &Plan) -> Result<(Measured, Ran, Loader)> {
     let mut loader = bench.endless(plan.batch * plan.accelerators as usize, scheduler)?;
+    // Batches of many accelerators are gigabytes, of which the kernel clears each page at its first use: seconds, which a training has behind it soon, and a short
+    // run would be measured by.
+    run_all(&mut loader, &Plan { steps: WARM_UP, step: Duration::ZERO, ..*plan })?;
     let meter = Meter::start(&loader);
     let seen = run_all(&mut loader, plan)?;
     let used = meter.stop(&loader);
