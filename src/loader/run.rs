@@ -531,12 +531,17 @@ impl Run {
                     Item::LeftOut(_) => unreachable!("listed above"),
                     Item::Batch(batch, grant, parcel) => {
                         drop(grant);
-                        // Where many small batches are on their way, the worker that ends its task next plans further ones, beside the loop.
-                        let beside = self.shared.pipeline.window > FEW_BATCHES && state.in_flight > state.fetching;
-                        if !beside || self.shared.scheduler.is_single_threaded() {
-                            state.advance(self);
-                            // That may have ended the epoch, for lanes that wait as well: they are woken.
-                            self.unlock(state);
+                        let pool = &self.shared.scheduler;
+                        if pool.is_single_threaded() || self.shared.pipeline.window > FEW_BATCHES {
+                            // Of many small batches, the worker that ends its task next plans further ones, beside the loop.
+                            if pool.is_single_threaded() || state.in_flight == state.fetching {
+                                state.advance(self);
+                                self.unlock(state);
+                            }
+                        } else {
+                            // What follows from it a worker finds out: reads to be asked for, tasks to be woken. The loop has a step to launch.
+                            drop(state);
+                            self.submit(Level::Collate, |run, _| run.update(|_| {}));
                         }
                         Some(Ok((batch, parcel)))
                     }
