@@ -226,6 +226,11 @@ impl Pool {
         Prepared { level, task: Box::new(task) }
     }
 
+    /// A task that is no work of its level, only as urgent: nobody waits for what it does.
+    pub(crate) fn prepare_errand(&self, level: Level, task: impl FnOnce(&mut Worker) + Send + 'static) -> Prepared {
+        Prepared { level, task: Box::new(task) }
+    }
+
     /// Puts a task into its queue, and wakes a worker that has nothing to do.
     pub(crate) fn submit(&self, Prepared { level, task }: Prepared) {
         // The receivers live as long as the pool.

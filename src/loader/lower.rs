@@ -111,6 +111,11 @@ impl Pipeline {
         (TICKETS_AHEAD * self.steps.stream_share() / self.unit()).max(2)
     }
 
+    /// Tickets that are planned before it is known what becomes of them, where rows are not positions: what a batch and a share more take if nothing is lost.
+    pub(crate) fn tickets_unseen(&self) -> u64 {
+        ((self.steps.batch / self.steps.world + self.steps.stream_share()) / self.unit()).max(2)
+    }
+
     /// Positions that were delivered before a run begins, of the rows that arrive again for it.
     pub(crate) fn passed_at(&self, start: &Progress) -> std::ops::Range<u64> {
         let step = match self.planned_at(&start.cursors).first() {

@@ -190,7 +190,10 @@ struct Ticket {
     /// In ascending order.
     blocks: Vec<BlockKey>,
     missing: usize,
+    /// Bytes that have to be read for it.
     bytes: u64,
+    /// Bytes of the blocks that no ticket before it needed.
+    held: u64,
     /// The marker behind the last step of an epoch.
     end: Option<Option<Error>>,
 }
@@ -316,6 +319,8 @@ pub(crate) struct State {
     /// Tickets started, and tickets whose rows were handed on.
     started: u64,
     popped: u64,
+    /// [`Ticket::held`] of those between the two.
+    under_way: VecDeque<u64>,
     evaluated: Reorder<Evaluation>,
     blocks: HashMap<BlockKey, Entry>,
     releases: BinaryHeap<Reverse<(u64, BlockKey)>>,
@@ -371,6 +376,7 @@ impl Run {
             passed: pipeline.passed_at(start),
             tickets: VecDeque::new(),
             first: 0,
+            under_way: VecDeque::new(),
             started: 0,
             popped: 0,
             evaluated: Reorder::default(),
@@ -541,7 +547,12 @@ impl Run {
                         } else {
                             // What follows from it a worker finds out: reads to be asked for, tasks to be woken. The loop has a step to launch.
                             drop(state);
-                            self.submit(Level::Collate, |run, _| run.update(|_| {}));
+                            let this = self.this.clone();
+                            self.shared.pool.submit(self.shared.pool.prepare_errand(Level::Collate, move |_| {
+                                if let Some(run) = this.upgrade() {
+                                    run.guarded(|run| run.update(|_| {}));
+                                }
+                            }));
                         }
                         Some(Ok((batch, parcel)))
                     }
@@ -926,6 +937,7 @@ impl State {
             let Some(ticket) = self.tickets.front_mut().filter(|ticket| ticket.missing == 0) else { break };
             let (chunks, blocks) = (std::mem::take(&mut ticket.chunks), std::mem::take(&mut ticket.blocks));
             let (epoch, step, end) = (ticket.epoch, ticket.step, ticket.end.take());
+            self.under_way.push_back(ticket.held);
             self.tickets.pop_front();
             let number = self.first;
             self.first += 1;
@@ -956,6 +968,7 @@ impl State {
     fn hand_on(&mut self, run: &Run, evaluation: Evaluation) {
         let number = self.popped;
         self.popped += 1;
+        self.under_way.pop_front();
         self.release(number, &evaluation);
         if self.failed {
             return;

@@ -15,14 +15,17 @@ impl State {
     pub(super) fn plan_more(&mut self, run: &Run) -> bool {
         let unstarted = self.tickets.len() as u64;
         let bytes: u64 = self.tickets.iter().map(|ticket| ticket.bytes).sum();
+        let room = READ_AHEAD.min(run.shared.account.total() / 4);
         let near = unstarted < 2;
-        let far = unstarted < run.shared.pipeline.tickets_ahead()
-            && self.needs.is_empty()
-            && bytes < READ_AHEAD.min(run.shared.account.total() / 4);
-        if self.planned_all || self.failed || !(near || far) {
+        let far = unstarted < run.shared.pipeline.tickets_ahead() && self.needs.is_empty() && bytes < room;
+        let pipeline = &run.shared.pipeline;
+        // Batches of few bytes have many tickets under way, whose blocks may be large: what becomes of them decides how far each stream is wanted.
+        let many = self.started - self.popped + unstarted >= pipeline.tickets_unseen();
+        let held = || self.tickets.iter().map(|ticket| ticket.held).chain(self.under_way.iter().copied()).sum::<u64>();
+        let blind = pipeline.expands && many && held() >= room;
+        if self.planned_all || self.failed || blind || !(near || far) {
             return false;
         }
-        let pipeline = &run.shared.pipeline;
         let steps = pipeline.steps;
         let arrived = if self.order.arrives() { self.arrivals.iter().find_map(Arrivals::total) } else { None };
         let failure = arrived.and_then(|_| self.drivers.values().find_map(ArrivalDriver::error));
@@ -179,6 +182,7 @@ impl State {
             blocks: Vec::new(),
             missing: 0,
             bytes: 0,
+            held: 0,
             end: Some(failure),
         };
         self.tickets.push_back(ticket);
@@ -220,10 +224,11 @@ impl State {
                 true
             }
         });
-        let (mut missing, mut bytes) = (0, 0);
+        let (mut missing, mut bytes, mut held) = (0, 0, 0);
         for &(key, hold) in &keys {
             let (entry, new) = self.entry(run, key, hold);
-            entry.is_ahead = false;
+            // Whether or not it was read ahead, from here on it stays.
+            held += if std::mem::replace(&mut entry.is_ahead, false) { entry.bytes } else { 0 };
             if matches!(entry.stage, BlockStage::Ready(_)) {
                 continue;
             }
@@ -247,6 +252,6 @@ impl State {
         }
         run.shared.counters.plan.add(chunks.iter().map(Chunk::positions).sum(), 0);
         let blocks = keys.into_iter().map(|(key, _)| key).collect();
-        self.tickets.push_back(Ticket { epoch, step: self.step, chunks, blocks, missing, bytes, end: None });
+        self.tickets.push_back(Ticket { epoch, step: self.step, chunks, blocks, missing, bytes, held, end: None });
     }
 }
