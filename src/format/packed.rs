@@ -23,7 +23,6 @@ impl Packing {
     }
 }
 
-#[cfg(any(feature = "text", feature = "tar"))]
 /// Undoes the compression of a whole shard. Streams may be several on end.
 ///
 /// # Memory
@@ -46,7 +45,6 @@ pub(crate) fn unpack(packing: Packing, stored: &[u8], limit: usize) -> Result<Ve
     }
 }
 
-#[cfg(any(feature = "text", feature = "tar"))]
 fn read_up_to(stream: impl Read, name: &str, limit: usize) -> Result<Vec<u8>> {
     let mut data = Vec::new();
     let read = stream.take(limit as u64 + 1).read_to_end(&mut data);
