@@ -76,7 +76,7 @@ struct Measured {
     /// Whether both are those of the data made here; `None` where they are not known.
     checked: Option<bool>,
     /// Of a workload of published sizes: those, and that it is none of their benchmark's results.
-    preset: Option<&'static str>,
+    preset: Option<String>,
     /// Its files.
     files: Option<usize>,
     /// What was read, of the bytes that its delivered samples have: less where steps that are on their way at a time share files.
@@ -207,7 +207,7 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
         measured.files = Some(files);
         measured.read_share = Some(read * bench.rows as f64 / bytes as f64);
     }
-    measured.preset = workload.preset().map(|preset| preset.note);
+    measured.preset = workload.preset().map(|preset| preset.note());
     (measured.threads, measured.batch) = (threads, batch);
     measured.first_batch_s = first.first_batch.unwrap_or_default().as_secs_f64();
     (measured.checked_samples, measured.checked_sum) = (first.samples, format!("{:016x}", first.sum));

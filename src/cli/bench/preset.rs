@@ -29,8 +29,16 @@ pub(super) struct Preset {
     pub(super) files: u64,
     a100: Duration,
     h100: Duration,
+    /// The workload of MLPerf Storage that it is like.
+    published_as: &'static str,
+}
+
+impl Preset {
     /// What is to be said with every number.
-    pub(super) note: &'static str,
+    pub(super) fn note(&self) -> String {
+        let workload = self.published_as;
+        format!("records, batches and steps as large as published for MLPerf Storage's {workload}; not a result of it")
+    }
 }
 
 pub(super) const RESNET50: Preset = Preset {
@@ -40,7 +48,7 @@ pub(super) const RESNET50: Preset = Preset {
     files: 4,
     a100: Duration::from_millis(435),
     h100: Duration::from_millis(224),
-    note: "records, batches and steps as large as published for MLPerf Storage's resnet50; not a result of it",
+    published_as: "resnet50",
 };
 
 pub(super) const COSMOFLOW: Preset = Preset {
@@ -50,7 +58,7 @@ pub(super) const COSMOFLOW: Preset = Preset {
     files: 200,
     a100: Duration::from_micros(5510),
     h100: Duration::from_micros(3500),
-    note: "records, batches and steps as large as published for MLPerf Storage's cosmoflow; not a result of it",
+    published_as: "cosmoflow",
 };
 
 pub(super) const UNET3D: Preset = Preset {
@@ -61,7 +69,7 @@ pub(super) const UNET3D: Preset = Preset {
     files: 28,
     a100: Duration::from_millis(636),
     h100: Duration::from_millis(323),
-    note: "records, batches and steps as large as published for MLPerf Storage's unet3d; not a result of it",
+    published_as: "unet3d",
 };
 
 impl Preset {

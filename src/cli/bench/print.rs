@@ -22,7 +22,7 @@ pub(super) fn print(measured: &Measured, terminal: &Terminal) -> Result<(), Fail
     let mut line = |name: &str, value: String| writeln!(out, "{name:<22} {value}");
     let m = measured;
     line("workload", format!("{}, batches of {}, {} threads", m.workload, m.batch, m.threads))?;
-    if let (Some(preset), Some(files)) = (m.preset, m.files) {
+    if let (Some(preset), Some(files)) = (&m.preset, m.files) {
         line("files", format!("{files}; {preset}"))?;
     }
     let checked = match m.checked {
