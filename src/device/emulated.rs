@@ -102,6 +102,13 @@ impl Emulated {
         self.shared.lock().log.clone()
     }
 
+    /// Whether all tensors and locked memory are given back within some seconds: a worker that ends its task may be the last that has the ring.
+    pub(crate) fn is_given_back(&self) -> bool {
+        let state = self.shared.lock();
+        let waited = self.shared.changed.wait_timeout_while(state, Duration::from_secs(10), |state| state.live > 0);
+        waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0.live == 0
+    }
+
     /// Calls of [`Copier::lock`], and the bytes of tensors and locked memory that live.
     pub(crate) fn memory(&self) -> (usize, usize) {
         let state = self.shared.lock();
@@ -242,6 +249,7 @@ impl Drop for Block {
         let mut state = self.shared.lock();
         state.live -= self.len;
         state.free.extend(self.memory.take());
+        self.shared.changed.notify_all();
     }
 }
 

@@ -142,7 +142,7 @@ pub(crate) struct Ring {
     arena: Arc<Arena>,
     pieces: Mutex<Pieces>,
     under_way: Mutex<UnderWay>,
-    /// What is wrong with the device, once something is.
+    /// Why nothing more is copied, once the device is lost.
     broken: OnceLock<Error>,
     slots: usize,
     /// Batches that were handed over, and those of them whose copy was not done then.
@@ -258,11 +258,11 @@ impl Ring {
             }
             Err(error) => {
                 // Some of it may be under way.
-                if self.copier.drain().is_err() {
+                if let Err(lost) = self.copier.drain() {
                     // Nobody can say what the device still reads: it is never used again.
                     std::mem::forget(memories);
+                    _ = self.broken.set(lost);
                 }
-                _ = self.broken.set(error.clone());
                 Err(error)
             }
         }

@@ -1,13 +1,12 @@
 //! A model of the CUDA driver for the tests of `src/device/cuda.rs`, which compile it with `rustc` and load it in place of `libcuda.so`.
 //!
 //! It has the calls that `cuda.rs` makes, and is strict where the driver may be kind: handles must be alive, a context must be current on the calling thread,
-//! copies must read memory that is locked. What is wrong is kept, and `model_report` tells it. Copies are made late, by a thread.
+//! copies must read memory that is locked. What is wrong is kept, and `model_report` tells it. Copies are made by a thread, and `model_hold` holds them back.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
-use std::time::Duration;
 
 const SUCCESS: c_int = 0;
 const INVALID_VALUE: c_int = 1;
@@ -31,6 +30,8 @@ struct Model {
     doomed: BTreeSet<usize>,
     locked: BTreeMap<usize, usize>,
     busy: bool,
+    /// Whether copies wait.
+    hold: bool,
     wrong: Vec<String>,
     copies: usize,
 }
@@ -78,9 +79,10 @@ fn run() {
     let (mutex, changed) = model();
     let mut model = mutex.lock().unwrap();
     loop {
-        let events = &model.events;
+        let (events, hold) = (&model.events, model.hold);
         let ready = model.streams.iter().find_map(|(&stream, queue)| match queue.front()? {
             Op::Wait(event) if !events.get(event).copied().unwrap_or(true) => None,
+            Op::Copy { .. } if hold => None,
             _ => Some(stream),
         });
         let Some(stream) = ready else {
@@ -99,7 +101,8 @@ fn run() {
             Op::Copy { from, to, len } => {
                 model.busy = true;
                 drop(model);
-                std::thread::sleep(Duration::from_millis(2));
+                // Others run first where they can.
+                std::thread::yield_now();
                 model = mutex.lock().unwrap();
                 let inside = |(&start, &bytes): (&usize, &usize)| start <= from && from + len <= start + bytes;
                 if model.locked.range(..=from).next_back().is_some_and(inside) {
@@ -338,6 +341,13 @@ pub unsafe extern "C" fn cuGetErrorName(error: c_int, text: *mut *const c_char) 
 pub unsafe extern "C" fn cuGetErrorString(_error: c_int, text: *mut *const c_char) -> c_int {
     unsafe { *text = c"so says the model".as_ptr() };
     SUCCESS
+}
+
+/// Holds copies back, or lets them go.
+#[no_mangle]
+pub extern "C" fn model_hold(hold: bool) {
+    lock().hold = hold;
+    model().1.notify_all();
 }
 
 /// Contexts retained, streams beside the default one, events and locked pieces that live, copies made; and what was wrong, a line each, into `text`.
