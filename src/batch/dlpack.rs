@@ -129,6 +129,7 @@ enum Owner {
 /// let raw = column.into_raw();
 /// drop(batch);
 /// // From here on in the consumer, most often behind a PyCapsule named "dltensor_versioned".
+/// // SAFETY: the tensor is whole until its deleter is called, which happens here alone.
 /// unsafe {
 ///     let tensor = &(*raw).dl_tensor;
 ///     assert_eq!(std::slice::from_raw_parts(tensor.data.cast::<i64>(), 6), [0, 1, 2, 3, 4, 5]);

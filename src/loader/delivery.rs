@@ -109,18 +109,15 @@ impl Delivery {
         Ok(Self { ring: Some((Arc::new(ring), Arc::new(grant))) })
     }
 
-    /// Columns of varying length that have no place in the ring, because nobody said how long they can be.
-    pub(crate) fn notes(&self, layouts: &[Layout]) -> Vec<String> {
-        if !self.is_ring() {
-            return Vec::new();
-        }
+    /// Columns of varying length that have no place in a ring, because nobody said how long they can be.
+    pub(crate) fn notes(layouts: &[Layout]) -> impl Iterator<Item = String> {
         let unbounded = layouts.iter().filter(|layout| !layout.is_bytes() && layout.sample_bytes().is_none());
         let note = |name: &str| {
             format!(
                 "{name:?} has no bound and crosses to the device in pieces: .pad({name:?}, Pad::to(n)) gives it a place in the ring"
             )
         };
-        unbounded.map(|layout| note(layout.column.name())).collect()
+        unbounded.map(move |layout| note(layout.column.name()))
     }
 
     /// What its ring has done, if it has one.
@@ -261,6 +258,14 @@ impl Way {
         }
         #[cfg(not(feature = "tch"))]
         let Parcel {} = parcel;
+    }
+
+    /// Whether batches go to a device, and not to the host.
+    pub(crate) fn is_device(&self) -> bool {
+        #[cfg(feature = "tch")]
+        return self.track.is_some();
+        #[cfg(not(feature = "tch"))]
+        false
     }
 
     /// Queues the copies that can be.

@@ -281,12 +281,10 @@ fn report<'a>(shared: &Shared, deliveries: impl Iterator<Item = &'a Delivery>) -
     let functions: Vec<_> = functions.collect();
     let budget = (shared.account.peak(), shared.account.total());
     let mut notes = pipeline.notes.clone();
-    let mut rings = Vec::new();
-    for delivery in deliveries {
-        notes.extend(delivery.notes(&pipeline.layouts));
-        rings.extend(delivery.report());
+    let rings: Vec<_> = deliveries.filter_map(Delivery::report).collect();
+    if !rings.is_empty() {
+        notes.extend(Delivery::notes(&pipeline.layouts));
     }
-    notes.dedup();
     Report::new(&shared.counters, &functions, budget, shared.skipped.listed(), notes, rings)
 }
 

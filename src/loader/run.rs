@@ -122,7 +122,8 @@ impl Shared {
 /// Bytes of blocks asked for ahead of the tickets that can start: what a store far away needs to be kept busy.
 const READ_AHEAD: u64 = 64 << 20;
 
-/// Up to so many batches on their way, room for one more is used at once.
+/// With so many batches on their way or fewer, a worker is woken for what follows when the loop took one; with more, they are small, and whichever worker ends its
+/// task next does it.
 const FEW_BATCHES: u64 = 16;
 
 /// One pass, or several, over the data set.
@@ -450,8 +451,17 @@ impl Run {
         drop(state);
         self.changed.notify_all();
         todo.into_iter().for_each(|task| self.shared.pool.submit(task));
-        self.ways.iter().for_each(Way::pump);
+        self.pump();
         drop(done_with);
+    }
+
+    /// Queues the copies that can be.
+    fn pump(&self) {
+        if self.ways.iter().any(Way::is_device) {
+            let start = Instant::now();
+            self.ways.iter().for_each(Way::pump);
+            self.shared.counters.deliver.busy(start.elapsed());
+        }
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -537,23 +547,7 @@ impl Run {
                     Item::LeftOut(_) => unreachable!("listed above"),
                     Item::Batch(batch, grant, parcel) => {
                         drop(grant);
-                        let pool = &self.shared.scheduler;
-                        if pool.is_single_threaded() || self.shared.pipeline.window > FEW_BATCHES {
-                            // Of many small batches, the worker that ends its task next plans further ones, beside the loop.
-                            if pool.is_single_threaded() || state.in_flight == state.fetching {
-                                state.advance(self);
-                                self.unlock(state);
-                            }
-                        } else {
-                            // What follows from it a worker finds out: reads to be asked for, tasks to be woken. The loop has a step to launch.
-                            drop(state);
-                            let this = self.this.clone();
-                            self.shared.pool.submit(self.shared.pool.prepare_errand(Level::Collate, move |_| {
-                                if let Some(run) = this.upgrade() {
-                                    run.guarded(|run| run.update(|_| {}));
-                                }
-                            }));
-                        }
+                        self.go_on(state);
                         Some(Ok((batch, parcel)))
                     }
                     Item::Failed(error) => Some(Err(error)),
@@ -622,6 +616,24 @@ impl Run {
             self.shared.counters.plan.busy(state.clock.since());
             state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
             state.account_time(&self.shared);
+        }
+    }
+
+    /// The loop has taken a batch: what follows from it (reads to ask for, tasks to start) is a worker's to do, for the loop has a step to launch.
+    fn go_on(&self, mut state: MutexGuard<'_, State>) {
+        let many = self.shared.pipeline.window > FEW_BATCHES;
+        if self.shared.scheduler.is_single_threaded() || many && state.in_flight == state.fetching {
+            // There is no worker, or none whose task ends soon.
+            state.advance(self);
+            self.unlock(state);
+        } else if !many {
+            drop(state);
+            let this = self.this.clone();
+            self.shared.pool.submit(self.shared.pool.prepare_errand(Level::Collate, move |_| {
+                if let Some(run) = this.upgrade() {
+                    run.guarded(|run| run.update(|_| {}));
+                }
+            }));
         }
     }
 
