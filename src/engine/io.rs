@@ -87,13 +87,13 @@ mod tests {
 
     #[test]
     fn threads_for_sockets_and_disks_are_good_neighbours() {
-        let (cores, _) = seen_of_this_thread();
-        let core = cores.split(['-', ',']).next().expect("a core").parse().expect("its number");
+        let own = seen_of_this_thread();
+        let core = own.0.split(['-', ',']).next().expect("a core").parse().expect("its number");
         let io = Io::new(Scheduler::threads(1).cores([core]).niceness(5).settle().unwrap()).unwrap();
         let seen = io.wait(async {
             let disk = tokio::task::spawn_blocking(seen_of_this_thread).await.expect("no panic");
             Ok([seen_of_this_thread(), disk])
         });
-        assert_eq!(seen.unwrap(), [(core.to_string(), 5), (core.to_string(), 5)]);
+        assert_eq!(seen.unwrap(), [(); 2].map(|()| (core.to_string(), 5, libc::SCHED_BATCH.into())));
     }
 }

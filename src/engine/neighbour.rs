@@ -1,6 +1,9 @@
 //! Being a good neighbour to the training loop: on which cores the loader's threads run, and to whom they give way.
 //!
 //! Linux knows both of each thread, so the loop's own thread is left as it is. Elsewhere there is neither, and asking for it is an error.
+//!
+//! Without being asked, all of them are batch threads there (`SCHED_BATCH`): one that is woken does not take the core from the thread that wakes it. That is
+//! often the loop, which has just taken a batch and has a step to launch.
 #![cfg_attr(
     target_os = "linux",
     expect(unsafe_code, reason = "the system's calls for affinity and priority of a thread")
@@ -99,6 +102,7 @@ impl Neighbour {
     /// Makes the calling thread a good neighbour, as it was [settled](Self::settle).
     pub(crate) fn apply(&self) {
         debug_assert!(!self.off_this_core, "settled before");
+        system::never_preempt();
         if *self != Self::default() {
             // It was tried when the loader was built. What an administrator took away since then is no reason to stop training.
             _ = system::apply(self);
@@ -136,6 +140,19 @@ mod system {
             neighbour.off_this_core = false;
         }
         Ok(neighbour)
+    }
+
+    /// Lets the calling thread wait for its turn when it is woken, instead of taking the core from whoever runs there. Threads of another class than the usual one
+    /// were made so by somebody, and stay as they are.
+    pub(super) fn never_preempt() {
+        // SAFETY: numbers in, numbers out, and a struct of numbers that is only read; thread 0 is the one that calls. A refusal does no harm.
+        unsafe {
+            if libc::sched_getscheduler(0) == libc::SCHED_OTHER {
+                let mut priority: libc::sched_param = std::mem::zeroed();
+                priority.sched_priority = 0;
+                libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const priority);
+            }
+        }
     }
 
     pub(super) fn apply(neighbour: &Neighbour) -> Result<()> {
@@ -200,6 +217,8 @@ mod system {
             .advice("take fewer threads: Scheduler::share or Scheduler::threads"))
     }
 
+    pub(super) fn never_preempt() {}
+
     pub(super) fn apply(_: &Neighbour) -> Result<()> {
         Ok(())
     }
@@ -214,15 +233,17 @@ pub(crate) fn this_core() -> Option<usize> {
     None
 }
 
-/// On which cores the calling thread may run, and its niceness, as Linux tells others.
+/// On which cores the calling thread may run, its niceness, and its class: 0 the usual, 3 batch. As Linux tells others.
 #[cfg(all(test, target_os = "linux"))]
-pub(crate) fn seen_of_this_thread() -> (String, i64) {
+pub(crate) fn seen_of_this_thread() -> (String, i64, i64) {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/{name}")).expect("it is there on Linux");
     let (status, stat) = (read("status"), read("stat"));
     let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("its cores");
-    // Behind the name, which ends with the last parenthesis, the first field is the third of proc(5); niceness is the 19th.
-    let niceness = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(16)).expect("its niceness");
-    (cores.trim().to_owned(), niceness.parse().expect("a number"))
+    // Behind the name, which ends with the last parenthesis, the first field is the third of proc(5); niceness is the 19th, the class the 41st.
+    let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
+    let field =
+        |number: usize| fields.split_whitespace().nth(number - 3).expect("it has 52").parse().expect("a number");
+    (cores.trim().to_owned(), field(19), field(41))
 }
 
 #[cfg(test)]

@@ -353,8 +353,8 @@ mod tests {
     #[test]
     fn workers_are_good_neighbours_from_their_first_task_on() {
         use crate::engine::neighbour::seen_of_this_thread;
-        let (own, _) = seen_of_this_thread();
-        let core: usize = own.split(['-', ',']).next().unwrap().parse().unwrap();
+        let own = seen_of_this_thread();
+        let core: usize = own.0.split(['-', ',']).next().unwrap().parse().unwrap();
         let scheduler = Scheduler::threads(3).cores([core]).niceness(7).settle().unwrap();
         let pool = Pool::new(scheduler).unwrap();
         let (log, seen) = mpsc::channel();
@@ -363,8 +363,8 @@ mod tests {
             pool.submit(pool.prepare(Level::Decode, move |_| log.send(seen_of_this_thread()).unwrap()));
         }
         drop(log);
-        assert_eq!(seen.iter().collect::<Vec<_>>(), vec![(core.to_string(), 7); 30]);
-        assert_eq!(seen_of_this_thread().0, own, "the thread that starts them stays as it is");
+        assert_eq!(seen.iter().collect::<Vec<_>>(), vec![(core.to_string(), 7, libc::SCHED_BATCH.into()); 30]);
+        assert_eq!(seen_of_this_thread(), own, "the thread that starts them stays as it is");
     }
 
     #[test]
