@@ -21,6 +21,7 @@ use crate::plan::state::Progress;
 use crate::transform::image::Scratch;
 
 /// The rows of one batch, in order.
+#[derive(Default)]
 pub(crate) struct Assembly {
     /// Its place in the order of what is delivered.
     pub(crate) number: u64,
@@ -87,19 +88,8 @@ impl Assembly {
         let behind = Progress { step: step + 1, ..before.clone() };
         // A step that an error cuts short is taken again as a whole.
         let progress = if error.is_some() { before.clone() } else { behind };
-        some.then(|| Self {
-            number: 0,
-            step,
-            before,
-            progress,
-            rows,
-            error,
-            drawn,
-            gaps,
-            kept: vec![kept],
-            is_applied: false,
-            bytes: 0,
-        })
+        let kept = vec![kept];
+        some.then(|| Self { step, before, progress, rows, error, drawn, gaps, kept, ..Self::default() })
     }
 
     /// Applies the functions of whole batches, allocates, and starts filling. Runs on the pool.

@@ -281,19 +281,8 @@ impl Rebatch {
         }
         self.step += 1;
         let progress = self.progress();
-        Assembly {
-            number: 0,
-            step: self.step - 1,
-            before,
-            progress,
-            rows,
-            error,
-            drawn,
-            gaps,
-            kept,
-            is_applied: false,
-            bytes: 0,
-        }
+        let step = self.step - 1;
+        Assembly { step, before, progress, rows, error, drawn, gaps, kept, ..Assembly::default() }
     }
 
     fn progress(&self) -> Progress {

@@ -132,7 +132,8 @@ pub(crate) struct Run {
     /// How each lane's batches come to it.
     pub(crate) ways: Vec<Way>,
     state: Mutex<State>,
-    changed: Condvar,
+    /// What each lane's thread sleeps at.
+    bells: Vec<Condvar>,
     cancelled: AtomicBool,
     /// Reads that were ended before they were done, and are still counted as under way.
     aborted: AtomicUsize,
@@ -290,6 +291,8 @@ enum Ready {
 struct Lane {
     items: VecDeque<Item>,
     open: bool,
+    /// Whether its loop has found nothing, and waits.
+    waits: bool,
 }
 
 pub(crate) struct State {
@@ -351,8 +354,6 @@ pub(crate) struct State {
     tally: Option<Tally>,
     failed: bool,
     clock: Clock,
-    /// Since when the loop waits.
-    waiting: bool,
 }
 
 impl Run {
@@ -391,7 +392,7 @@ impl Run {
             assigned: 0,
             out: Reorder::default(),
             taken: 0,
-            lanes: deliveries.iter().map(|_| Lane { items: VecDeque::new(), open: true }).collect(),
+            lanes: deliveries.iter().map(|_| Lane { items: VecDeque::new(), open: true, waits: false }).collect(),
             stalled: VecDeque::new(),
             todo: Vec::new(),
             done_with: Vec::new(),
@@ -405,7 +406,6 @@ impl Run {
             }),
             failed: false,
             clock: Clock::new(),
-            waiting: false,
         };
         // What the window has beyond the batch that is being made.
         let ahead = (shared.pipeline.window as usize - 1).max(1);
@@ -413,7 +413,7 @@ impl Run {
             ways: deliveries.iter().map(|delivery| delivery.way(ahead)).collect(),
             shared,
             state: Mutex::new(state),
-            changed: Condvar::new(),
+            bells: deliveries.iter().map(|_| Condvar::new()).collect(),
             cancelled: AtomicBool::new(false),
             aborted: AtomicUsize::new(0),
             ungranted: AtomicU64::new(0),
@@ -431,25 +431,32 @@ impl Run {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// The lock, with the time until now accounted for.
+    fn lock_on_time(&self) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        state.account_time(&self.shared);
+        state
+    }
+
     /// Changes the state and does what follows from it.
     pub(crate) fn update(&self, change: impl FnOnce(&mut State)) {
         if self.is_cancelled() {
             return;
         }
-        let mut state = self.lock();
-        state.account_time(&self.shared);
+        let mut state = self.lock_on_time();
         change(&mut state);
         state.advance(self);
         self.unlock(state);
     }
 
-    /// Lets go of the lock, and does what need not be done under it: wake the loop, hand tasks to the pool (which may wake workers), free
+    /// Lets go of the lock, and does what need not be done under it: wake loops, hand tasks to the pool (which may wake workers), free
     /// blocks.
     fn unlock(&self, mut state: MutexGuard<'_, State>) {
         let (todo, done_with) = (std::mem::take(&mut state.todo), std::mem::take(&mut state.done_with));
+        let woken: Vec<usize> = state.lanes_to_wake().collect();
         self.shared.counters.plan.busy(state.clock.since());
         drop(state);
-        self.changed.notify_all();
+        woken.into_iter().for_each(|lane| self.bells[lane].notify_one());
         todo.into_iter().for_each(|task| self.shared.pool.submit(task));
         self.pump();
         drop(done_with);
@@ -487,7 +494,11 @@ impl Run {
         state.ahead.clear();
         drop(state);
         drop((emptied, items));
-        self.changed.notify_all();
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
+        self.bells.iter().for_each(Condvar::notify_one);
     }
 
     /// A lane's consumer is gone; when it was the last one, the run ends.
@@ -530,93 +541,96 @@ impl Run {
 
     /// Waits for the next batch of a lane, which may still be on its way to the device.
     fn take(&self, lane: usize, epoch: u64) -> Option<Result<(Box<Batch>, Parcel)>> {
-        let mut state = self.lock();
-        state.account_time(&self.shared);
+        let mut state = self.lock_on_time();
         loop {
             state.distribute(self);
-            if let Some(item) = state.lanes[lane].items.pop_front() {
-                if let Item::LeftOut(skipped) = item {
+            let undelivered = state.undelivered();
+            let item = state.lanes[lane].items.pop_front();
+            let is_over = self.is_cancelled() || state.failed && state.in_flight == 0 && state.assigned == state.taken;
+            state.lanes[lane].waits = item.is_none() && !is_over;
+            return match item {
+                None if is_over => None,
+                None => {
+                    state = self.wait(state, lane);
+                    continue;
+                }
+                Some(Item::LeftOut(skipped)) => {
                     self.shared.with_ledger(|ledger| {
                         skipped.iter().for_each(|record| ledger.epoch_mut(record.epoch).leave_out(record.term));
                     });
                     self.shared.skipped.extend(skipped);
                     continue;
                 }
-                state.waiting = false;
-                return match item {
-                    Item::LeftOut(_) => unreachable!("listed above"),
-                    Item::Batch(batch, grant, parcel) => {
-                        drop(grant);
+                Some(Item::Batch(batch, grant, parcel)) => {
+                    drop(grant);
+                    // Of several lanes, the last one that takes its part makes room for a batch.
+                    if state.undelivered() < undelivered {
                         self.go_on(state);
-                        Some(Ok((batch, parcel)))
                     }
-                    Item::Failed(error) => Some(Err(error)),
-                    Item::EndOfEpoch(ended) => {
-                        debug_assert_eq!(ended, epoch);
-                        None
-                    }
-                };
-            }
-            if self.is_cancelled() || state.failed && state.in_flight == 0 && state.assigned == state.taken {
-                return None;
-            }
-            state.waiting = true;
-            if self.shared.scheduler.is_single_threaded() {
-                self.unlock(state);
-                let ran = self.shared.pool.run_one();
-                state = self.lock();
-                state.account_time(&self.shared);
-                if ran {
-                    continue;
+                    Some(Ok((batch, parcel)))
                 }
-            }
-            // Bytes may have come back since the last change; then there is something to do after all.
-            state.advance(self);
-            if !state.todo.is_empty() {
-                self.unlock(state);
-                state = self.lock();
-                state.account_time(&self.shared);
-                continue;
-            }
-            // Reads that have begun nobody else would run.
-            if self.shared.scheduler.is_single_threaded() && state.in_flight > 0 {
-                continue;
-            }
-            // A slot comes back when its copy is done, of which nobody else tells.
-            if !state.stalled.is_empty() {
-                drop(state);
-                let copied = self.ways.iter().any(Way::wait_for_one);
-                state = self.lock();
-                state.account_time(&self.shared);
-                if copied {
-                    continue;
+                Some(Item::Failed(error)) => Some(Err(error)),
+                Some(Item::EndOfEpoch(ended)) => {
+                    debug_assert_eq!(ended, epoch);
+                    None
                 }
-            }
-            if let Some(error) = state.is_stuck(self) {
-                let alive = self.shared.alive.load(Ordering::Acquire);
-                if alive == 0 {
-                    // The last of them may have given its bytes back just now.
-                    state.advance(self);
-                    if state.is_stuck(self).is_none() {
-                        continue;
-                    }
-                    state.fail(error);
-                    self.changed.notify_all();
-                } else {
-                    // Tasks that are about to end still hold their share of the budget.
-                    let moment = Duration::from_millis(1);
-                    state = self.changed.wait_timeout(state, moment).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
-                    state.account_time(&self.shared);
-                }
-                continue;
-            }
-            if state.out.is_ready() || !state.lanes[lane].items.is_empty() {
-                continue;
-            }
-            self.shared.counters.plan.busy(state.clock.since());
-            state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
-            state.account_time(&self.shared);
+            };
         }
+    }
+
+    /// One round of waiting for something that a lane can take: does what there is to do, or sleeps while others do it.
+    fn wait<'a>(&'a self, mut state: MutexGuard<'a, State>, lane: usize) -> MutexGuard<'a, State> {
+        if self.shared.scheduler.is_single_threaded() {
+            self.unlock(state);
+            let ran = self.shared.pool.run_one();
+            state = self.lock_on_time();
+            if ran {
+                return state;
+            }
+        }
+        // Bytes may have come back since the last change; then there is something to do after all.
+        state.advance(self);
+        if !state.todo.is_empty() {
+            self.unlock(state);
+            return self.lock_on_time();
+        }
+        // Reads that have begun nobody else would run.
+        if self.shared.scheduler.is_single_threaded() && state.in_flight > 0 {
+            return state;
+        }
+        // A slot comes back when its copy is done, of which nobody else tells.
+        if !state.stalled.is_empty() {
+            drop(state);
+            let copied = self.ways.iter().any(Way::wait_for_one);
+            state = self.lock_on_time();
+            if copied {
+                return state;
+            }
+        }
+        if let Some(error) = state.is_stuck(self) {
+            if self.shared.alive.load(Ordering::Acquire) > 0 {
+                // Tasks that are about to end still hold their share of the budget.
+                let moment = Duration::from_millis(1);
+                let woken = self.bells[lane].wait_timeout(state, moment);
+                state = woken.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+                state.account_time(&self.shared);
+                return state;
+            }
+            // The last of them may have given its bytes back just now.
+            state.advance(self);
+            if state.is_stuck(self).is_some() {
+                state.fail(error);
+                self.wake_all();
+            }
+            return state;
+        }
+        if state.out.is_ready() || !state.lanes[lane].items.is_empty() {
+            return state;
+        }
+        self.shared.counters.plan.busy(state.clock.since());
+        state = self.bells[lane].wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        state.account_time(&self.shared);
+        state
     }
 
     /// The loop has taken a batch: what follows from it (reads to ask for, tasks to start) is a worker's to do, for the loop has a step to launch.
@@ -689,7 +703,7 @@ impl Run {
         });
         if let Err(error) = done {
             self.lock().fail(error);
-            self.changed.notify_all();
+            self.wake_all();
         }
     }
 
@@ -849,6 +863,14 @@ impl State {
         for lane in self.lanes.iter_mut().filter(|lane| lane.open) {
             lane.items.push_back(Item::Failed(error.clone()));
         }
+    }
+
+    /// Lanes whose sleep is over: those that have something to take, and all of them where one has to see to it that the run goes on, be it to
+    /// its end.
+    fn lanes_to_wake(&self) -> impl Iterator<Item = usize> {
+        let all = self.failed || self.in_flight == 0 || !self.stalled.is_empty() || self.out.is_ready();
+        let waiting = self.lanes.iter().enumerate().filter(|(_, lane)| lane.waits);
+        waiting.filter(move |(_, lane)| all || !lane.items.is_empty()).map(|(number, _)| number)
     }
 
     /// Whether a lane has something to take.

@@ -12,7 +12,7 @@ impl State {
     pub(super) fn account_time(&mut self, shared: &Shared) {
         let (from, to) = self.clock.lap();
         let counters = &shared.counters;
-        if self.waiting {
+        if self.lanes.iter().any(|lane| lane.waits) {
             match self.waits_for(&shared.pool) {
                 Stands::Reading(first_byte) => {
                     let came = first_byte.map_or(to, |came| came.clamp(from, to));
