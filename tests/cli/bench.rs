@@ -112,14 +112,15 @@ fn accelerators_take_equal_numbers_of_steps() {
     let runs = measured["emulation"]["runs"].as_array().expect("runs");
     assert_eq!(runs.len(), 3, "{measured}");
     for run in runs {
-        assert_eq!(run["steps"], serde_json::json!([5, 5, 5]), "{measured}");
-        let shares = ["utilisation", "utilisation_after_first", "utilisation_stated"].map(|key| number(run, key));
+        assert_eq!(run["steps"], 5, "{measured}");
+        let shares = ["utilisation", "utilisation_after_first"].map(|key| number(run, key));
         assert!(shares.iter().all(|share| *share > 0.0 && *share <= 1.0), "{run}");
-        // 4 steps of a millisecond behind the first; what they really took is longer.
-        assert!(shares[2] <= shares[1] && number(run, "wall_s") >= 0.005, "{run}");
+        assert!(number(run, "wall_s") >= 0.005, "{run}");
         let waits = ["wait_p50_s", "wait_p99_s", "wait_max_s"].map(|key| number(run, key));
         assert!(waits.is_sorted(), "{run}");
     }
+    let without_loader = number(&measured["emulation"], "without_loader");
+    assert!(without_loader > 0.0 && without_loader <= 1.0, "{measured}");
     // The run that stands above is the one of median utilisation.
     let mut utilisations: Vec<f64> = runs.iter().map(|run| number(run, "utilisation_after_first")).collect();
     utilisations.sort_unstable_by(f64::total_cmp);
@@ -129,9 +130,9 @@ fn accelerators_take_equal_numbers_of_steps() {
     // As many steps as the epochs hold: 4 * 50 / (8 * 3) = 8.
     let args = ["--step-time", "0.001", "--accelerators", "3", "--epochs", "4"];
     let measured = folder.run_to(0, data.into_iter().chain(args)).json();
-    assert_eq!(measured["emulation"]["runs"][0]["steps"], serde_json::json!([8, 8, 8]), "{measured}");
+    assert_eq!(measured["emulation"]["runs"][0]["steps"], 8, "{measured}");
     let text = folder.run_to(0, ["bench", "raw", "--samples", "50", "--step-time", "0.001", "--steps", "3"]).out;
-    assert!(text.contains("1, batches of 400, 3 steps of 0.001 s each"), "{text}");
+    assert!(text.contains("1 (threads: 1), batches of 400, 3 steps of 0.001 s each"), "{text}");
 }
 
 #[test]
@@ -140,7 +141,7 @@ fn accelerators_take_rows_whose_number_nobody_knows() {
     let args = ["bench", "pack", "--samples", "300", "--length", "512", "--window", "20", "--batch", "8", "--json"];
     let steps = ["--step-time", "0.001", "--accelerators", "2", "--steps", "7", "--quiet"];
     let measured = folder.run_to(0, args.into_iter().chain(steps)).json();
-    assert_eq!(measured["emulation"]["runs"][0]["steps"], serde_json::json!([7, 7]), "{measured}");
+    assert_eq!(measured["emulation"]["runs"][0]["steps"], 7, "{measured}");
     assert_eq!(measured["samples"], 7 * 2 * 8, "{measured}");
 }
 
@@ -152,7 +153,7 @@ fn published_sizes_are_scaled_by_files_and_accelerators_alone() {
     assert_eq!((&measured["checked"], &measured["checked_samples"]), (&true.into(), &3.into()), "{measured}");
     assert_eq!((&measured["files"], &measured["batch"]), (&3.into(), &1.into()), "{measured}");
     assert_eq!(number(&measured["emulation"], "step_s"), 0.0035, "{measured}");
-    assert_eq!(measured["emulation"]["runs"][0]["steps"], serde_json::json!([4, 4]), "{measured}");
+    assert_eq!(measured["emulation"]["runs"][0]["steps"], 4, "{measured}");
     assert!(measured["preset"].as_str().is_some_and(|note| note.contains("not a result")), "{measured}");
     assert!(number(&measured, "limit_samples_per_s") > 0.0, "{measured}");
     assert!(number(&measured, "read_share") > 0.0, "{measured}");

@@ -1,8 +1,9 @@
 //! Emulated accelerators: each takes its part of every batch and holds it for the time of a step.
 //!
-//! As in MLPerf Storage an accelerator is a thread that asks for a batch, works for a fixed time without using a core, and meets the others at a barrier
-//! after every step. Its utilisation is the time in steps over all its time, from the end of the first step on: what the loader does before it
-//! has delivered anything is measured as the first batch.
+//! As in MLPerf Storage an accelerator takes a batch, and then works for a fixed time without using a core. All of them meet at a
+//! barrier after every step: it has ended when it has lasted its time for the one that began it last, and the clock counts from then on, however late
+//! threads are woken. Utilisation is the time in steps over all time, from the end of the first step on: what the loader does before it has delivered
+//! anything is measured as the first batch.
 
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -10,10 +11,11 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::{Bench, Measured, Meter, quantile};
+use crate::batch::Batch;
 use crate::device::Device;
 use crate::engine::Scheduler;
 use crate::error::{Error, ErrorKind, Result};
-use crate::loader::{Epoch, Loader};
+use crate::loader::Loader;
 
 /// What is emulated.
 #[derive(Clone, Copy, Debug)]
@@ -29,11 +31,18 @@ pub(super) struct Plan {
 /// Steps without time in front of a run, for the memory of all batches that are on their way or held at a time.
 const WARM_UP: u64 = 5;
 
+/// How late timers fire on virtual machines. An accelerator's own clock does not: so long before a step's end one thread stays awake.
+const TIMERS_LATE: Duration = Duration::from_micros(150);
+
 /// All runs of a plan.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Emulation {
     pub(super) accelerators: u32,
+    /// Threads that drive them.
+    pub(super) host_threads: usize,
     pub(super) step_s: f64,
+    /// Utilisation of the same accelerators where there is nothing to wait for: what the machine loses by waking their threads.
+    pub(super) without_loader: f64,
     pub(super) runs: Vec<Ran>,
 }
 
@@ -41,13 +50,11 @@ pub(super) struct Emulation {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Ran {
     /// Steps that each accelerator took.
-    pub(super) steps: Vec<u64>,
-    /// Time in steps over all time, summed over accelerators.
+    pub(super) steps: u64,
+    /// Time in steps over all time.
     pub(super) utilisation: f64,
     /// The same from the end of the first step on.
     pub(super) utilisation_after_first: f64,
-    /// The same again, where a step counts as long as it was to be, however late its thread was woken.
-    pub(super) utilisation_stated: f64,
     pub(super) samples_per_s: f64,
     pub(super) wait_p50_s: f64,
     pub(super) wait_p99_s: f64,
@@ -55,57 +62,68 @@ pub(super) struct Ran {
     pub(super) wall_s: f64,
 }
 
-/// What one accelerator saw.
+/// What the accelerators of one thread saw.
 #[derive(Debug, Default)]
 struct Seen {
     waits: Vec<Duration>,
-    /// What its steps really took: a thread that sleeps is woken late where workers have the cores.
-    steps: Vec<Duration>,
-    /// From the end of its first step to that of its last.
-    behind_first: Duration,
+    /// When each step ended for all.
+    ends: Vec<Instant>,
 }
 
-/// Where all accelerators meet after each step. Unlike the standard library's it can be broken, so that nobody waits for one that has failed.
+/// Where the threads of all accelerators are while these step.
 struct Barrier {
-    of: u32,
+    of: usize,
+    step: Duration,
     meeting: Mutex<Meeting>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Meeting {
-    here: u32,
+    here: usize,
+    /// Steps that ended, and when the last one did.
     number: u64,
+    ended: Option<Instant>,
     is_broken: bool,
 }
 
 impl Barrier {
-    fn new(of: u32) -> Self {
-        Self { of, meeting: Mutex::default(), changed: Condvar::new() }
+    fn new(of: usize, step: Duration) -> Self {
+        Self { of, step, meeting: Mutex::default(), changed: Condvar::new() }
     }
 
     fn meeting(&self) -> MutexGuard<'_, Meeting> {
         self.meeting.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Waits for all others; whether they came.
-    fn meet(&self) -> bool {
+    /// A step of one thread's accelerators, which begins now, and `within` which something else is done. When it ended for all; `None` if one of them does not come.
+    ///
+    /// The one that begins last wakes the others, so that each thread is woken once a step.
+    fn step(&self, within: impl FnOnce()) -> Option<Instant> {
         let mut meeting = self.meeting();
         meeting.here += 1;
-        if meeting.here == self.of {
-            (meeting.here, meeting.number) = (0, meeting.number + 1);
-            let is_whole = !meeting.is_broken;
+        let (number, is_last) = (meeting.number, meeting.here == self.of);
+        drop(meeting);
+        let end = Instant::now() + self.step;
+        within();
+        if is_last {
+            std::thread::sleep(end.saturating_duration_since(Instant::now() + TIMERS_LATE));
+            while Instant::now() < end {
+                std::hint::spin_loop();
+            }
+            meeting = self.meeting();
+            *meeting = Meeting { here: 0, number: number + 1, ended: Some(end), ..*meeting };
             // Those that are woken want the lock at once.
             drop(meeting);
             self.changed.notify_all();
-            return is_whole;
+            return Some(end);
         }
-        let number = meeting.number;
+        meeting = self.meeting();
         while meeting.number == number && !meeting.is_broken {
             meeting = self.changed.wait(meeting).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
-        // One that is broken behind this meeting shows at the next.
-        meeting.number != number
+        // One that fails behind this step is missed at the next.
+        meeting.ended.filter(|_| meeting.number != number)
     }
 
     fn break_up(&self) {
@@ -128,49 +146,68 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// Takes all steps of one accelerator; `None` if another one ended them.
-fn accelerate(mut batches: Epoch, plan: &Plan, barrier: &Barrier) -> Result<Option<Seen>> {
+/// Takes all steps of one thread's accelerators, each with its own batches; `None` if another thread ended them.
+fn accelerate<B>(
+    mut parts: Vec<impl Iterator<Item = Result<B>>>,
+    len: impl Fn(&B) -> usize,
+    plan: &Plan,
+    barrier: &Barrier,
+) -> Result<Option<Seen>> {
     let mut ending = Ending { barrier, is_whole: false };
     let mut seen = Seen::default();
-    let (mut held, mut behind_first) = (None, None);
+    let mut held = Vec::new();
     for step in 0..plan.steps {
-        let asked = Instant::now();
-        let Some(batch) = batches.next() else { return Ok(None) };
-        seen.waits.push(asked.elapsed());
-        let batch = batch?;
-        if batch.len() != plan.batch {
-            // Rows in front of a bad one come as a batch of their own; its error is next.
-            let short = format!("step {step} has {} samples instead of {}", batch.len(), plan.batch);
-            return Err(batches.next().and_then(Result::err).unwrap_or_else(|| Error::new(ErrorKind::Corrupt, short)));
+        let mut taken = Vec::with_capacity(parts.len());
+        for batches in &mut parts {
+            let asked = Instant::now();
+            let Some(batch) = batches.next() else { return Ok(None) };
+            seen.waits.push(asked.elapsed());
+            let batch = batch?;
+            if len(&batch) != plan.batch {
+                // Rows in front of a bad one come as a batch of their own; its error is next.
+                let short = format!("step {step} has {} samples instead of {}", len(&batch), plan.batch);
+                let error = batches.next().and_then(Result::err);
+                return Err(error.unwrap_or_else(|| Error::new(ErrorKind::Corrupt, short)));
+            }
+            taken.push(batch);
         }
-        let begun = Instant::now();
-        // The batch is held for the whole step. That of the step before is let go within this one, as a loop lets go of a variable.
-        drop(held.replace(batch));
-        std::thread::sleep(plan.step.saturating_sub(begun.elapsed()));
-        seen.steps.push(begun.elapsed());
-        if !barrier.meet() {
-            return Ok(None);
-        }
-        behind_first.get_or_insert_with(Instant::now);
+        // Batches are held for the whole step. Those of the step before are let go within this one, as a loop lets go of a variable.
+        let Some(ended) = barrier.step(|| drop(std::mem::replace(&mut held, taken))) else { return Ok(None) };
+        seen.ends.push(ended);
     }
-    seen.behind_first = behind_first.map_or(Duration::ZERO, |first| first.elapsed());
     ending.is_whole = true;
     Ok(Some(seen))
 }
 
-/// Runs all accelerators to their last step.
-fn run_all(loader: &mut Loader, plan: &Plan) -> Result<Vec<Seen>> {
-    let barrier = Barrier::new(plan.accelerators);
-    let parts = loader.split(&vec![Device::Cpu; plan.accelerators as usize])?;
+/// Threads for so many accelerators: half of the cores at most. On fewer cores than accelerators, waking a thread for each would be most of what is measured.
+pub(super) fn num_threads(accelerators: u32) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (accelerators as usize).min((cores / 2).max(1))
+}
+
+/// Runs accelerators to their last step, each with its own batches, on so many threads.
+fn run_all<B>(
+    parts: Vec<impl Iterator<Item = Result<B>> + Send>,
+    threads: usize,
+    len: impl Fn(&B) -> usize + Copy + Send,
+    plan: &Plan,
+) -> Result<Vec<Seen>> {
+    // Linux wakes a thread that sleeps up to 50 us late to save interrupts, unless it asks for better; threads have it from the one that starts them.
+    _ = std::fs::write("/proc/self/timerslack_ns", "1");
+    let barrier = &Barrier::new(threads, plan.step);
+    let mut shares: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
+    parts.into_iter().enumerate().for_each(|(number, part)| shares[number % threads].push(part));
     let seen: Vec<Result<Option<Seen>>> = std::thread::scope(|scope| {
         let mut threads = Vec::new();
-        for (number, part) in parts.into_iter().enumerate() {
-            let thread = std::thread::Builder::new().name(format!("accelerator-{number}"));
-            match thread.spawn_scoped(scope, || accelerate(part, plan, &barrier)) {
+        for (number, share) in shares.into_iter().enumerate() {
+            let thread = std::thread::Builder::new().name(format!("accelerators-{number}"));
+            match thread.spawn_scoped(scope, move || accelerate(share, len, plan, barrier)) {
                 Ok(thread) => threads.push(thread),
                 Err(e) => {
                     barrier.break_up();
-                    return vec![Err(Error::config(format!("cannot start accelerator {number}")).because(e))];
+                    return vec![
+                        Err(Error::config(format!("cannot start thread {number} of accelerators")).because(e)),
+                    ];
                 }
             }
         }
@@ -185,42 +222,55 @@ fn run_all(loader: &mut Loader, plan: &Plan) -> Result<Vec<Seen>> {
     whole.ok_or_else(|| Error::new(ErrorKind::Corrupt, "the loader ended before the last step"))
 }
 
+/// Runs accelerators on a loader's batches.
+fn run_on(loader: &mut Loader, plan: &Plan) -> Result<Vec<Seen>> {
+    let parts = loader.split(&vec![Device::Cpu; plan.accelerators as usize])?;
+    run_all(parts, num_threads(plan.accelerators), Batch::len, plan)
+}
+
+/// The share of time in steps, from the end of the first on.
+fn behind_first(plan: &Plan, ends: &[Instant]) -> f64 {
+    let (Some(first), Some(last)) = (ends.first(), ends.last()) else { return f64::NAN };
+    plan.step.as_secs_f64() * (ends.len() - 1) as f64 / (*last - *first).as_secs_f64()
+}
+
+/// The utilisation of accelerators that have nothing to wait for.
+pub(super) fn without_loader(plan: &Plan) -> Result<f64> {
+    let parts = (0..plan.accelerators).map(|_| std::iter::repeat_with(|| Ok(()))).collect();
+    let seen = run_all(parts, num_threads(plan.accelerators), |_| plan.batch, plan)?;
+    Ok(behind_first(plan, &seen[0].ends))
+}
+
 /// Emulates once, on a loader of its own, whose batches go on as long as steps are to be taken.
 pub(super) fn emulate(bench: &Bench<'_>, scheduler: Scheduler, plan: &Plan) -> Result<(Measured, Ran, Loader)> {
     let mut loader = bench.endless(plan.batch * plan.accelerators as usize, scheduler)?;
     // Batches of many accelerators are gigabytes, of which the kernel clears each page at its first use: seconds, which a training has behind it soon, and a short
     // run would be measured by.
-    run_all(&mut loader, &Plan { steps: WARM_UP, step: Duration::ZERO, ..*plan })?;
+    run_on(&mut loader, &Plan { steps: WARM_UP, step: Duration::ZERO, ..*plan })?;
     let meter = Meter::start(&loader);
-    let seen = run_all(&mut loader, plan)?;
+    let seen = run_on(&mut loader, plan)?;
     let used = meter.stop(&loader);
-    let step = plan.step.as_secs_f64();
-    let sum = |durations: &mut dyn Iterator<Item = Duration>| durations.sum::<Duration>().as_secs_f64();
-    let all = used.wall_s * f64::from(plan.accelerators);
-    let stepped = sum(&mut seen.iter().flat_map(|seen| seen.steps.iter().copied()));
-    let behind_first = sum(&mut seen.iter().map(|seen| seen.behind_first));
-    let stepped_behind_first = sum(&mut seen.iter().flat_map(|seen| seen.steps[1..].iter().copied()));
-    let steps: Vec<u64> = seen.iter().map(|seen| seen.steps.len() as u64).collect();
-    let batches: u64 = steps.iter().sum();
+    let (steps, step) = (plan.steps, plan.step.as_secs_f64());
+    // Each step ends for all at once.
+    let utilisation_after_first = behind_first(plan, &seen[0].ends);
     let mut waits: Vec<Duration> = seen.into_iter().flat_map(|seen| seen.waits).collect();
     let waited: Duration = waits.iter().sum();
     waits.sort_unstable();
-    let samples = batches * plan.batch as u64;
+    let samples = waits.len() as u64 * plan.batch as u64;
     let ran = Ran {
-        utilisation: stepped / all,
-        utilisation_after_first: stepped_behind_first / behind_first,
-        utilisation_stated: step * (batches - u64::from(plan.accelerators)) as f64 / behind_first,
+        steps,
+        utilisation: step * steps as f64 / used.wall_s,
+        utilisation_after_first,
         samples_per_s: samples as f64 / used.wall_s,
         wait_p50_s: quantile(&waits, 0.5),
         wait_p99_s: quantile(&waits, 0.99),
         wait_max_s: quantile(&waits, 1.0),
         wall_s: used.wall_s,
-        steps,
     };
     let measured = Measured {
-        wait_share: waited.as_secs_f64() / all,
+        wait_share: waited.as_secs_f64() / (used.wall_s * f64::from(plan.accelerators)),
         utilisation: ran.utilisation,
-        utilisation_after_first: ran.utilisation_after_first,
+        utilisation_after_first,
         ..Measured::of(&loader, &used, samples, &waits)
     };
     Ok((measured, ran, loader))
@@ -245,25 +295,52 @@ mod tests {
         Plan { accelerators, steps, step: Duration::from_micros(50), batch: 4 }
     }
 
+    fn on_threads(loader: &mut Loader, threads: usize) -> Result<Vec<Seen>> {
+        run_all(loader.split(&[Device::Cpu; 3])?, threads, Batch::len, &plan(3, 40))
+    }
+
     #[test]
     fn all_accelerators_take_as_many_steps() {
         let mut loader = numbers(100).repeat_forever().batch(12).loader().build().unwrap();
-        let seen = run_all(&mut loader, &plan(3, 40)).unwrap();
-        let counts: Vec<_> = seen.iter().map(|seen| (seen.waits.len(), seen.steps.len())).collect();
-        assert_eq!(counts, [(40, 40); 3]);
-        assert!(seen.iter().flat_map(|seen| &seen.steps).all(|step| *step >= Duration::from_micros(50)));
+        for threads in 1..=3 {
+            let seen = on_threads(&mut loader, threads).unwrap();
+            assert_eq!(seen.iter().map(|seen| seen.waits.len()).sum::<usize>(), 3 * 40);
+            assert_eq!((seen.len(), seen[0].ends.len()), (threads, 40));
+            assert!(seen.iter().all(|of_one| of_one.ends == seen[0].ends), "a step ends for all at once");
+            assert!(seen[0].ends.windows(2).all(|ends| ends[1] - ends[0] >= Duration::from_micros(50)));
+        }
+    }
+
+    #[test]
+    fn a_step_ends_when_it_has_lasted_for_the_last_that_began_it() {
+        let barrier = Barrier::new(2, Duration::from_millis(20));
+        let (early, (late, begun)) = std::thread::scope(|scope| {
+            let early = scope.spawn(|| barrier.step(|| ()));
+            let late = scope.spawn(|| {
+                while barrier.meeting().here == 0 {
+                    std::thread::yield_now();
+                }
+                let begun = Instant::now();
+                // What is done within the step does not make it longer.
+                (barrier.step(|| std::thread::sleep(Duration::from_millis(5))), begun)
+            });
+            (early.join().unwrap(), late.join().unwrap())
+        });
+        assert_eq!(early, late);
+        assert!(late.unwrap() - begun >= Duration::from_millis(20));
+        assert!((0.0..=1.0).contains(&without_loader(&plan(3, 20)).unwrap()));
     }
 
     #[test]
     fn nobody_is_a_step_ahead_of_the_others() {
-        let (barrier, steps) = (Barrier::new(4), AtomicU64::new(0));
+        let (barrier, steps) = (Barrier::new(4, Duration::ZERO), AtomicU64::new(0));
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for step in 0..200 {
                         let before = steps.fetch_add(1, Ordering::SeqCst);
                         assert!((step * 4..step * 4 + 4).contains(&before), "{before} in step {step}");
-                        assert!(barrier.meet());
+                        assert!(barrier.step(|| ()).is_some());
                     }
                 });
             }
@@ -279,7 +356,7 @@ mod tests {
             })
             .batch(12);
         let mut loader = dataset.loader().build().unwrap();
-        let error = run_all(&mut loader, &plan(3, 40)).unwrap_err();
+        let error = on_threads(&mut loader, 3).unwrap_err();
         assert!(error.to_string().contains("sixty-one"), "{error}");
     }
 
@@ -295,31 +372,31 @@ mod tests {
         std::fs::write(&path, shard).unwrap();
         let dataset = Dataset::open_with([path.display().to_string()], TfRecord::new().records()).unwrap();
         let mut loader = dataset.repeat_forever().batch(12).loader().index_dir(folder.path()).build().unwrap();
-        let error = run_all(&mut loader, &plan(3, 40)).unwrap_err();
+        let error = on_threads(&mut loader, 3).unwrap_err();
         assert_eq!((error.kind(), error.place().record), (ErrorKind::Corrupt, Some(40)), "{error}");
     }
 
     #[test]
     fn data_that_ends_early_ends_all() {
         let mut loader = numbers(96).batch(12).loader().build().unwrap();
-        let error = run_all(&mut loader, &plan(3, 40)).unwrap_err();
+        let error = on_threads(&mut loader, 3).unwrap_err();
         assert!(error.to_string().contains("before the last step"), "{error}");
         let mut loader = numbers(100).batch(12).loader().build().unwrap();
-        let error = run_all(&mut loader, &plan(3, 40)).unwrap_err();
+        let error = on_threads(&mut loader, 3).unwrap_err();
         assert!(error.to_string().contains("instead of 4"), "{error}");
     }
 
     #[test]
     fn a_panic_leaves_nobody_at_the_barrier() {
-        let barrier = Barrier::new(2);
+        let barrier = Barrier::new(2, Duration::ZERO);
         let ended = std::thread::scope(|scope| {
-            let waits = scope.spawn(|| barrier.meet());
+            let waits = scope.spawn(|| barrier.step(|| ()));
             let panics = scope.spawn(|| {
                 let _ending = Ending { barrier: &barrier, is_whole: false };
                 panic!("an accelerator's");
             });
             (waits.join().unwrap(), panics.join().is_err())
         });
-        assert_eq!(ended, (false, true));
+        assert_eq!(ended, (None, true));
     }
 }

@@ -410,6 +410,9 @@ fn accelerators(bench: &Bench<'_>, scheduler: Scheduler, step: Duration) -> Resu
     let at = utilisations.iter().position(|utilisation| *utilisation == median(&utilisations)).unwrap_or(0);
     let mut measured = all.swap_remove(at);
     measured.epochs = measured.samples / bench.rows.max(1);
-    measured.emulation = Some(Emulation { accelerators, step_s: step.as_secs_f64(), runs });
+    let without_loader = emulate::without_loader(&plan)?;
+    let host_threads = emulate::num_threads(accelerators);
+    let step_s = step.as_secs_f64();
+    measured.emulation = Some(Emulation { accelerators, host_threads, step_s, without_loader, runs });
     Ok((measured, last.expect("one run at least")))
 }

@@ -97,21 +97,19 @@ fn accelerators(
     batch: usize,
     line: &mut impl FnMut(&str, String) -> io::Result<()>,
 ) -> io::Result<()> {
-    let Some(steps) = emulation.runs[0].steps.first() else { return Ok(()) };
+    let steps = emulation.runs[0].steps;
     line(
         "accelerators",
-        format!("{}, batches of {batch}, {steps} steps of {} s each", emulation.accelerators, emulation.step_s),
+        format!(
+            "{} (threads: {}), batches of {batch}, {steps} steps of {} s each",
+            emulation.accelerators, emulation.host_threads, emulation.step_s
+        ),
     )?;
-    let of = |value: fn(&super::emulate::Ran) -> f64| emulation.runs.iter().map(value).collect::<Vec<_>>();
-    let utilisations = of(|ran| ran.utilisation_after_first);
+    let utilisations: Vec<f64> = emulation.runs.iter().map(|ran| ran.utilisation_after_first).collect();
     let least = utilisations.iter().copied().fold(f64::INFINITY, f64::min);
     let middle = median(&utilisations);
     line("runs", format!("{}: utilisation at least {least:.4}, median {middle:.4}", utilisations.len()))?;
-    let stated = median(&of(|ran| ran.utilisation_stated));
-    line(
-        "steps as stated",
-        format!("utilisation {stated:.4}, where a step woken late counts no longer than it was to be"),
-    )
+    line("without a loader", format!("utilisation {:.4}: the rest is waking threads", emulation.without_loader))
 }
 
 fn search(found: &Search, batch: usize, terminal: &Terminal, out: &mut impl Write) -> io::Result<()> {
@@ -136,11 +134,12 @@ fn search(found: &Search, batch: usize, terminal: &Terminal, out: &mut impl Writ
                 tried.utilisations.len().to_string(),
                 share(tried.min()),
                 share(tried.median()),
+                share(tried.without_loader),
                 holds,
             ]
         })
         .collect();
-    terminal.table(&["accelerators", "demand", "runs", "least", "median", "busy"], &rows, out)?;
+    terminal.table(&["accelerators", "demand", "runs", "least", "median", "no loader", "busy"], &rows, out)?;
     let share = SHARE * 100.0;
     writeln!(out, "{} ask for at most {share} % of the loader's maximum", found.within_share)?;
     let largest = terminal.mark(Mark::Bold, found.largest);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Bench;
-use super::emulate::{Plan, emulate};
+use super::emulate::{Plan, emulate, without_loader};
 use crate::engine::Scheduler;
 use crate::error::{ErrorKind, Result};
 
@@ -38,6 +38,8 @@ pub(super) struct Tried {
     pub(super) demand_share: f64,
     /// Of each run, without its first step. Beside the first number of accelerators the first run that does not hold is the last.
     pub(super) utilisations: Vec<f64>,
+    /// Of as many accelerators with nothing to wait for.
+    pub(super) without_loader: f64,
     pub(super) holds: bool,
     /// Why there were no runs.
     pub(super) refused: Option<String>,
@@ -73,6 +75,7 @@ pub(super) fn search(bench: &Bench<'_>, scheduler: Scheduler, step: Duration, ma
             accelerators,
             demand_share: f64::from(accelerators) * each / maximum,
             utilisations: Vec::new(),
+            without_loader: without_loader(&plan)?,
             holds: true,
             refused: None,
         };
