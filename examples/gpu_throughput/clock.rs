@@ -10,7 +10,7 @@ use super::Result;
 
 /// Marks moments between the kernels that are queued.
 pub(crate) struct Clock {
-    is_cuda: bool,
+    device: Device,
     marks: Vec<Mark>,
 }
 
@@ -23,24 +23,39 @@ fn check(result: CUresult) -> Result<()> {
     if result == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(format!("CUDA: {result:?}").into()) }
 }
 
+/// Does something in the device's primary context, which libtorch uses too. It is retained once more each time, for as long as the process lives.
+fn within<T>(index: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    let (mut device, mut context) = (0, std::ptr::null_mut());
+    // SAFETY: each pointer is to what is written, and what is pushed is popped.
+    unsafe {
+        check(sys::cuDeviceGet(&raw mut device, i32::try_from(index)?))?;
+        check(sys::cuDevicePrimaryCtxRetain(&raw mut context, device))?;
+        check(sys::cuCtxPushCurrent_v2(context))?;
+        let done = f();
+        check(sys::cuCtxPopCurrent_v2(&raw mut context))?;
+        done
+    }
+}
+
 impl Clock {
     pub(crate) fn new(device: Device) -> Self {
-        Self { is_cuda: device != Device::Cpu, marks: Vec::new() }
+        Self { device, marks: Vec::new() }
     }
 
     /// Marks the moment at which everything queued so far is done.
     pub(crate) fn mark(&mut self) -> Result<()> {
-        if !self.is_cuda {
+        let Device::Cuda(index) = self.device else {
             self.marks.push(Mark::Host(Instant::now()));
             return Ok(());
-        }
+        };
         let mut event = std::ptr::null_mut();
-        // SAFETY: the pointer is written; libtorch has made the device's primary context current on this thread, which all of this program's calls
-        // are made on. A null stream is the default one.
-        unsafe {
-            check(sys::cuEventCreate(&raw mut event, 0))?;
-            check(sys::cuEventRecord(event, std::ptr::null_mut()))?;
-        }
+        within(index, || {
+            // SAFETY: the pointer is written. A null stream is the context's default one.
+            unsafe {
+                check(sys::cuEventCreate(&raw mut event, 0))?;
+                check(sys::cuEventRecord(event, std::ptr::null_mut()))
+            }
+        })?;
         self.marks.push(Mark::Event(event));
         Ok(())
     }
@@ -80,12 +95,10 @@ impl Drop for Clock {
 
 /// Bytes of the device that are in use, by whomever; 0 without a GPU.
 pub(crate) fn device_bytes(device: Device) -> Result<u64> {
-    if device == Device::Cpu {
-        return Ok(0);
-    }
+    let Device::Cuda(index) = device else { return Ok(0) };
     let (mut free, mut total) = (0, 0);
     // SAFETY: both are written.
-    check(unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) })?;
+    within(index, || check(unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) }))?;
     Ok((total - free) as u64)
 }
 

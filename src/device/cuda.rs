@@ -19,7 +19,7 @@ static LOADED: OnceLock<Result<()>> = OnceLock::new();
 /// does) before anything else asks `tch` about CUDA. Later calls cost nothing.
 ///
 /// # Errors
-/// [`ErrorKind::Device`] if `libtorch_cuda.so` cannot be loaded (a CPU libtorch has none), or if it was loaded but `tch` had been asked about CUDA before.
+/// [`ErrorKind::Device`] if `libtorch_cuda.so` cannot be loaded (a CPU libtorch has none), if there is no driver or no device, or if `tch` had been asked about CUDA before.
 pub fn init_cuda() -> Result<()> {
     LOADED.get_or_init(load).clone()
 }
@@ -31,19 +31,41 @@ fn load() -> Result<()> {
     match library {
         Ok(library) => {
             std::mem::forget(library);
-            if tch::utils::has_cuda() {
-                return Ok(());
-            }
-            Err(Error::new(
-                ErrorKind::Device,
-                "libtorch was asked about CUDA before its CUDA part was loaded, or finds no driver",
-            )
-            .advice("call forebay::init_cuda() first thing in main(), and look at what nvidia-smi says"))
+            if tch::utils::has_cuda() { Ok(()) } else { Err(why_not()) }
         }
         Err(error) => Err(Error::new(ErrorKind::Device, "libtorch_cuda.so cannot be loaded").because(error).advice(
             "use a libtorch with CUDA and put its lib folder on LD_LIBRARY_PATH; a CPU libtorch has no such file",
         )),
     }
+}
+
+/// Why libtorch, with its CUDA part loaded, finds no CUDA.
+fn why_not() -> Error {
+    let mut count = 0;
+    let driver = find_driver().and_then(|()| {
+        // SAFETY: the pointer is to an int, which is written.
+        let counted = unsafe { sys::cuDeviceGetCount(&raw mut count) };
+        check("CUDA", counted, "count its devices")
+    });
+    match driver {
+        Err(error) => error,
+        Ok(()) if count == 0 => Error::new(ErrorKind::Device, "CUDA's driver sees no device")
+            .advice("look at what nvidia-smi says, and at CUDA_VISIBLE_DEVICES"),
+        Ok(()) => Error::new(ErrorKind::Device, "libtorch was asked about CUDA before its CUDA part was loaded")
+            .advice("call forebay::init_cuda() first thing in main(), before anything else asks tch about CUDA"),
+    }
+}
+
+/// Loads the driver and starts it.
+fn find_driver() -> Result<()> {
+    // SAFETY: it opens the driver's library, whose initialisers run in any process that uses CUDA.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::new(ErrorKind::Device, "libcuda.so.1 cannot be loaded").advice(
+            "install NVIDIA's driver, or choose Device::Cpu; where LD_LIBRARY_PATH named the driver's folder (in containers often /usr/local/nvidia/lib64), keep it there",
+        ));
+    }
+    // SAFETY: a number in, a number out.
+    check("CUDA", unsafe { sys::cuInit(0) }, "start")
 }
 
 /// A CUDA device, its primary context (which libtorch uses too), and a stream for copies that waits for nothing but events.
@@ -74,25 +96,22 @@ impl Drop for Current<'_> {
     fn drop(&mut self) {
         let mut popped = std::ptr::null_mut();
         // SAFETY: `Driver::enter` pushed a context on this thread, which `Current` cannot leave (a raw context is neither Send nor stored).
-        unsafe { sys::cuCtxPopCurrent_v2(&raw mut popped) };
-        debug_assert_eq!(popped, self.driver.context);
+        let result = unsafe { sys::cuCtxPopCurrent_v2(&raw mut popped) };
+        // It fails where the driver is being shut down, at the end of the process.
+        debug_assert!(result != CUresult::CUDA_SUCCESS || popped == self.driver.context);
     }
 }
 
 impl Driver {
     fn new(index: usize) -> Result<Self> {
-        // SAFETY: it opens the driver's library, whose initialisers run in any process that uses CUDA.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Error::new(ErrorKind::Device, "libcuda.so.1 cannot be loaded")
-                .advice("install NVIDIA's driver, or choose Device::Cpu"));
-        }
+        find_driver()?;
         let index = c_int::try_from(index).unwrap_or(c_int::MAX);
         let (mut device, mut context, mut copies) = (0, std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: the pointers are to variables of the types that are written. The context is retained here, and released when the driver is dropped.
         unsafe {
-            check(index, sys::cuInit(0), "start CUDA")?;
-            check(index, sys::cuDeviceGet(&raw mut device, index), "find the device")?;
-            check(index, sys::cuDevicePrimaryCtxRetain(&raw mut context, device), "use its context")?;
+            let who = format!("cuda:{index}");
+            check(&who, sys::cuDeviceGet(&raw mut device, index), "find the device")?;
+            check(&who, sys::cuDevicePrimaryCtxRetain(&raw mut context, device), "use its context")?;
         }
         let mut driver = Self { index, device, context, copies };
         let current = driver.enter()?;
@@ -119,7 +138,7 @@ impl Driver {
     }
 
     fn check(&self, result: CUresult, what: &str) -> Result<()> {
-        check(self.index, result, what)
+        check(&format!("cuda:{}", self.index), result, what)
     }
 
     /// The NUMA node that the device is attached to, on machines that have several.
@@ -135,8 +154,8 @@ impl Driver {
     }
 }
 
-/// The error of a call, if it failed.
-fn check(index: c_int, result: CUresult, what: &str) -> Result<()> {
+/// The error of a call, if it failed: `who` cannot do `what`.
+fn check(who: &str, result: CUresult, what: &str) -> Result<()> {
     if result == CUresult::CUDA_SUCCESS {
         return Ok(());
     }
@@ -149,7 +168,7 @@ fn check(index: c_int, result: CUresult, what: &str) -> Result<()> {
     };
     let name = text(sys::cuGetErrorName).unwrap_or_else(|| format!("error {}", result as u32));
     let reason = text(sys::cuGetErrorString).unwrap_or_default();
-    let error = Error::new(ErrorKind::Device, format!("cuda:{index} cannot {what}: {name}, {reason}")).stage("device");
+    let error = Error::new(ErrorKind::Device, format!("{who} cannot {what}: {name}, {reason}")).stage("device");
     Err(match result {
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
             error.advice("take smaller batches or less prefetch, or lift the limit of locked memory (ulimit -l)")
@@ -327,21 +346,64 @@ impl Copier for Cuda {
 fn on_node<T>(node: Option<u32>, f: impl FnOnce() -> T) -> T {
     #[cfg(target_os = "linux")]
     if let Some(node) = node.filter(|node| *node < u64::BITS) {
-        let mask = 1u64 << node;
-        let bits = u64::BITS as usize + 1;
-        // SAFETY: the call reads one word, of which Linux counts a bit less than it is told, and changes where this thread's new memory comes from.
-        let set = unsafe { libc::syscall(libc::SYS_set_mempolicy, libc::MPOL_PREFERRED, &raw const mask, bits) };
-        let result = f();
-        if set == 0 {
-            let none = std::ptr::null::<u64>();
-            // SAFETY: back to the default, which reads no mask.
-            unsafe { libc::syscall(libc::SYS_set_mempolicy, libc::MPOL_DEFAULT, none, 0usize) };
-        }
-        return result;
+        return match Policy::of_this_thread() {
+            Some(before) => {
+                Policy::prefer(node).set();
+                let result = f();
+                before.set();
+                result
+            }
+            None => f(),
+        };
     }
     #[cfg(not(target_os = "linux"))]
     let _ = node;
     f()
+}
+
+/// From which NUMA nodes Linux takes new memory of a thread.
+#[cfg(target_os = "linux")]
+#[derive(Debug, PartialEq, Eq)]
+struct Policy {
+    mode: c_int,
+    nodes: [u64; Self::WORDS],
+}
+
+#[cfg(target_os = "linux")]
+impl Policy {
+    /// As many as any kernel counts.
+    const WORDS: usize = 16;
+    const BITS: usize = Self::WORDS * u64::BITS as usize;
+
+    fn of_this_thread() -> Option<Self> {
+        let mut policy = Self { mode: 0, nodes: [0; Self::WORDS] };
+        let address = std::ptr::null::<u8>();
+        // SAFETY: a mode and as many bits as is said are written; no address is asked about.
+        let code = unsafe {
+            libc::syscall(
+                libc::SYS_get_mempolicy,
+                &raw mut policy.mode,
+                &raw mut policy.nodes,
+                Self::BITS,
+                address,
+                0usize,
+            )
+        };
+        (code == 0).then_some(policy)
+    }
+
+    fn prefer(node: u32) -> Self {
+        let mut nodes = [0; Self::WORDS];
+        nodes[0] = 1 << node;
+        Self { mode: libc::MPOL_PREFERRED, nodes }
+    }
+
+    /// For the calling thread. Where the system refuses it, memory comes from where it came before.
+    fn set(&self) {
+        // Linux counts a bit less than it is told, and takes an empty set for none.
+        // SAFETY: as many bits as is said are read.
+        unsafe { libc::syscall(libc::SYS_set_mempolicy, self.mode, &raw const self.nodes, Self::BITS) };
+    }
 }
 
 #[cfg(test)]

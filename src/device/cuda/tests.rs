@@ -55,6 +55,20 @@ fn copier() -> Cuda {
     Cuda { driver: Arc::new(Driver::new(0).unwrap()), device: tch::Device::Cpu }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_comes_from_a_node_for_as_long_as_it_is_asked_for() {
+    // Machines without NUMA, and containers that may not, have no policy.
+    let Some(before) = Policy::of_this_thread() else { return };
+    Policy { mode: libc::MPOL_INTERLEAVE, ..Policy::prefer(0) }.set();
+    let interleaved = Policy::of_this_thread();
+    let within = on_node(Some(0), Policy::of_this_thread);
+    assert_eq!(within.map(|policy| (policy.mode, policy.nodes[0])), Some((libc::MPOL_PREFERRED, 1)));
+    assert_eq!(Policy::of_this_thread(), interleaved, "what the thread had is so again");
+    before.set();
+    assert_eq!(Policy::of_this_thread(), Some(before));
+}
+
 /// One test, for the model counts what the whole process does.
 #[test]
 fn calls_of_the_driver_are_in_order_and_what_is_made_is_freed() {
@@ -85,6 +99,7 @@ fn calls_of_the_driver_are_in_order_and_what_is_made_is_freed() {
     let text = error.to_string();
     assert!(text.contains("cuda:0 cannot lock 2199023255552 bytes of host memory: CUDA_ERROR_OUT_OF_MEMORY"), "{text}");
     assert!(text.contains("ulimit -l"), "{text}");
+    assert!(why_not().to_string().contains("asked about CUDA before"), "a driver and a device are there");
     assert!(Driver::new(1).err().unwrap().to_string().contains("CUDA_ERROR_INVALID_DEVICE"));
     assert_eq!(report().0[..4], [1, 1, 0, 0], "what is refused leaves nothing behind");
 
