@@ -7,7 +7,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::engine::io::Io;
 use crate::engine::pool::no_panic;
 use crate::error::Result;
-use crate::source::{Decoded, Source};
+use crate::source::{self, Decoded, Source};
 
 /// Blocks, numbered through, in the order in which they are taken.
 pub(super) trait Blocks: Sync {
@@ -27,7 +27,7 @@ pub(super) fn read(source: &dyn Source, io: &Io, block: usize) -> Result<Decoded
         Some(fetch) => io.wait(fetch)?,
         None => Vec::new(),
     };
-    source.decode(block, fetched)
+    source::decode(source, block, fetched)
 }
 
 struct State<T> {

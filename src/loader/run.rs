@@ -37,7 +37,7 @@ use crate::plan::ReadPoint;
 use crate::plan::ledger::{Ledger, id_term};
 use crate::plan::order::{Arrivals, Order, Picked};
 use crate::plan::state::Progress;
-use crate::source::Decoded;
+use crate::source::{self, Decoded};
 use crate::store::FirstByte;
 use crate::telemetry::{Clock, Counters, Skipped, WaitedFor};
 use crate::transform::image::Scratch;
@@ -724,13 +724,7 @@ impl Run {
             };
             let decoded = bytes
                 .map_err(|e| e.stage("read"))
-                .and_then(|bytes| run.decode(|| source.decode(key.block as usize, bytes)));
-            let rows = source.catalog().block_rows(key.block as usize);
-            let decoded = decoded.and_then(|decoded| match decoded.rows.num_rows() as u64 {
-                found if found == rows => Ok(decoded),
-                found => Err(Error::corrupt(format!("{found} rows, where the catalog says {rows}"))
-                    .advice("build the index anew")),
-            });
+                .and_then(|bytes| run.decode(|| source::decode(&**source, key.block as usize, bytes)));
             let shard = source.catalog().shard_name(source.catalog().shard_of(key.block as usize)).clone();
             let first_id = run.shared.pipeline.first_id(key.leaf, key.block);
             run.decoded(

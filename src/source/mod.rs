@@ -109,6 +109,17 @@ pub trait Source: Send + Sync + 'static {
     fn decode(&self, block: usize, fetched: Vec<Bytes>) -> Result<Decoded>;
 }
 
+/// Decodes a block and holds its rows against the catalog, so that none are missing in silence.
+pub(crate) fn decode(source: &dyn Source, block: usize, fetched: Vec<Bytes>) -> Result<Decoded> {
+    let (decoded, rows) = (source.decode(block, fetched)?, source.catalog().block_rows(block));
+    match decoded.rows.num_rows() as u64 {
+        found if found == rows => Ok(decoded),
+        found => {
+            Err(Error::corrupt(format!("{found} rows, where the catalog says {rows}")).advice("build the index anew"))
+        }
+    }
+}
+
 /// The rows of a block, and which of them are bad.
 #[derive(Debug)]
 pub struct Decoded {

@@ -110,9 +110,11 @@ async fn open_file(
     Ok((File { object, footer, layout, is_local }, kept))
 }
 
+/// The row groups that have rows. Writers leave some without, of which there is nothing to be read.
 fn whole_groups(footer: &Footer) -> impl Iterator<Item = Part> {
     let groups = footer.metadata().row_groups().iter().enumerate();
-    groups.map(|(group, metadata)| Part { group, rows: 0..metadata.num_rows() as u64 })
+    let parts = groups.map(|(group, metadata)| Part { group, rows: 0..metadata.num_rows() as u64 });
+    parts.filter(|whole| !whole.rows.is_empty())
 }
 
 /// Reads a file's footer alone.
@@ -469,9 +471,10 @@ impl Files {
         for (number, (file, kept)) in opened.into_iter().enumerate() {
             let File { object, footer, layout, .. } = &file;
             catalog.push_shard(object.url.clone());
-            let starts = whole_groups(footer).scan(0, |before, whole| {
-                *before += whole.rows.end;
-                Some(*before - whole.rows.end)
+            let starts = footer.metadata().row_groups().iter().scan(0, |before, group| {
+                let start = *before;
+                *before += group.num_rows() as u64;
+                Some(start)
             });
             let starts: Vec<u64> = starts.collect();
             for whole in &kept {
@@ -489,6 +492,7 @@ impl Files {
             }
             files.push(Arc::new(file));
         }
+        assert_eq!(catalog.blocks(), blocks.len(), "every block has rows");
         Self { store, files, columns, catalog: catalog.indivisible(), blocks }
     }
 }

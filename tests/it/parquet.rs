@@ -16,7 +16,7 @@ use crate::support::{alone, take, take_ids};
 // --- golden files --------------------------------------------------------------------------------------------------------
 
 /// The golden files, each with the JSON file that says what pyarrow reads.
-const GOLDEN: [(&str, &str); 24] = [
+const GOLDEN: [(&str, &str); 26] = [
     ("pyarrow-types", "pyarrow-types"),
     ("pyarrow-nulls", "pyarrow-nulls"),
     ("pyarrow-lists-v1", "pyarrow-lists"),
@@ -30,6 +30,8 @@ const GOLDEN: [(&str, &str); 24] = [
     ("pyarrow-rows-brotli-v1", "pyarrow-rows"),
     ("pyarrow-rows-zstd-v2-checksums", "pyarrow-rows"),
     ("pyarrow-rows-lz4-v1-checksums", "pyarrow-rows"),
+    ("pyarrow-rows-empty-groups-plain", "pyarrow-rows"),
+    ("pyarrow-rows-empty-groups-dictionary", "pyarrow-rows"),
     ("pyarrow-encodings", "pyarrow-encodings"),
     ("duckdb-v1-snappy", "duckdb"),
     ("duckdb-v2-zstd", "duckdb"),
@@ -250,6 +252,26 @@ fn decimals_are_whole_numbers_of_their_scale_where_that_is_declared() -> Result<
             assert_eq!(take_ids(dataset.loader(), column)?.whole().concat(), wanted, "{name}, {column}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn integers_of_128_bits_are_their_bytes_and_refused_by_name_where_arrow_has_to_read_them() -> Result<()> {
+    let columns = [bytes("wide"), int64("y")];
+    let taken = take(Dataset::open(path("polars-int128"))?.columns(columns).batch(3).loader(), 0, |batch| {
+        let wide: Vec<Vec<u8>> = batch.bytes("wide")?.map(<[u8]>::to_vec).collect();
+        Ok((wide, batch.values::<i64>("y")?.to_vec()))
+    })?;
+    let wide = [1i128, 2, 3].map(|number| number.to_le_bytes().to_vec()).to_vec();
+    assert_eq!(taken.whole(), [(wide, vec![4, 5, 6])]);
+    let error = Dataset::open(golden("parquet/polars-int128.arrow"))?
+        .batch(3)
+        .loader()
+        .build()
+        .err()
+        .expect("a schema that is not read");
+    assert_eq!(error.kind(), ErrorKind::Schema);
+    assert!(error.to_string().contains("column \"wide\" has integers of 128 bits"), "{error}");
     Ok(())
 }
 

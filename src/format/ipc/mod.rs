@@ -224,7 +224,35 @@ fn schema_of(schema: ipc::Schema<'_>) -> Result<SchemaRef> {
     if schema.fields().is_none() {
         return Err(damaged("its schema has no fields"));
     }
+    if let Some(column) = strange_integer(schema) {
+        return Err(Error::new(ErrorKind::Schema, format!("{column}, which Arrow's reader does not know"))
+            .advice("write it without that column, or as decimals"));
+    }
     guarded(|| Ok(Arc::new(ipc::convert::fb_to_schema(schema))))
+}
+
+/// A column of integers of other than 8, 16, 32 or 64 bits, such as polars writes: Arrow's reader panics at them.
+fn strange_integer(schema: ipc::Schema<'_>) -> Option<String> {
+    fn of<'a>(mut fields: impl Iterator<Item = ipc::Field<'a>>) -> Option<String> {
+        fields.find_map(|field| {
+            let bits = field.type_as_int().map(|int| int.bitWidth()).filter(|bits| ![8, 16, 32, 64].contains(bits));
+            let column =
+                bits.map(|bits| format!("column {:?} has integers of {bits} bits", field.name().unwrap_or("")));
+            column.or_else(|| of(field.children()?.iter()))
+        })
+    }
+    of(schema.fields()?.iter())
+}
+
+/// The same of the schema that Parquet files note for Arrow, as a message in base64.
+#[cfg(feature = "parquet")]
+pub(crate) fn notes_strange_integer(note: &str) -> bool {
+    let message = crate::format::data_uri::undo_base64(note.as_bytes());
+    message.is_some_and(|message| {
+        let message = message.strip_prefix(&[0xff; 4]).and_then(|rest| rest.get(4..)).unwrap_or(&message);
+        let schema = ipc::root_as_message(message).ok().and_then(|message| message.header_as_schema());
+        schema.and_then(strange_integer).is_some()
+    })
 }
 
 /// Arrow's reader panics at some of what a damaged message can say, behind all that is checked here.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use bytes::Bytes;
 use parquet::DecodeResult;
+use parquet::arrow::ARROW_SCHEMA_META_KEY;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::file::metadata::{
     ColumnChunkMetaData, OffsetIndexBuilder, PageIndexPolicy, ParquetMetaData, ParquetMetaDataBuilder,
@@ -16,6 +17,7 @@ use parquet::file::metadata::{
 use super::caught;
 use super::thrift::{Kind, Reader};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::ipc::notes_strange_integer;
 
 /// Magic, the footer's length, and magic again.
 const SMALLEST: u64 = 12;
@@ -252,12 +254,13 @@ impl Footer {
         }
         let reader = caught(|| {
             let options = ArrowReaderOptions::new();
-            let known = ArrowReaderMetadata::try_new(metadata.clone(), options.clone());
+            let notes = metadata.file_metadata().key_value_metadata().into_iter().flatten();
+            let mut notes =
+                notes.filter(|note| note.key == ARROW_SCHEMA_META_KEY).filter_map(|note| note.value.as_deref());
+            let read =
+                |skip| ArrowReaderMetadata::try_new(metadata.clone(), options.clone().with_skip_arrow_metadata(skip));
             // What another writer noted of its own types may not fit; then Parquet's types have to do.
-            let known = known.or_else(|_| {
-                ArrowReaderMetadata::try_new(metadata.clone(), options.clone().with_skip_arrow_metadata(true))
-            });
-            let known = known.map_err(unreadable)?;
+            let known = read(notes.any(notes_strange_integer)).or_else(|_| read(true)).map_err(unreadable)?;
             let with = |days| {
                 let schema = with_views(known.schema(), days);
                 ArrowReaderMetadata::try_new(metadata.clone(), options.clone().with_schema(schema))

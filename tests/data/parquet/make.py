@@ -258,6 +258,13 @@ def pyarrow():
         small = dict(row_group_size=40, data_page_size=1, write_batch_size=10, dictionary_pagesize_limit=1 << 20)
         pq.write_table(table, HERE / name, **{**small, **options})
         done(name, "pyarrow-rows")
+    # Groups without rows, as they come of empty tables: in front, between, behind; without a dictionary their pages have a place, with one they have none.
+    for name, options in [("plain", dict(use_dictionary=False)), ("dictionary", dict())]:
+        name = f"pyarrow-rows-empty-groups-{name}.parquet"
+        with pq.ParquetWriter(HERE / name, table.schema, compression="none", **options) as writer:
+            for start, length in [(0, 0), (0, 30), (30, 0), (30, 0), (30, 50), (80, 20), (100, 0)]:
+                writer.write_table(table.slice(start, length))
+        done(name, "pyarrow-rows")
 
     encodings = {
         "delta32": "DELTA_BINARY_PACKED", "delta64": "DELTA_BINARY_PACKED", "lengths": "DELTA_LENGTH_BYTE_ARRAY",
@@ -330,6 +337,10 @@ def polars():
         name = f"polars-{codec}.parquet"
         frame.write_parquet(HERE / name, compression=codec, row_group_size=12, data_page_size=128, statistics="full")
         done(name, "polars")
+    # A type that Arrow has none for: 16 bytes each in Parquet, and a schema that Arrow's own reader does not read in both.
+    wide = pl.DataFrame({"wide": pl.Series([1, 2, 3], dtype=pl.Int128), "y": [4, 5, 6]})
+    wide.write_parquet(HERE / "polars-int128.parquet", compression="uncompressed")
+    wide.write_ipc(HERE / "polars-int128.arrow")
 
 
 # --- Spark, and with it parquet-mr -------------------------------------------------------------------------------------
