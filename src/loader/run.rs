@@ -3,27 +3,28 @@
 //! A *ticket* is one step of the plan on its way through the stages. All decisions are taken in [`State::advance`], under one
 //! lock, whenever something happened: a block arrived, a task ended, the loop took a batch. It never waits. The work itself
 //! runs on the pool without the lock. `src/loader/README.md` tells the life of a ticket. What is decided about rows stands in `planning.rs`, about
-//! blocks in `blocks.rs`; `waits.rs` keeps account of the loop's waits.
+//! blocks in `blocks.rs`, about tickets whose blocks are there in `tickets.rs`; `lanes.rs` is where loops take batches, and `waits.rs` keeps account of their waits.
 
 mod blocks;
+mod lanes;
 mod planning;
+mod tickets;
 mod waits;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::arrival::ArrivalDriver;
-use super::assemble::{Assembled, Assembly, Finished};
+use super::assemble::{Assembled, Assembly};
 use super::delivery::{Delivery, Parcel, Way};
-use super::evaluate::{Block, Blocks, Env, Evaluated};
+use super::evaluate::{Block, Blocks, Evaluated};
 use super::lower::{Leaf, Pipeline};
-use super::minimum::smallest_budget;
 use super::rebatch::Rebatch;
 use super::skip::{Log, Skip, Tally};
 use crate::batch::Batch;
@@ -41,9 +42,6 @@ use crate::source::{self, Decoded};
 use crate::store::FirstByte;
 use crate::telemetry::{Clock, Counters, Skipped, WaitedFor};
 use crate::transform::image::Scratch;
-
-/// Tickets of windows that are evaluated at a time.
-const WINDOWS_UNDER_WAY: u64 = 2;
 
 /// What all runs of a loader share.
 pub(crate) struct Shared {
@@ -121,10 +119,6 @@ impl Shared {
 
 /// Bytes of blocks asked for ahead of the tickets that can start: what a store far away needs to be kept busy.
 const READ_AHEAD: u64 = 64 << 20;
-
-/// With so many batches on their way or fewer, a worker is woken for what follows when the loop took one; with more, they are small, and whichever worker ends its
-/// task next does it.
-const FEW_BATCHES: u64 = 16;
 
 /// One pass, or several, over the data set.
 pub(crate) struct Run {
@@ -497,158 +491,9 @@ impl Run {
         self.wake_all();
     }
 
-    fn wake_all(&self) {
-        self.bells.iter().for_each(Condvar::notify_one);
-    }
-
-    /// A lane's consumer is gone; when it was the last one, the run ends.
-    pub(crate) fn close_lane(&self, lane: usize) {
-        let mut state = self.lock();
-        state.lanes[lane].open = false;
-        let items = std::mem::take(&mut state.lanes[lane].items);
-        let any_open = state.lanes.iter().any(|lane| lane.open);
-        drop(state);
-        drop(items);
-        if any_open {
-            self.update(|_| {});
-        } else {
-            self.cancel();
-        }
-    }
-
     /// Says that no epoch behind the current one will be asked for.
     pub(crate) fn last_epoch(&self) {
         self.lock().go_on = false;
-    }
-
-    /// The next batch of a lane; `None` at the end of `epoch`, and after an error.
-    pub(crate) fn next(&self, lane: usize, epoch: u64) -> Option<Result<Batch>> {
-        let (mut batch, parcel) = match self.take(lane, epoch)? {
-            Ok(taken) => taken,
-            Err(error) => return Some(Err(error)),
-        };
-        if let Err(error) = self.ways[lane].arrive(&mut batch, parcel) {
-            return Some(Err(error.stage("device")));
-        }
-        #[cfg(feature = "tch")]
-        if let Err(error) = self.shared.on_device(&mut batch) {
-            return Some(Err(error));
-        }
-        self.shared.counters.delivered(batch.len());
-        self.shared.with_ledger(|ledger| *ledger.epoch_mut(batch.epoch()) += batch.sums);
-        Some(Ok(*batch))
-    }
-
-    /// Waits for the next batch of a lane, which may still be on its way to the device.
-    fn take(&self, lane: usize, epoch: u64) -> Option<Result<(Box<Batch>, Parcel)>> {
-        let mut state = self.lock_on_time();
-        loop {
-            state.distribute(self);
-            let undelivered = state.undelivered();
-            let item = state.lanes[lane].items.pop_front();
-            let is_over = self.is_cancelled() || state.failed && state.in_flight == 0 && state.assigned == state.taken;
-            state.lanes[lane].waits = item.is_none() && !is_over;
-            return match item {
-                None if is_over => None,
-                None => {
-                    state = self.wait(state, lane);
-                    continue;
-                }
-                Some(Item::LeftOut(skipped)) => {
-                    self.shared.with_ledger(|ledger| {
-                        skipped.iter().for_each(|record| ledger.epoch_mut(record.epoch).leave_out(record.term));
-                    });
-                    self.shared.skipped.extend(skipped);
-                    continue;
-                }
-                Some(Item::Batch(batch, grant, parcel)) => {
-                    drop(grant);
-                    // Of several lanes, the last one that takes its part makes room for a batch.
-                    if state.undelivered() < undelivered {
-                        self.go_on(state);
-                    }
-                    Some(Ok((batch, parcel)))
-                }
-                Some(Item::Failed(error)) => Some(Err(error)),
-                Some(Item::EndOfEpoch(ended)) => {
-                    debug_assert_eq!(ended, epoch);
-                    None
-                }
-            };
-        }
-    }
-
-    /// One round of waiting for something that a lane can take: does what there is to do, or sleeps while others do it.
-    fn wait<'a>(&'a self, mut state: MutexGuard<'a, State>, lane: usize) -> MutexGuard<'a, State> {
-        if self.shared.scheduler.is_single_threaded() {
-            self.unlock(state);
-            let ran = self.shared.pool.run_one();
-            state = self.lock_on_time();
-            if ran {
-                return state;
-            }
-        }
-        // Bytes may have come back since the last change; then there is something to do after all.
-        state.advance(self);
-        if !state.todo.is_empty() {
-            self.unlock(state);
-            return self.lock_on_time();
-        }
-        // Reads that have begun nobody else would run.
-        if self.shared.scheduler.is_single_threaded() && state.in_flight > 0 {
-            return state;
-        }
-        // A slot comes back when its copy is done, of which nobody else tells.
-        if !state.stalled.is_empty() {
-            drop(state);
-            let copied = self.ways.iter().any(Way::wait_for_one);
-            state = self.lock_on_time();
-            if copied {
-                return state;
-            }
-        }
-        if let Some(error) = state.is_stuck(self) {
-            if self.shared.alive.load(Ordering::Acquire) > 0 {
-                // Tasks that are about to end still hold their share of the budget.
-                let moment = Duration::from_millis(1);
-                let woken = self.bells[lane].wait_timeout(state, moment);
-                state = woken.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
-                state.account_time(&self.shared);
-                return state;
-            }
-            // The last of them may have given its bytes back just now.
-            state.advance(self);
-            if state.is_stuck(self).is_some() {
-                state.fail(error);
-                self.wake_all();
-            }
-            return state;
-        }
-        if state.out.is_ready() || !state.lanes[lane].items.is_empty() {
-            return state;
-        }
-        self.shared.counters.plan.busy(state.clock.since());
-        state = self.bells[lane].wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
-        state.account_time(&self.shared);
-        state
-    }
-
-    /// The loop has taken a batch: what follows from it (reads to ask for, tasks to start) is a worker's to do, for the loop has a step to launch.
-    fn go_on(&self, mut state: MutexGuard<'_, State>) {
-        let many = self.shared.pipeline.window > FEW_BATCHES;
-        if self.shared.scheduler.is_single_threaded() || many && state.in_flight == state.fetching {
-            // There is no worker, or none whose task ends soon.
-            state.advance(self);
-            self.unlock(state);
-        } else if !many {
-            drop(state);
-            let this = self.this.clone();
-            self.shared.pool.submit(self.shared.pool.prepare_errand(Level::Collate, move |_| {
-                if let Some(run) = this.upgrade() {
-                    run.guarded(|run| run.update(|_| {}));
-                }
-            }));
-        }
     }
 
     /// Hands a task to the pool; it is counted until `f` has called [`update`](Self::update) with its result.
@@ -802,111 +647,6 @@ impl Run {
 }
 
 impl State {
-    /// Batches that are finished or being finished, and not yet taken by the slowest lane.
-    fn undelivered(&self) -> u64 {
-        let queued = self.lanes.iter().filter(|lane| lane.open).map(|lane| lane.items.len()).max().unwrap_or(0);
-        self.assigned - self.taken + queued as u64
-    }
-
-    /// Moves finished outs, in order, to the lanes.
-    fn distribute(&mut self, run: &Run) {
-        while let Some(out) = self.out.pop() {
-            self.taken += 1;
-            let send = |lane: &mut Lane, item: Item| {
-                if lane.open {
-                    lane.items.push_back(item);
-                }
-            };
-            match out {
-                Out::Batch(Assembled { lanes, error, drawn }) => {
-                    let (listed, counted) = match &mut self.tally {
-                        Some(tally) => tally.add(drawn),
-                        None => (Vec::new(), Ok(())),
-                    };
-                    if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.open && !listed.is_empty()) {
-                        lane.items.push_back(Item::LeftOut(listed));
-                    }
-                    let left_out = self.tally.as_ref().map_or(0, Tally::left_out);
-                    for ((lane, way), finished) in self.lanes.iter_mut().zip(&run.ways).zip(lanes) {
-                        let Finished { batch: Some(mut batch), grant, parcel } = finished else { continue };
-                        batch.progress.left_out = left_out;
-                        if lane.open {
-                            way.enqueue(&parcel);
-                        }
-                        send(lane, Item::Batch(Box::new(batch), grant, parcel));
-                    }
-                    if let Some(error) = counted.err().or(error) {
-                        return self.fail(error);
-                    }
-                }
-                Out::Failed(error) => return self.fail(error),
-                Out::EndOfEpoch(epoch) => {
-                    if let Err(error) = self.tally.as_mut().map_or(Ok(()), Tally::end_epoch) {
-                        return self.fail(error);
-                    }
-                    self.lanes.iter_mut().for_each(|lane| send(lane, Item::EndOfEpoch(epoch)));
-                }
-            }
-        }
-    }
-
-    /// Ends the run with an error behind what was delivered.
-    fn fail(&mut self, error: Error) {
-        self.failed = true;
-        self.planned_all = true;
-        for lane in self.lanes.iter_mut().filter(|lane| lane.open) {
-            lane.items.push_back(Item::Failed(error.clone()));
-        }
-    }
-
-    /// Lanes whose sleep is over: those that have something to take, and all of them where one has to see to it that the run goes on, be it to
-    /// its end.
-    fn lanes_to_wake(&self) -> impl Iterator<Item = usize> {
-        let all = self.failed || self.in_flight == 0 || !self.stalled.is_empty() || self.out.is_ready();
-        let waiting = self.lanes.iter().enumerate().filter(|(_, lane)| lane.waits);
-        waiting.filter(move |(_, lane)| all || !lane.items.is_empty()).map(|(number, _)| number)
-    }
-
-    /// Whether a lane has something to take.
-    fn is_ready(&self) -> bool {
-        self.out.is_ready() || self.lanes.iter().any(|lane| lane.open && !lane.items.is_empty())
-    }
-
-    /// Nothing runs, nothing is ready, and what is needed next does not fit the budget.
-    fn is_stuck(&self, run: &Run) -> Option<Error> {
-        let shared = &run.shared;
-        if self.in_flight > 0 || self.is_ready() || self.failed {
-            return None;
-        }
-        let wanted = match (self.stalled.front(), self.needs.front()) {
-            (Some(assembly), _) => assembly.bytes,
-            (None, Some(key)) => self.blocks.get(key).map_or(0, |entry| entry.bytes) + self.reserve(run),
-            (None, None) => match self.drivers.values().find_map(ArrivalDriver::wanted_bytes) {
-                Some(bytes) => bytes + self.reserve(run),
-                None => {
-                    return Some(Error::new(
-                        ErrorKind::Panicked,
-                        "nothing is under way and nothing can be: a fault of forebay",
-                    ));
-                }
-            },
-        };
-        let (total, used) = (shared.account.total(), shared.account.used());
-        // What is in flight when it got stuck is no bound of what the plan needs: look at all of it.
-        let walked =
-            smallest_budget(shared, self.tickets.front().map_or(self.epoch, |ticket| ticket.epoch), self.batch_bytes);
-        let smallest = walked.unwrap_or(2 * (used + wanted)).max(used + wanted).div_ceil(1 << 20);
-        Some(
-            Error::new(
-                ErrorKind::Memory,
-                format!("the plan needs {} bytes more than the {used} in flight, of a budget of {total}", wanted),
-            )
-            .advice(format!(
-                "take .budget(Budget::mebibytes({smallest})) or more, or a smaller shuffle buffer or batch"
-            )),
-        )
-    }
-
     /// Bytes kept free for batches that are still to be laid out.
     fn reserve(&self, run: &Run) -> u64 {
         let window = run.shared.pipeline.window;
@@ -946,89 +686,6 @@ impl State {
         }
     }
 
-    /// Whether there is room for what a further ticket gives: within the window of undelivered batches; and, where a ticket has windows of streams and
-    /// gives many batches, beside those of the ticket before, so that the loop takes the one's while the other is evaluated.
-    fn may_start(&self, run: &Run) -> bool {
-        let under_way = self.started - self.popped;
-        let room = under_way + self.undelivered() + (self.ready.len() as u64) < run.shared.pipeline.window;
-        if run.shared.pipeline.window_rows.is_none() {
-            return room;
-        }
-        // Nobody knows how many batches a ticket of windows gives: more of them would be evaluated long before they are wanted.
-        under_way == 0 && self.ready.len() <= self.yielded || room && under_way < WINDOWS_UNDER_WAY
-    }
-
-    /// Starts tickets whose blocks are there, as far as there is room for their batches.
-    fn start_tickets(&mut self, run: &Run) -> bool {
-        let mut any = false;
-        while !self.failed && self.may_start(run) {
-            let Some(ticket) = self.tickets.front_mut().filter(|ticket| ticket.missing == 0) else { break };
-            let (chunks, blocks) = (std::mem::take(&mut ticket.chunks), std::mem::take(&mut ticket.blocks));
-            let (epoch, step, end) = (ticket.epoch, ticket.step, ticket.end.take());
-            self.under_way.push_back(ticket.held);
-            self.tickets.pop_front();
-            let number = self.first;
-            self.first += 1;
-            self.started += 1;
-            any = true;
-            let data = blocks.iter().filter_map(|key| match &self.blocks.get(key)?.stage {
-                BlockStage::Ready(block) => Some(((key.leaf, key.block), block.clone())),
-                _ => None,
-            });
-            let data = Blocks::sorted(data.collect());
-            let counts = self.count_rows(&chunks, epoch);
-            let evaluation = Evaluation { epoch, step, chunks: Vec::new(), end, kept: Arc::new(data), counts };
-            if chunks.is_empty() {
-                self.evaluated.put(number, evaluation);
-                while let Some(evaluation) = self.evaluated.pop() {
-                    self.hand_on(run, evaluation);
-                }
-                self.begin_ready(run);
-                continue;
-            }
-            self.in_flight += 1;
-            self.todo.extend(evaluate(run, number, evaluation, chunks));
-        }
-        any
-    }
-
-    /// Takes an evaluated ticket in order: gives back blocks, and makes batches of its rows.
-    fn hand_on(&mut self, run: &Run, evaluation: Evaluation) {
-        let number = self.popped;
-        self.popped += 1;
-        self.under_way.pop_front();
-        self.release(number, &evaluation);
-        if self.failed {
-            return;
-        }
-        let (epoch, ended) = (evaluation.epoch, evaluation.end.is_some());
-        let end_error = evaluation.end.clone().flatten();
-        let assemblies = match &mut self.rebatch {
-            Some(rebatch) => rebatch.push(evaluation),
-            None if ended => Vec::new(),
-            None => Assembly::of_step(evaluation).into_iter().collect(),
-        };
-        self.yielded = assemblies.len();
-        for mut assembly in assemblies {
-            for progress in [&mut assembly.before, &mut assembly.progress] {
-                progress.read_from = self.read_point_behind(&run.shared.pipeline, progress);
-            }
-            if assembly.error.is_some() {
-                // Nothing comes behind an error.
-                self.planned_all = true;
-                self.go_on = false;
-            }
-            self.ready.push_back(Ready::Batch(Box::new(assembly)));
-        }
-        if self.rebatch.as_ref().is_some_and(|rebatch| rebatch.is_full(epoch)) {
-            self.cut = Some(epoch);
-        }
-        if ended {
-            self.arrived.retain(|(delivered, _)| *delivered > epoch);
-            self.ready.push_back(Ready::End(end_error.map_or(Out::EndOfEpoch(epoch), Out::Failed)));
-        }
-    }
-
     /// Begins the batches whose rows are there, as far as the window goes: a ticket may give many at once, where a few are wanted at a time.
     fn begin_ready(&mut self, run: &Run) {
         while let Some(ready) = self.ready.pop_front() {
@@ -1054,96 +711,10 @@ impl State {
         }
     }
 
-    /// Where a pass over shards without an index would have to go on behind a batch.
-    fn read_point_behind(&self, pipeline: &Pipeline, progress: &Progress) -> Option<ReadPoint> {
-        let steps = pipeline.steps;
-        // One sequence feeds all streams: it begins with the step that the first of them is planned from.
-        let step = progress.cursors.iter().map(|cursor| pipeline.planned_for(*cursor) / steps.stream_share()).min();
-        let row = self.order.first_arrival_for(step.unwrap_or(progress.step) * steps.batch)?;
-        let of_epoch = self.arrived.iter().find(|(epoch, _)| *epoch == progress.epoch);
-        let arrivals = of_epoch.map_or(&self.arrivals, |(_, arrivals)| arrivals);
-        arrivals.iter().find_map(|arrivals| arrivals.place_of(row))
-    }
-
     /// An end of epoch takes no room in the window: it goes to the lanes at once where it is next.
     fn distribute_if_next(&mut self, run: &Run) {
         if self.out.is_ready() {
             self.distribute(run);
         }
     }
-}
-
-/// Tasks that evaluate the chunks of a ticket, part by part; the last one of a chunk joins its parts, the last of all hands the ticket on.
-fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) -> impl Iterator<Item = Prepared> {
-    struct Work {
-        evaluation: Mutex<Evaluation>,
-        chunks: Vec<ChunkWork>,
-        left: AtomicUsize,
-        kept: Kept,
-        epoch: u64,
-    }
-    struct ChunkWork {
-        chunk: Chunk,
-        parts: Vec<OnceLock<Evaluated>>,
-        left: AtomicUsize,
-        result: OnceLock<EvaluatedChunk>,
-    }
-    let chunk_work = |chunk: Chunk| ChunkWork {
-        parts: chunk.parts.iter().map(|_| OnceLock::new()).collect(),
-        left: AtomicUsize::new(chunk.parts.len()),
-        result: OnceLock::new(),
-        chunk,
-    };
-    let tasks: Vec<(usize, usize)> =
-        chunks.iter().enumerate().flat_map(|(i, chunk)| (0..chunk.parts.len()).map(move |part| (i, part))).collect();
-    let work = Arc::new(Work {
-        left: AtomicUsize::new(chunks.len()),
-        chunks: chunks.into_iter().map(chunk_work).collect(),
-        kept: evaluation.kept.clone(),
-        epoch: evaluation.epoch,
-        evaluation: Mutex::new(evaluation),
-    });
-    tasks.into_iter().map(move |(i, part)| {
-        let work = work.clone();
-        run.prepare(Level::Transform, move |run, scratch| {
-            let pipeline = &run.shared.pipeline;
-            let ChunkWork { chunk, parts, left, result } = &work.chunks[i];
-            let env = Env {
-                stages: &pipeline.stages,
-                enumerated: &pipeline.enumerated,
-                blocks: &work.kept,
-                epoch: work.epoch,
-                window: chunk.position / pipeline.unit(),
-                counters: &run.shared.counters,
-                leave_out: run.shared.skip.is_some(),
-            };
-            let evaluated = no_panic(|| env.evaluate(&chunk.parts[part], scratch)).unwrap_or_else(Evaluated::failed);
-            let evaluated = if pipeline.on_windows.is_empty() {
-                evaluated
-            } else {
-                _ = parts[part].set(evaluated);
-                if left.fetch_sub(1, Ordering::AcqRel) > 1 {
-                    return;
-                }
-                let parts = parts.iter().filter_map(OnceLock::get).cloned().zip(&chunk.parts);
-                let parts = parts.map(|(evaluated, picked)| (evaluated, picked.positions())).collect();
-                no_panic(|| env.evaluate_window(parts, &pipeline.on_windows, scratch)).unwrap_or_else(Evaluated::failed)
-            };
-            run.shared.counters.transform.add(evaluated.rows.len() as u64, 0);
-            let Chunk { stream, position, .. } = *chunk;
-            let left_out = chunk.left_out(&evaluated);
-            _ = result.set(EvaluatedChunk { stream, position, positions: chunk.positions(), evaluated, left_out });
-            if work.left.fetch_sub(1, Ordering::AcqRel) > 1 {
-                return;
-            }
-            // The last chunk: all others have let go of the work, or are about to.
-            let mut evaluation = work.evaluation.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let mut evaluation = std::mem::replace(&mut *evaluation, Evaluation::nothing());
-            evaluation.chunks = work.chunks.iter().filter_map(|chunk| chunk.result.get()).cloned().collect();
-            run.update(|state| {
-                state.in_flight -= 1;
-                state.evaluated.put(number, evaluation);
-            });
-        })
-    })
 }
