@@ -9,7 +9,7 @@ pub(crate) mod function;
 pub(crate) mod graph;
 pub(crate) mod validate;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -175,7 +175,8 @@ impl Dataset {
     /// `name` stands for the function in states and reports: give a changed function a changed name (`"crop@2"`).
     ///
     /// # Randomness
-    /// [`Context::rng`] depends on (seed, sample, how often it was drawn, `name`) only.
+    /// [`Context::rng`] depends on (seed, sample, how often it was drawn, `name`) only. Each call begins it anew: take it once, `let mut rng = context.rng();`, for
+    /// numbers that differ.
     ///
     /// # Example
     /// ```
@@ -597,18 +598,36 @@ impl Dataset {
         explain::mermaid(&self.node)
     }
 
-    /// Names of functions, for checks.
-    pub(crate) fn function_names(&self) -> (BTreeSet<String>, BTreeSet<String>) {
-        let (mut once, mut twice) = (BTreeSet::new(), BTreeSet::new());
-        graph::visit(&self.node, &mut |node| {
-            if let Node::Apply { name, function, .. } = node
+    /// Names that two functions on the way of the same rows have: these would draw the same random numbers. Parts of a mix or a concatenation are of different rows.
+    pub(crate) fn names_drawn_twice(&self) -> BTreeSet<String> {
+        /// Each with the stage that has it: one that is reached on two ways is no other.
+        type Names = BTreeMap<String, *const Node>;
+        fn walk(node: &Arc<Node>, known: &mut HashMap<*const Node, Names>, twice: &mut BTreeSet<String>) -> Names {
+            let this = Arc::as_ptr(node);
+            if let Some(names) = known.get(&this) {
+                return names.clone();
+            }
+            let parted = matches!(&**node, Node::Mix { .. } | Node::Concat { .. });
+            let mut names = Names::new();
+            for input in node.inputs() {
+                for (name, stage) in walk(input, known, twice) {
+                    if names.insert(name.clone(), stage).is_some_and(|other| other != stage && !parted) {
+                        twice.insert(name);
+                    }
+                }
+            }
+            if let Node::Apply { name, function, .. } = &**node
                 && function.draws()
-                && !once.insert(name.clone())
+                && names.insert(name.clone(), this).is_some()
             {
                 twice.insert(name.clone());
             }
-        });
-        (once, twice)
+            known.insert(this, names.clone());
+            names
+        }
+        let mut twice = BTreeSet::new();
+        walk(&self.node, &mut HashMap::new(), &mut twice);
+        twice
     }
 }
 

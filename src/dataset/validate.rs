@@ -93,10 +93,11 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
         if let Some((input, verb)) = needs_positions
             && let Some(changer) = row_changer(input)
         {
-            add(
-                format!("{verb} rows whose number is not known before {changer} has run"),
-                "put it before the .filter(), or what it is; .take(n) behind .batch() counts batches",
-            );
+            let advice = match node {
+                Node::Mix { .. } => "put .filter(), or what it is, behind the mix",
+                _ => "put it before that stage; .take(n) behind .batch() counts batches",
+            };
+            add(format!("{verb} rows whose number is not known before {changer} has run"), advice);
         }
         if let Node::Repeat { input, times: None } = node
             && endless(input)
@@ -140,7 +141,7 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
             "state the same .window(n) for each",
         );
     }
-    for name in dataset.function_names().1 {
+    for name in dataset.names_drawn_twice() {
         add(
             format!("two functions are called {name:?}, and would draw the same random numbers"),
             "give each .map(), .filter(), .flat_map() and .map_batch() its own name",

@@ -284,11 +284,13 @@ impl Drop for Pool {
 
 /// Runs `f`; a panic becomes an error.
 pub(crate) fn no_panic<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
-        let text =
-            panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
-        Err(Error::new(ErrorKind::Panicked, format!("panicked: {}", text.as_deref().unwrap_or("no message"))))
-    })
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(panicked(&*panic)))
+}
+
+/// The error of a panic.
+pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Error {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    Error::new(ErrorKind::Panicked, format!("panicked: {}", text.unwrap_or("no message")))
 }
 
 #[cfg(test)]

@@ -137,7 +137,8 @@ impl LoaderBuilder {
     /// Goes on behind a saved state, with precisely the samples, order and augmentations of the run that it was saved in; threads, prefetch, budget,
     /// device and world size may be others. The seed and the number of streams are taken from it where they are not stated.
     ///
-    /// The first epoch asked for is the rest of the state's epoch, which may be nothing: [`Loader::next_epoch`] says its number.
+    /// The state's epoch, which [`Loader::next_epoch`] says, is its rest, which may be nothing; any other that is asked for is whole, and what is behind
+    /// it too. So a loop goes on with `for epoch in loader.next_epoch()..epochs`.
     ///
     /// # Errors
     /// `build()` refuses a state of another data set, graph (a function of another name included), seed or number of streams, with

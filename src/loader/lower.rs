@@ -586,9 +586,9 @@ fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, seed: u64) -> 
     let (mut graph, mut stages, mut numbers) = (Vec::new(), Vec::new(), HashMap::new());
     visit(&dataset.node, &mut |node| {
         let inputs: Vec<usize> = node.inputs().iter().map(|input| numbers[&Arc::as_ptr(input)]).collect();
-        // How far is read ahead, and where the shards lie, changes no order.
+        // How far is read ahead, what becomes of an epoch's last rows, and where the shards lie, changes no order.
         let stage = match node {
-            Node::Prefetch { .. } => {
+            Node::Prefetch { .. } | Node::Remainder { .. } => {
                 numbers.insert(std::ptr::from_ref(node), inputs[0]);
                 return;
             }

@@ -47,7 +47,8 @@ use run::{Run, Shared};
 /// `for batch in loader` takes one epoch and the loader with it; `for batch in &mut loader` the next epoch;
 /// [`loader.epoch(e)`](Self::epoch) a given one. Behind an epoch's last batches the next epoch is already read.
 ///
-/// Dropping an iterator before its end (a `break`) ends what was under way for it; dropping the loader ends its threads.
+/// Dropping an iterator before its end (a `break`) ends what was under way for it. An iterator that is still out goes on without its loader; dropping the
+/// last of them ends the threads.
 ///
 /// # Example
 /// ```
@@ -260,8 +261,12 @@ impl Loader {
         ledger::verify(&self.shared, epoch, ledger)
     }
 
-    /// What was done so far, stage by stage, and what the loop waited for.
+    /// What was done so far, stage by stage, and what the loop waited for, up to this moment.
     pub fn report(&self) -> Report {
+        let run = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).run.upgrade();
+        if let Some(run) = run {
+            run.account_until_now();
+        }
         report(&self.shared, std::iter::once(&self.delivery).chain(&self.split.1))
     }
 }

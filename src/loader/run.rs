@@ -31,9 +31,9 @@ use crate::batch::Batch;
 use crate::engine::Scheduler;
 use crate::engine::budget::{Account, Grant};
 use crate::engine::io::{Cancel, Io};
-use crate::engine::pool::{Level, Pool, Prepared, no_panic};
+use crate::engine::pool::{Level, Pool, Prepared, no_panic, panicked};
 use crate::engine::reorder::Reorder;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::plan::ReadPoint;
 use crate::plan::ledger::{Ledger, id_term};
 use crate::plan::order::{Arrivals, Order, Picked};
@@ -432,6 +432,11 @@ impl Run {
         state
     }
 
+    /// Takes the time until now into account, of a wait that is not over too.
+    pub(crate) fn account_until_now(&self) {
+        drop(self.lock_on_time());
+    }
+
     /// Changes the state and does what follows from it.
     pub(crate) fn update(&self, change: impl FnOnce(&mut State)) {
         if self.is_cancelled() {
@@ -530,7 +535,7 @@ impl Run {
         let unfinished = Unfinished { run: this.clone() };
         let cancel = self.shared.io.spawn(async move {
             let result = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(future)).await;
-            let result = result.unwrap_or_else(|_| Err(Error::new(ErrorKind::Panicked, "reading panicked")));
+            let result = result.unwrap_or_else(|panic| Err(panicked(&*panic)));
             unfinished.disarm();
             if let Some(run) = this.upgrade() {
                 run.guarded(|run| then(run, result));
@@ -563,22 +568,21 @@ impl Run {
                 entry.stage = BlockStage::Decoding;
             }
         });
-        self.submit(Level::Decode, move |run, _| {
-            let Leaf::Indexed(source) = &run.shared.pipeline.leaves[key.leaf] else {
-                unreachable!("only indexed blocks are fetched")
-            };
-            let decoded = bytes
-                .map_err(|e| e.stage("read"))
-                .and_then(|bytes| run.decode(|| source::decode(&**source, key.block as usize, bytes)));
-            let shard = source.catalog().shard_name(source.catalog().shard_of(key.block as usize)).clone();
-            let first_id = run.shared.pipeline.first_id(key.leaf, key.block);
-            run.decoded(
-                key,
-                first_id,
-                grant,
-                decoded.map_err(|e| e.stage("decode").url(shard).block(u64::from(key.block))),
-            );
-        });
+        self.submit(Level::Decode, move |run, _| run.decode_block(key, grant, bytes));
+    }
+
+    /// Makes rows of a block's bytes. Runs on the pool.
+    fn decode_block(&self, key: BlockKey, grant: Grant, bytes: Result<Vec<Bytes>>) {
+        let Leaf::Indexed(source) = &self.shared.pipeline.leaves[key.leaf] else {
+            unreachable!("blocks that arrive are not asked for")
+        };
+        let block = key.block as usize;
+        let decoded = bytes
+            .map_err(|e| e.stage("read"))
+            .and_then(|bytes| self.decode(|| source::decode(&**source, block, bytes)).map_err(|e| e.stage("decode")));
+        let shard = source.catalog().shard_name(source.catalog().shard_of(block)).clone();
+        let first_id = self.shared.pipeline.first_id(key.leaf, key.block);
+        self.decoded(key, first_id, grant, decoded.map_err(|e| e.url(shard).block(u64::from(key.block))));
     }
 
     /// Decodes a block, with its time counted and panics caught.

@@ -15,8 +15,10 @@ use crate::telemetry::Skipped;
 /// batches end the epoch as ever.
 ///
 /// A sample that is left out leaves its place empty: its batch is shorter by it, all others stay where they are, on every rank. Behind a
-/// filter or flat_map batches are filled up instead. Where that leaves one of several ranks or devices without any sample, the epoch ends with an
-/// error rather than have the others wait.
+/// filter or flat_map batches are filled up instead. Where that leaves one of several ranks or devices without any sample, its epoch ends with an
+/// error. The others do not hear of it: as after any error of one rank, the group has to be ended (`torchrun` does when a process exits).
+///
+/// A shard whose framing is damaged is one bad record, from the damage on, however many records lay behind it.
 ///
 /// Each is listed in [`Report::skipped`](crate::Report::skipped).
 ///

@@ -300,7 +300,6 @@ impl State {
         compare("the seed", self.seed, identity.seed);
         compare("the number of streams", self.streams, identity.streams);
         compare("the number of sources", self.data.len() as u64, identity.data.len() as u64);
-        compare("the number of stages", self.graph.len() as u64, identity.graph.len() as u64);
         for (number, (was, is)) in self.data.iter().zip(&identity.data).enumerate() {
             if was.shards != is.shards || was.rows != is.rows {
                 list.push(format!("source {number} had {was}, has {is}"));
@@ -308,9 +307,14 @@ impl State {
                 list.push(format!("source {number} still has {is}, but their names, sizes or blocks changed"));
             }
         }
+        let name = |mark: &str| mark.rsplit_once('#').map_or(mark, |(name, _)| name).to_owned();
+        if self.graph.len() != identity.graph.len() {
+            let names = |graph: &[String]| graph.iter().map(|mark| name(mark)).collect::<Vec<_>>().join(", ");
+            list.push(format!("the stages were `{}`, are `{}`", names(&self.graph), names(&identity.graph)));
+            return list;
+        }
         for (number, ((was, is), stage)) in self.graph.iter().zip(&identity.graph).zip(&identity.stages).enumerate() {
             if was != is {
-                let name = |mark: &str| mark.rsplit_once('#').map_or(mark, |(name, _)| name).to_owned();
                 let was =
                     if name(was) == name(is) { format!("another `{}`", name(was)) } else { format!("`{}`", name(was)) };
                 list.push(format!("stage {number} was {was}, is `{stage}`"));

@@ -19,15 +19,17 @@ mod tar;
 mod text;
 pub(crate) mod tfrecord;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array as _, RecordBatch};
+use arrow::datatypes::DataType;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
 pub(crate) use memory::Memory;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Catalog, DataMark, ReadPoint};
 use crate::schema::Column;
 
@@ -101,22 +103,67 @@ pub trait Source: Send + Sync + 'static {
         None
     }
 
-    /// Turns a block's bytes (no piece where nothing was fetched) into rows: as many as the catalog says, with the columns of [`columns`](Self::columns) in
-    /// that order. Runs on a worker thread.
+    /// Turns a block's bytes (no piece where nothing was fetched) into rows: as many as the catalog says, with the columns of [`columns`](Self::columns), found by
+    /// name. Runs on a worker thread.
+    ///
+    /// A scalar column is an Arrow array of its dtype (bytes: `BinaryView`), one of fixed shape a `FixedSizeList` of all its elements, a ragged one a `List` (of
+    /// `FixedSizeList`s where the shape goes on). A row with a null is a bad row.
     ///
     /// # Errors
-    /// An error stands for the whole block; rows that are bad by themselves are listed in [`Decoded::bad`].
+    /// An error stands for the whole block; rows that are bad by themselves are listed in [`Decoded::bad`]. Arrays of other types than declared are an error.
     fn decode(&self, block: usize, fetched: Vec<Bytes>) -> Result<Decoded>;
 }
 
-/// Decodes a block and holds its rows against the catalog, so that none are missing in silence.
+/// Decodes a block and holds its rows against the catalog and the columns, so that nothing is missing or taken for something else in silence.
 pub(crate) fn decode(source: &dyn Source, block: usize, fetched: Vec<Bytes>) -> Result<Decoded> {
-    let (decoded, rows) = (source.decode(block, fetched)?, source.catalog().block_rows(block));
-    match decoded.rows.num_rows() as u64 {
-        found if found == rows => Ok(decoded),
-        found => {
-            Err(Error::corrupt(format!("{found} rows, where the catalog says {rows}")).advice("build the index anew"))
+    let (mut decoded, catalog) = (source.decode(block, fetched)?, source.catalog());
+    let (found, rows) = (decoded.rows.num_rows() as u64, catalog.block_rows(block));
+    if found != rows {
+        return Err(
+            Error::corrupt(format!("{found} rows, where the catalog says {rows}")).advice("build the index anew")
+        );
+    }
+    let mut nulls: BTreeMap<usize, &Column> = BTreeMap::new();
+    for column in source.columns() {
+        let wrong = |what: String| {
+            Err(Error::new(ErrorKind::Schema, what)
+                .column(column.name().clone())
+                .advice(format!("decode() of {:?} has to give the columns that it declares", source.name())))
+        };
+        let Some(array) = decoded.rows.column_by_name(column.name()) else {
+            return wrong("a block without this column".into());
+        };
+        let declared = column.arrow_type();
+        if !is_laid_out_as(array.data_type(), &declared) {
+            return wrong(format!("an array of {}, where {column} is declared: {declared}", array.data_type()));
         }
+        if array.null_count() > 0 {
+            (0..array.len()).filter(|&row| array.is_null(row)).for_each(|row| _ = nulls.entry(row).or_insert(column));
+        }
+    }
+    if !nulls.is_empty() || decoded.bad.iter().any(|(_, error)| error.place().record.is_none()) {
+        let mut bad: BTreeMap<usize, Error> = decoded.bad.drain(..).collect();
+        for (row, column) in nulls {
+            let null = || Error::new(ErrorKind::Schema, "a null").column(column.name().clone()).stage("decode");
+            bad.entry(row).or_insert_with(null);
+        }
+        let (shard, first) = (catalog.shard_name(catalog.shard_of(block)), catalog.record_of(block));
+        decoded.bad.extend(bad.into_iter().map(|(row, error)| match error.place().record {
+            Some(_) => (row, error),
+            None => (row, error.url(shard.clone()).record(first + row as u64)),
+        }));
+    }
+    Ok(decoded)
+}
+
+/// Whether memory of a type can be read as that of another: names of list elements, and whether they may be null, do not matter.
+fn is_laid_out_as(found: &DataType, declared: &DataType) -> bool {
+    match (found, declared) {
+        (DataType::List(a), DataType::List(b)) => is_laid_out_as(a.data_type(), b.data_type()),
+        (DataType::FixedSizeList(a, n), DataType::FixedSizeList(b, m)) => {
+            n == m && is_laid_out_as(a.data_type(), b.data_type())
+        }
+        _ => found == declared,
     }
 }
 

@@ -20,6 +20,7 @@ mod quality;
 mod report;
 mod resume;
 mod scale;
+mod source;
 mod stale;
 mod support;
 mod tfrecord;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use forebay::{Budget, Dataset, Error, Exhausted, Index, Remainder, Result, Scheduler, Shuffle, World, int64};
+use forebay::{
+    Budget, Dataset, Error, Exhausted, Image, Index, Remainder, Result, Scheduler, Shuffle, World, bytes, int64,
+};
 
 use crate::support::shards::Folder;
 use crate::support::source::{Counts, Numbers};
@@ -246,4 +248,30 @@ fn the_graph_says_what_weights_became() {
     assert_eq!(mix.explain(), wanted);
     assert!(mix.to_dot().contains("n0 -> n3;") && mix.to_dot().contains("n2 -> n3;"), "{}", mix.to_dot());
     assert!(mix.to_mermaid().contains("n2 --> n3"), "{}", mix.to_mermaid());
+}
+
+#[test]
+fn parts_of_a_mix_may_decode_their_images_each_in_its_own_way() -> Result<()> {
+    let shards = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/digits/test-*.tfrecord");
+    let folder = Folder::new();
+    let source = || Ok::<_, Error>(Dataset::open(shards)?.columns([bytes("image/encoded")]).take(20));
+    let (plain, mirrored) = (Image::gray().resize(8, 8), Image::gray().resize(8, 8).horizontal_flip(1.0));
+    let parts = [source()?.image("image/encoded", plain), source()?.image("image/encoded", mirrored)];
+    let pixels = |dataset: &Dataset| -> Result<Vec<Vec<u8>>> {
+        let taken =
+            take(folder.loader(&dataset.batch(10)), 0, |batch| Ok(batch.values::<u8>("image/encoded")?.to_vec()))?;
+        Ok(taken.whole().concat().chunks(64).map(<[u8]>::to_vec).collect())
+    };
+    let mixed = pixels(&Dataset::mix(parts.clone().map(|part| (part, 1)), Exhausted::Stop))?;
+    let alone = [pixels(&parts[0])?, pixels(&parts[1])?];
+    assert_eq!((mixed.len(), alone[0] == alone[1]), (40, false));
+    for part in &alone {
+        let found: Vec<_> = mixed.iter().filter(|pixels| part.contains(pixels)).collect();
+        assert!(found.len() >= 20 && part.iter().all(|pixels| found.contains(&pixels)), "{}", found.len());
+    }
+    // On the way of the same rows a name stands for one function.
+    let twice = parts[0].map("f", [], |_, _, _| Ok(())).map("f", [], |_, _, _| Ok(())).batch(10);
+    let error = twice.loader().build().err().expect("two functions of one name");
+    assert!(error.to_string().contains("two functions are called \"f\""), "{error}");
+    Ok(())
 }

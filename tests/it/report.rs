@@ -241,3 +241,21 @@ fn a_slow_loop_waits_for_nothing() {
     assert!(report.looped >= ALL, "{report}");
     assert!(report.wait_share() < 0.1, "{report}");
 }
+
+#[test]
+fn a_wait_that_is_not_over_is_in_the_report() -> Result<()> {
+    let loader = slow(Fetching::Sleeps(Duration::from_secs(2)), NONE).batch(ROWS as usize).loader();
+    watched(move || {
+        let mut loader = loader.scheduler(Scheduler::threads(1)).build()?;
+        let mut batches = loader.epoch(0);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(move || batches.next().map(|batch| batch.map(drop)));
+            let mut seen = Duration::ZERO;
+            while seen < TIME {
+                assert!(!waits.is_finished(), "the report says {seen:?} of a wait of two seconds");
+                seen = loader.report().total_wait();
+            }
+            waits.join().expect("no panic").expect("a batch")
+        })
+    })
+}

@@ -62,16 +62,7 @@ impl State {
             None => {
                 self.decoding += 1;
                 entry.stage = BlockStage::Decoding;
-                let source = source.clone();
-                self.todo.push(run.prepare(Level::Decode, move |run, _| {
-                    let decoded = run.decode(|| source.decode(key.block as usize, Vec::new()));
-                    run.decoded(
-                        key,
-                        run.shared.pipeline.first_id(key.leaf, key.block),
-                        grant,
-                        decoded.map_err(|e| e.stage("decode").url(source.name()).block(u64::from(key.block))),
-                    );
-                }));
+                self.todo.push(run.prepare(Level::Decode, move |run, _| run.decode_block(key, grant, Ok(Vec::new()))));
             }
         }
         true
