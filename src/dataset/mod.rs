@@ -528,6 +528,9 @@ impl Dataset {
     }
 
     /// The first `rows` rows; behind [`batch`](Self::batch): batches.
+    ///
+    /// Behind a shuffle these are other rows in each epoch. What is held out for validation is taken in front of it: `all.take(n)`, and
+    /// `all.skip(n).shuffle(..)` to train on.
     #[must_use]
     pub fn take(&self, rows: u64) -> Self {
         self.then(|input| Node::Take { input, rows })
