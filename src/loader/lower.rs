@@ -936,6 +936,13 @@ impl Lowering<'_> {
                     let pad = is_index.then(|| Pad::longest().value(pack.len as f64));
                     Carried { pad, is_index, ..Carried::new(column, None) }
                 };
+                let packed = columns.iter().map(|c| c.column.name().as_ref()).filter(|name| *name != pack.column);
+                let ended: Vec<&str> = packed.collect();
+                if !ended.is_empty() {
+                    let ended = ended.join(", ");
+                    self.notes
+                        .push(format!(".pack({:?}) makes rows of many: columns that end there: {ended}", pack.column));
+                }
                 *columns = pack.outputs().into_iter().map(carried).collect();
             }
             Function::Bucket { column, buckets, part } => {

@@ -438,6 +438,16 @@ mod text {
 }
 
 #[test]
+fn the_report_names_columns_that_packing_ends() -> Result<()> {
+    let loader = documents(40).pack(Pack::best_fit(64)).batch(4).loader().build()?;
+    let notes = loader.report().notes;
+    assert!(notes.iter().any(|note| note.contains("columns that end there: id")), "{notes:?}");
+    let alone = in_memory((0..40).map(|i| i % 7))?.pack(Pack::best_fit(64)).batch(4).loader().build()?;
+    assert!(!alone.report().notes.iter().any(|note| note.contains("end there")), "{:?}", alone.report().notes);
+    Ok(())
+}
+
+#[test]
 fn all_mistakes_come_at_once() -> Result<()> {
     let all = in_memory((0..40).map(|i| i % 7))?;
     let message = |dataset: &Dataset| dataset.loader().build().err().expect("mistakes").to_string();
