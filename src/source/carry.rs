@@ -140,7 +140,12 @@ impl Carrier {
                 }
                 (None, Some(leaf)) => Ok(Origin::Mask(leaf.clone())),
                 (None, None) if *column.missing() != Missing::Error => Ok(Origin::Absent),
-                (None, None) => Err(no_such(column, &leaves)),
+                (None, None) => {
+                    // A mask that is asked for with its column is no column of the user's.
+                    let of = column.name().strip_suffix(MASK).filter(|_| is_mask(column));
+                    let of = of.and_then(|of| declared.iter().find(|column| column.name().as_ref() == of));
+                    Err(no_such(of.unwrap_or(column), &leaves))
+                }
             }
         });
         Ok(Self { origins: origins.collect::<Result<_>>()?, columns: declared.to_vec() })

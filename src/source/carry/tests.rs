@@ -384,6 +384,13 @@ fn a_mask_says_which_values_are_there() {
 }
 
 #[test]
+fn a_mask_of_a_column_that_is_not_stored_names_the_column() {
+    let columns = [int64("y").optional(), Column::new("y.is_present", Dtype::Bool, Shape::Scalar)];
+    let error = Carrier::new(&nested().schema(), Some(&columns)).err().unwrap();
+    assert_eq!(error.place().column.as_deref(), Some("y"), "{error}");
+}
+
+#[test]
 fn what_cannot_be_declared_says_what_can() {
     let schema = Schema::new(vec![
         Field::new("text", DataType::Utf8, true),
