@@ -240,9 +240,42 @@ pub(crate) fn column_for(field: &Field) -> Result<Column> {
             .column(name)
             .advice("name the columns to read, without this one: .columns([..])")
     })?;
-    let column = Column::new(name, dtype, shape);
+    let column = Column::new(name, dtype, shape).in_time(time_of(field.data_type()));
     validate(&column)?;
     Ok(column)
+}
+
+/// The kind and unit of the times that a type holds; time zones do not change what is stored.
+fn time_of(data_type: &DataType) -> Option<DataType> {
+    match leaf_of(data_type) {
+        DataType::Timestamp(unit, _) => Some(DataType::Timestamp(*unit, None)),
+        time if time.is_temporal() => Some(time.clone()),
+        _ => None,
+    }
+}
+
+/// The type within lists, dictionaries and run ends.
+fn leaf_of(data_type: &DataType) -> &DataType {
+    match data_type {
+        DataType::Dictionary(_, values) => leaf_of(values),
+        DataType::RunEndEncoded(_, values) => leaf_of(values.data_type()),
+        DataType::FixedSizeList(item, _)
+        | DataType::List(item)
+        | DataType::LargeList(item)
+        | DataType::ListView(item)
+        | DataType::LargeListView(item) => leaf_of(item.data_type()),
+        leaf => leaf,
+    }
+}
+
+/// Declared columns, which hold all shards to the times that the first of them stores.
+pub(super) fn in_times_of(columns: Vec<Column>, first: &[Leaf]) -> Vec<Column> {
+    let settled = |column: Column| match (column.time(), first.iter().find(|leaf| leaf.name == column.name().as_ref()))
+    {
+        (None, Some(leaf)) => column.in_time(time_of(leaf.field.data_type())),
+        _ => column,
+    };
+    columns.into_iter().map(settled).collect()
 }
 
 fn described(data_type: &DataType) -> Option<(Dtype, Shape)> {
@@ -354,7 +387,7 @@ fn fits(stored: &DataType, column: &Column) -> Result<()> {
     };
     let sizes_differ = elements.zip(fixed).is_some_and(|(wanted, stored)| wanted != stored) && layers > 0;
     if castable(leaf, dtype) && layers <= deepest && !sizes_differ {
-        return Ok(());
+        return in_time(stored, column);
     }
     let declared = if column.is_raw() { "raw bytes".into() } else { format!("{dtype}{}", column.shape()) };
     let error = Error::new(ErrorKind::Schema, format!("is stored as {stored} and declared as {declared}"));
@@ -363,6 +396,16 @@ fn fits(stored: &DataType, column: &Column) -> Result<()> {
         Err(_) => "leave it out of .columns()".into(),
     };
     Err(error.column(column.name().clone()).advice(advice))
+}
+
+/// Whether times are those of the first shard: integers of two units in one column look like any others.
+fn in_time(stored: &DataType, column: &Column) -> Result<()> {
+    let Some((wanted, found)) = column.time().cloned().zip(time_of(stored)).filter(|(a, b)| a != b) else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::Schema, format!("holds {found}, and {wanted} in the first shard"))
+        .column(column.name().clone())
+        .advice("write the shards with one kind and unit of time, or open them apart"))
 }
 
 /// Stored values of any type to the array that carries `column`; rows that cannot be are listed in ascending order.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, try_join_all};
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::carry::{Carrier, Leaf, column_for, leaves};
+use super::carry::{Carrier, Leaf, column_for, in_times_of, leaves};
 use super::open::{Opened, Opening, Wanted};
 use super::{Decoded, RecordPlaces, Source};
 use crate::dataset::bounds::{Bounds, Excludes};
@@ -178,7 +178,7 @@ fn settle_columns(
             let found = stored.iter().find(|leaf| !is_known && leaf.name == name.as_ref());
             columns.extend(found.and_then(|leaf| leaf.column().ok()));
         }
-        return Ok(columns);
+        return Ok(in_times_of(columns, &stored));
     }
     let (mut columns, mut left_out) = (Vec::new(), Vec::new());
     for leaf in &stored {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::{
     ArrayRef, BooleanArray, DictionaryArray, FixedSizeListArray, Float32Array, Int64Array, ListArray, RecordBatch,
-    StringArray, StringViewArray, StructArray, UInt16Array,
+    StringArray, StringViewArray, StructArray, TimestampNanosecondArray, TimestampSecondArray, UInt16Array,
 };
 use arrow::datatypes::{DataType, Field, Float32Type, Int32Type, Int64Type};
 use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
@@ -284,6 +284,26 @@ mod arrow_ipc {
         assert!(error.kind() == ErrorKind::Corrupt && error.place().byte_offset.is_some(), "{error}");
         let (ids, error) = ids_of(dataset.loader().on_bad_record(Skip::up_to(1)))?;
         assert_eq!((ids.len(), error.is_none()), (5, true));
+        Ok(())
+    }
+
+    #[test]
+    fn times_of_several_units_are_no_column() -> Result<()> {
+        let times = |array: ArrayRef| {
+            let ids = Arc::new(Int64Array::from(vec![0])) as ArrayRef;
+            let rows = RecordBatch::try_from_iter([("id", ids), ("t", array)]).expect("columns of one length");
+            file(&[rows], IpcWriteOptions::default())
+        };
+        let seconds = times(Arc::new(TimestampSecondArray::from(vec![1])));
+        let nanoseconds = times(Arc::new(TimestampNanosecondArray::from(vec![1_000_000_000])));
+        let url = put_all(&["a.arrow", "b.arrow"], vec![seconds, nanoseconds]);
+        for dataset in [Dataset::open(url.clone())?, Dataset::open(url)?.columns([int64("id"), int64("t")])] {
+            let error = ids_of(dataset.batch(2).loader()).expect_err("seconds and nanoseconds");
+            let place = error.place();
+            assert_eq!((error.kind(), place.column.as_deref()), (ErrorKind::Schema, Some("t")), "{error}");
+            assert!(place.url.as_deref().is_some_and(|url| url.ends_with("b.arrow")), "{error}");
+            assert!(error.to_string().contains("Timestamp(ns), and Timestamp(s)"), "{error}");
+        }
         Ok(())
     }
 

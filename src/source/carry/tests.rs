@@ -391,6 +391,29 @@ fn a_mask_of_a_column_that_is_not_stored_names_the_column() {
 }
 
 #[test]
+fn times_are_of_the_kind_and_unit_of_the_first_shard() {
+    let time = |unit| DataType::Timestamp(unit, None);
+    let of = |data_type: DataType| Schema::new(vec![Field::new("t", data_type, true)]);
+    let first = of(time(TimeUnit::Millisecond));
+    let inferred = inferred(&leaves(&first), &mut Vec::new()).unwrap();
+    let declared = in_times_of(vec![int64("t").optional()], &leaves(&first));
+    for columns in [inferred, declared] {
+        let zoned = DataType::Timestamp(TimeUnit::Millisecond, Some("+01:00".into()));
+        for same in [time(TimeUnit::Millisecond), zoned, DataType::Null] {
+            assert!(Carrier::new(&of(same), Some(&columns)).is_ok());
+        }
+        for other in [time(TimeUnit::Microsecond), DataType::Date64, DataType::Duration(TimeUnit::Millisecond)] {
+            let error = Carrier::new(&of(other), Some(&columns)).err().unwrap();
+            assert_eq!((error.kind(), error.place().column.as_deref()), (ErrorKind::Schema, Some("t")), "{error}");
+            assert!(error.to_string().contains("and Timestamp(ms) in the first shard"), "{error}");
+        }
+    }
+    let list = |unit| of(DataType::new_list(time(unit), true));
+    let columns = in_times_of(vec![int64("t").ragged()], &leaves(&list(TimeUnit::Second)));
+    assert!(Carrier::new(&list(TimeUnit::Nanosecond), Some(&columns)).is_err());
+}
+
+#[test]
 fn what_cannot_be_declared_says_what_can() {
     let schema = Schema::new(vec![
         Field::new("text", DataType::Utf8, true),
