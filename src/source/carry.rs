@@ -323,17 +323,45 @@ pub(super) fn inferred(stored: &[Leaf], notes: &mut Vec<String>) -> Result<Vec<C
                 of_one_name(stored, column.name())?;
                 columns.push(column);
             }
-            Err(_) => left_out.push(format!("{} ({})", leaf.name, leaf.field.data_type())),
+            Err(_) => left_out.push(format!("{} ({})", leaf.name, refused(leaf.field.data_type()))),
         }
     }
     if columns.is_empty() {
+        if left_out.is_empty() {
+            return Err(Error::new(ErrorKind::Schema, "the shard stores no column"));
+        }
         let message = format!("no column can become a tensor: {}", left_out.join(", "));
-        return Err(Error::new(ErrorKind::Schema, message).advice("name the columns to read with .columns()"));
+        return Err(Error::new(ErrorKind::Schema, message).advice(
+            "declare them with .columns() where their types allow it, or write scalars, bytes, or lists of those",
+        ));
     }
     if !left_out.is_empty() {
         notes.push(format!("columns that no tensor can hold were left out: {}", left_out.join(", ")));
     }
     Ok(columns)
+}
+
+/// A type that no tensor can hold, and why.
+fn refused(data_type: &DataType) -> String {
+    fn is_list(data_type: &DataType) -> Option<&DataType> {
+        match data_type {
+            DataType::FixedSizeList(item, _)
+            | DataType::List(item)
+            | DataType::LargeList(item)
+            | DataType::ListView(item)
+            | DataType::LargeListView(item) => Some(item.data_type()),
+            _ => None,
+        }
+    }
+    let why = match (is_list(data_type), leaf_of(data_type)) {
+        (_, DataType::Null) => "nothing but nulls",
+        (Some(_), DataType::Struct(_)) => "a list of structs",
+        (Some(item), leaf) if is_list(item).is_some() && elements::default_dtype(leaf).is_some() => {
+            "lists within lists may vary in length: declare .fixed(..)"
+        }
+        _ => return data_type.to_string(),
+    };
+    format!("{data_type}: {why}")
 }
 
 /// Whether a column can be declared at all.

@@ -414,6 +414,18 @@ fn times_are_of_the_kind_and_unit_of_the_first_shard() {
 }
 
 #[test]
+fn types_that_no_tensor_can_hold_are_named_with_the_reason() {
+    let structs = DataType::Struct(Fields::from(vec![Field::new("role", DataType::Utf8, true)]));
+    let schema = Schema::new(vec![
+        Field::new("messages", DataType::new_list(structs, true), true),
+        Field::new("grid", DataType::new_list(DataType::new_list(DataType::Int8, true), true), true),
+    ]);
+    let error = inferred(&leaves(&schema), &mut Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("messages (List(") && error.contains("a list of structs"), "{error}");
+    assert!(error.contains("grid (List(") && error.contains(".fixed(..)"), "{error}");
+}
+
+#[test]
 fn what_cannot_be_declared_says_what_can() {
     let schema = Schema::new(vec![
         Field::new("text", DataType::Utf8, true),
