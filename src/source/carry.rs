@@ -479,7 +479,7 @@ pub(crate) fn carry(array: &ArrayRef, column: &Column) -> Result<(ArrayRef, Vec<
                 if let Some((_, why)) = misfits.next_if(|(at, _)| *at < span.end) {
                     return Err(problem(why));
                 }
-                if *column.missing() == Missing::Error && nulls.slice(span.start, span.len()).null_count() > 0 {
+                if column.refuses_null_elements() && nulls.slice(span.start, span.len()).null_count() > 0 {
                     return Err(null_within(column));
                 }
                 Ok(Some(span))
