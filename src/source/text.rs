@@ -1,5 +1,7 @@
 //! JSON Lines and CSV as a source: runs of whole rows are blocks, read by Arrow's readers.
 
+mod exact;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -152,10 +154,11 @@ async fn open(
     let inferred = infer(&store, &found, &wanted).await?;
     let mut notes = Vec::new();
     let columns = match &wanted.columns {
-        Some(declared) => with_also(declared, &wanted, |name| {
-            let leaves = leaves(&inferred).into_iter().filter(|leaf| leaf.name == name);
-            leaves.map(|leaf| leaf.column().ok()).next().flatten()
-        }),
+        Some(declared) => {
+            let stored = leaves(&inferred);
+            let also = |name: &str| stored.iter().find(|leaf| leaf.name == name)?.column().ok();
+            carry::in_times_of(with_also(declared, &wanted, also), &stored)
+        }
         None => carry::inferred(&leaves(&inferred), &mut notes)?,
     };
     let reading = Text { shards: shards_of(&store, &found, &inferred, &columns, limit).await?, columns, limit };
@@ -271,6 +274,10 @@ fn infer_csv(head: &[u8], sample: &[&[u8]], delimiter: u8, header: bool) -> Resu
 
 /// The type that a field is read as, so that it can become the column: that of the column's elements, in lists as there were in the first rows.
 fn read_as(seen: Option<&DataType>, column: &Column) -> DataType {
+    // Dates and times are integers, once they are read.
+    if let (Some(time), Dtype::I64) = (column.time(), column.dtype()) {
+        return time.clone();
+    }
     let list = |item| DataType::List(Arc::new(Field::new_list_field(item, true)));
     let leaf = || match column.dtype() {
         _ if column.is_raw() => DataType::Utf8,
@@ -281,8 +288,6 @@ fn read_as(seen: Option<&DataType>, column: &Column) -> DataType {
     };
     match seen {
         Some(DataType::List(item)) => list(read_as(Some(item.data_type()), column)),
-        // Dates and times are integers, once they are read.
-        Some(time) if time.is_temporal() && column.dtype() == Dtype::I64 => time.clone(),
         Some(other) if *other != DataType::Null => leaf(),
         _ => match column.shape() {
             _ if column.is_raw() => leaf(),
@@ -367,8 +372,10 @@ fn json_schema(inferred: &Schema, columns: &[Column]) -> Schema {
 struct Shard {
     dialect: Dialect,
     packing: Packing,
-    /// All fields of a row, as they are read.
+    /// All fields of a row.
     schema: SchemaRef,
+    /// The same as Arrow reads them: text, where it would cut something off.
+    read: SchemaRef,
     /// Those of them that are wanted.
     projection: Vec<usize>,
     carrier: Carrier,
@@ -403,7 +410,14 @@ async fn shards_of(
         let filled: Vec<Column> = columns.iter().map(|column| if matches!(dialect, Dialect::Csv { .. }) { or_empty(column) } else { column.clone() }).collect();
         let carrier = Carrier::new(&schema, Some(&filled)).map_err(place)?;
         let projection = carrier.projection();
-        Ok(Some(Shard { dialect: *dialect, packing: index.packing, schema: Arc::new(schema), projection, carrier }))
+        // Arrow's reader of CSV takes whole numbers alone.
+        let is_cut = match dialect {
+            Dialect::Json { .. } => DataType::is_integer,
+            Dialect::Csv { .. } => DataType::is_temporal,
+        };
+        let read = schema.fields().iter().map(|field| exact::as_text(field, is_cut)).collect::<Fields>();
+        let (schema, read) = (Arc::new(schema), Arc::new(Schema::new(read)));
+        Ok(Some(Shard { dialect: *dialect, packing: index.packing, schema, read, projection, carrier }))
     }).collect::<Vec<_>>())
     .buffered(INDEXING)
     .collect()
@@ -548,7 +562,7 @@ impl Shard {
         let odd = |what: &str| Error::corrupt(what.to_owned());
         let batch = match self.dialect {
             Dialect::Json { .. } => {
-                let builder = json::ReaderBuilder::new(self.schema.clone()).with_coerce_primitive(true);
+                let builder = json::ReaderBuilder::new(self.read.clone()).with_coerce_primitive(true);
                 let mut decoder = builder.with_batch_size(rows.len() + 1).build_decoder().map_err(unreadable)?;
                 for (number, row) in rows.iter().enumerate() {
                     let (line, end) = line(row);
@@ -563,7 +577,7 @@ impl Shard {
                 decoder.flush().map_err(unreadable)?
             }
             Dialect::Csv { delimiter, .. } => {
-                let builder = csv::ReaderBuilder::new(self.schema.clone()).with_header(false).with_delimiter(delimiter);
+                let builder = csv::ReaderBuilder::new(self.read.clone()).with_header(false).with_delimiter(delimiter);
                 let builder = builder.with_batch_size(rows.len() + 1).with_projection(self.projection.clone());
                 let mut decoder = builder.build_decoder();
                 let capacity = decoder.capacity();
@@ -587,6 +601,11 @@ impl Shard {
         };
         let batch = batch.filter(|batch| batch.num_rows() == rows.len());
         let batch = batch.ok_or_else(|| odd("the line is no row"))?;
+        let schema = Arc::new(self.schema.project(&self.projection).map_err(unreadable)?);
+        let arrays = batch.columns().iter().zip(schema.fields()).map(|(array, field)| exact::from_text(array, field));
+        let arrays = arrays.collect::<Result<Vec<_>>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        let batch = RecordBatch::try_new_with_options(schema, arrays, &options).map_err(unreadable)?;
         if self.dialect != (Dialect::Json { data_uris: true }) {
             return Ok(batch);
         }

@@ -541,6 +541,58 @@ mod text {
     }
 
     #[test]
+    fn what_has_a_fraction_is_no_integer_and_no_whole_second() -> Result<()> {
+        let rows = |last: &str, heading: &str, row: &dyn Fn(i64, &str) -> String, whole: &str| {
+            let rows = (0..300).map(|id| row(id, whole)).chain([row(300, last)]);
+            format!("{heading}{}", rows.collect::<Vec<_>>().join("")).into_bytes()
+        };
+        let json = |id: i64, x: &str| format!("{{\"id\": {id}, \"x\": {x}}}\n");
+        let csv = |id: i64, x: &str| format!("{id},{x}\n");
+        let midnight = "2024-01-01 00:00:00";
+        let cases = [
+            ("a.jsonl", rows("1.5", "", &json, "7"), "\"1.5\" is no i64"),
+            ("a.jsonl", rows("[1, 0.5]", "", &json, "[7]"), "\"0.5\" is no i64"),
+            ("a.csv", rows("2024-01-01 00:00:01.500", "id,x\n", &csv, midnight), "is no Timestamp(s)"),
+            ("a.csv", rows("2024-01-01 00:00:01", "id,x\n", &csv, "2024-01-01"), "is no Date32"),
+        ];
+        for (name, text, words) in cases {
+            let (ids, error) = ids_of(Dataset::open(put(name, text))?.batch(1).loader())?;
+            let error = error.unwrap_or_else(|| panic!("{words}: no error"));
+            assert_eq!((ids.len(), error.place().record), (300, Some(300)), "{error}");
+            assert_eq!((error.kind(), error.place().column.as_deref()), (ErrorKind::Corrupt, Some("x")), "{error}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        for text in [rows("1e3", "", &json, "7"), rows("-2.0", "", &json, "7"), rows("\"8\"", "", &json, "7")] {
+            assert_eq!(whole(Dataset::open(put("a.jsonl", text))?.batch(1).loader()).len(), 301);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn times_of_later_shards_are_read_in_the_unit_of_the_first() -> Result<()> {
+        let shards = |x: [&str; 2]| {
+            let text = |id: usize| format!("id,x\n{id},{}\n", x[id]).into_bytes();
+            put_all(&["a.csv", "b.csv"], vec![text(0), text(1)])
+        };
+        let exact = shards(["2024-01-01 00:00:00.5", "2024-01-01 00:00:01"]);
+        let dataset = Dataset::open(exact)?.batch(2);
+        let values = watched(move || {
+            dataset
+                .loader()
+                .build()?
+                .epoch(0)
+                .next()
+                .expect("a batch")
+                .and_then(|batch| batch.values::<i64>("x").map(|x| x.to_vec()))
+        })?;
+        assert_eq!(values[1] - values[0], 500);
+        let lossy = shards(["2024-01-01", "2024-01-01 00:00:01"]);
+        let (ids, error) = ids_of(Dataset::open(lossy)?.batch(1).loader())?;
+        assert_eq!((ids, error.map(|error| error.place().record)), (vec![0], Some(Some(0))));
+        Ok(())
+    }
+
+    #[test]
     fn columns_of_conditions_are_read_besides_those_declared() -> Result<()> {
         for url in [put("a.jsonl", lines(0..12)), put("a.csv", table(0..12, ','))] {
             let dataset = Dataset::open(url)?.filter_where(col("name").eq("sample \"7\" ä").or(col("id").gt(9)));
