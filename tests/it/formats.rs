@@ -593,6 +593,27 @@ mod text {
     }
 
     #[test]
+    fn rows_of_tables_say_what_is_wrong_with_them() -> Result<()> {
+        let cases: [(&[u8], Option<&str>, &str); 4] = [
+            (b"id,x\n0,1\n\"a\nb\",2\n", Some("id"), "\"a\\nb\" is no i64"),
+            (b"id,x\n0,1\n1,2,3\n", None, "3 fields, where there are 2 columns"),
+            (b"id,x\n0,a\n1,\xe9\n", None, "byte 2 of the row, in field 2, is 0xe9, which is no UTF-8"),
+            (b"id,x\n0,a\n1,\"b,\xe9\"\n", None, "byte 5 of the row, in field 2, is 0xe9"),
+        ];
+        for (text, column, words) in cases {
+            let (ids, error) = ids_of(Dataset::open(put("a.csv", text))?.columns([int64("id")]).batch(1).loader())?;
+            let error = error.unwrap_or_else(|| panic!("{words}: no error"));
+            assert_eq!((ids, error.place().record, error.place().column.as_deref()), (vec![0], Some(1), column));
+            assert!(error.to_string().contains(words) && !error.to_string().contains(" line "), "{error}");
+        }
+        for text in [&b"id,x\n0,\xe9\n"[..], b"id,\xe9\n0,1\n"] {
+            let error = ids_of(Dataset::open(put("a.csv", text))?.batch(1).loader()).expect_err("no UTF-8");
+            assert!(error.to_string().contains("no UTF-8") && error.to_string().contains("iconv"), "{error}");
+        }
+        Ok(())
+    }
+
+    #[test]
     fn columns_of_conditions_are_read_besides_those_declared() -> Result<()> {
         for url in [put("a.jsonl", lines(0..12)), put("a.csv", table(0..12, ','))] {
             let dataset = Dataset::open(url)?.filter_where(col("name").eq("sample \"7\" ä").or(col("id").gt(9)));
