@@ -265,6 +265,23 @@ pub struct Column {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     stored: Option<Dtype>,
     sequence: bool,
+    #[serde(skip)]
+    demands: Demands,
+}
+
+/// What is asked of shards beyond what a column says of itself. Columns are equal whatever they ask.
+#[derive(Clone, Debug, Default)]
+struct Demands {
+    /// The kind and unit of time that the first shard stores.
+    time: Option<DataType>,
+    /// Nulls within lists are errors, also where something stands for a missing value.
+    whole_lists: bool,
+}
+
+impl PartialEq for Demands {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// A scalar column of byte strings: encoded images, text.
@@ -285,7 +302,9 @@ pub fn float32(name: impl Into<Arc<str>>) -> Column {
 impl Column {
     /// A column of this dtype and shape; a missing value is an error.
     pub fn new(name: impl Into<Arc<str>>, dtype: Dtype, shape: Shape) -> Self {
-        Self { name: name.into(), dtype, shape, missing: Missing::Error, raw: false, stored: None, sequence: false }
+        let demands = Demands::default();
+        let (missing, raw, stored, sequence) = (Missing::Error, false, None, false);
+        Self { name: name.into(), dtype, shape, missing, raw, stored, sequence, demands }
     }
 
     /// Every sample holds exactly these extents, in row-major order.
@@ -353,6 +372,29 @@ impl Column {
     pub fn or(mut self, missing: Missing) -> Self {
         self.missing = missing;
         self
+    }
+
+    /// Every shard that stores times in this column has to store this kind, in this unit.
+    pub(crate) fn in_time(mut self, time: Option<DataType>) -> Self {
+        self.demands.time = time;
+        self
+    }
+
+    /// The kind and unit of time that shards have to store.
+    pub(crate) fn time(&self) -> Option<&DataType> {
+        self.demands.time.as_ref()
+    }
+
+    /// Nulls within lists are errors, whatever stands for a missing value.
+    #[cfg(feature = "cli")]
+    pub(crate) fn with_whole_lists(mut self) -> Self {
+        self.demands.whole_lists = true;
+        self
+    }
+
+    /// Whether a null within a list makes its row bad.
+    pub(crate) fn refuses_null_elements(&self) -> bool {
+        self.missing == Missing::Error || self.demands.whole_lists
     }
 
     /// The same under another name.

@@ -118,7 +118,8 @@ impl Opener {
     fn columns(&self, stored: &[Column], notes: Vec<String>) -> Columns {
         let has_masks = !matches!(self.format, Format::Tar(_) | Format::Images(_));
         let settled = |column: &Column| match column.missing() {
-            Missing::Error if has_masks => column.clone().optional(),
+            // A loader takes no list with nulls in it.
+            Missing::Error if has_masks => column.clone().optional().with_whole_lists(),
             _ => column.clone(),
         };
         let mut asked: Vec<Column> = stored.iter().map(settled).collect();

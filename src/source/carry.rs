@@ -140,7 +140,12 @@ impl Carrier {
                 }
                 (None, Some(leaf)) => Ok(Origin::Mask(leaf.clone())),
                 (None, None) if *column.missing() != Missing::Error => Ok(Origin::Absent),
-                (None, None) => Err(no_such(column, &leaves)),
+                (None, None) => {
+                    // A mask that is asked for with its column is no column of the user's.
+                    let of = column.name().strip_suffix(MASK).filter(|_| is_mask(column));
+                    let of = of.and_then(|of| declared.iter().find(|column| column.name().as_ref() == of));
+                    Err(no_such(of.unwrap_or(column), &leaves))
+                }
             }
         });
         Ok(Self { origins: origins.collect::<Result<_>>()?, columns: declared.to_vec() })
@@ -235,9 +240,42 @@ pub(crate) fn column_for(field: &Field) -> Result<Column> {
             .column(name)
             .advice("name the columns to read, without this one: .columns([..])")
     })?;
-    let column = Column::new(name, dtype, shape);
+    let column = Column::new(name, dtype, shape).in_time(time_of(field.data_type()));
     validate(&column)?;
     Ok(column)
+}
+
+/// The kind and unit of the times that a type holds; time zones do not change what is stored.
+fn time_of(data_type: &DataType) -> Option<DataType> {
+    match leaf_of(data_type) {
+        DataType::Timestamp(unit, _) => Some(DataType::Timestamp(*unit, None)),
+        time if time.is_temporal() => Some(time.clone()),
+        _ => None,
+    }
+}
+
+/// The type within lists, dictionaries and run ends.
+fn leaf_of(data_type: &DataType) -> &DataType {
+    match data_type {
+        DataType::Dictionary(_, values) => leaf_of(values),
+        DataType::RunEndEncoded(_, values) => leaf_of(values.data_type()),
+        DataType::FixedSizeList(item, _)
+        | DataType::List(item)
+        | DataType::LargeList(item)
+        | DataType::ListView(item)
+        | DataType::LargeListView(item) => leaf_of(item.data_type()),
+        leaf => leaf,
+    }
+}
+
+/// Declared columns, which hold all shards to the times that the first of them stores.
+pub(super) fn in_times_of(columns: Vec<Column>, first: &[Leaf]) -> Vec<Column> {
+    let settled = |column: Column| match (column.time(), first.iter().find(|leaf| leaf.name == column.name().as_ref()))
+    {
+        (None, Some(leaf)) => column.in_time(time_of(leaf.field.data_type())),
+        _ => column,
+    };
+    columns.into_iter().map(settled).collect()
 }
 
 fn described(data_type: &DataType) -> Option<(Dtype, Shape)> {
@@ -285,17 +323,45 @@ pub(super) fn inferred(stored: &[Leaf], notes: &mut Vec<String>) -> Result<Vec<C
                 of_one_name(stored, column.name())?;
                 columns.push(column);
             }
-            Err(_) => left_out.push(format!("{} ({})", leaf.name, leaf.field.data_type())),
+            Err(_) => left_out.push(format!("{} ({})", leaf.name, refused(leaf.field.data_type()))),
         }
     }
     if columns.is_empty() {
+        if left_out.is_empty() {
+            return Err(Error::new(ErrorKind::Schema, "the shard stores no column"));
+        }
         let message = format!("no column can become a tensor: {}", left_out.join(", "));
-        return Err(Error::new(ErrorKind::Schema, message).advice("name the columns to read with .columns()"));
+        return Err(Error::new(ErrorKind::Schema, message).advice(
+            "declare them with .columns() where their types allow it, or write scalars, bytes, or lists of those",
+        ));
     }
     if !left_out.is_empty() {
         notes.push(format!("columns that no tensor can hold were left out: {}", left_out.join(", ")));
     }
     Ok(columns)
+}
+
+/// A type that no tensor can hold, and why.
+fn refused(data_type: &DataType) -> String {
+    fn is_list(data_type: &DataType) -> Option<&DataType> {
+        match data_type {
+            DataType::FixedSizeList(item, _)
+            | DataType::List(item)
+            | DataType::LargeList(item)
+            | DataType::ListView(item)
+            | DataType::LargeListView(item) => Some(item.data_type()),
+            _ => None,
+        }
+    }
+    let why = match (is_list(data_type), leaf_of(data_type)) {
+        (_, DataType::Null) => "nothing but nulls",
+        (Some(_), DataType::Struct(_)) => "a list of structs",
+        (Some(item), leaf) if is_list(item).is_some() && elements::default_dtype(leaf).is_some() => {
+            "lists within lists may vary in length: declare .fixed(..)"
+        }
+        _ => return data_type.to_string(),
+    };
+    format!("{data_type}: {why}")
 }
 
 /// Whether a column can be declared at all.
@@ -349,7 +415,7 @@ fn fits(stored: &DataType, column: &Column) -> Result<()> {
     };
     let sizes_differ = elements.zip(fixed).is_some_and(|(wanted, stored)| wanted != stored) && layers > 0;
     if castable(leaf, dtype) && layers <= deepest && !sizes_differ {
-        return Ok(());
+        return in_time(stored, column);
     }
     let declared = if column.is_raw() { "raw bytes".into() } else { format!("{dtype}{}", column.shape()) };
     let error = Error::new(ErrorKind::Schema, format!("is stored as {stored} and declared as {declared}"));
@@ -358,6 +424,16 @@ fn fits(stored: &DataType, column: &Column) -> Result<()> {
         Err(_) => "leave it out of .columns()".into(),
     };
     Err(error.column(column.name().clone()).advice(advice))
+}
+
+/// Whether times are those of the first shard: integers of two units in one column look like any others.
+fn in_time(stored: &DataType, column: &Column) -> Result<()> {
+    let Some((wanted, found)) = column.time().cloned().zip(time_of(stored)).filter(|(a, b)| a != b) else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::Schema, format!("holds {found}, and {wanted} in the first shard"))
+        .column(column.name().clone())
+        .advice("write the shards with one kind and unit of time, or open them apart"))
 }
 
 /// Stored values of any type to the array that carries `column`; rows that cannot be are listed in ascending order.
@@ -403,7 +479,7 @@ pub(crate) fn carry(array: &ArrayRef, column: &Column) -> Result<(ArrayRef, Vec<
                 if let Some((_, why)) = misfits.next_if(|(at, _)| *at < span.end) {
                     return Err(problem(why));
                 }
-                if *column.missing() == Missing::Error && nulls.slice(span.start, span.len()).null_count() > 0 {
+                if column.refuses_null_elements() && nulls.slice(span.start, span.len()).null_count() > 0 {
                     return Err(null_within(column));
                 }
                 Ok(Some(span))

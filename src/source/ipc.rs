@@ -9,7 +9,7 @@ use arrow::ipc::MetadataVersion;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::carry::{Carrier, inferred, leaves};
+use super::carry::{Carrier, in_times_of, inferred, leaves};
 use super::cut::{Block, Blocks, Cut, Parsed, Reading, Window, row_bytes, with_also};
 use super::open::{Opened, Opening, Wanted};
 use super::tfrecord::INDEXING;
@@ -67,7 +67,8 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: ArrowIpc,
     let columns = match (&wanted.columns, first) {
         (Some(declared), None) => Some(declared.clone()),
         (Some(declared), Some((_, stored))) => {
-            Some(with_also(declared, &wanted, |name| stored.iter().find(|leaf| leaf.name == name)?.column().ok()))
+            let also = |name: &str| stored.iter().find(|leaf| leaf.name == name)?.column().ok();
+            Some(in_times_of(with_also(declared, &wanted, also), &stored))
         }
         (None, Some((object, stored))) => {
             Some(inferred(&stored, &mut notes).map_err(|e| e.url(object.url.clone()).stage("infer"))?)

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, try_join_all};
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::carry::{Carrier, Leaf, column_for, leaves};
+use super::carry::{Carrier, Leaf, column_for, in_times_of, inferred, leaves};
 use super::open::{Opened, Opening, Wanted};
 use super::{Decoded, RecordPlaces, Source};
 use crate::dataset::bounds::{Bounds, Excludes};
@@ -180,25 +180,10 @@ fn settle_columns(
             let found = stored.iter().find(|leaf| !is_known && leaf.name == name.as_ref());
             columns.extend(found.and_then(|leaf| leaf.column().ok()));
         }
-        return Ok(columns);
+        return Ok(in_times_of(columns, &stored));
     }
-    let (mut columns, mut left_out) = (Vec::new(), Vec::new());
-    for leaf in &stored {
-        match leaf.column() {
-            Ok(column) => columns.push(column),
-            Err(_) => left_out.push(format!("{} ({})", leaf.name, leaf.field.data_type())),
-        }
-    }
-    if columns.is_empty() {
-        let url = objects.first().map(|object| object.url.clone()).unwrap_or_default();
-        return Err(Error::new(ErrorKind::Schema, "no column can become a tensor")
-            .url(url)
-            .advice("look at the file with `forebay inspect`"));
-    }
-    if !left_out.is_empty() {
-        notes.push(format!("columns that no tensor can hold were left out: {}", left_out.join(", ")));
-    }
-    Ok(columns)
+    let url = objects.first().map(|object| object.url.clone()).unwrap_or_default();
+    inferred(&stored, notes).map_err(|e| e.url(url).stage("infer"))
 }
 
 /// What is read of the files with one schema.

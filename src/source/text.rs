@@ -1,5 +1,7 @@
 //! JSON Lines and CSV as a source: runs of whole rows are blocks, read by Arrow's readers.
 
+mod exact;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -152,10 +154,11 @@ async fn open(
     let inferred = infer(&store, &found, &wanted).await?;
     let mut notes = Vec::new();
     let columns = match &wanted.columns {
-        Some(declared) => with_also(declared, &wanted, |name| {
-            let leaves = leaves(&inferred).into_iter().filter(|leaf| leaf.name == name);
-            leaves.map(|leaf| leaf.column().ok()).next().flatten()
-        }),
+        Some(declared) => {
+            let stored = leaves(&inferred);
+            let also = |name: &str| stored.iter().find(|leaf| leaf.name == name)?.column().ok();
+            carry::in_times_of(with_also(declared, &wanted, also), &stored)
+        }
         None => carry::inferred(&leaves(&inferred), &mut notes)?,
     };
     let reading = Text { shards: shards_of(&store, &found, &inferred, &columns, limit).await?, columns, limit };
@@ -214,7 +217,12 @@ async fn infer(store: &Store, found: &[Found], wanted: &Wanted) -> Result<Schema
             Dialect::Json { .. } => infer_json(&sample, wanted),
             Dialect::Csv { delimiter, header } => {
                 let head = if header { row(0) } else { b"" };
-                infer_csv(head, &sample, delimiter, header)
+                is_utf8(head, delimiter).map_err(place)?;
+                if !(wanted.leave_out || wanted.columns.is_some()) {
+                    let at = |error: Error| place(error.record(0).byte_offset(index.starts[first]));
+                    is_utf8(sample[0], delimiter).map_err(at)?;
+                }
+                infer_csv(head, &sample, delimiter, header, wanted)
             }
         };
         return inferred.map_err(|(row, error)| {
@@ -250,12 +258,24 @@ fn infer_json(sample: &[&[u8]], wanted: &Wanted) -> Result<Schema, (usize, Error
     }
 }
 
-fn infer_csv(head: &[u8], sample: &[&[u8]], delimiter: u8, header: bool) -> Result<Schema, (usize, Error)> {
+/// The fields of the rows before the first that is no text, which the loop will come to, or of all others where bad ones are left out.
+fn infer_csv(
+    head: &[u8],
+    sample: &[&[u8]],
+    delimiter: u8,
+    header: bool,
+    wanted: &Wanted,
+) -> Result<Schema, (usize, Error)> {
     let format =
         || csv::reader::Format::default().with_header(header).with_delimiter(delimiter).with_truncated_rows(true);
     let names = format().infer_schema(head, Some(0)).map(|(schema, _)| schema);
     let mut text = head.to_vec();
     for row in sample {
+        match std::str::from_utf8(row) {
+            Err(_) if wanted.leave_out || wanted.columns.is_some() => continue,
+            Err(_) => break,
+            Ok(_) => {}
+        }
         text.extend_from_slice(row);
         if !row.ends_with(b"\n") {
             text.push(b'\n');
@@ -269,8 +289,32 @@ fn infer_csv(head: &[u8], sample: &[&[u8]], delimiter: u8, header: bool) -> Resu
     }
 }
 
+/// # Errors
+/// [`ErrorKind::Corrupt`] for a row with bytes that are no UTF-8.
+fn is_utf8(row: &[u8], delimiter: u8) -> Result<()> {
+    let Err(error) = std::str::from_utf8(row) else { return Ok(()) };
+    let at = error.valid_up_to();
+    let field = field_at(row, at, delimiter) + 1;
+    let message = format!("byte {at} of the row, in field {field}, is 0x{:02x}, which is no UTF-8", row[at]);
+    Err(Error::corrupt(message).advice("convert the shard to UTF-8: iconv -f latin1 -t utf-8"))
+}
+
+/// The field that a byte of a row belongs to.
+fn field_at(row: &[u8], at: usize, delimiter: u8) -> usize {
+    let mut quoted = false;
+    let ends = row[..at].iter().filter(|&&byte| {
+        quoted ^= byte == b'"';
+        byte == delimiter && !quoted
+    });
+    ends.count()
+}
+
 /// The type that a field is read as, so that it can become the column: that of the column's elements, in lists as there were in the first rows.
 fn read_as(seen: Option<&DataType>, column: &Column) -> DataType {
+    // Dates and times are integers, once they are read.
+    if let (Some(time), Dtype::I64) = (column.time(), column.dtype()) {
+        return time.clone();
+    }
     let list = |item| DataType::List(Arc::new(Field::new_list_field(item, true)));
     let leaf = || match column.dtype() {
         _ if column.is_raw() => DataType::Utf8,
@@ -281,8 +325,6 @@ fn read_as(seen: Option<&DataType>, column: &Column) -> DataType {
     };
     match seen {
         Some(DataType::List(item)) => list(read_as(Some(item.data_type()), column)),
-        // Dates and times are integers, once they are read.
-        Some(time) if time.is_temporal() && column.dtype() == Dtype::I64 => time.clone(),
         Some(other) if *other != DataType::Null => leaf(),
         _ => match column.shape() {
             _ if column.is_raw() => leaf(),
@@ -367,8 +409,10 @@ fn json_schema(inferred: &Schema, columns: &[Column]) -> Schema {
 struct Shard {
     dialect: Dialect,
     packing: Packing,
-    /// All fields of a row, as they are read.
+    /// All fields of a row.
     schema: SchemaRef,
+    /// The same as Arrow reads them: text, where it would cut something off.
+    read: SchemaRef,
     /// Those of them that are wanted.
     projection: Vec<usize>,
     carrier: Carrier,
@@ -403,7 +447,14 @@ async fn shards_of(
         let filled: Vec<Column> = columns.iter().map(|column| if matches!(dialect, Dialect::Csv { .. }) { or_empty(column) } else { column.clone() }).collect();
         let carrier = Carrier::new(&schema, Some(&filled)).map_err(place)?;
         let projection = carrier.projection();
-        Ok(Some(Shard { dialect: *dialect, packing: index.packing, schema: Arc::new(schema), projection, carrier }))
+        // Arrow's reader of CSV takes whole numbers alone.
+        let is_cut = match dialect {
+            Dialect::Json { .. } => DataType::is_integer,
+            Dialect::Csv { .. } => DataType::is_temporal,
+        };
+        let read = schema.fields().iter().map(|field| exact::as_text(field, is_cut)).collect::<Fields>();
+        let (schema, read) = (Arc::new(schema), Arc::new(Schema::new(read)));
+        Ok(Some(Shard { dialect: *dialect, packing: index.packing, schema, read, projection, carrier }))
     }).collect::<Vec<_>>())
     .buffered(INDEXING)
     .collect()
@@ -426,6 +477,7 @@ fn csv_schema(head: &[u8], delimiter: u8, header: bool, inferred: &Schema, colum
             .advice("declare a scalar, or split the text in a .map()"));
     }
     let format = csv::reader::Format::default().with_header(header).with_delimiter(delimiter);
+    is_utf8(head, delimiter)?;
     let (names, _) =
         format.infer_schema(head, Some(0)).map_err(|e| Error::corrupt("the header cannot be read").because(e))?;
     let declared: HashMap<&str, &Column> = columns.iter().map(|column| (column.name().as_ref(), column)).collect();
@@ -540,18 +592,13 @@ impl Shard {
     }
 
     fn try_decode(&self, text: &[u8], rows: &[Range<usize>]) -> Result<RecordBatch> {
-        // Each is fed by itself, with its line end: so no row can take in what belongs to the next.
-        let line = |row: &Range<usize>| {
-            let line = &text[row.clone()];
-            (line, if line.ends_with(b"\n") { &b""[..] } else { b"\n" })
-        };
         let odd = |what: &str| Error::corrupt(what.to_owned());
         let batch = match self.dialect {
             Dialect::Json { .. } => {
-                let builder = json::ReaderBuilder::new(self.schema.clone()).with_coerce_primitive(true);
+                let builder = json::ReaderBuilder::new(self.read.clone()).with_coerce_primitive(true);
                 let mut decoder = builder.with_batch_size(rows.len() + 1).build_decoder().map_err(unreadable)?;
                 for (number, row) in rows.iter().enumerate() {
-                    let (line, end) = line(row);
+                    let (line, end) = line(text, row);
                     let taken = decoder.decode(line).map_err(unreadable)? + decoder.decode(end).map_err(unreadable)?;
                     if decoder.has_partial_record() {
                         return Err(odd("the line ends inside a JSON value"));
@@ -563,30 +610,22 @@ impl Shard {
                 decoder.flush().map_err(unreadable)?
             }
             Dialect::Csv { delimiter, .. } => {
-                let builder = csv::ReaderBuilder::new(self.schema.clone()).with_header(false).with_delimiter(delimiter);
-                let builder = builder.with_batch_size(rows.len() + 1).with_projection(self.projection.clone());
-                let mut decoder = builder.build_decoder();
-                let capacity = decoder.capacity();
-                for (number, row) in rows.iter().enumerate() {
-                    let (line, end) = line(row);
-                    // The reader takes a byte order mark for none of its content, whatever row it begins with: it does not know one that comes in two pieces.
-                    let (first, line) = line.split_at(usize::from(line.starts_with(BYTE_ORDER_MARK)));
-                    for part in [first, line, end] {
-                        let mut rest = part;
-                        while !rest.is_empty() {
-                            let taken = decoder.decode(rest).map_err(unreadable)?;
-                            rest = &rest[taken.max(1).min(rest.len())..];
-                        }
-                    }
-                    if capacity - decoder.capacity() != number + 1 {
-                        return Err(odd("a quoted field is not closed"));
-                    }
-                }
-                decoder.flush().map_err(unreadable)?
+                let read = self.read_csv(text, rows, delimiter, self.read.clone(), &self.projection);
+                read.map_err(|error| match error {
+                    // It counts lines from the first that it is shown.
+                    Unread::Refused(_) if rows.len() == 1 => self.csv_fault(text, &rows[0], delimiter),
+                    Unread::Refused(error) => unreadable(error),
+                    Unread::Open => odd("a quoted field is not closed"),
+                })?
             }
         };
         let batch = batch.filter(|batch| batch.num_rows() == rows.len());
         let batch = batch.ok_or_else(|| odd("the line is no row"))?;
+        let schema = Arc::new(self.schema.project(&self.projection).map_err(unreadable)?);
+        let arrays = batch.columns().iter().zip(schema.fields()).map(|(array, field)| exact::from_text(array, field));
+        let arrays = arrays.collect::<Result<Vec<_>>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        let batch = RecordBatch::try_new_with_options(schema, arrays, &options).map_err(unreadable)?;
         if self.dialect != (Dialect::Json { data_uris: true }) {
             return Ok(batch);
         }
@@ -594,6 +633,83 @@ impl Shard {
         let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
         RecordBatch::try_new_with_options(self.delivered()?, arrays, &options).map_err(unreadable)
     }
+
+    /// Rows of CSV as columns of a schema, those of the projection.
+    fn read_csv(
+        &self,
+        text: &[u8],
+        rows: &[Range<usize>],
+        delimiter: u8,
+        schema: SchemaRef,
+        projection: &[usize],
+    ) -> Result<Option<RecordBatch>, Unread> {
+        let builder = csv::ReaderBuilder::new(schema).with_header(false).with_delimiter(delimiter);
+        let builder = builder.with_batch_size(rows.len() + 1).with_projection(projection.to_vec());
+        let mut decoder = builder.build_decoder();
+        let capacity = decoder.capacity();
+        for (number, row) in rows.iter().enumerate() {
+            let (line, end) = line(text, row);
+            // The reader takes a byte order mark for none of its content, whatever row it begins with: it does not know one that comes in two pieces.
+            let (first, line) = line.split_at(usize::from(line.starts_with(BYTE_ORDER_MARK)));
+            for part in [first, line, end] {
+                let mut rest = part;
+                while !rest.is_empty() {
+                    let taken = decoder.decode(rest).map_err(Unread::Refused)?;
+                    rest = &rest[taken.max(1).min(rest.len())..];
+                }
+            }
+            if capacity - decoder.capacity() != number + 1 {
+                return Err(Unread::Open);
+            }
+        }
+        decoder.flush().map_err(Unread::Refused)
+    }
+
+    /// What is wrong with a row of CSV that cannot be read.
+    fn csv_fault(&self, text: &[u8], row: &Range<usize>, delimiter: u8) -> Error {
+        let (rows, fields) = (std::slice::from_ref(row), self.schema.fields());
+        if let Err(error) = is_utf8(&text[row.clone()], delimiter) {
+            return error;
+        }
+        let format = csv::reader::Format::default().with_header(false).with_delimiter(delimiter);
+        match format.infer_schema(&text[row.clone()], Some(1)) {
+            Ok((found, _)) if found.fields().len() != fields.len() => {
+                return Error::corrupt(format!(
+                    "{} fields, where there are {} columns",
+                    found.fields().len(),
+                    fields.len()
+                ));
+            }
+            _ => {}
+        }
+        let texts = fields.iter().map(|field| Field::new(field.name(), DataType::Utf8, true)).collect::<Fields>();
+        let texts = Arc::new(Schema::new(texts));
+        for &at in &self.projection {
+            if self.read_csv(text, rows, delimiter, self.read.clone(), &[at]).is_err()
+                && let Ok(Some(value)) = self.read_csv(text, rows, delimiter, texts.clone(), &[at])
+            {
+                return exact::no_value(
+                    value.column(0).as_string::<i32>().value(0),
+                    fields[at].data_type(),
+                    fields[at].name(),
+                );
+            }
+        }
+        Error::corrupt("the row cannot be read")
+    }
+}
+
+/// Why rows of CSV are not read.
+enum Unread {
+    Refused(ArrowError),
+    /// A quote is not closed.
+    Open,
+}
+
+/// A row and the line end that it lacks: each is fed by itself, so that none can take in what belongs to the next.
+fn line<'a>(text: &'a [u8], row: &Range<usize>) -> (&'a [u8], &'static [u8]) {
+    let line = &text[row.clone()];
+    (line, if line.ends_with(b"\n") { b"" } else { b"\n" })
 }
 
 /// A field with byte strings where there are texts.

@@ -430,7 +430,11 @@ fn values_that_a_format_cannot_hold_name_their_row() {
     let double = Column::new("x", Dtype::F64, crate::Shape::Scalar);
     let error = Writer::builder(Output::TfRecord).create(folder.path().join("b"), [double.clone()]).unwrap_err();
     assert!(error.to_string().contains("--narrow") && error.place().column.as_deref() == Some("x"), "{error}");
-    assert!(Writer::builder(Output::TfRecord).narrow(true).create(folder.path().join("b"), [double]).is_ok());
+    let writer = Writer::builder(Output::TfRecord).narrow(true).create(folder.path().join("b"), [double]).unwrap();
+    let large = Arc::new(Float64Array::from(vec![f64::INFINITY, f64::NAN, 1e300])) as ArrayRef;
+    let error = write_all(writer, &RecordBatch::try_from_iter([("x", large)]).unwrap(), 3).unwrap_err();
+    assert_eq!((error.place().record, error.place().column.as_deref()), (Some(2), Some("x")));
+    assert!(error.to_string().contains("1e300 does not fit f32"), "{error}");
 }
 
 #[test]

@@ -75,6 +75,17 @@ fn feature(cells: &Cells<'_>, elements: std::ops::Range<usize>) -> Feature {
     }
 }
 
+/// Whether the floats of a row are finite as f32 where they were as f64.
+fn narrows(cells: &Cells<'_>, row: usize, first: u64) -> Result<()> {
+    let Values::F64(values) = &cells.values else { return Ok(()) };
+    let grows = |value: &f64| value.is_finite() && (*value as f32).is_infinite();
+    match cells.of(row).map(|i| values.value(i)).find(grows) {
+        Some(value) => Err(unfit(cells.column, first + row as u64, format!("{value:?} does not fit f32"))
+            .advice("write Parquet, which has f64, or leave the column out")),
+        None => Ok(()),
+    }
+}
+
 impl Encode for TfRecord {
     fn encode(&self, first: u64, rows: &RecordBatch) -> Result<Piece> {
         let columns: Vec<Cells<'_>> =
@@ -82,6 +93,7 @@ impl Encode for TfRecord {
         let mut writer = Writer::new(Vec::new(), Compression::None);
         let mut ends = Vec::with_capacity(rows.num_rows());
         for row in 0..rows.num_rows() {
+            columns.iter().try_for_each(|cells| narrows(cells, row, first))?;
             let payload: Cow<'_, [u8]> = match self.as_they_are {
                 true => columns[0].values.bytes(row).unwrap_or_default().into(),
                 false => self.payload(&columns, row).into(),

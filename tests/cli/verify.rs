@@ -197,3 +197,23 @@ fn threads_change_nothing() {
     assert_eq!(one, run("2"));
     assert_eq!(one, run("7"));
 }
+
+#[test]
+fn a_null_within_a_list_is_bad_and_a_null_alone_is_not() {
+    let folder = Folder::new();
+    let url =
+        folder.put("a.jsonl", b"{\"x\": [1, 2], \"y\": 1}\n{\"x\": [1, null], \"y\": 2}\n{\"x\": null, \"y\": null}\n");
+    let found = folder.run_to(1, ["verify", &url, "--json"]).json();
+    assert_eq!((&found["records"], &found["num_bad"]), (&json!(2), &json!(1)));
+    assert_eq!((&found["bad"][0]["record"], &found["bad"][0]["offset"]), (&json!(1), &json!(22)), "{found}");
+    assert!(found["bad"][0]["reason"].as_str().unwrap().contains("an element of the list is null"), "{found}");
+}
+
+#[test]
+fn times_that_the_loader_would_not_read_together_are_bad() {
+    let folder = Folder::new();
+    folder.put("a.csv", b"x\n2024-01-01 00:00:00\n");
+    folder.put("b.csv", b"x\n2024-01-01 00:00:00.000\n2024-01-01 00:00:00.500\n");
+    let found = folder.run_to(1, ["verify", &folder.url("*.csv"), "--json"]).json();
+    assert_eq!((&found["records"], &found["bad"][0]["record"]), (&json!(2), &json!(1)), "{found}");
+}

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::{
     ArrayRef, BooleanArray, DictionaryArray, FixedSizeListArray, Float32Array, Int64Array, ListArray, RecordBatch,
-    StringArray, StringViewArray, StructArray, UInt16Array,
+    StringArray, StringViewArray, StructArray, TimestampNanosecondArray, TimestampSecondArray, UInt16Array,
 };
 use arrow::datatypes::{DataType, Field, Float32Type, Int32Type, Int64Type};
 use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
@@ -288,6 +288,26 @@ mod arrow_ipc {
     }
 
     #[test]
+    fn times_of_several_units_are_no_column() -> Result<()> {
+        let times = |array: ArrayRef| {
+            let ids = Arc::new(Int64Array::from(vec![0])) as ArrayRef;
+            let rows = RecordBatch::try_from_iter([("id", ids), ("t", array)]).expect("columns of one length");
+            file(&[rows], IpcWriteOptions::default())
+        };
+        let seconds = times(Arc::new(TimestampSecondArray::from(vec![1])));
+        let nanoseconds = times(Arc::new(TimestampNanosecondArray::from(vec![1_000_000_000])));
+        let url = put_all(&["a.arrow", "b.arrow"], vec![seconds, nanoseconds]);
+        for dataset in [Dataset::open(url.clone())?, Dataset::open(url)?.columns([int64("id"), int64("t")])] {
+            let error = ids_of(dataset.batch(2).loader()).expect_err("seconds and nanoseconds");
+            let place = error.place();
+            assert_eq!((error.kind(), place.column.as_deref()), (ErrorKind::Schema, Some("t")), "{error}");
+            assert!(place.url.as_deref().is_some_and(|url| url.ends_with("b.arrow")), "{error}");
+            assert!(error.to_string().contains("Timestamp(ns), and Timestamp(s)"), "{error}");
+        }
+        Ok(())
+    }
+
+    #[test]
     fn what_is_no_arrow_or_empty_says_so() -> Result<()> {
         let build = |content: &[u8]| {
             let dataset = Dataset::open_with(put("a", content), ArrowIpc::new()).expect("a pattern").batch(1);
@@ -517,6 +537,79 @@ mod text {
         }
         let (ids, error) = ids_of(dataset.batch(2).loader().on_bad_record(Skip::up_to(1)))?;
         assert_eq!((ids, error.map(|e| e.to_string())), ((0..12).filter(|id| *id != 7).collect(), None), "{line}");
+        Ok(())
+    }
+
+    #[test]
+    fn what_has_a_fraction_is_no_integer_and_no_whole_second() -> Result<()> {
+        let rows = |last: &str, heading: &str, row: &dyn Fn(i64, &str) -> String, whole: &str| {
+            let rows = (0..300).map(|id| row(id, whole)).chain([row(300, last)]);
+            format!("{heading}{}", rows.collect::<Vec<_>>().join("")).into_bytes()
+        };
+        let json = |id: i64, x: &str| format!("{{\"id\": {id}, \"x\": {x}}}\n");
+        let csv = |id: i64, x: &str| format!("{id},{x}\n");
+        let midnight = "2024-01-01 00:00:00";
+        let cases = [
+            ("a.jsonl", rows("1.5", "", &json, "7"), "\"1.5\" is no i64"),
+            ("a.jsonl", rows("[1, 0.5]", "", &json, "[7]"), "\"0.5\" is no i64"),
+            ("a.csv", rows("2024-01-01 00:00:01.500", "id,x\n", &csv, midnight), "is no Timestamp(s)"),
+            ("a.csv", rows("2024-01-01 00:00:01", "id,x\n", &csv, "2024-01-01"), "is no Date32"),
+        ];
+        for (name, text, words) in cases {
+            let (ids, error) = ids_of(Dataset::open(put(name, text))?.batch(1).loader())?;
+            let error = error.unwrap_or_else(|| panic!("{words}: no error"));
+            assert_eq!((ids.len(), error.place().record), (300, Some(300)), "{error}");
+            assert_eq!((error.kind(), error.place().column.as_deref()), (ErrorKind::Corrupt, Some("x")), "{error}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        for text in [rows("1e3", "", &json, "7"), rows("-2.0", "", &json, "7"), rows("\"8\"", "", &json, "7")] {
+            assert_eq!(whole(Dataset::open(put("a.jsonl", text))?.batch(1).loader()).len(), 301);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn times_of_later_shards_are_read_in_the_unit_of_the_first() -> Result<()> {
+        let shards = |x: [&str; 2]| {
+            let text = |id: usize| format!("id,x\n{id},{}\n", x[id]).into_bytes();
+            put_all(&["a.csv", "b.csv"], vec![text(0), text(1)])
+        };
+        let exact = shards(["2024-01-01 00:00:00.5", "2024-01-01 00:00:01"]);
+        let dataset = Dataset::open(exact)?.batch(2);
+        let values = watched(move || {
+            dataset
+                .loader()
+                .build()?
+                .epoch(0)
+                .next()
+                .expect("a batch")
+                .and_then(|batch| batch.values::<i64>("x").map(|x| x.to_vec()))
+        })?;
+        assert_eq!(values[1] - values[0], 500);
+        let lossy = shards(["2024-01-01", "2024-01-01 00:00:01"]);
+        let (ids, error) = ids_of(Dataset::open(lossy)?.batch(1).loader())?;
+        assert_eq!((ids, error.map(|error| error.place().record)), (vec![0], Some(Some(0))));
+        Ok(())
+    }
+
+    #[test]
+    fn rows_of_tables_say_what_is_wrong_with_them() -> Result<()> {
+        let cases: [(&[u8], Option<&str>, &str); 4] = [
+            (b"id,x\n0,1\n\"a\nb\",2\n", Some("id"), "\"a\\nb\" is no i64"),
+            (b"id,x\n0,1\n1,2,3\n", None, "3 fields, where there are 2 columns"),
+            (b"id,x\n0,a\n1,\xe9\n", None, "byte 2 of the row, in field 2, is 0xe9, which is no UTF-8"),
+            (b"id,x\n0,a\n1,\"b,\xe9\"\n", None, "byte 5 of the row, in field 2, is 0xe9"),
+        ];
+        for (text, column, words) in cases {
+            let (ids, error) = ids_of(Dataset::open(put("a.csv", text))?.columns([int64("id")]).batch(1).loader())?;
+            let error = error.unwrap_or_else(|| panic!("{words}: no error"));
+            assert_eq!((ids, error.place().record, error.place().column.as_deref()), (vec![0], Some(1), column));
+            assert!(error.to_string().contains(words) && !error.to_string().contains(" line "), "{error}");
+        }
+        for text in [&b"id,x\n0,\xe9\n"[..], b"id,\xe9\n0,1\n"] {
+            let error = ids_of(Dataset::open(put("a.csv", text))?.batch(1).loader()).expect_err("no UTF-8");
+            assert!(error.to_string().contains("no UTF-8") && error.to_string().contains("iconv"), "{error}");
+        }
         Ok(())
     }
 

@@ -509,12 +509,14 @@ fn wrong_magic_and_footers_beyond_the_file_are_named() {
         changed
     };
     for (file, words) in [
-        (with(end - 4..end, b"PAR2"), "footer"),
+        (with(end - 4..end, b"PAR2"), "does not end in PAR1"),
+        (with(end - 4..end, b"PARE"), "encrypted"),
+        (whole[..end / 2].to_vec(), "does not end in PAR1"),
         (with(end - 8..end - 4, &u32::MAX.to_le_bytes()), "a footer of 4294967295 bytes in a file of"),
         (with(end - 8..end - 4, &(end as u32).to_le_bytes()), "bytes in a file of"),
         (with(end - 8..end - 4, &3u32.to_le_bytes()), "footer"),
         (b"PAR1PAR1".to_vec(), "8 bytes are no Parquet file"),
-        (b"not Parquet, but a text that somebody named so".to_vec(), "footer"),
+        (b"not Parquet, but a text that somebody named so".to_vec(), "does not end in PAR1"),
     ] {
         folder.put("damaged.parquet", &file);
         let error = read(folder.url("damaged.parquet"), 64 << 20).expect_err("it is damaged");

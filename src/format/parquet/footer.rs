@@ -102,7 +102,20 @@ impl FooterReader {
         match &self.unseen {
             Unseen::Footer => {
                 let end = self.file_bytes - END;
-                let Some([a, b, c, d, ..]) = self.supplied(&(end..self.file_bytes)) else { return Ok(()) };
+                let Some([a, b, c, d, magic @ ..]) = self.supplied(&(end..self.file_bytes)) else { return Ok(()) };
+                match magic {
+                    b"PAR1" => {}
+                    b"PARE" => {
+                        return Err(Error::corrupt("ends in PARE: its footer is encrypted, which is not read")
+                            .advice("write it without encryption"));
+                    }
+                    _ => {
+                        return Err(Error::corrupt(
+                            "does not end in PAR1: it was not written or fetched to its end, or is no Parquet file",
+                        )
+                        .advice("fetch or write the shard again, or state its format"));
+                    }
+                }
                 let length = u32::from_le_bytes([*a, *b, *c, *d]);
                 let start = end.checked_sub(length.into()).ok_or_else(|| {
                     Error::corrupt(format!("a footer of {length} bytes in a file of {}", self.file_bytes))

@@ -384,6 +384,48 @@ fn a_mask_says_which_values_are_there() {
 }
 
 #[test]
+fn a_mask_of_a_column_that_is_not_stored_names_the_column() {
+    let columns = [int64("y").optional(), Column::new("y.is_present", Dtype::Bool, Shape::Scalar)];
+    let error = Carrier::new(&nested().schema(), Some(&columns)).err().unwrap();
+    assert_eq!(error.place().column.as_deref(), Some("y"), "{error}");
+}
+
+#[test]
+fn times_are_of_the_kind_and_unit_of_the_first_shard() {
+    let time = |unit| DataType::Timestamp(unit, None);
+    let of = |data_type: DataType| Schema::new(vec![Field::new("t", data_type, true)]);
+    let first = of(time(TimeUnit::Millisecond));
+    let inferred = inferred(&leaves(&first), &mut Vec::new()).unwrap();
+    let declared = in_times_of(vec![int64("t").optional()], &leaves(&first));
+    for columns in [inferred, declared] {
+        let zoned = DataType::Timestamp(TimeUnit::Millisecond, Some("+01:00".into()));
+        for same in [time(TimeUnit::Millisecond), zoned, DataType::Null] {
+            assert!(Carrier::new(&of(same), Some(&columns)).is_ok());
+        }
+        for other in [time(TimeUnit::Microsecond), DataType::Date64, DataType::Duration(TimeUnit::Millisecond)] {
+            let error = Carrier::new(&of(other), Some(&columns)).err().unwrap();
+            assert_eq!((error.kind(), error.place().column.as_deref()), (ErrorKind::Schema, Some("t")), "{error}");
+            assert!(error.to_string().contains("and Timestamp(ms) in the first shard"), "{error}");
+        }
+    }
+    let list = |unit| of(DataType::new_list(time(unit), true));
+    let columns = in_times_of(vec![int64("t").ragged()], &leaves(&list(TimeUnit::Second)));
+    assert!(Carrier::new(&list(TimeUnit::Nanosecond), Some(&columns)).is_err());
+}
+
+#[test]
+fn types_that_no_tensor_can_hold_are_named_with_the_reason() {
+    let structs = DataType::Struct(Fields::from(vec![Field::new("role", DataType::Utf8, true)]));
+    let schema = Schema::new(vec![
+        Field::new("messages", DataType::new_list(structs, true), true),
+        Field::new("grid", DataType::new_list(DataType::new_list(DataType::Int8, true), true), true),
+    ]);
+    let error = inferred(&leaves(&schema), &mut Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("messages (List(") && error.contains("a list of structs"), "{error}");
+    assert!(error.contains("grid (List(") && error.contains(".fixed(..)"), "{error}");
+}
+
+#[test]
 fn what_cannot_be_declared_says_what_can() {
     let schema = Schema::new(vec![
         Field::new("text", DataType::Utf8, true),
