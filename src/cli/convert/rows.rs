@@ -28,7 +28,8 @@ use crate::writer::{Output, Skipped, Writer};
 /// `OLD=NEW`.
 pub(super) fn parse_rename(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
+        // A column may have no name.
+        Some((old, new)) if !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
         _ => Err("write OLD=NEW".into()),
     }
 }
