@@ -20,7 +20,7 @@ use crate::cli::{Failure, Verdict};
 use crate::dataset::{Format, TfRecord};
 use crate::engine::Budget;
 use crate::error::{Error, ErrorKind, Result};
-use crate::schema::{Column, arrow_schema};
+use crate::schema::{Column, Missing, Shape, arrow_schema};
 use crate::source::Decoded;
 use crate::source::open::{Index, Opened, Wanted, open_listed};
 use crate::writer::{Output, Skipped, Writer};
@@ -73,8 +73,9 @@ pub(super) fn run_shards(
     let from = if matches!(format, Format::TfRecord(_)) { From::Tfrecord } else { From::Shards };
     let found = Found { from, source: hex(hash_objects(&listed.objects)), classes: 0, ignored: 0, links: listed.links };
     let mut shards = open(args, &listed, &format, None)?;
-    let columns = pick(args, shards.columns())?;
-    if columns.len() < shards.columns().len() && from != From::Tfrecord {
+    let picked = pick(args, shards.columns())?;
+    let columns: Vec<Column> = picked.iter().cloned().map(demanded).collect();
+    if columns != picked || columns.len() < shards.columns().len() && from != From::Tfrecord {
         // Others need not be read. Of TFRecord all is read anyway, and opening it may take reading it through.
         shards = open(args, &listed, &format, Some(columns.clone()))?;
     }
@@ -124,6 +125,12 @@ fn pick(args: &ConvertArgs, columns: &[Column]) -> Result<Vec<Column>> {
         true => Ok(columns.to_vec()),
         false => args.columns.iter().map(find).collect(),
     }
+}
+
+/// The column without what stands for a missing value: no format is written with values that were made up. A list that is not stored
+/// is an empty one: writers of tf.Examples leave those out.
+fn demanded(column: Column) -> Column {
+    if matches!(column.shape(), Shape::Ragged(_)) { column } else { column.or(Missing::Error) }
 }
 
 /// Writes what is missing of a supply's rows, and says what there is now.
@@ -227,8 +234,10 @@ fn keep(args: &ConvertArgs, writer: &Writer, start: u64, from: u64, made: &Decod
         if !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Schema | ErrorKind::Panicked) {
             return Err(error);
         }
-        let advice = "mend or remove it, or leave out up to N of such inputs with --skip-bad N";
         if args.skip_bad == 0 || writer.leave_out(Skipped::new(number, &error))? > args.skip_bad {
+            let others =
+                if error.place().column.is_some() { ", or name the columns without it: --columns" } else { "" };
+            let advice = format!("mend or remove it, or leave out up to N of such inputs with --skip-bad N{others}");
             return Err(error.advice(advice));
         }
     }
