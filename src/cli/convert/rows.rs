@@ -41,6 +41,8 @@ struct Found {
     classes: usize,
     ignored: u64,
     links: usize,
+    /// What is remarkable about the shards, such as columns that no tensor can hold.
+    notes: Vec<String>,
 }
 
 /// Images to other formats than TFRecord.
@@ -52,8 +54,14 @@ pub(super) fn run_images(
 ) -> Result<Verdict, Failure> {
     let (images, hash) = pick_images(args, &mut tree, terminal)?;
     let classes = images.labels.classes.len();
-    let found =
-        Found { from: From::Images, source: hex(hash), classes, ignored: tree.ignored, links: tree.links.len() };
+    let found = Found {
+        from: From::Images,
+        source: hex(hash),
+        classes,
+        ignored: tree.ignored,
+        links: tree.links.len(),
+        notes: Vec::new(),
+    };
     let pictures = Pictures::new(images);
     let columns = pictures.columns().to_vec();
     // They are read in the order that they are mixed in.
@@ -71,19 +79,25 @@ pub(super) fn run_shards(
     let as_they_are = args.to == Output::TfRecord && !args.needs_rows() && matches!(format, Format::TfRecord(_));
     let format = if as_they_are { TfRecord::new().records().into() } else { format };
     let from = if matches!(format, Format::TfRecord(_)) { From::Tfrecord } else { From::Shards };
-    let found = Found { from, source: hex(hash_objects(&listed.objects)), classes: 0, ignored: 0, links: listed.links };
-    let mut shards = open(args, &listed, &format, None)?;
+    let source = hex(hash_objects(&listed.objects));
+    let (mut shards, notes) = open(args, &listed, &format, None)?;
+    let found = Found { from, source, classes: 0, ignored: 0, links: listed.links, notes };
     let picked = pick(args, shards.columns())?;
     let columns: Vec<Column> = picked.iter().cloned().map(demanded).collect();
     if columns != picked || columns.len() < shards.columns().len() && from != From::Tfrecord {
         // Others need not be read. Of TFRecord all is read anyway, and opening it may take reading it through.
-        shards = open(args, &listed, &format, Some(columns.clone()))?;
+        (shards, _) = open(args, &listed, &format, Some(columns.clone()))?;
     }
     convert(args, dest, &shards, &columns, args.shuffle, found, terminal)
 }
 
-/// The shards' blocks and columns.
-fn open(args: &ConvertArgs, listed: &Listed, format: &Format, columns: Option<Vec<Column>>) -> Result<Shards> {
+/// The shards' blocks and columns, and what is remarkable about them.
+fn open(
+    args: &ConvertArgs,
+    listed: &Listed,
+    format: &Format,
+    columns: Option<Vec<Column>>,
+) -> Result<(Shards, Vec<String>)> {
     let wanted = Wanted {
         patterns: args.srcs().to_vec(),
         columns,
@@ -105,7 +119,7 @@ fn open(args: &ConvertArgs, listed: &Listed, format: &Format, columns: Option<Ve
     let (store, objects, format) = (listed.found.store.clone(), listed.objects.clone(), format.clone());
     let opening = listed.found.io.wait(open_listed(store, objects, Some(format), wanted))?;
     match opening.opened {
-        Opened::Indexed(source) => Ok(Shards { source, io: Arc::clone(&listed.found.io) }),
+        Opened::Indexed(source) => Ok((Shards { source, io: Arc::clone(&listed.found.io) }, opening.notes)),
         Opened::Arriving(_) => Err(Error::config("the shards have no index").url(args.src())),
     }
 }
@@ -195,9 +209,11 @@ fn convert(
             "dest": dest.to_string_lossy(), "from": found.from, "to": args.to, "shards": shards,
             "written": shards as u64 - there, "records": manifest.rows, "bytes": manifest.bytes, "classes": found.classes,
             "ignored": found.ignored, "links": found.links, "skipped": manifest.skipped.len(), "bad": manifest.skipped,
+            "notes": found.notes,
         }))?;
         return Ok(Verdict::Good);
     }
+    found.notes.iter().for_each(|note| terminal.note(note));
     for left_out in &manifest.skipped {
         terminal.note(format_args!("left out: {}", left_out.message));
     }
