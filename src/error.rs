@@ -185,6 +185,12 @@ impl Error {
         reason
     }
 
+    /// What the reader can change.
+    #[cfg(feature = "cli")]
+    pub(crate) fn advised(&self) -> Option<&str> {
+        self.0.advice.as_deref()
+    }
+
     /// Whether the same request may succeed when sent again. This alone decides retries.
     pub fn is_transient(&self) -> bool {
         self.0.kind == ErrorKind::Transfer

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde_json::json;
 
 use super::bench::Workload;
+use super::format::FormatArgs;
 use super::terminal::Terminal;
 use super::{Failure, Verdict};
 use crate::dataset::{Dataset, TfRecord};
@@ -32,10 +33,12 @@ pub(super) struct ExplainArgs {
     #[arg(required_unless_present = "bench", value_name = "URL")]
     urls: Vec<String>,
     /// What `forebay bench` runs, instead of what flags say.
-    #[arg(long, value_name = "WORKLOAD", conflicts_with_all = ["urls", "records", "columns", "image", "shuffle", "batch"])]
+    #[arg(long, value_name = "WORKLOAD", conflicts_with_all = ["urls", "format", "delimiter", "records", "columns", "image", "shuffle", "batch"])]
     bench: Option<Workload>,
-    /// Payloads as they are, instead of tf.Examples.
-    #[arg(long, conflicts_with_all = ["columns", "image"])]
+    #[command(flatten)]
+    format: FormatArgs,
+    /// TFRecord: payloads as they are, instead of tf.Examples.
+    #[arg(long, conflicts_with_all = ["columns", "image", "format", "delimiter"])]
     records: bool,
     /// Columns with their dtype and shape.
     #[arg(long, value_name = "NAME:DTYPE,…", value_delimiter = ',', value_parser = column, help = COLUMNS)]
@@ -137,8 +140,11 @@ fn stage(line: &str) -> &str {
 }
 
 fn dataset(args: &ExplainArgs) -> crate::error::Result<Dataset> {
-    let options = if args.records { TfRecord::new().records() } else { TfRecord::new() };
-    let mut dataset = Dataset::open_with(&args.urls[..], options)?;
+    let format = if args.records { Some(TfRecord::new().records().into()) } else { args.format.stated()? };
+    let mut dataset = match format {
+        Some(format) => Dataset::open_with(&args.urls[..], format)?,
+        None => Dataset::open(&args.urls[..])?,
+    };
     if !args.columns.is_empty() {
         dataset = dataset.columns(args.columns.clone());
     }

@@ -1,8 +1,8 @@
 //! The format that a command takes shards for.
 
 use crate::dataset::{ArrowIpc, Csv, Format, ImageFolder, JsonLines, Parquet, Tar, TfRecord};
-use crate::error::Result;
-use crate::source::open::format_of;
+use crate::error::{Error, Result};
+use crate::source::open::{format_of, is_image};
 use crate::store::Object;
 
 /// The argument that states it.
@@ -11,6 +11,39 @@ pub(super) struct FormatArgs {
     /// The format of the shards [default: what their names end in, and TFRecord where they say nothing].
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Option<Name>,
+    #[command(flatten)]
+    fields: FieldArgs,
+}
+
+/// How the fields of CSV are told apart.
+#[derive(clap::Args, Clone, Copy, Debug)]
+struct FieldArgs {
+    /// CSV: what is between fields, one ASCII character or `tab` [default: a comma, and a tab in .tsv].
+    #[arg(long, value_name = "CHAR", value_parser = delimiter)]
+    delimiter: Option<u8>,
+}
+
+/// The value of `--delimiter`.
+fn delimiter(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        b"tab" | b"\\t" => Ok(b'\t'),
+        [one] if one.is_ascii() => Ok(*one),
+        _ => Err("one ASCII character or `tab` is wanted".into()),
+    }
+}
+
+impl FieldArgs {
+    /// The format with what is said of its fields.
+    fn of(self, format: Format) -> Result<Format> {
+        match (self.delimiter, format) {
+            (None, format) => Ok(format),
+            (Some(delimiter), Format::Csv(options)) => Ok(options.delimiter(delimiter).into()),
+            (Some(_), format) => {
+                Err(Error::config(format!("--delimiter is for CSV, and the shards are {}", format.name()))
+                    .advice("leave it out, or take them for CSV with --format csv"))
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -31,8 +64,28 @@ enum Name {
 impl FormatArgs {
     /// The format that is stated, or that names say.
     pub(super) fn of(self, objects: &[Object]) -> Result<Format> {
-        Ok(match self.format {
-            None => format_of(objects)?,
+        match self.stated()? {
+            None if !objects.is_empty() && objects.iter().all(is_image) => Ok(ImageFolder::new().into()),
+            _ => self.of_shards(objects),
+        }
+    }
+
+    /// The same where images are no shards.
+    pub(super) fn of_shards(self, objects: &[Object]) -> Result<Format> {
+        match self.stated()? {
+            Some(format) => Ok(format),
+            None => self.fields.of(format_of(objects)?),
+        }
+    }
+
+    pub(super) fn is_stated(self) -> bool {
+        self.format.is_some()
+    }
+
+    /// The format that is stated.
+    pub(super) fn stated(self) -> Result<Option<Format>> {
+        let format = match self.format {
+            None => return Ok(None),
             Some(Name::Tfrecord) => TfRecord::new().into(),
             Some(Name::Parquet) => Parquet::new().into(),
             Some(Name::Arrow) => ArrowIpc::new().into(),
@@ -40,7 +93,8 @@ impl FormatArgs {
             Some(Name::Csv) => Csv::new().into(),
             Some(Name::Tar) => Tar::new().into(),
             Some(Name::Images) => ImageFolder::new().into(),
-        })
+        };
+        self.fields.of(format).map(Some)
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use futures::future::join_all;
 use serde::Serialize;
 
+use super::advice::with_advice;
 use super::count::IndexArgs;
 use super::format::FormatArgs;
 use super::scan::{End, Outcome, Scan, Visitor};
@@ -61,6 +62,9 @@ struct Report {
     /// Shards that cannot be indexed.
     bad: Vec<Stale>,
     dir: String,
+    /// Why there is nothing to do, where there is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -106,6 +110,7 @@ pub(super) fn run(args: &IndexingArgs, terminal: &Terminal) -> Result<Verdict, F
         }),
         bad: pick(|state| if let State::Damaged(reason) = state { Some(reason) } else { None }),
         dir: dir.display().to_string(),
+        note: None,
     };
     if terminal.is_json() {
         terminal.print_json(&report)?;
@@ -122,18 +127,22 @@ pub(super) fn run(args: &IndexingArgs, terminal: &Terminal) -> Result<Verdict, F
 /// Says why there is nothing to do for shards of another format than TFRecord.
 fn needless(format: &Format, shards: &Shards, dir: String, terminal: &Terminal) -> Result<Verdict, Failure> {
     let shards = shards.objects.len();
+    let why = match format {
+        Format::Parquet(_) | Format::ArrowIpc(_) => {
+            "no index is needed, the shards say themselves where their rows are"
+        }
+        Format::Images(_) => "no index is needed, each file is a record",
+        _ => {
+            "nothing is written or checked here: a loader that is built finds where rows start, and keeps it in the folder of indexes"
+        }
+    };
     if terminal.is_json() {
-        let (stale, bad) = (Vec::new(), Vec::new());
-        terminal.print_json(&Report { shards, records: 0, written: 0, valid: 0, stale, bad, dir })?;
+        let (stale, bad, note) = (Vec::new(), Vec::new(), Some(why.to_owned()));
+        terminal.print_json(&Report { shards, records: 0, written: 0, valid: 0, stale, bad, dir, note })?;
         return Ok(Verdict::Good);
     }
-    let why = match format {
-        Format::Parquet(_) | Format::ArrowIpc(_) => "the shards say themselves where their rows are",
-        Format::Images(_) => "each file is a record",
-        _ => "where rows start is found, and kept, when a loader is built",
-    };
     let mut out = terminal.out();
-    writeln!(out, "{} shards of {}: no index is needed, {why}", count(shards as u64), format.name())?;
+    writeln!(out, "{} shards of {}: {why}", count(shards as u64), format.name())?;
     out.flush()?;
     Ok(Verdict::Good)
 }
@@ -273,7 +282,8 @@ impl Visitor for &Shared<'_> {
             Outcome::Whole(index) => found.settle(self.shards, self.keeper, self.args, end.shard, &index),
             Outcome::Enough => {}
             Outcome::Damaged(damage) => {
-                let (record, offset, reason) = (damage.record, damage.offset, damage.error.reason());
+                let reason = if damage.record == 0 { with_advice(&damage.error) } else { damage.error.reason() };
+                let (record, offset) = (damage.record, damage.offset);
                 found.states[end.shard] = State::Damaged(format!("record {record}, byte {offset}: {reason}"));
             }
             Outcome::Unread(error) => _ = found.failed.get_or_insert(error),

@@ -3,6 +3,7 @@
 //! Results go to standard output, as text or, with `--json`, as JSON whose keys are a contract; progress and errors go to standard
 //! error. Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it could not be read.
 
+mod advice;
 mod bench;
 mod blocks;
 mod convert;
@@ -136,7 +137,13 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    let terminal = Terminal::new(cli.json, cli.color, cli.quiet);
+    let columns = match &cli.command {
+        Command::Head(_) => Some("--column"),
+        Command::Convert(_) | Command::Explain(_) => Some("--columns"),
+        Command::Bench(_) => Some("--image and --label"),
+        _ => None,
+    };
+    let terminal = Terminal::new(cli.json, cli.color, cli.quiet).picking_columns_by(columns);
     match run(cli.command, &terminal) {
         Ok(Verdict::Good) | Err(Failure::Closed) => ExitCode::SUCCESS,
         Ok(Verdict::Bad) => ExitCode::from(1),

@@ -6,15 +6,17 @@ use serde_json::json;
 
 use super::count::IndexArgs;
 use super::explain::Shuffled;
+use super::format::FormatArgs;
+use super::shards::ShardArgs;
 use super::terminal::{Mark, Terminal};
 use super::{Failure, Verdict};
-use crate::dataset::{Dataset, TfRecord};
+use crate::dataset::{Dataset, Format};
 use crate::engine::Scheduler;
 use crate::error::{Error, Result};
 use crate::loader::World;
 use crate::plan::state::Identity;
 use crate::plan::{Remainder, State};
-use crate::source::open::Index;
+use crate::source::open::{Index, doubt};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -26,6 +28,7 @@ Shuffle and batch size are held against the state. As JSON: one object a sample,
 
 /// Arguments of `forebay replay`.
 #[derive(clap::Args, Clone, Debug)]
+#[command(group(clap::ArgGroup::new("position").args(["log", "epoch", "step"]).required(true).multiple(true)))]
 pub(super) struct ReplayArgs {
     /// Shards of the run, as `Dataset::open` takes them; they may have moved.
     #[arg(required = true, value_name = "URL")]
@@ -37,12 +40,12 @@ pub(super) struct ReplayArgs {
     #[arg(long, value_name = "N", default_value = "none")]
     shuffle: Shuffled,
     /// A line that holds a state.
-    #[arg(long, value_name = "LINE", required_unless_present_all = ["epoch", "step"])]
+    #[arg(long, value_name = "LINE")]
     log: Option<String>,
-    /// The epoch, instead of the log's.
+    /// The epoch, instead of the log's [default without a log: 0].
     #[arg(long, value_name = "N")]
     epoch: Option<u64>,
-    /// The step in it, counted from 0, instead of the log's.
+    /// The step in it, counted from 0, instead of the log's [default without a log: 0].
     #[arg(long, value_name = "N")]
     step: Option<u64>,
     /// The run's seed [default: the log's, or 0].
@@ -58,6 +61,8 @@ pub(super) struct ReplayArgs {
     #[arg(long, value_name = "N")]
     world: Option<usize>,
     #[command(flatten)]
+    format: FormatArgs,
+    #[command(flatten)]
     index: IndexArgs,
 }
 
@@ -69,7 +74,13 @@ pub(super) fn run(args: &ReplayArgs, terminal: &Terminal) -> Result<Verdict, Fai
     let epoch = args.epoch.or(of_state(|s| s.epoch)).unwrap_or(0);
     let step = args.step.or(of_state(|s| s.step.saturating_sub(1))).unwrap_or(0);
 
-    let dataset = Dataset::open_with(&args.urls[..], TfRecord::new().records())?.shuffle(args.shuffle.0);
+    let shards = ShardArgs { urls: args.urls.clone(), threads: None }.find()?;
+    let format = match args.format.of(&shards.objects)? {
+        // What records hold does not matter here.
+        Format::TfRecord(options) => options.records().into(),
+        other => other,
+    };
+    let dataset = Dataset::open_with(&args.urls[..], format.clone())?.shuffle(args.shuffle.0);
     let dataset = dataset.batch(args.batch as usize).remainder(remainder(state.as_ref(), world));
     let mut builder = dataset.loader().world(World::new(rank, world)?).index(Index::Build);
     builder = builder.scheduler(Scheduler::single_threaded());
@@ -87,7 +98,7 @@ pub(super) fn run(args: &ReplayArgs, terminal: &Terminal) -> Result<Verdict, Fai
             builder = builder.steps_per_epoch(step + 1);
         }
     }
-    let loader = builder.build()?;
+    let loader = builder.build().map_err(|error| doubt(&format, error))?;
     if let Some(state) = &state {
         let same = loader.identity().data == state.data;
         if !same {
@@ -99,7 +110,7 @@ pub(super) fn run(args: &ReplayArgs, terminal: &Terminal) -> Result<Verdict, Fai
             return Err(Error::config(message).advice("name the run's shards, under their names of then").into());
         }
     }
-    let replay = loader.replay(epoch, step, rank)?;
+    let replay = loader.replay(epoch, step, rank).map_err(|error| doubt(&format, error))?;
     let mut out = terminal.out();
     let first = step * u64::from(args.batch) + rank as u64 * u64::from(args.batch) / world as u64;
     if !terminal.is_json() {

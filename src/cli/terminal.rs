@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, StdoutLock, Write};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use super::advice::in_flags;
 use crate::error::Error;
 
 /// When to use colours.
@@ -33,6 +34,8 @@ pub(super) struct Terminal {
     color: bool,
     error_color: bool,
     progress: bool,
+    /// The flag of the command that picks columns.
+    columns: Option<&'static str>,
 }
 
 /// What a progress bar counts.
@@ -54,7 +57,13 @@ impl Terminal {
             color: !json && wanted(io::stdout().is_terminal()),
             error_color: wanted(io::stderr().is_terminal()),
             progress: !quiet && io::stderr().is_terminal(),
+            columns: None,
         }
+    }
+
+    /// The flag that errors name where columns are to be picked.
+    pub(super) fn picking_columns_by(self, columns: Option<&'static str>) -> Self {
+        Self { columns, ..self }
     }
 
     /// Whether the result is to be JSON.
@@ -117,10 +126,11 @@ impl Terminal {
 
     /// Prints an error to standard error: text, or one JSON object.
     pub(super) fn error(&self, error: &Error) {
+        let text = in_flags(&error.to_string(), self.columns);
         if self.json {
             let place = error.place();
             let object = serde_json::json!({"error": {
-                "kind": format!("{:?}", error.kind()), "message": error.to_string(), "url": place.url.as_deref(),
+                "kind": format!("{:?}", error.kind()), "message": text, "url": place.url.as_deref(),
                 "record": place.record, "offset": place.byte_offset, "column": place.column.as_deref(),
             }});
             // Where nobody reads errors, the exit code is left to say so.
@@ -128,12 +138,21 @@ impl Terminal {
             return;
         }
         let label = if self.error_color { paint(Mark::Bad, "error:") } else { "error:".into() };
-        _ = writeln!(io::stderr(), "{label} {error}");
+        _ = writeln!(io::stderr(), "{label} {text}");
     }
 
-    /// Prints a remark to standard error.
+    /// Prints a remark to standard error, also where JSON is printed: as an object on a line.
+    pub(super) fn remark(&self, text: impl std::fmt::Display) {
+        match self.json {
+            true => _ = writeln!(io::stderr(), "{}", serde_json::json!({ "note": text.to_string() })),
+            false => self.note(text),
+        }
+    }
+
+    /// Prints a remark to standard error, unless what is printed as JSON has it too.
     pub(super) fn note(&self, text: impl std::fmt::Display) {
         if !self.json {
+            let text = in_flags(&text.to_string(), self.columns);
             let label = if self.error_color { paint(Mark::Bold, "note:") } else { "note:".into() };
             _ = writeln!(io::stderr(), "{label} {text}");
         }

@@ -3,10 +3,12 @@
 use tokio::sync::oneshot;
 
 use super::shards::Shards;
+use crate::dataset::{Format, TfRecord};
 use crate::engine::io::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::tfrecord::{Check, Compression, ShardIndex};
 use crate::source::Arrived;
+use crate::source::open::doubt;
 use crate::source::tfrecord::ShardReader;
 
 /// Walks through the records of one shard.
@@ -135,7 +137,7 @@ impl<'a> Walk<'a> {
 
     /// An error with the shard's URL.
     fn placed(&self, error: Error) -> Error {
-        error.url(self.shards.objects[self.shard].url.clone())
+        doubt(&Format::TfRecord(TfRecord::new()), error.url(self.shards.objects[self.shard].url.clone()))
     }
 
     /// Asks for the next piece, unless that is done or there is none.

@@ -88,7 +88,7 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _: ImageFolder, wan
     Ok(Opening { opened: Opened::Indexed(Arc::new(source)), notes })
 }
 
-fn is_image(object: &Object) -> bool {
+pub(crate) fn is_image(object: &Object) -> bool {
     let ending = object.url.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
     ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+#[cfg(feature = "cli")]
+pub(crate) use super::images::is_image;
 #[cfg(feature = "tar")]
 use super::tar;
 #[cfg(feature = "text")]
@@ -10,7 +12,7 @@ use super::text;
 use super::{Arriving, Source, images, ipc, tfrecord};
 use crate::dataset::expr::Expr;
 use crate::dataset::files::Format;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::schema::Column;
 use crate::store::{Object, Store};
 
@@ -128,7 +130,8 @@ pub(crate) async fn open_listed(
         Some(format) => format,
         None => format_of(&objects)?,
     };
-    match format {
+    let is = format.clone();
+    let opening = match format {
         Format::TfRecord(options) => tfrecord::open(store, objects, options, wanted).await,
         #[cfg(feature = "parquet")]
         Format::Parquet(_) => super::parquet::open(store, objects, wanted).await,
@@ -148,7 +151,36 @@ pub(crate) async fn open_listed(
         Format::Csv(options) => text::open_csv(store, objects, options, wanted).await,
         #[cfg(not(feature = "text"))]
         Format::JsonLines(_) | Format::Csv(_) => Err(without("JSON Lines and CSV", "text")),
+    };
+    opening.map_err(|error| doubt(&is, error))
+}
+
+/// An error at the beginning of a shard whose name does not say that it is of this format: it may be of another one, or no shard.
+pub(crate) fn doubt(format: &Format, error: Error) -> Error {
+    let place = error.place();
+    let Some(url) = place.url.clone().filter(|url| Format::of_name(url).is_none()) else { return error };
+    let is_beginning = place.record.unwrap_or(0) == 0 && place.byte_offset.unwrap_or(0) == 0;
+    let ending = match format {
+        _ if !is_beginning || !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Schema) => return error,
+        Format::Images(_) => return error,
+        Format::TfRecord(_) => "tfrecord",
+        Format::Parquet(_) => "parquet",
+        Format::ArrowIpc(_) => "arrow",
+        Format::JsonLines(_) => "jsonl",
+        Format::Csv(_) => "csv",
+        Format::Tar(_) => "tar",
+    };
+    let folder = url.rsplit_once('/').map_or("", |(folder, _)| folder.trim_start_matches("file://"));
+    let message = format!("{}; its name does not say that it is {}", error.reason(), format.name());
+    let mut doubted = Error::new(error.kind(), message).url(url.clone());
+    for (known, add) in
+        [(place.record, Error::record as fn(Error, u64) -> Error), (place.byte_offset, Error::byte_offset)]
+    {
+        doubted = known.map_or(doubted.clone(), |known| add(doubted, known));
     }
+    doubted.advice(format!(
+        "state the format: Dataset::open_with(urls, format), or name the shards alone, with a pattern such as {folder}/*.{ending}"
+    ))
 }
 
 /// A format that was left out when compiling.

@@ -56,6 +56,9 @@ pub(super) struct Piece {
 pub(super) enum Data {
     /// Encoded rows behind each other.
     Bytes(Bytes),
+    /// Encoded rows, with the number and key of each: keys of a shard have to differ.
+    #[cfg(feature = "tar")]
+    Keyed(Bytes, Vec<(u64, String)>),
     /// Rows that only make sense together.
     #[cfg(feature = "parquet")]
     Rows(RecordBatch),
@@ -94,6 +97,11 @@ impl Piece {
             Data::Bytes(mut head) => {
                 let tail = head.split_off(at as usize);
                 (Data::Bytes(head), Data::Bytes(tail))
+            }
+            #[cfg(feature = "tar")]
+            Data::Keyed(mut head, mut keys) => {
+                let (tail, later) = (head.split_off(at as usize), keys.split_off(rows));
+                (Data::Keyed(head, keys), Data::Keyed(tail, later))
             }
             #[cfg(feature = "parquet")]
             Data::Rows(batch) => {

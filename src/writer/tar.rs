@@ -3,13 +3,14 @@
 //! A row's members are `KEY.COLUMN`. The key is the column `__key__` where there is one, else the row's number. Byte strings are
 //! stored as they are, numbers in decimal, lists as JSON. Headers hold no time and no owner, so equal rows make equal files.
 
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use arrow::array::RecordBatch;
 use tar::{Builder, EntryType, Header};
 
 use super::cells::{Cells, refuse, unfit};
-use super::encode::{Data, Encode, Piece, Shard};
+use super::encode::{Data, Encode, Piece, Shard, Written};
 use super::json;
 use super::output::Packing;
 use super::stream::Stream;
@@ -35,15 +36,27 @@ impl Tar {
         let is_key = |column: &Column| column.name().as_ref() == KEY;
         let cannot: Vec<&str> = columns.iter().map(|c| c.name().as_ref()).filter(|name| !is_extension(name)).collect();
         if !cannot.is_empty() {
-            let new = |name: &str| name.replace(|c: char| !c.is_ascii_alphanumeric() && !"_-".contains(c), ".");
-            let pairs: Vec<String> =
-                cannot.iter().map(|name| format!("{name}={}", new(name).trim_matches('.'))).collect();
+            let new = |name: &str| {
+                let plain = name.replace(|c: char| !c.is_ascii_alphanumeric() && !"_-".contains(c), ".");
+                Some(plain.trim_matches('.').to_owned()).filter(|new| !new.is_empty()).unwrap_or("unnamed".into())
+            };
+            let pairs: Vec<String> = cannot.iter().map(|name| format!("{name}={}", new(name))).collect();
             refuse(columns, "an archive", |column| {
                 (!is_extension(column.name())).then(|| {
                     let what = "member with this name as its extension".to_owned();
                     (what, format!("rename it: --rename {}", pairs.join(",")))
                 })
             })?;
+        }
+        let mut extensions = HashMap::new();
+        for column in columns {
+            if let Some(other) = extensions.insert(column.name().to_ascii_lowercase(), column.name()) {
+                let (a, b) = (other, column.name());
+                return Err(Error::new(ErrorKind::Schema, format!("`{a}` and `{b}` are one extension, in lower case"))
+                    .column(b.clone())
+                    .stage("write")
+                    .advice(format!("rename one of them: --rename {b}={b}_2")));
+            }
         }
         let key = columns.iter().position(is_key);
         if let Some(column) = key.map(|key| &columns[key])
@@ -83,6 +96,7 @@ impl Encode for Tar {
             self.columns.iter().zip(rows.columns()).map(|(column, array)| Cells::new(column, array)).collect();
         let mut builder = Builder::new(Vec::new());
         let (mut ends, mut text) = (Vec::with_capacity(rows.num_rows()), String::new());
+        let mut keys = Vec::new();
         for row in 0..rows.num_rows() {
             let number = first + row as u64;
             let key = match self.key.map(|key| (&columns[key], columns[key].values.bytes(row).unwrap_or_default())) {
@@ -129,21 +143,57 @@ impl Encode for Tar {
                     .map_err(|e| unfit(cells.column, number, "it cannot be a member").because(e))?;
             }
             ends.push(builder.get_ref().len() as u64);
+            if self.key.is_some() {
+                keys.push((number, key));
+            }
         }
         let whole = builder
             .into_inner()
             .map_err(|e| Error::new(ErrorKind::Memory, "the members cannot be put together").because(e))?;
         // Without the end of an archive, which comes once.
         let bytes = bytes::Bytes::from(whole).slice(..ends.last().copied().unwrap_or(0) as usize);
-        Ok(Piece { data: Data::Bytes(bytes), ends })
+        let data = if self.key.is_some() { Data::Keyed(bytes, keys) } else { Data::Bytes(bytes) };
+        Ok(Piece { data, ends })
     }
 
     fn begin(&self, folder: &Path, name: &str) -> Result<Box<dyn Shard>> {
-        Ok(Box::new(Stream::begin(folder, name, self.packing, TRAILER, false)?))
+        let stream = Stream::begin(folder, name, self.packing, TRAILER, false)?;
+        Ok(match self.key {
+            Some(key) => Box::new(Archive { stream, column: self.columns[key].clone(), keys: HashSet::new() }),
+            None => Box::new(stream),
+        })
     }
 
     fn frame_bytes(&self) -> u64 {
         TRAILER.len() as u64
+    }
+}
+
+/// An archive whose keys come from a column: each may be there once, or two members would have one name.
+struct Archive {
+    stream: Stream,
+    column: Column,
+    keys: HashSet<String>,
+}
+
+impl Shard for Archive {
+    fn append(&mut self, piece: Piece) -> Result<()> {
+        let Data::Keyed(bytes, keys) = piece.data else { unreachable!("encoded with keys") };
+        for (number, key) in keys {
+            if let Some(key) = self.keys.replace(key) {
+                return Err(unfit(
+                    &self.column,
+                    number,
+                    format!("an earlier row of the archive has the key `{key}` too"),
+                )
+                .advice("make keys different; without the column rows are numbered"));
+            }
+        }
+        self.stream.append(Piece { data: Data::Bytes(bytes), ends: piece.ends })
+    }
+
+    fn finish(self: Box<Self>) -> Result<Written> {
+        Box::new(self.stream).finish()
     }
 }
 

@@ -1,6 +1,6 @@
 //! `forebay bench`: the contract of its JSON, and that the work is checked.
 
-use crate::support::Folder;
+use crate::support::{Folder, ids, picture, shard};
 
 /// Keys that scripts may rely on.
 const KEYS: [&str; 25] = [
@@ -294,4 +294,32 @@ fn all_threads_of_a_loader_keep_to_their_cores_and_niceness() {
     process.kill().and_then(|()| process.wait()).expect("it ends");
     assert!(is_good(&all, readers.len() + 2) && is_good(&readers, 2), "{all:?} {readers:?}");
     assert_eq!(main, [(own, niceness)], "the loop's own thread stays as it was");
+}
+
+#[test]
+fn what_a_workload_does_not_read_is_refused() {
+    let folder = Folder::new();
+    let lines = folder.put("a.jsonl", b"{\"id\": 1}\n");
+    let shards = folder.put("a.tfrecord", &shard(ids(0..4), forebay::Compression::None));
+    let packed = folder.put("a.tfrecord.gz", &shard(ids(0..4), forebay::Compression::Gzip));
+    for (code, workload, url, said) in [
+        (2, "pack", "/nonexistent", "reads no shards"),
+        (2, "tiny", &lines, "reads no shards"),
+        (2, "raw", &lines, "the shards are JSON Lines"),
+        (1, "raw", &packed, "plain TFRecord"),
+        (1, "features", &shards, "f00 to f12"),
+    ] {
+        let err = folder.run_to(code, ["bench", workload, url, "--epochs", "1", "--quiet"]).err;
+        assert!(err.contains(said), "{workload}: {err}");
+    }
+}
+
+#[test]
+fn images_of_any_format_are_measured() {
+    let folder = Folder::new();
+    std::fs::create_dir(folder.path("photos")).unwrap();
+    folder.put("photos/a.jpg", &picture("rgb-420.jpg"));
+    let args = ["bench", "image", &folder.url("photos"), "--image", "image", "--label", "label", "--batch", "1"];
+    let measured = folder.run_to(0, args.into_iter().chain(["--epochs", "1", "--threads", "1", "--json"])).json();
+    assert_eq!(measured["checked_samples"], 1, "{measured}");
 }

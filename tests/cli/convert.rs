@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::interruptible;
+use forebay::Compression;
+use forebay::format::example::Example;
+
+use crate::support::{Folder, interruptible, shard};
 
 fn convert(src: &Path, dest: &Path, options: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
@@ -216,4 +219,67 @@ fn formats_are_chosen_and_what_cannot_be_is_said_with_its_code() {
     let text = String::from_utf8(output.stderr).expect("text");
     assert!(code == 2 && text.contains("--force"), "{text}");
     assert_eq!(run(&src, &dest, &["--to", "jsonl", "--force"]).0, 0);
+}
+
+#[test]
+fn missing_values_are_refused_as_nulls_are() {
+    let folder = Folder::new();
+    let records = [
+        Example::new().with_int64("a", [1]).with_bytes("list", ["x", "y"]),
+        Example::new().with_int64("a", [2]),
+        Example::new().with_bytes("list", ["z"]),
+    ];
+    let src = folder.put("a.tfrecord", &shard(records.iter().map(Example::encode), Compression::None));
+    for to in ["jsonl", "parquet"] {
+        let err = folder.run_to(1, ["convert", &src, &folder.url(to), "--to", to]).err;
+        assert!(err.contains("record 2") && err.contains("column a"), "{err}");
+        assert!(err.contains("--skip-bad") && err.contains("--columns"), "{err}");
+    }
+    // A list that is not there is an empty one.
+    let out = folder.url("lists");
+    folder.run_to(0, ["convert", &src, &out, "--to", "jsonl", "--skip-bad", "1"]);
+    let lines = std::fs::read_to_string(folder.path("lists/data-00000.jsonl")).expect("a shard");
+    assert_eq!(lines, "{\"a\":1,\"list\":[\"x\",\"y\"]}\n{\"a\":2,\"list\":[]}\n");
+
+    let src = archive(&folder, &[("0.cls", "7"), ("0.txt", "a"), ("1.txt", "b")]);
+    let err = folder.run_to(1, ["convert", &src, &folder.url("tar"), "--to", "tar"]).err;
+    assert!(err.contains("record 1") && err.contains("column cls"), "{err}");
+}
+
+/// Writes `a.tar` with these members.
+fn archive(folder: &Folder, members: &[(&str, &str)]) -> String {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, content) in members {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        archive.append_data(&mut header, name, content.as_bytes()).expect("memory takes it");
+    }
+    folder.put("a.tar", &archive.into_inner().expect("memory takes it"))
+}
+
+#[test]
+fn archives_have_no_two_members_of_one_name() {
+    let folder = Folder::new();
+    let out = |name: &str| folder.url(name);
+    let src = folder.put("case.jsonl", b"{\"A\": 1, \"a\": 2}\n");
+    let err = folder.run_to(1, ["convert", &src, &out("case"), "--to", "tar"]).err;
+    assert!(err.contains("`A` and `a`") && err.contains("--rename a=a_2"), "{err}");
+    folder.run_to(0, ["convert", &src, &out("renamed"), "--to", "tar", "--rename", "a=a_2"]);
+
+    let rows = ["k", "j", "k"].map(|key| format!("{{\"__key__\": \"{key}\", \"x\": 1}}\n")).concat();
+    let src = folder.put("keys.jsonl", rows.as_bytes());
+    let err = folder.run_to(1, ["convert", &src, &out("keys"), "--to", "tar"]).err;
+    assert!(err.contains("record 2, column __key__") && err.contains("`k`"), "{err}");
+    // In an archive of its own the key is no other's.
+    folder.run_to(0, ["convert", &src, &out("two"), "--to", "tar", "--rows-per-shard", "2"]);
+}
+
+#[test]
+fn the_renaming_that_is_proposed_is_taken() {
+    let folder = Folder::new();
+    let src = folder.put("unnamed.csv", b"a,,b/c\n1,2,3\n");
+    let err = folder.run_to(1, ["convert", &src, &folder.url("refused"), "--to", "tar"]).err;
+    let (_, proposed) = err.trim_end().split_once("--rename ").expect("it proposes one");
+    assert_eq!(proposed, "=unnamed,b/c=b.c");
+    folder.run_to(0, ["convert", &src, &folder.url("out"), "--to", "tar", "--rename", proposed]);
 }

@@ -52,6 +52,8 @@ fn pixels_shuffles_and_payloads_are_chosen() {
     assert!(text(&["--image", "x", "--u8"]).contains("u8 [3, 224, 224]"));
     assert!(text(&["--shuffle", "global"]).contains("shuffle global"));
     assert!(text(&["--shuffle", "none"]).contains("shuffle none"));
+    assert!(text(&["--format", "csv", "--delimiter", ";"]).contains("read CSV a, fields between ';'"));
+    assert!(folder.run_to(0, ["explain", "a.parquet"]).out.contains("read Parquet a.parquet"));
     assert!(text(&["--records"]).contains("record: bytes"));
     assert!(text(&["--batch", "2", "--drop-remainder"]).contains("remainder Drop"));
 }

@@ -108,9 +108,9 @@ fn a_damaged_page_is_one_entry_and_the_others_go_on() {
     let ended = folder.run_to(1, ["verify", &folder.url("*.parquet"), "--json"]);
     let found = ended.json();
     let bad = found["bad"].as_array().unwrap();
-    assert_eq!((bad.len(), &found["num_bad"]), (2, &json!(2)), "{found}");
-    assert!(bad[0]["url"].as_str().unwrap().ends_with("b.parquet") && bad[0]["record"] == 0, "{found}");
     let lost = bad[0]["rows"].as_u64().unwrap();
+    assert_eq!((bad.len(), &found["num_bad"], &found["truncated"]), (2, &json!(lost + 1), &json!(false)), "{found}");
+    assert!(bad[0]["url"].as_str().unwrap().ends_with("b.parquet") && bad[0]["record"] == 0, "{found}");
     assert_eq!(found["records"].as_u64().unwrap(), 2 * good - lost, "{found}");
     assert!(bad[1]["url"].as_str().unwrap().ends_with("c.parquet"), "{found}");
     for threads in ["1", "3"] {
@@ -119,7 +119,9 @@ fn a_damaged_page_is_one_entry_and_the_others_go_on() {
             found
         );
     }
-    assert!(folder.run_to(1, ["verify", &folder.url("*.parquet")]).out.contains("2 bad, in 3 shards"));
+    assert!(
+        folder.run_to(1, ["verify", &folder.url("*.parquet")]).out.contains(&format!("{} bad, in 3 shards", lost + 1))
+    );
     folder.run_to(1, ["inspect", &folder.url("*.parquet"), "--json"]);
     folder.run_to(3, ["verify", &folder.url("absent.parquet")]);
     folder.run_to(3, ["inspect", &folder.url("absent.parquet")]);
@@ -172,7 +174,8 @@ fn formats_without_index_say_so() {
     let folder = Folder::new();
     let ended = folder.run_to(0, ["index", &golden(CHECKSUMS)]);
     assert!(ended.out.contains("no index is needed"), "{}", ended.out);
-    assert_eq!(folder.run_to(0, ["index", &lines(&folder), "--json"]).json()["written"], 0);
+    let found = folder.run_to(0, ["index", &lines(&folder), "--json"]).json();
+    assert!(found["written"] == 0 && found["note"].as_str().unwrap().contains("a loader"), "{found}");
 }
 
 #[test]
@@ -187,4 +190,71 @@ fn a_closed_pipe_ends_quietly() {
     let mut err = String::new();
     child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
     assert_eq!((child.wait().unwrap().code(), &err[..], line.is_empty()), (Some(0), "", false));
+}
+
+#[test]
+fn names_that_say_nothing_are_said_to() {
+    let folder = Folder::new();
+    let url = folder.put("rows.json", b"{\"id\": 1}\n{\"id\": 2}\n");
+    for command in ["head", "verify", "inspect", "index"] {
+        let ended = folder.run_to(1, [command, &url]);
+        let said = format!("{}{}", ended.out, ended.err);
+        assert!(said.contains("does not say that it is TFRecord") && said.contains("--format"), "{command}: {said}");
+    }
+    for to in ["tfrecord", "jsonl"] {
+        let ended = folder.run_to(1, ["convert", &url, &folder.url("refused"), "--to", to]);
+        assert!(ended.err.contains("--format"), "{}", ended.err);
+    }
+    folder.run_to(0, ["convert", &url, &folder.url("out"), "--to", "parquet", "--format", "jsonl"]);
+
+    std::fs::create_dir(folder.path("mixed")).unwrap();
+    std::fs::copy(golden(CHECKSUMS), folder.path("mixed/a.parquet")).unwrap();
+    folder.put("mixed/README.md", b"# What it is");
+    for command in ["head", "verify", "inspect"] {
+        let ended = folder.run_to(1, [command, &folder.url("mixed")]);
+        let said = format!("{}{}", ended.out, ended.err);
+        assert!(said.contains("README.md") && said.contains("mixed/*.parquet"), "{command}: {said}");
+    }
+
+    // Nothing but images are a folder of images.
+    std::fs::create_dir(folder.path("photos")).unwrap();
+    folder.put("photos/a.jpg", &picture("rgb-420.jpg"));
+    for command in ["head", "verify", "inspect"] {
+        folder.run_to(0, [command, &folder.url("photos")]);
+    }
+}
+
+#[test]
+fn fields_lie_between_what_is_said() {
+    let folder = Folder::new();
+    let url = folder.put("a.csv", b"id;name\n1;a,b\n");
+    let shown = folder.run_to(0, ["head", &url, "--delimiter", ";", "--json"]).lines();
+    assert_eq!((&shown[0]["id"], &shown[0]["name"]), (&json!(1), &json!("a,b")));
+    folder.run_to(0, ["convert", &url, &folder.url("out"), "--to", "jsonl", "--delimiter", ";"]);
+    assert_eq!(std::fs::read(folder.path("out/data-00000.jsonl")).unwrap(), b"{\"id\":1,\"name\":\"a,b\"}\n");
+    folder.run_to(2, ["head", &golden(CHECKSUMS), "--delimiter", ";"]);
+    folder.run_to(2, ["head", &url, "--delimiter", ";;"]);
+}
+
+#[test]
+fn columns_that_are_left_out_are_told_in_every_way() {
+    let folder = Folder::new();
+    let url = folder.put("a.jsonl", b"{\"id\": 1, \"list\": [{\"x\": 1}]}\n");
+    let left_out = |notes: &Value| notes[0].as_str().is_some_and(|note| note.contains("left out: list"));
+    let found = folder.run_to(0, ["convert", &url, &folder.url("a"), "--to", "jsonl", "--json"]).json();
+    assert!(left_out(&found["notes"]), "{found}");
+    let ended = folder.run_to(0, ["convert", &url, &folder.url("b"), "--to", "jsonl", "--quiet"]);
+    assert!(ended.err.contains("left out: list"), "{}", ended.err);
+    let found = folder.run_to(0, ["verify", &url, "--json"]).json();
+    assert!(left_out(&found["notes"]), "{found}");
+    let note: Value = serde_json::from_str(&folder.run_to(0, ["head", &url, "--json"]).err).unwrap();
+    assert!(left_out(&json!([note["note"]])), "{note}");
+}
+
+#[test]
+fn advice_is_in_flags() {
+    let folder = Folder::new();
+    let url = folder.put("a.csv", b"id,id\n1,2\n");
+    let err = folder.run_to(1, ["convert", &url, &folder.url("out"), "--to", "jsonl"]).err;
+    assert!(err.contains("--columns") && !err.contains(".columns("), "{err}");
 }

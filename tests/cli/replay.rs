@@ -64,3 +64,17 @@ fn a_step_is_named_without_a_log() {
     assert!(ended.err.contains("no step 10"), "{}", ended.err);
     folder.run_to(2, ["replay", &folder.url("*.tfrecord"), "--batch", "10"]);
 }
+
+#[test]
+fn shards_of_any_format_are_replayed() {
+    let folder = Folder::new();
+    let rows: String = (0..20).map(|id| format!("{{\"id\": {id}}}\n")).collect();
+    for (name, format) in [("a.jsonl", None), ("a", Some("jsonl"))] {
+        let url = folder.put(name, rows.as_bytes());
+        let args = ["replay", &url, "--batch", "8", "--step", "1", "--json"];
+        let lines = folder.run_to(0, args.into_iter().chain(format.iter().flat_map(|f| ["--format", f]))).lines();
+        assert_eq!((lines.len(), &lines[0]["record"], &lines[0]["offset"]), (8, &json!(8), &json!(80)));
+    }
+    let err = folder.run_to(2, ["replay", &folder.url("a.jsonl"), "--batch", "8"]).err;
+    assert!(err.contains("--log <LINE>|--epoch <N>|--step <N>"), "{err}");
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::data::Wanted;
 use super::preset::Model;
 use super::workload::{self, Packing, Workload};
+use crate::cli::format::FormatArgs;
 use crate::engine::Scheduler;
 use crate::error::{Error, Result};
 
@@ -29,6 +30,8 @@ pub(in crate::cli) struct BenchArgs {
     /// Shards: paths or URLs, globs, ranges [default: data made from a seed and kept in target/bench].
     #[arg(value_name = "URL")]
     pub(super) urls: Vec<String>,
+    #[command(flatten)]
+    pub(super) format: FormatArgs,
     /// Threads of the loader, and of the limits [default: one for each core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) threads: Option<u16>,
@@ -148,6 +151,11 @@ impl BenchArgs {
         if self.steps.is_some() && self.step().is_none() && !self.jitter {
             return Err(Error::config("--steps are of accelerators or of --jitter")
                 .advice("take --step-time or --accelerator; --epochs says how long a loader is measured alone"));
+        }
+        if !self.urls.is_empty() && matches!(self.workload, Workload::Tiny | Workload::Pack) {
+            return Err(Error::config(format!("{name} reads no shards: its rows are made in memory"))
+                .url(self.urls[0].clone())
+                .advice("leave the URL out, or take `image`, `features` or `raw`"));
         }
         if self.parquet() && self.workload != Workload::Unet3dLike {
             return Err(Error::config(format!("--parquet is of unet3d-like, not of {name}")));

@@ -14,7 +14,7 @@ use crate::cli::shards::Shards;
 use crate::engine::Budget;
 use crate::engine::budget::Account;
 use crate::error::{Error, Result};
-use crate::format::example::{Example, Kind, Parser, infer};
+use crate::format::example::{Example, Kind, Parser};
 use crate::format::tfrecord::{Check, Framed, Framer};
 use crate::random::Key;
 use crate::schema::Dtype;
@@ -143,15 +143,7 @@ fn image(image: &Image, input: &Input, batch: usize, shards: &Shards, threads: u
 }
 
 fn features(workload: Workload, input: &Input, shards: &Shards, threads: usize) -> Result<Vec<Limit>> {
-    let parser = match workload.columns(input) {
-        Some(columns) => Parser::new(&columns, Kind::Example)?,
-        None => {
-            let shard = read(shards, 0)?;
-            let first = frame(&shard, Check::None)?.payloads.into_iter().take(256);
-            let (kind, columns) = infer(first.map(|payload| &shard[payload]))?;
-            Parser::new(&columns, kind)?
-        }
-    };
+    let parser = Parser::new(&workload.columns(input).unwrap_or_default(), Kind::Example)?;
     let rows = std::sync::atomic::AtomicU64::new(0);
     let passes = rate(
         threads,

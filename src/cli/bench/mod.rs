@@ -29,12 +29,17 @@ pub(super) use workload::Workload;
 use super::shards::ShardArgs;
 use super::terminal::Terminal;
 use super::{Failure, Verdict};
+use crate::dataset::Format;
 use crate::engine::{Budget, Scheduler};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::tfrecord::{FOOTER_BYTES, HEADER_BYTES};
 use crate::loader::Loader;
 
 /// How long accelerators run, and loaders that they are held against, where nobody says.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
+
+/// Bytes of a record's frame.
+const OVERHEAD: u64 = (HEADER_BYTES + FOOTER_BYTES) as u64;
 
 /// What was measured: the JSON object.
 #[derive(Debug, Default, Serialize)]
@@ -153,7 +158,10 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
     let mut bench = Bench { args, input, batch, shuffle, rows: 0 };
     let mut loader = bench.loader(batch, false, scheduler)?;
     let age = || process::age().unwrap_or(start.elapsed()).saturating_sub(making);
-    let first = bench.check(&mut loader, &age)?;
+    let first = bench.check(&mut loader, &age).map_err(|error| match (workload, error.kind()) {
+        (Workload::Features, ErrorKind::Schema) => error.advice("features reads f00 to f12, i00 to i25 and label"),
+        _ => error,
+    })?;
     let checked = expected.map(|expected| expected == (first.samples, first.sum));
     if checked == Some(false) {
         return Err(Error::new(ErrorKind::Corrupt, "the loader delivered other data than was made")
@@ -231,11 +239,11 @@ fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input
     let default_label = if workload == Workload::Image { "image/class/label" } else { "label" };
     let mut input = Input {
         urls: args.urls.clone(),
-        is_made: args.urls.is_empty(),
         files: None,
         image: args.image.clone(),
         label: args.label.clone().unwrap_or_else(|| default_label.to_owned()),
         record_bytes: data::RAW_BYTES,
+        format: None,
         parquet: args.parquet(),
         rows: samples as i64,
         documents: None,
@@ -252,7 +260,7 @@ fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input
         input.urls.clear();
         return Ok((input, Some((samples, (samples * samples.saturating_sub(1) / 2)))));
     }
-    if input.is_made {
+    if args.urls.is_empty() {
         let folder = data::folder(wanted);
         let made = data::made(wanted, &folder, threads, terminal)?;
         input.urls = made.urls(&folder);
@@ -260,8 +268,28 @@ fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input
         input.files = workload.preset().map(|_| (input.urls.len(), sizes.sum()));
         return Ok((input, Some((made.samples, made.sum))));
     }
+    let shards = ShardArgs { urls: input.urls.clone(), threads: args.threads }.find()?;
+    let format = args.format.of(&shards.objects)?;
+    let is_tfrecord = matches!(format, Format::TfRecord(_));
+    let (name, stated) = (workload.name(), format.name());
+    if matches!(workload, Workload::Image | Workload::Features) {
+        if args.limit && !is_tfrecord {
+            return Err(Error::config(format!("--limit of {name} is of TFRecord, and the shards are {stated}"))
+                .advice("leave it out"));
+        }
+        input.format = Some(format);
+    } else if workload.is_columnar(input.parquet) {
+        if !matches!(format, Format::Parquet(_)) {
+            return Err(
+                Error::config(format!("{name} reads Parquet, and the shards are {stated}")).url(input.urls[0].clone())
+            );
+        }
+    } else if !is_tfrecord {
+        return Err(Error::config(format!("{name} reads records of TFRecord, and the shards are {stated}"))
+            .url(input.urls[0].clone())
+            .advice("take `image` or `features` for other formats"));
+    }
     if workload == Workload::Raw || workload.preset().is_some() {
-        let shards = ShardArgs { urls: input.urls.clone(), threads: args.threads }.find()?;
         let bytes = shards.objects.iter().map(|object| object.size).sum();
         input.files = workload.preset().map(|_| (shards.objects.len(), bytes));
         if workload.preset().is_some_and(|preset| !preset.is_fixed()) {
@@ -271,8 +299,15 @@ fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input
         let Some(first) = first.filter(|first| first.size >= 8) else {
             return Err(Error::new(ErrorKind::NotFound, "the first shard holds no record"));
         };
+        let (url, size) = (first.url.clone(), first.size);
         let length = shards.io.wait(async move { store.read(&first, 0..8).await })?;
-        input.record_bytes = u64::from_le_bytes(length[..].try_into().expect("eight bytes were read")) as usize;
+        let length = u64::from_le_bytes(length[..].try_into().expect("eight bytes were read"));
+        if length.saturating_add(OVERHEAD) > size {
+            return Err(Error::corrupt(format!("its first record would have {length} bytes"))
+                .url(url)
+                .advice(format!("{name} reads plain TFRecord whose records are of one size")));
+        }
+        input.record_bytes = length as usize;
     }
     Ok((input, None))
 }

@@ -7,7 +7,7 @@ use arrow::array::{ArrayRef, Int64Array};
 use super::preset::{self, Preset};
 use super::{data, documents};
 use crate::batch::Batch;
-use crate::dataset::{Dataset, TfRecord};
+use crate::dataset::{Dataset, Format, TfRecord};
 use crate::error::Result;
 use crate::plan::Shuffle;
 use crate::schema::{Column, Dtype, bytes, float32, int64};
@@ -81,13 +81,13 @@ pub(super) fn pack(packing: Packing, len: usize, window: Option<u64>) -> Pack {
 #[derive(Clone, Debug)]
 pub(super) struct Input {
     pub(super) urls: Vec<String>,
-    /// Whether it is data made here.
-    pub(super) is_made: bool,
     /// Its files and their bytes, of a workload that is scaled by them.
     pub(super) files: Option<(usize, u64)>,
     pub(super) image: String,
     pub(super) label: String,
     pub(super) record_bytes: usize,
+    /// The format of shards that are not made here, of `image` and `features`.
+    pub(super) format: Option<Format>,
     /// Whether what could be TFRecord is Parquet.
     pub(super) parquet: bool,
     /// Rows of `tiny`, which has no shards.
@@ -179,7 +179,6 @@ impl Workload {
     pub(super) fn columns(self, input: &Input) -> Option<Vec<Column>> {
         match self {
             Self::Image => Some(vec![bytes(input.image.as_str()), int64(input.label.as_str())]),
-            Self::Features if !input.is_made => None,
             Self::Features => {
                 let floats = (0..data::FLOATS).map(|i| float32(format!("f{i:02}")));
                 let ints = (0..data::INTS).map(|i| int64(format!("i{i:02}")));
@@ -223,11 +222,11 @@ impl Workload {
             urls: vec![
                 folder.join(if self.is_columnar(false) { "*.parquet" } else { "*.tfrecord" }).display().to_string(),
             ],
-            is_made: true,
             files: None,
             image: "image/encoded".into(),
             label: label.into(),
             record_bytes: data::RAW_BYTES,
+            format: None,
             parquet: false,
             rows: 1,
             documents: if self == Self::Pack { Some(documents::documents(1)?) } else { None },
@@ -244,7 +243,7 @@ impl Workload {
             Self::Pack => Dataset::from_columns([("tokens", input.documents.clone().expect("made before"))])?,
             Self::Tiny => Dataset::from_columns([("x", Arc::new(Int64Array::from_iter_values(0..input.rows)) as _)])?,
             _ if self.is_columnar(input.parquet) => Dataset::open(input.urls.clone())?,
-            _ => Dataset::open_with(input.urls.clone(), options)?,
+            _ => Dataset::open_with(input.urls.clone(), input.format.clone().unwrap_or(options.into()))?,
         };
         if let Some(columns) = self.columns(input) {
             dataset = dataset.columns(columns);

@@ -124,7 +124,7 @@ pub(super) fn records(args: &ConvertArgs, listed: Listed, terminal: &Terminal) -
     let records = records.map_err(|e| match (e.kind(), e.place().record, e.place().byte_offset) {
         // Not even its first bytes are those of a shard.
         (ErrorKind::Corrupt, Some(0), Some(0)) => e.advice(
-            "if it is none, name the shards alone, by a pattern such as 'folder/*.tfrecord'; images are converted from \
+            "state the format that the shards have with --format; if it is none, name the shards alone, by a pattern such as 'folder/*.tfrecord'; images are converted from \
              their folder",
         ),
         _ => e,

@@ -39,13 +39,13 @@ use std::path::{Path, PathBuf};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use sha2::{Digest as _, Sha256};
 
+use super::format::FormatArgs;
 use super::shards::ShardArgs;
 use super::terminal::Terminal;
 use super::{Failure, Verdict};
 use crate::dataset::{Format, TfRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::tfrecord::Compression;
-use crate::source::open::format_of;
 use crate::store::Object;
 use crate::writer::{Codec, Output};
 use images::Images;
@@ -92,6 +92,8 @@ pub(super) struct ConvertArgs {
     /// What SRC holds [default: images if it is a local folder with images in it, else shards of the format that their names end in].
     #[arg(long, value_enum, value_name = "WHAT")]
     from: Option<From>,
+    #[command(flatten)]
+    format: FormatArgs,
     /// Bytes of a shard at most [default: 256MiB, unless --shard-records is given]. Images and TFRecord to TFRecord: counted in inputs
     /// as they are stored (images before they are resized or encoded, records decompressed). Row by row: in what is written, before
     /// compression.
@@ -205,7 +207,7 @@ pub(super) fn run(args: &ConvertArgs, terminal: &Terminal) -> Result<Verdict, Fa
     let listed = args.list(&dest, terminal)?;
     let format = match from {
         From::Tfrecord => TfRecord::new().into(),
-        _ => format_of(&listed.objects)?,
+        _ => args.format.of_shards(&listed.objects)?,
     };
     match args.to == Output::TfRecord
         && !args.needs_rows()
@@ -238,6 +240,7 @@ impl ConvertArgs {
         match (self.from, folder) {
             (Some(from @ (From::Tfrecord | From::Shards)), _) => Ok((from, None)),
             (None, None) => Ok((From::Shards, None)),
+            (None, _) if self.format.is_stated() => Ok((From::Shards, None)),
             (Some(From::Images), None) => Err(Error::new(ErrorKind::NotFound, "no local folder")
                 .url(self.src())
                 .advice("images are converted from one folder of this machine")),

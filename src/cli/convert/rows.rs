@@ -20,7 +20,7 @@ use crate::cli::{Failure, Verdict};
 use crate::dataset::{Format, TfRecord};
 use crate::engine::Budget;
 use crate::error::{Error, ErrorKind, Result};
-use crate::schema::{Column, arrow_schema};
+use crate::schema::{Column, Missing, Shape, arrow_schema};
 use crate::source::Decoded;
 use crate::source::open::{Index, Opened, Wanted, open_listed};
 use crate::writer::{Output, Skipped, Writer};
@@ -28,7 +28,8 @@ use crate::writer::{Output, Skipped, Writer};
 /// `OLD=NEW`.
 pub(super) fn parse_rename(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
+        // A column may have no name.
+        Some((old, new)) if !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
         _ => Err("write OLD=NEW".into()),
     }
 }
@@ -40,6 +41,8 @@ struct Found {
     classes: usize,
     ignored: u64,
     links: usize,
+    /// What is remarkable about the shards, such as columns that no tensor can hold.
+    notes: Vec<String>,
 }
 
 /// Images to other formats than TFRecord.
@@ -51,8 +54,14 @@ pub(super) fn run_images(
 ) -> Result<Verdict, Failure> {
     let (images, hash) = pick_images(args, &mut tree, terminal)?;
     let classes = images.labels.classes.len();
-    let found =
-        Found { from: From::Images, source: hex(hash), classes, ignored: tree.ignored, links: tree.links.len() };
+    let found = Found {
+        from: From::Images,
+        source: hex(hash),
+        classes,
+        ignored: tree.ignored,
+        links: tree.links.len(),
+        notes: Vec::new(),
+    };
     let pictures = Pictures::new(images);
     let columns = pictures.columns().to_vec();
     // They are read in the order that they are mixed in.
@@ -70,18 +79,25 @@ pub(super) fn run_shards(
     let as_they_are = args.to == Output::TfRecord && !args.needs_rows() && matches!(format, Format::TfRecord(_));
     let format = if as_they_are { TfRecord::new().records().into() } else { format };
     let from = if matches!(format, Format::TfRecord(_)) { From::Tfrecord } else { From::Shards };
-    let found = Found { from, source: hex(hash_objects(&listed.objects)), classes: 0, ignored: 0, links: listed.links };
-    let mut shards = open(args, &listed, &format, None)?;
-    let columns = pick(args, shards.columns())?;
-    if columns.len() < shards.columns().len() && from != From::Tfrecord {
+    let source = hex(hash_objects(&listed.objects));
+    let (mut shards, notes) = open(args, &listed, &format, None)?;
+    let found = Found { from, source, classes: 0, ignored: 0, links: listed.links, notes };
+    let picked = pick(args, shards.columns())?;
+    let columns: Vec<Column> = picked.iter().cloned().map(demanded).collect();
+    if columns != picked || columns.len() < shards.columns().len() && from != From::Tfrecord {
         // Others need not be read. Of TFRecord all is read anyway, and opening it may take reading it through.
-        shards = open(args, &listed, &format, Some(columns.clone()))?;
+        (shards, _) = open(args, &listed, &format, Some(columns.clone()))?;
     }
     convert(args, dest, &shards, &columns, args.shuffle, found, terminal)
 }
 
-/// The shards' blocks and columns.
-fn open(args: &ConvertArgs, listed: &Listed, format: &Format, columns: Option<Vec<Column>>) -> Result<Shards> {
+/// The shards' blocks and columns, and what is remarkable about them.
+fn open(
+    args: &ConvertArgs,
+    listed: &Listed,
+    format: &Format,
+    columns: Option<Vec<Column>>,
+) -> Result<(Shards, Vec<String>)> {
     let wanted = Wanted {
         patterns: args.srcs().to_vec(),
         columns,
@@ -103,7 +119,7 @@ fn open(args: &ConvertArgs, listed: &Listed, format: &Format, columns: Option<Ve
     let (store, objects, format) = (listed.found.store.clone(), listed.objects.clone(), format.clone());
     let opening = listed.found.io.wait(open_listed(store, objects, Some(format), wanted))?;
     match opening.opened {
-        Opened::Indexed(source) => Ok(Shards { source, io: Arc::clone(&listed.found.io) }),
+        Opened::Indexed(source) => Ok((Shards { source, io: Arc::clone(&listed.found.io) }, opening.notes)),
         Opened::Arriving(_) => Err(Error::config("the shards have no index").url(args.src())),
     }
 }
@@ -123,6 +139,12 @@ fn pick(args: &ConvertArgs, columns: &[Column]) -> Result<Vec<Column>> {
         true => Ok(columns.to_vec()),
         false => args.columns.iter().map(find).collect(),
     }
+}
+
+/// The column without what stands for a missing value: no format is written with values that were made up. A list that is not stored
+/// is an empty one: writers of tf.Examples leave those out.
+fn demanded(column: Column) -> Column {
+    if matches!(column.shape(), Shape::Ragged(_)) { column } else { column.or(Missing::Error) }
 }
 
 /// Writes what is missing of a supply's rows, and says what there is now.
@@ -187,9 +209,11 @@ fn convert(
             "dest": dest.to_string_lossy(), "from": found.from, "to": args.to, "shards": shards,
             "written": shards as u64 - there, "records": manifest.rows, "bytes": manifest.bytes, "classes": found.classes,
             "ignored": found.ignored, "links": found.links, "skipped": manifest.skipped.len(), "bad": manifest.skipped,
+            "notes": found.notes,
         }))?;
         return Ok(Verdict::Good);
     }
+    found.notes.iter().for_each(|note| terminal.note(note));
     for left_out in &manifest.skipped {
         terminal.note(format_args!("left out: {}", left_out.message));
     }
@@ -226,8 +250,10 @@ fn keep(args: &ConvertArgs, writer: &Writer, start: u64, from: u64, made: &Decod
         if !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Schema | ErrorKind::Panicked) {
             return Err(error);
         }
-        let advice = "mend or remove it, or leave out up to N of such inputs with --skip-bad N";
         if args.skip_bad == 0 || writer.leave_out(Skipped::new(number, &error))? > args.skip_bad {
+            let others =
+                if error.place().column.is_some() { ", or name the columns without it: --columns" } else { "" };
+            let advice = format!("mend or remove it, or leave out up to N of such inputs with --skip-bad N{others}");
             return Err(error.advice(advice));
         }
     }

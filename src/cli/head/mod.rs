@@ -34,7 +34,7 @@ Examples:
 As JSON: one object a line, with a key for each column and \"_place\" for where the record is. One value stands alone, several
 are a list, a feature list is a list of lists. Byte strings that are no text of at most 64 bytes are objects with \"bytes\",
 \"sha256\" and, where they are images, \"holds\", \"width\" and \"height\". Floats that are no numbers are \"NaN\", \"Infinity\" and
-\"-Infinity\".";
+\"-Infinity\". What is remarkable, such as columns left out, is an object with \"note\" on standard error.";
 
 /// Arguments of `forebay head`.
 #[derive(clap::Args, Clone, Debug)]

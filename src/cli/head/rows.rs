@@ -18,7 +18,7 @@ impl Head<'_> {
         let parts = opener.parts(&shards.objects);
         let mut columns = opener.settle(shards, &parts)?;
         if let Some(columns) = &mut columns {
-            columns.notes.iter().for_each(|note| self.terminal.note(note));
+            columns.notes.iter().for_each(|note| self.terminal.remark(note));
             self.seen.extend(columns.stored.iter().map(|column| column.name().to_string()));
             if let Some(absent) = self.args.column.iter().find(|name| !self.seen.contains(*name)) {
                 let names = self.seen.iter().map(String::as_str).collect::<Vec<_>>().join(", ");

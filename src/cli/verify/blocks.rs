@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{BadRecord, Decoder, Report, Unread, VerifyArgs, reason};
+use crate::cli::advice::with_advice;
 use crate::cli::blocks::{self, Blocks};
 use crate::cli::opened::{Cells, Columns, Opener, is_damage};
 use crate::cli::shards::Shards;
@@ -28,7 +29,6 @@ pub(super) fn verify(
     let parts = opener.parts(&shards.objects);
     let columns = opener.settle(shards, &parts)?;
     let images = columns.as_ref().map_or(Ok(Vec::new()), |columns| images(columns, &args.decode))?;
-    columns.iter().flat_map(|columns| &columns.notes).for_each(|note| terminal.note(note));
     let mut found = Found { max_bad: args.max_bad, num_bad: 0, bad: Vec::new(), unread: BTreeMap::new() };
     let mut pass = Pass { sources: Vec::new(), blocks: Vec::new(), io: &shards.io, images };
     for (part, opened) in opener.open_all(shards, parts, columns.as_ref(), terminal)?.into_iter().enumerate() {
@@ -37,7 +37,9 @@ pub(super) fn verify(
                 pass.blocks.extend((0..source.catalog().blocks()).map(|block| (pass.sources.len(), block)));
                 pass.sources.push((part, source));
             }
-            Err(error) if is_damage(&error) => found.bad(part, 0, bad(&error, "", 0, None)),
+            Err(error) if is_damage(&error) => {
+                found.bad(part, 0, BadRecord { reason: with_advice(&error), ..bad(&error, "", 0, None) });
+            }
             Err(error) if matches!(error.kind(), ErrorKind::Config | ErrorKind::Memory) => return Err(error),
             Err(error) => _ = found.unread.insert((part, url(&error, "")), error),
         }
@@ -65,11 +67,12 @@ pub(super) fn verify(
     let report = Report {
         records,
         num_bad,
-        truncated: num_bad > bad.len() as u64,
+        truncated: num_bad > bad.iter().map(|(_, entry)| entry.records()).sum(),
         bad: bad.into_iter().map(|(_, entry)| entry).collect(),
         unread: unread.iter().map(|((_, url), error)| Unread { url: url.clone(), reason: error.reason() }).collect(),
         shards: shards.objects.len(),
         bytes: shards.objects.iter().map(|object| object.size).sum(),
+        notes: columns.map(|columns| columns.notes).unwrap_or_default(),
     };
     Ok((report, unread.into_values().next()))
 }
@@ -112,7 +115,7 @@ struct Found {
 impl Found {
     /// What is bad in a part: 0 if all of it, or a block counted from 1.
     fn bad(&mut self, part: usize, block: usize, entry: BadRecord) {
-        self.num_bad += 1;
+        self.num_bad += entry.records();
         // Parts that did not open come first, and blocks in order: the first ones are among those that are kept.
         if self.bad.len() < 2 * self.max_bad.max(1) {
             self.bad.push(((part, block), entry));

@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use arrow::array::{AsArray, RecordBatch};
 use serde::Serialize;
 
+use super::advice::with_advice;
 use super::format::FormatArgs;
 use super::look::Look;
 use super::scan::{End, Outcome, Scan, Visitor};
@@ -61,7 +62,7 @@ struct Report {
     /// Good records.
     records: u64,
     bad: Vec<BadRecord>,
-    /// How many bad records there are, those left out of `bad` included.
+    /// How many bad records there are, those left out of `bad` and those of blocks that cannot be decoded included.
     num_bad: u64,
     /// Whether bad records were left out of `bad`.
     truncated: bool,
@@ -70,6 +71,9 @@ struct Report {
     shards: usize,
     /// Stored bytes.
     bytes: u64,
+    /// What is remarkable, such as columns that no tensor can hold.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -82,6 +86,13 @@ struct BadRecord {
     #[serde(skip_serializing_if = "Option::is_none")]
     rows: Option<u64>,
     reason: String,
+}
+
+impl BadRecord {
+    /// How many records it stands for.
+    fn records(&self) -> u64 {
+        self.rows.unwrap_or(1)
+    }
 }
 
 #[derive(Serialize)]
@@ -129,6 +140,7 @@ pub(super) fn run(args: &VerifyArgs, terminal: &Terminal) -> Result<Verdict, Fai
         bad: found.bad.into_iter().map(bad).collect(),
         shards: shards.objects.len(),
         bytes,
+        notes: Vec::new(),
     };
     finish(&report, found.unread.into_values().next(), terminal)
 }
@@ -138,6 +150,7 @@ fn finish(report: &Report, unread: Option<Error>, terminal: &Terminal) -> Result
     if terminal.is_json() {
         terminal.print_json(report)?;
     } else {
+        report.notes.iter().for_each(|note| terminal.note(note));
         print(report, terminal)?;
     }
     match unread {
@@ -156,7 +169,7 @@ fn print(report: &Report, terminal: &Terminal) -> Result<(), Failure> {
         let place = terminal.mark(Mark::Bold, format_args!("{url}, record {record}{rows}{offset}"));
         writeln!(out, "{place}: {reason}")?;
     }
-    let left_out = report.num_bad - report.bad.len() as u64;
+    let left_out = report.num_bad - report.bad.iter().map(BadRecord::records).sum::<u64>();
     if left_out > 0 {
         writeln!(out, "{} more are not listed: raise --max-bad to see them", count(left_out))?;
     }
@@ -316,7 +329,10 @@ impl Visitor for Checker<'_> {
         match end.outcome {
             Outcome::Whole(_) | Outcome::Enough => {}
             Outcome::Damaged(damage) => {
-                let reason = format!("{}; the rest of the shard cannot be found", reason(&damage.error));
+                let reason = match damage.record {
+                    0 => with_advice(&damage.error),
+                    _ => format!("{}; the rest of the shard cannot be found", reason(&damage.error)),
+                };
                 self.findings.bad(end.shard, damage.record, damage.offset, reason);
             }
             Outcome::Unread(error) => _ = self.findings.lock().unread.insert(end.shard, error),

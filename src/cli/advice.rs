@@ -1,0 +1,61 @@
+//! What the library advises, in words of the command: the library names its calls, the command has flags.
+
+use crate::error::Error;
+
+/// Calls and the flags that do the same; `{columns}` is the flag that picks columns.
+const FLAGS: [(&str, &str); 6] = [
+    (".columns([bytes(\"image\"), bytes(\"path\")])", "{columns}"),
+    (".columns([..])", "{columns}"),
+    (".columns()", "{columns}"),
+    ("Csv::new().delimiter(..)", "--delimiter"),
+    ("Dataset::open_with(urls, format)", "--format"),
+    (".budget(..)", "--budget"),
+];
+
+/// Advice that only a program can take.
+const OF_PROGRAMS: [&str; 8] = [
+    "; declare what stands for it: .optional() or .or(..)",
+    "; name a column that exists, or give this one a default: .optional()",
+    "; give the column a default: .optional()",
+    ", or declare what stands for it: .optional() or .or(..)",
+    "; raise it with .limits(..) if such images are expected",
+    "; raise ImageLimits::max_bytes with .limits(..) if such images are expected",
+    ", or go on without it: .on_bad_record(Skip::up_to(100))",
+    "; go on without it: .on_bad_record(Skip::up_to(100))",
+];
+
+/// An error's text with flags for calls. `columns` is the command's flag that picks columns, where it has one.
+pub(super) fn in_flags(text: &str, columns: Option<&str>) -> String {
+    let mut text = OF_PROGRAMS.iter().fold(text.to_owned(), |text, advice| text.replace(advice, ""));
+    for (call, flag) in FLAGS {
+        let flag = flag.replace("{columns}", columns.unwrap_or("the columns of a program"));
+        text = text.replace(call, &flag);
+    }
+    text
+}
+
+/// What is wrong, without its place, and what to do about it.
+pub(super) fn with_advice(error: &Error) -> String {
+    let advice = error.advised().map(|advice| format!("; {advice}")).unwrap_or_default();
+    in_flags(&(error.reason() + &advice), None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_become_flags_or_go() {
+        let said = |text: &str| in_flags(text, Some("--columns"));
+        assert_eq!(
+            said("x: no; name the columns to read: .columns([..])"),
+            "x: no; name the columns to read: --columns"
+        );
+        assert_eq!(said("x: no value; give the column a default: .optional()"), "x: no value");
+        assert_eq!(
+            said("x: no; state the format: Dataset::open_with(urls, format)"),
+            "x: no; state the format: --format"
+        );
+        assert_eq!(said("x: no; write it again"), "x: no; write it again");
+    }
+}
