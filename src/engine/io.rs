@@ -94,6 +94,6 @@ mod tests {
             let disk = tokio::task::spawn_blocking(seen_of_this_thread).await.expect("no panic");
             Ok([seen_of_this_thread(), disk])
         });
-        assert_eq!(seen.unwrap(), [(); 2].map(|()| (core.to_string(), 5, libc::SCHED_BATCH.into())));
+        assert_eq!(seen.unwrap(), [(); 2].map(|()| (core.to_string(), 5, libc::SCHED_OTHER.into())));
     }
 }

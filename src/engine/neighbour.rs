@@ -2,8 +2,8 @@
 //!
 //! Linux knows both of each thread, so the loop's own thread is left as it is. Elsewhere there is neither, and asking for it is an error.
 //!
-//! Without being asked, all of them are batch threads there (`SCHED_BATCH`): one that is woken does not take the core from the thread that wakes it. That is
-//! often the loop, which has just taken a batch and has a step to launch.
+//! Without being asked, workers are batch threads there (`SCHED_BATCH`): one that is woken does not take the core from the thread that wakes it. That is often the loop,
+//! which has just taken a batch and has a step to launch. Threads that only move bytes stay as they are: what they bring is waited for.
 #![cfg_attr(
     target_os = "linux",
     expect(unsafe_code, reason = "the system's calls for affinity and priority of a thread")
@@ -102,12 +102,16 @@ impl Neighbour {
     /// Makes the calling thread a good neighbour, as it was [settled](Self::settle).
     pub(crate) fn apply(&self) {
         debug_assert!(!self.off_this_core, "settled before");
-        system::never_preempt();
         if *self != Self::default() {
             // It was tried when the loader was built. What an administrator took away since then is no reason to stop training.
             _ = system::apply(self);
         }
     }
+}
+
+/// Lets the calling thread wait for its turn when it is woken, instead of taking the core from whoever runs there.
+pub(crate) fn never_preempt() {
+    system::never_preempt();
 }
 
 #[cfg(target_os = "linux")]
@@ -142,8 +146,7 @@ mod system {
         Ok(neighbour)
     }
 
-    /// Lets the calling thread wait for its turn when it is woken, instead of taking the core from whoever runs there. Threads of another class than the usual one
-    /// were made so by somebody, and stay as they are.
+    /// Threads of another class than the usual one were made so by somebody, and stay as they are.
     pub(super) fn never_preempt() {
         // SAFETY: numbers in, numbers out, and a struct of numbers that is only read; thread 0 is the one that calls. A refusal does no harm.
         unsafe {

@@ -10,7 +10,7 @@ use std::thread::{JoinHandle, ThreadId};
 
 use crossbeam_channel::{Receiver, Sender, select_biased, unbounded};
 
-use super::neighbour::{Cores, Neighbour};
+use super::neighbour::{Cores, Neighbour, never_preempt};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How work is spread over threads.
@@ -206,6 +206,7 @@ impl Pool {
             let thread = std::thread::Builder::new()
                 .name(format!("forebay-{i}"))
                 .spawn(move || {
+                    never_preempt();
                     neighbour.apply();
                     work(&waiting, &stopped);
                 })
