@@ -126,6 +126,7 @@ pub(crate) async fn open_listed(
     format: Option<Format>,
     wanted: Wanted,
 ) -> Result<Opening> {
+    let is_stated = format.is_some();
     let format = match format {
         Some(format) => format,
         None => format_of(&objects)?,
@@ -152,7 +153,7 @@ pub(crate) async fn open_listed(
         #[cfg(not(feature = "text"))]
         Format::JsonLines(_) | Format::Csv(_) => Err(without("JSON Lines and CSV", "text")),
     };
-    opening.map_err(|error| doubt(&is, error))
+    opening.map_err(|error| if is_stated { error } else { doubt(&is, error) })
 }
 
 /// An error at the beginning of a shard whose name does not say that it is of this format: it may be of another one, or no shard.

@@ -73,13 +73,19 @@ impl Files {
         let file = self.get(path, object)?;
         let len = usize::try_from(range.end - range.start).map_err(|_| Error::config("a range longer than memory"))?;
         let mut buffer = pool.take(len)?;
-        file.read_exact_at(buffer.fill(len), range.start).map_err(|e| match e.kind() {
-            Io::UnexpectedEof => changed(format!("the file ends before byte {}", range.end)),
-            _ => io_error(e, "cannot read the file").byte_offset(range.start),
-        })?;
+        for (piece, offset) in buffer.fill(len).chunks_mut(PIECE).zip((range.start..).step_by(PIECE)) {
+            file.read_exact_at(piece, offset).map_err(|e| match e.kind() {
+                Io::UnexpectedEof => changed(format!("the file ends before byte {}", range.end)),
+                _ => io_error(e, "cannot read the file").byte_offset(offset),
+            })?;
+        }
         Ok(buffer.freeze())
     }
 }
+
+/// Bytes that are read by one call. Linux on servers (`PREEMPT_NONE`) leaves the core to nobody else while it copies them: a loop that wakes meanwhile waits for
+/// the rest, which is a millisecond of 4 MiB.
+const PIECE: usize = 256 << 10;
 
 /// How a file differs from what was listed.
 fn difference(metadata: &Metadata, object: &Object) -> Option<String> {
