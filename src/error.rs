@@ -186,7 +186,6 @@ impl Error {
     }
 
     /// What the reader can change.
-    #[cfg(feature = "cli")]
     pub(crate) fn advised(&self) -> Option<&str> {
         self.0.advice.as_deref()
     }

@@ -126,7 +126,6 @@ pub(crate) async fn open_listed(
     format: Option<Format>,
     wanted: Wanted,
 ) -> Result<Opening> {
-    let is_stated = format.is_some();
     let format = match format {
         Some(format) => format,
         None => format_of(&objects)?,
@@ -153,7 +152,7 @@ pub(crate) async fn open_listed(
         #[cfg(not(feature = "text"))]
         Format::JsonLines(_) | Format::Csv(_) => Err(without("JSON Lines and CSV", "text")),
     };
-    opening.map_err(|error| if is_stated { error } else { doubt(&is, error) })
+    opening.map_err(|error| doubt(&is, error))
 }
 
 /// An error at the beginning of a shard whose name does not say that it is of this format: it may be of another one, or no shard.
@@ -179,9 +178,10 @@ pub(crate) fn doubt(format: &Format, error: Error) -> Error {
     {
         doubted = known.map_or(doubted.clone(), |known| add(doubted, known));
     }
-    doubted.advice(format!(
+    let advice = format!(
         "state the format: Dataset::open_with(urls, format), or name the shards alone, with a pattern such as {folder}/*.{ending}"
-    ))
+    );
+    doubted.advice(error.advised().map_or_else(|| advice.clone(), |known| format!("{known}, or {advice}")))
 }
 
 /// A format that was left out when compiling.
