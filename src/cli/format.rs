@@ -97,16 +97,3 @@ impl FormatArgs {
         self.fields.of(format).map(Some)
     }
 }
-
-/// A format's name in JSON, and behind `--format`.
-pub(super) fn name(format: &Format) -> &'static str {
-    match format {
-        Format::TfRecord(_) => "tfrecord",
-        Format::Parquet(_) => "parquet",
-        Format::ArrowIpc(_) => "arrow",
-        Format::JsonLines(_) => "jsonl",
-        Format::Csv(_) => "csv",
-        Format::Tar(_) => "tar",
-        Format::Images(_) => "images",
-    }
-}

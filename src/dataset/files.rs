@@ -63,6 +63,19 @@ impl Format {
         }
     }
 
+    /// A word for it: what names of its shards end in, but for images, and what the command calls it.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::TfRecord(_) => "tfrecord",
+            Self::Parquet(_) => "parquet",
+            Self::ArrowIpc(_) => "arrow",
+            Self::JsonLines(_) => "jsonl",
+            Self::Csv(_) => "csv",
+            Self::Tar(_) => "tar",
+            Self::Images(_) => "images",
+        }
+    }
+
     /// What was said about reading it, to be put behind the URLs.
     pub(crate) fn options(&self) -> &dyn fmt::Display {
         match self {

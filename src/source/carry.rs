@@ -259,12 +259,19 @@ fn leaf_of(data_type: &DataType) -> &DataType {
     match data_type {
         DataType::Dictionary(_, values) => leaf_of(values),
         DataType::RunEndEncoded(_, values) => leaf_of(values.data_type()),
+        other => list_item(other).map_or(other, leaf_of),
+    }
+}
+
+/// The type of a list's elements.
+fn list_item(data_type: &DataType) -> Option<&DataType> {
+    match data_type {
         DataType::FixedSizeList(item, _)
         | DataType::List(item)
         | DataType::LargeList(item)
         | DataType::ListView(item)
-        | DataType::LargeListView(item) => leaf_of(item.data_type()),
-        leaf => leaf,
+        | DataType::LargeListView(item) => Some(item.data_type()),
+        _ => None,
     }
 }
 
@@ -343,20 +350,10 @@ pub(super) fn inferred(stored: &[Leaf], notes: &mut Vec<String>) -> Result<Vec<C
 
 /// A type that no tensor can hold, and why.
 fn refused(data_type: &DataType) -> String {
-    fn is_list(data_type: &DataType) -> Option<&DataType> {
-        match data_type {
-            DataType::FixedSizeList(item, _)
-            | DataType::List(item)
-            | DataType::LargeList(item)
-            | DataType::ListView(item)
-            | DataType::LargeListView(item) => Some(item.data_type()),
-            _ => None,
-        }
-    }
-    let why = match (is_list(data_type), leaf_of(data_type)) {
+    let why = match (list_item(data_type), leaf_of(data_type)) {
         (_, DataType::Null) => "nothing but nulls",
         (Some(_), DataType::Struct(_)) => "a list of structs",
-        (Some(item), leaf) if is_list(item).is_some() && elements::default_dtype(leaf).is_some() => {
+        (Some(item), leaf) if list_item(item).is_some() && elements::default_dtype(leaf).is_some() => {
             "lists within lists may vary in length: declare .fixed(..)"
         }
         _ => return data_type.to_string(),

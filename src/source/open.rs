@@ -160,16 +160,10 @@ pub(crate) fn doubt(format: &Format, error: Error) -> Error {
     let place = error.place();
     let Some(url) = place.url.clone().filter(|url| Format::of_name(url).is_none()) else { return error };
     let is_beginning = place.record.unwrap_or(0) == 0 && place.byte_offset.unwrap_or(0) == 0;
-    let ending = match format {
-        _ if !is_beginning || !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Schema) => return error,
-        Format::Images(_) => return error,
-        Format::TfRecord(_) => "tfrecord",
-        Format::Parquet(_) => "parquet",
-        Format::ArrowIpc(_) => "arrow",
-        Format::JsonLines(_) => "jsonl",
-        Format::Csv(_) => "csv",
-        Format::Tar(_) => "tar",
-    };
+    let is_of_content = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Schema);
+    if !is_beginning || !is_of_content || matches!(format, Format::Images(_)) {
+        return error;
+    }
     let folder = url.rsplit_once('/').map_or("", |(folder, _)| folder.trim_start_matches("file://"));
     let message = format!("{}; its name does not say that it is {}", error.reason(), format.name());
     let mut doubted = Error::new(error.kind(), message).url(url.clone());
@@ -179,7 +173,8 @@ pub(crate) fn doubt(format: &Format, error: Error) -> Error {
         doubted = known.map_or(doubted.clone(), |known| add(doubted, known));
     }
     let advice = format!(
-        "state the format: Dataset::open_with(urls, format), or name the shards alone, with a pattern such as {folder}/*.{ending}"
+        "state the format: Dataset::open_with(urls, format), or name the shards alone, with a pattern such as {folder}/*.{}",
+        format.word()
     );
     doubted.advice(error.advised().map_or_else(|| advice.clone(), |known| format!("{known}, or {advice}")))
 }

@@ -6,7 +6,6 @@ use futures::{StreamExt, stream};
 
 use super::{Footers, InspectArgs, MOST_ERRORS, Report, quotas};
 use crate::cli::blocks::{self, Blocks};
-use crate::cli::format;
 use crate::cli::look::rows::ColumnLook;
 use crate::cli::opened::{Cells, Opener, is_damage};
 use crate::cli::shards::Shards;
@@ -84,7 +83,7 @@ pub(super) fn inspect(
         counts = rows;
     }
     let report = Report {
-        format: format::name(&format),
+        format: format.word(),
         compression: match &footers {
             Some(footers) => footers.compression(),
             None => packing(shards, &format)?,
