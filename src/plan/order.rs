@@ -1,13 +1,20 @@
 //! The tree of orders: which row of which source stands at a position.
 
+mod arrivals;
+mod lanes;
+mod picked;
+
 use std::sync::Arc;
+
+pub(crate) use arrivals::Arrivals;
+pub(crate) use lanes::Lanes;
+use picked::Picker;
+pub(crate) use picked::{Picked, PickedBlock, PickedRows};
 
 use super::catalog::Catalog;
 use super::mix::Mixing;
-use super::numbers::NumberMap;
 use super::permutation::Permutation;
 use super::shuffle::ShuffledOrder;
-use super::state::ReadPoint;
 use crate::random::Key;
 
 /// Set in a pass number for samples that fill up the last batch, so that they are augmented anew.
@@ -94,121 +101,6 @@ impl Frame {
     }
 }
 
-/// Rows of one source in the order wanted.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct PickedRows {
-    /// The source.
-    pub(crate) leaf: usize,
-    /// How often each of these samples was drawn before.
-    pub(crate) pass: u64,
-    /// The blocks that the rows are of, each once.
-    pub(crate) blocks: Vec<PickedBlock>,
-    /// For each row which of `blocks` it is of, and its number in it.
-    pub(crate) rows: Vec<(usize, usize)>,
-}
-
-/// A block of which rows were picked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PickedBlock {
-    pub(crate) block: u32,
-    /// Sample id of its first row.
-    pub(crate) first_id: u64,
-    /// Step until which it must stay.
-    pub(crate) hold: u64,
-}
-
-impl PickedRows {
-    /// The sample id of a row.
-    pub(crate) fn id(&self, row: usize) -> u64 {
-        let (block, row) = self.rows[row];
-        self.blocks[block].first_id + row as u64
-    }
-}
-
-/// Slots of the table of blocks met last: more than a batch mostly takes rows of.
-const RECENT: usize = 256;
-
-/// Picks row by row.
-struct Picker {
-    picked: PickedRows,
-    /// Where each block stands in `blocks`; by the last bits of its number where the last block with these bits does.
-    known: NumberMap<u32>,
-    recent: [u32; RECENT],
-}
-
-impl Picker {
-    fn new(leaf: usize, pass: u64, rows: usize) -> Self {
-        let picked = PickedRows { leaf, pass, blocks: Vec::new(), rows: Vec::with_capacity(rows) };
-        Self { picked, known: NumberMap::default(), recent: [0; RECENT] }
-    }
-
-    /// Row `row` of a block, which must stay until step `hold`.
-    fn push(&mut self, block: u32, first_id: u64, row: u64, hold: u64) {
-        let recent = &mut self.recent[block as usize % RECENT];
-        let blocks = &mut self.picked.blocks;
-        if blocks.get(*recent as usize).is_none_or(|found| found.block != block) {
-            *recent = *self.known.entry(block).or_insert_with(|| {
-                blocks.push(PickedBlock { block, first_id, hold });
-                blocks.len() as u32 - 1
-            });
-        }
-        let at = *recent as usize;
-        blocks[at].hold = blocks[at].hold.max(hold);
-        self.picked.rows.push((at, row as usize));
-    }
-}
-
-/// The rows at some positions: the order's tree, resolved.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Picked {
-    /// Rows of a source.
-    Rows(PickedRows),
-    /// Rows of several parts; `from` gives part and index for each position.
-    Gathered { parts: Vec<Picked>, from: Vec<(u32, u32)> },
-    /// Columns side by side.
-    Zipped(Vec<Picked>),
-    /// A column of the positions beside the others.
-    Enumerated { positions: Vec<u64>, column: usize, input: Box<Picked> },
-    /// Rows that function `stage` is applied to.
-    Applied { stage: usize, input: Box<Picked> },
-}
-
-impl Picked {
-    /// How many positions were picked.
-    pub(crate) fn positions(&self) -> u64 {
-        match self {
-            Picked::Rows(rows) => rows.rows.len() as u64,
-            Picked::Gathered { from, .. } => from.len() as u64,
-            Picked::Zipped(parts) => parts[0].positions(),
-            Picked::Enumerated { input, .. } | Picked::Applied { input, .. } => input.positions(),
-        }
-    }
-
-    /// Sample id and pass of what stands at each position: of columns side by side, those of the first input.
-    pub(crate) fn drawn(&self) -> Vec<(u64, u64)> {
-        match self {
-            Picked::Rows(rows) => (0..rows.rows.len()).map(|row| (rows.id(row), rows.pass)).collect(),
-            Picked::Gathered { parts, from } => {
-                let parts: Vec<_> = parts.iter().map(Picked::drawn).collect();
-                from.iter().map(|&(part, index)| parts[part as usize][index as usize]).collect()
-            }
-            Picked::Zipped(parts) => parts[0].drawn(),
-            Picked::Enumerated { input, .. } | Picked::Applied { input, .. } => input.drawn(),
-        }
-    }
-
-    /// Calls `f` for all rows of sources below.
-    pub(crate) fn for_each_rows<'a>(&'a self, f: &mut impl FnMut(&'a PickedRows)) {
-        match self {
-            Picked::Rows(rows) => f(rows),
-            Picked::Gathered { parts, .. } | Picked::Zipped(parts) => {
-                parts.iter().for_each(|part| part.for_each_rows(f))
-            }
-            Picked::Enumerated { input, .. } | Picked::Applied { input, .. } => input.for_each_rows(f),
-        }
-    }
-}
-
 /// A block that will be needed, and the last step that needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ahead {
@@ -222,52 +114,6 @@ pub(crate) struct Ahead {
 pub(crate) struct NeedsRows {
     pub(crate) leaf: usize,
     pub(crate) rows: u64,
-}
-
-/// What a source without index has shown of itself in this pass.
-#[derive(Clone, Debug)]
-pub(crate) struct Arrivals {
-    /// Rows before each block that arrived, and the total.
-    starts: Vec<u64>,
-    /// Sample id of each block's first row.
-    ids: Vec<u64>,
-    /// Where each block can be read from again.
-    places: Vec<ReadPoint>,
-    ended: bool,
-}
-
-impl Arrivals {
-    /// Nothing has arrived of the rows from `first_row` on.
-    pub(crate) fn from_row(first_row: u64) -> Self {
-        Self { starts: vec![first_row], ids: Vec::new(), places: Vec::new(), ended: false }
-    }
-
-    /// A block of `rows` rows arrived. `place` is where to read it from again, but for the number of rows before.
-    pub(crate) fn push(&mut self, rows: u64, first_id: u64, place: ReadPoint) {
-        let before = self.rows() - place.row;
-        self.starts.push(self.rows() + rows);
-        self.ids.push(first_id);
-        self.places.push(ReadPoint { row: before, ..place });
-    }
-
-    /// Where to read from to get the rows from `row` on.
-    pub(crate) fn place_of(&self, row: u64) -> Option<ReadPoint> {
-        let block = self.starts.partition_point(|&start| start <= row).saturating_sub(1);
-        self.places.get(block).or(self.places.last()).copied()
-    }
-
-    pub(crate) fn end(&mut self) {
-        self.ended = true;
-    }
-
-    pub(crate) fn rows(&self) -> u64 {
-        self.starts.last().copied().unwrap_or(0)
-    }
-
-    /// All rows, once they are known.
-    pub(crate) fn total(&self) -> Option<u64> {
-        self.ended.then(|| self.rows())
-    }
 }
 
 /// A node of the order's tree.
@@ -702,107 +548,10 @@ fn gathered(
     Ok(Picked::Gathered { parts, from })
 }
 
-/// Shards read in turns: lane j of `cycle` is the shards j, j + cycle, j + 2·cycle, … end to end, and each lane that is not
-/// exhausted gives `run` rows in its turn.
-#[derive(Clone, Debug)]
-pub(crate) struct Lanes {
-    run: u64,
-    /// For each lane: pieces of the child as (rows before in the lane, first child row).
-    lanes: Vec<Vec<(u64, u64)>>,
-    rows: u64,
-    /// Phases, in each of which the same lanes take turns.
-    phases: Vec<Phase>,
-}
-
-#[derive(Clone, Debug)]
-struct Phase {
-    /// Position at which the phase starts.
-    start: u64,
-    /// Rows that each of its lanes gave before.
-    before: u64,
-    /// The lanes taking turns.
-    lanes: Vec<usize>,
-}
-
-impl Lanes {
-    /// `shards`: row ranges of the child, in order.
-    pub(crate) fn new(shards: &[std::ops::Range<u64>], cycle: usize, run: u64) -> Self {
-        let cycle = cycle.clamp(1, shards.len().max(1));
-        let mut lanes = vec![Vec::new(); cycle];
-        let mut lengths = vec![0; cycle];
-        for (i, shard) in shards.iter().enumerate().filter(|(_, shard)| !shard.is_empty()) {
-            lanes[i % cycle].push((lengths[i % cycle], shard.start));
-            lengths[i % cycle] += shard.end - shard.start;
-        }
-        let (mut phases, mut start, mut before) = (Vec::new(), 0, 0);
-        let mut alive: Vec<usize> = (0..cycle).filter(|&lane| lengths[lane] > 0).collect();
-        while let Some(shortest) = alive.iter().map(|&lane| lengths[lane]).min() {
-            // Whole turns of all lanes alive, then one last turn in which the shortest give what they have left.
-            let whole = (shortest - before) / run * run;
-            phases.push(Phase { start, before, lanes: alive.clone() });
-            start += whole * alive.len() as u64;
-            before += whole;
-            if alive.iter().any(|&lane| lengths[lane] < before + run) {
-                phases.push(Phase { start, before, lanes: alive.clone() });
-                start += alive.iter().map(|&lane| (lengths[lane] - before).min(run)).sum::<u64>();
-                before += run;
-            }
-            alive.retain(|&lane| lengths[lane] > before);
-        }
-        phases.dedup_by(|next, phase| next.start == phase.start && next.before == phase.before);
-        Self { run, lanes, rows: lengths.iter().sum(), phases: phases.into_iter().collect() }.with_lengths(lengths)
-    }
-
-    /// Ends each lane with a piece that starts at its length.
-    fn with_lengths(mut self, lengths: Vec<u64>) -> Self {
-        for (lane, length) in self.lanes.iter_mut().zip(lengths) {
-            lane.push((length, ENDLESS));
-        }
-        self
-    }
-
-    fn rows(&self) -> u64 {
-        self.rows
-    }
-
-    fn length(&self, lane: usize) -> u64 {
-        self.lanes[lane].last().map_or(0, |piece| piece.0)
-    }
-
-    fn row_at(&self, position: u64) -> u64 {
-        let phase = &self.phases[self.phases.partition_point(|phase| phase.start <= position) - 1];
-        let within = position - phase.start;
-        let round = within / (self.run * phase.lanes.len() as u64);
-        let mut rest = within % (self.run * phase.lanes.len() as u64);
-        let given = phase.before + round * self.run;
-        for &lane in &phase.lanes {
-            let gives = (self.length(lane) - given).min(self.run);
-            if rest < gives {
-                let row = given + rest;
-                let pieces = &self.lanes[lane];
-                let (before, first) = pieces[pieces.partition_point(|piece| piece.0 <= row) - 1];
-                return first + row - before;
-            }
-            rest -= gives;
-        }
-        unreachable!("position {position} of {} rows", self.rows)
-    }
-
-    fn map(&self, positions: Positions, frame: Option<Frame>) -> Positions {
-        let mut mapped = positions.map(|p| self.row_at(p));
-        if let Some(frame) = frame {
-            // A lane's block is asked for again one round later at the latest.
-            let round = self.lanes.len() as u64 * self.run;
-            let round = round.saturating_mul(frame.many).div_ceil(frame.few * frame.batch) + 1;
-            mapped.hold.iter_mut().for_each(|hold| *hold += round);
-        }
-        mapped
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Shuffle;
+    use super::super::state::ReadPoint;
     use super::super::steps::{Remainder, Steps};
     use super::*;
 
