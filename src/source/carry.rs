@@ -14,6 +14,7 @@
 //! | structs | their fields, under dotted names |
 
 mod elements;
+mod types;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -27,15 +28,15 @@ use arrow::buffer::{BooleanBuffer, NullBuffer, OffsetBuffer};
 use arrow::compute::{cast, nullif, take};
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 
-use self::elements::{StandIn, castable, elements, fill, stand_in};
+use self::elements::{StandIn, elements, fill, stand_in};
+pub(crate) use self::types::column_for;
+use self::types::{fits, of_one_name, validate};
+pub(super) use self::types::{in_times_of, inferred};
 use crate::error::{Error, ErrorKind, Result};
 use crate::schema::{Column, Dtype, Missing, Shape, arrow_schema};
 
 /// Names the mask of a column, behind the column's own name.
 pub(super) const MASK: &str = ".is_present";
-
-/// Elements of one sample, at most: a batch's offsets are 31 bits wide.
-const MAX_ELEMENTS: usize = i32::MAX as usize / 8;
 
 /// Stored record batches to rows of declared columns.
 ///
@@ -227,210 +228,6 @@ fn no_such(column: &Column, leaves: &[Leaf]) -> Error {
     Error::new(ErrorKind::Schema, format!("there is no such column; there are {names}"))
         .column(column.name().clone())
         .advice("name one of them in .columns(), or declare what stands for it: .optional() or .or(..)")
-}
-
-/// The column that a stored field becomes where nothing is declared; a null is an error.
-///
-/// # Errors
-/// [`ErrorKind::Schema`] for types that no tensor can hold: maps, unions, intervals, lists of structs, lists of lists that vary in length.
-pub(crate) fn column_for(field: &Field) -> Result<Column> {
-    let name = field.name().as_str();
-    let (dtype, shape) = described(field.data_type()).ok_or_else(|| {
-        Error::new(ErrorKind::Schema, format!("Arrow type {} has no tensor dtype", field.data_type()))
-            .column(name)
-            .advice("name the columns to read, without this one: .columns([..])")
-    })?;
-    let column = Column::new(name, dtype, shape).in_time(time_of(field.data_type()));
-    validate(&column)?;
-    Ok(column)
-}
-
-/// The kind and unit of the times that a type holds; time zones do not change what is stored.
-fn time_of(data_type: &DataType) -> Option<DataType> {
-    match leaf_of(data_type) {
-        DataType::Timestamp(unit, _) => Some(DataType::Timestamp(*unit, None)),
-        time if time.is_temporal() => Some(time.clone()),
-        _ => None,
-    }
-}
-
-/// The type within lists, dictionaries and run ends.
-fn leaf_of(data_type: &DataType) -> &DataType {
-    match data_type {
-        DataType::Dictionary(_, values) => leaf_of(values),
-        DataType::RunEndEncoded(_, values) => leaf_of(values.data_type()),
-        other => list_item(other).map_or(other, leaf_of),
-    }
-}
-
-/// The type of a list's elements.
-fn list_item(data_type: &DataType) -> Option<&DataType> {
-    match data_type {
-        DataType::FixedSizeList(item, _)
-        | DataType::List(item)
-        | DataType::LargeList(item)
-        | DataType::ListView(item)
-        | DataType::LargeListView(item) => Some(item.data_type()),
-        _ => None,
-    }
-}
-
-/// Declared columns, which hold all shards to the times that the first of them stores.
-pub(super) fn in_times_of(columns: Vec<Column>, first: &[Leaf]) -> Vec<Column> {
-    let settled = |column: Column| match (column.time(), first.iter().find(|leaf| leaf.name == column.name().as_ref()))
-    {
-        (None, Some(leaf)) => column.in_time(time_of(leaf.field.data_type())),
-        _ => column,
-    };
-    columns.into_iter().map(settled).collect()
-}
-
-fn described(data_type: &DataType) -> Option<(Dtype, Shape)> {
-    Some(match data_type {
-        DataType::Dictionary(_, values) => described(values)?,
-        DataType::RunEndEncoded(_, values) => described(values.data_type())?,
-        DataType::FixedSizeList(item, n) => {
-            let n = usize::try_from(*n).ok()?;
-            match described(item.data_type())? {
-                (dtype, Shape::Scalar) => (dtype, Shape::Fixed(vec![n])),
-                (dtype, Shape::Fixed(extents)) => (dtype, Shape::Fixed([vec![n], extents].concat())),
-                (_, Shape::Ragged(_)) => return None,
-            }
-        }
-        DataType::List(item) | DataType::LargeList(item) | DataType::ListView(item) | DataType::LargeListView(item) => {
-            match described(item.data_type())? {
-                (dtype, Shape::Scalar) => (dtype, Shape::Ragged(Vec::new())),
-                (dtype, Shape::Fixed(extents)) => (dtype, Shape::Ragged(extents)),
-                (_, Shape::Ragged(_)) => return None,
-            }
-        }
-        leaf => (elements::default_dtype(leaf)?, Shape::Scalar),
-    })
-}
-
-/// Whether a name is that of one stored field at most: nobody could say which of them is meant.
-fn of_one_name(leaves: &[Leaf], name: &str) -> Result<()> {
-    match leaves.iter().filter(|leaf| leaf.name == name).count() {
-        0 | 1 => Ok(()),
-        several => Err(Error::new(ErrorKind::Schema, format!("{several} stored columns have this name"))
-            .column(name)
-            .advice("name the columns to read, without this one: .columns([..])")),
-    }
-}
-
-/// The columns of stored fields where none are declared: all that can be carried. A note names the others.
-///
-/// # Errors
-/// [`ErrorKind::Schema`] if there is none, or if two have one name.
-pub(super) fn inferred(stored: &[Leaf], notes: &mut Vec<String>) -> Result<Vec<Column>> {
-    let (mut columns, mut left_out) = (Vec::new(), Vec::new());
-    for leaf in stored {
-        match leaf.column() {
-            Ok(column) => {
-                of_one_name(stored, column.name())?;
-                columns.push(column);
-            }
-            Err(_) => left_out.push(format!("{} ({})", leaf.name, refused(leaf.field.data_type()))),
-        }
-    }
-    if columns.is_empty() {
-        if left_out.is_empty() {
-            return Err(Error::new(ErrorKind::Schema, "the shard stores no column"));
-        }
-        let message = format!("no column can become a tensor: {}", left_out.join(", "));
-        return Err(Error::new(ErrorKind::Schema, message).advice(
-            "declare them with .columns() where their types allow it, or write scalars, bytes, or lists of those",
-        ));
-    }
-    if !left_out.is_empty() {
-        notes.push(format!("columns that no tensor can hold were left out: {}", left_out.join(", ")));
-    }
-    Ok(columns)
-}
-
-/// A type that no tensor can hold, and why.
-fn refused(data_type: &DataType) -> String {
-    let why = match (list_item(data_type), leaf_of(data_type)) {
-        (_, DataType::Null) => "nothing but nulls",
-        (Some(_), DataType::Struct(_)) => "a list of structs",
-        (Some(item), leaf) if list_item(item).is_some() && elements::default_dtype(leaf).is_some() => {
-            "lists within lists may vary in length: declare .fixed(..)"
-        }
-        _ => return data_type.to_string(),
-    };
-    format!("{data_type}: {why}")
-}
-
-/// Whether a column can be declared at all.
-fn validate(column: &Column) -> Result<()> {
-    let wrong = |message: String| Error::config(message).column(column.name().clone());
-    let (Shape::Fixed(extents) | Shape::Ragged(extents)) = column.shape() else {
-        return stand_in(column).map(|_| ());
-    };
-    let count = extents.iter().try_fold(1usize, |count, &extent| count.checked_mul(extent));
-    if !count.is_some_and(|count| count > 0 && count <= MAX_ELEMENTS) {
-        return Err(wrong(format!("shape {} has no elements, or too many", column.shape())));
-    }
-    if column.is_sequence() {
-        return Err(wrong("is a feature list of tf.SequenceExamples, which this format does not hold".into())
-            .advice("declare it with .ragged(), without .in_sequence()"));
-    }
-    if column.is_raw() && (column.dtype() == Dtype::Bytes || matches!(column.shape(), Shape::Ragged(_))) {
-        return Err(wrong("a raw column has a numeric dtype and fixed extents".into()));
-    }
-    stand_in(column).map(|_| ())
-}
-
-/// Whether a stored type can become a declared column.
-fn fits(stored: &DataType, column: &Column) -> Result<()> {
-    let (mut layers, mut fixed, mut leaf) = (0, Some(1usize), stored);
-    loop {
-        leaf = match leaf {
-            DataType::Dictionary(_, values) => values,
-            DataType::RunEndEncoded(_, values) => values.data_type(),
-            DataType::FixedSizeList(item, n) => {
-                fixed = fixed.and_then(|count| count.checked_mul(usize::try_from(*n).ok()?));
-                layers += 1;
-                item.data_type()
-            }
-            DataType::List(item)
-            | DataType::LargeList(item)
-            | DataType::ListView(item)
-            | DataType::LargeListView(item) => {
-                (fixed, layers) = (None, layers + 1);
-                item.data_type()
-            }
-            _ => break,
-        }
-    }
-    let dtype = if column.is_raw() { Dtype::Bytes } else { column.dtype() };
-    let (deepest, elements) = match column.shape() {
-        _ if column.is_raw() => (0, None),
-        Shape::Scalar => (1, Some(1)),
-        Shape::Fixed(extents) => (extents.len().max(1), column.shape().elements()),
-        Shape::Ragged(inner) => (1 + inner.len().max(1), None),
-    };
-    let sizes_differ = elements.zip(fixed).is_some_and(|(wanted, stored)| wanted != stored) && layers > 0;
-    if castable(leaf, dtype) && layers <= deepest && !sizes_differ {
-        return in_time(stored, column);
-    }
-    let declared = if column.is_raw() { "raw bytes".into() } else { format!("{dtype}{}", column.shape()) };
-    let error = Error::new(ErrorKind::Schema, format!("is stored as {stored} and declared as {declared}"));
-    let advice = match column_for(&Field::new("", stored.clone(), true)) {
-        Ok(found) => format!("declare it as {}{}", found.dtype(), found.shape()),
-        Err(_) => "leave it out of .columns()".into(),
-    };
-    Err(error.column(column.name().clone()).advice(advice))
-}
-
-/// Whether times are those of the first shard: integers of two units in one column look like any others.
-fn in_time(stored: &DataType, column: &Column) -> Result<()> {
-    let Some((wanted, found)) = column.time().cloned().zip(time_of(stored)).filter(|(a, b)| a != b) else {
-        return Ok(());
-    };
-    Err(Error::new(ErrorKind::Schema, format!("holds {found}, and {wanted} in the first shard"))
-        .column(column.name().clone())
-        .advice("write the shards with one kind and unit of time, or open them apart"))
 }
 
 /// Stored values of any type to the array that carries `column`; rows that cannot be are listed in ascending order.

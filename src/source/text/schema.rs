@@ -1,0 +1,224 @@
+//! The columns of text: what its first rows look like, and the schema that Arrow reads it with.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::csv;
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema};
+use arrow::error::ArrowError;
+use arrow::json;
+
+use super::INFER_ROWS;
+use crate::error::{Error, ErrorKind, Result};
+use crate::schema::{Column, Dtype, Missing, Shape};
+use crate::source::carry::leaves;
+use crate::source::open::Wanted;
+
+/// The fields of the lines before the first bad one, which the loop will come to, or of all that are good where bad ones are left out.
+pub(super) fn infer_json(sample: &[&[u8]], wanted: &Wanted) -> Result<Schema, (usize, Error)> {
+    let mut values = Vec::new();
+    for (row, line) in sample.iter().enumerate() {
+        match serde_json::from_slice::<serde_json::Value>(line) {
+            Ok(value @ serde_json::Value::Object(_)) => values.push(value),
+            _ if wanted.leave_out || wanted.columns.is_some() => {}
+            _ if !values.is_empty() => break,
+            Ok(_) => return Err((row, Error::corrupt("the line is no JSON object"))),
+            Err(e) => return Err((row, Error::corrupt("the line is no JSON").because(e))),
+        }
+    }
+    let schema = json::reader::infer_json_schema_from_iterator(values.iter().map(Ok::<_, ArrowError>));
+    match schema {
+        Ok(schema) => Ok(schema),
+        // What is declared is read by what it is declared as.
+        Err(_) if wanted.columns.is_some() => Ok(Schema::empty()),
+        Err(e) => Err((0, Error::new(ErrorKind::Schema, "the first lines are of several types").because(e))),
+    }
+}
+
+/// The fields of the rows before the first that is no text, which the loop will come to, or of all others where bad ones are left out.
+pub(super) fn infer_csv(
+    head: &[u8],
+    sample: &[&[u8]],
+    delimiter: u8,
+    header: bool,
+    wanted: &Wanted,
+) -> Result<Schema, (usize, Error)> {
+    let format =
+        || csv::reader::Format::default().with_header(header).with_delimiter(delimiter).with_truncated_rows(true);
+    let names = format().infer_schema(head, Some(0)).map(|(schema, _)| schema);
+    let mut text = head.to_vec();
+    for row in sample {
+        match std::str::from_utf8(row) {
+            Err(_) if wanted.leave_out || wanted.columns.is_some() => continue,
+            Err(_) => break,
+            Ok(_) => {}
+        }
+        text.extend_from_slice(row);
+        if !row.ends_with(b"\n") {
+            text.push(b'\n');
+        }
+    }
+    match format().infer_schema(&text[..], Some(INFER_ROWS)) {
+        Ok((schema, _)) => Ok(schema),
+        // A bad row among the first is for the loop to come to.
+        Err(e) if header => names.map_err(|_| (0, Error::corrupt("the header cannot be read").because(e))),
+        Err(e) => Err((0, Error::corrupt("the first rows cannot be read").because(e))),
+    }
+}
+
+/// Whether a row is text.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] for a row with bytes that are no UTF-8. `fields` are those of the row, where they are known.
+pub(super) fn is_utf8(row: &[u8], delimiter: u8, fields: &Fields) -> Result<()> {
+    let Err(error) = std::str::from_utf8(row) else { return Ok(()) };
+    let at = error.valid_up_to();
+    let field = field_at(row, at, delimiter);
+    let number = field + 1;
+    let message = format!("byte {at} of the row, in field {number}, is 0x{:02x}, which is no UTF-8", row[at]);
+    let error = Error::corrupt(message).advice("convert the shard to UTF-8: iconv -f latin1 -t utf-8");
+    Err(match fields.get(field) {
+        Some(field) => error.column(field.name().clone()),
+        None => error,
+    })
+}
+
+/// The field that a byte of a row belongs to.
+fn field_at(row: &[u8], at: usize, delimiter: u8) -> usize {
+    let mut quoted = false;
+    let ends = row[..at].iter().filter(|&&byte| {
+        quoted ^= byte == b'"';
+        byte == delimiter && !quoted
+    });
+    ends.count()
+}
+
+/// The type that a field is read as, so that it can become the column: that of the column's elements, in lists as there were in the first rows.
+fn read_as(seen: Option<&DataType>, column: &Column) -> DataType {
+    // Dates and times are integers, once they are read.
+    if let (Some(time), Dtype::I64) = (column.time(), column.dtype()) {
+        return time.clone();
+    }
+    let list = |item| DataType::List(Arc::new(Field::new_list_field(item, true)));
+    let leaf = || match column.dtype() {
+        _ if column.is_raw() => DataType::Utf8,
+        Dtype::Bytes => DataType::Utf8,
+        // Neither reader knows halves.
+        Dtype::F16 => DataType::Float32,
+        dtype => dtype.arrow(),
+    };
+    match seen {
+        Some(DataType::List(item)) => list(read_as(Some(item.data_type()), column)),
+        Some(other) if *other != DataType::Null => leaf(),
+        _ => match column.shape() {
+            _ if column.is_raw() => leaf(),
+            Shape::Scalar => leaf(),
+            Shape::Fixed(extents) => extents.iter().fold(leaf(), |item, _| list(item)),
+            Shape::Ragged(inner) => inner.iter().fold(list(leaf()), |item, _| list(item)),
+        },
+    }
+}
+
+/// The schema to read JSON with: the columns alone, in objects within objects where their names have dots.
+pub(super) fn json_schema(inferred: &Schema, columns: &[Column]) -> Schema {
+    let seen = leaves(inferred);
+    // An object's fields; a name with a dot that was seen as it is stays one.
+    #[derive(Default)]
+    struct Objects {
+        fields: Vec<(String, Entry)>,
+    }
+    enum Entry {
+        Value(DataType),
+        Object(Objects),
+    }
+    impl Objects {
+        fn insert(&mut self, path: &[&str], data_type: DataType) {
+            let at = self.fields.iter().position(|(name, _)| name == path[0]);
+            match (path.len(), at) {
+                (1, None) => self.fields.push((path[0].to_owned(), Entry::Value(data_type))),
+                (_, Some(at)) => {
+                    if let (Entry::Object(objects), true) = (&mut self.fields[at].1, path.len() > 1) {
+                        objects.insert(&path[1..], data_type);
+                    }
+                }
+                (_, None) => {
+                    let mut objects = Objects::default();
+                    objects.insert(&path[1..], data_type);
+                    self.fields.push((path[0].to_owned(), Entry::Object(objects)));
+                }
+            }
+        }
+
+        fn fields(self) -> Fields {
+            let fields = self.fields.into_iter().map(|(name, entry)| match entry {
+                Entry::Value(data_type) => Field::new(name, data_type, true),
+                Entry::Object(objects) => Field::new(name, DataType::Struct(objects.fields()), true),
+            });
+            fields.collect()
+        }
+    }
+    let mut objects = Objects::default();
+    let named = |name: &str| seen.iter().find(|leaf| leaf.name == name);
+    for column in columns {
+        let name = column.name().as_ref();
+        // A mask is read with its column.
+        let masked = name
+            .strip_suffix(".is_present")
+            .filter(|of| named(name).is_none() && columns.iter().any(|c| c.name().as_ref() == *of));
+        if masked.is_some() {
+            continue;
+        }
+        let leaf = named(name);
+        let data_type = read_as(leaf.map(|leaf| leaf.field.data_type()), column);
+        // The way to a leaf that was seen is as it was seen: names may hold dots.
+        let mut path = Vec::new();
+        match leaf {
+            Some(leaf) => {
+                let mut fields = inferred.fields();
+                for &at in &leaf.path {
+                    path.push(fields[at].name().as_str());
+                    if let DataType::Struct(inner) = fields[at].data_type() {
+                        fields = inner;
+                    }
+                }
+            }
+            None => path.extend(name.split('.')),
+        }
+        objects.insert(&path, data_type);
+    }
+    Schema::new(objects.fields())
+}
+
+/// CSV knows no difference between an empty string and none.
+pub(super) fn or_empty(column: &Column) -> Column {
+    match (column.dtype(), column.missing()) {
+        (Dtype::Bytes, Missing::Error) if !column.is_raw() => column.clone().optional(),
+        _ => column.clone(),
+    }
+}
+
+/// The schema to read a shard of CSV with: all fields of its header, or of its first row, in their order.
+pub(super) fn csv_schema(
+    head: &[u8],
+    delimiter: u8,
+    header: bool,
+    inferred: &Schema,
+    columns: &[Column],
+) -> Result<Schema> {
+    if let Some(list) = columns.iter().find(|column| *column.shape() != Shape::Scalar && !column.is_raw()) {
+        return Err(Error::new(ErrorKind::Schema, format!("a field of CSV holds one value, and this is {list}"))
+            .column(list.name().clone())
+            .advice("declare a scalar, or split the text in a .map()"));
+    }
+    let format = csv::reader::Format::default().with_header(header).with_delimiter(delimiter);
+    is_utf8(head, delimiter, &Fields::empty())?;
+    let (names, _) =
+        format.infer_schema(head, Some(0)).map_err(|e| Error::corrupt("the header cannot be read").because(e))?;
+    let declared: HashMap<&str, &Column> = columns.iter().map(|column| (column.name().as_ref(), column)).collect();
+    let fields = names.fields().iter().map(|field| {
+        let seen = inferred.field_with_name(field.name()).ok().map(|field| field.data_type());
+        let data_type = declared.get(field.name().as_str()).map_or(DataType::Utf8, |column| read_as(seen, column));
+        Arc::new(Field::new(field.name(), data_type, true)) as FieldRef
+    });
+    Ok(Schema::new(fields.collect::<Fields>()))
+}
