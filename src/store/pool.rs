@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use crate::engine::memory::Memory;
 use crate::{Error, ErrorKind, Result};
 
 /// Buffers are cut to multiples of this, so that blocks of nearly one size share them.
@@ -15,7 +16,7 @@ const MAX_IDLE: usize = 256;
 #[derive(Debug)]
 pub(super) struct Pool {
     limit_bytes: usize,
-    idle: Mutex<Vec<Vec<u8>>>,
+    idle: Mutex<Vec<Memory>>,
 }
 
 impl Pool {
@@ -32,33 +33,28 @@ impl Pool {
             .min_by_key(|&at| idle[at].capacity());
         let found = best.map(|at| idle.swap_remove(at));
         drop(idle);
-        let bytes = match found {
-            Some(bytes) => bytes,
-            None => {
-                let mut bytes = Vec::new();
-                // Pages are only touched as bytes arrive, so a length that is a lie costs addresses and nothing else.
-                bytes.try_reserve_exact(len.checked_next_multiple_of(GRAIN).unwrap_or(len)).map_err(|e| {
-                    Error::new(ErrorKind::Memory, format!("no memory for a read of {len} bytes"))
-                        .because(e)
-                        .advice("read smaller ranges")
-                })?;
-                bytes
-            }
+        let memory = match found {
+            Some(memory) => memory,
+            // Pages are only touched as bytes arrive, so a length that is a lie costs addresses and nothing else.
+            None => Memory::try_new(len.checked_next_multiple_of(GRAIN).unwrap_or(len)).ok_or_else(|| {
+                Error::new(ErrorKind::Memory, format!("no memory for a read of {len} bytes"))
+                    .advice("read smaller ranges")
+            })?,
         };
-        Ok(Buffer { bytes, len: 0, pool: Arc::clone(self) })
+        Ok(Buffer { memory: Some(memory), len: 0, pool: Arc::clone(self) })
     }
 
-    fn give_back(&self, bytes: Vec<u8>) {
+    fn give_back(&self, memory: Memory) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let held: usize = idle.iter().map(Vec::capacity).sum();
-        if bytes.capacity() > 0 && idle.len() < MAX_IDLE && held + bytes.capacity() <= self.limit_bytes {
-            idle.push(bytes);
-        } else if let Some(oldest) = (bytes.capacity() <= self.limit_bytes && !idle.is_empty()).then(|| idle.remove(0))
+        let held: usize = idle.iter().map(Memory::capacity).sum();
+        if idle.len() < MAX_IDLE && held + memory.capacity() <= self.limit_bytes {
+            idle.push(memory);
+        } else if let Some(oldest) = (memory.capacity() <= self.limit_bytes && !idle.is_empty()).then(|| idle.remove(0))
         {
             // Sizes that are no longer asked for make room for those that are.
             drop(oldest);
-            if held - idle.iter().map(Vec::capacity).sum::<usize>() >= bytes.capacity() {
-                idle.push(bytes);
+            if held - idle.iter().map(Memory::capacity).sum::<usize>() >= memory.capacity() {
+                idle.push(memory);
             }
         }
     }
@@ -67,7 +63,8 @@ impl Pool {
 /// A buffer on loan. What it held before is still in it behind `len` and never shown.
 #[derive(Debug)]
 pub(super) struct Buffer {
-    bytes: Vec<u8>,
+    /// None once it is dropped.
+    memory: Option<Memory>,
     len: usize,
     pool: Arc<Pool>,
 }
@@ -77,21 +74,27 @@ impl Buffer {
         self.len
     }
 
+    fn memory(&mut self) -> &mut Memory {
+        self.memory.as_mut().expect("taken when it is dropped")
+    }
+
     /// Appends bytes as they arrive.
+    ///
+    /// # Panics
+    /// If they are more than the buffer was taken for.
     pub(super) fn push(&mut self, chunk: &[u8]) {
-        let over = chunk.len().min(self.bytes.len() - self.len);
-        self.bytes[self.len..self.len + over].copy_from_slice(&chunk[..over]);
-        self.bytes.extend_from_slice(&chunk[over..]);
-        self.len += chunk.len();
+        let end = self.len + chunk.len();
+        let start = std::mem::replace(&mut self.len, end);
+        self.memory().bytes_mut()[start..end].copy_from_slice(chunk);
     }
 
     /// The first `len` bytes, to be written over whole.
+    ///
+    /// # Panics
+    /// If they are more than the buffer was taken for.
     pub(super) fn fill(&mut self, len: usize) -> &mut [u8] {
-        if self.bytes.len() < len {
-            self.bytes.resize(len, 0);
-        }
         self.len = len;
-        &mut self.bytes[..len]
+        &mut self.memory().bytes_mut()[..len]
     }
 
     /// Shares what was read; the memory goes back to the pool with the last slice of it.
@@ -102,13 +105,15 @@ impl Buffer {
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes[..self.len]
+        &self.memory.as_ref().expect("taken when it is dropped").bytes()[..self.len]
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.pool.give_back(std::mem::take(&mut self.bytes));
+        if let Some(memory) = self.memory.take() {
+            self.pool.give_back(memory);
+        }
     }
 }
 
@@ -117,7 +122,7 @@ mod tests {
     use super::*;
 
     fn idle(pool: &Pool) -> Vec<usize> {
-        pool.idle.lock().unwrap().iter().map(Vec::capacity).collect()
+        pool.idle.lock().unwrap().iter().map(Memory::capacity).collect()
     }
 
     #[test]
