@@ -55,19 +55,19 @@ impl<'a> Row<'a> {
     fn column(&self, name: &str) -> Result<&'a ArrayRef> {
         self.rows.column_by_name(name).ok_or_else(|| {
             let names: Vec<_> = self.rows.schema_ref().fields().iter().map(|field| field.name().as_str()).collect();
-            Error::new(ErrorKind::Schema, format!("no column {name:?}; these exist: {}", names.join(", ")))
+            Error::config(format!("no column {name:?}; these exist: {}", names.join(", ")))
         })
     }
 
     fn mismatch(&self, name: &str, wanted: &str) -> Error {
         let found = self.column(name).map_or_else(|_| String::new(), |column| column.data_type().to_string());
-        Error::new(ErrorKind::Schema, format!("asked for {wanted}, the column holds {found}")).column(name)
+        Error::config(format!("asked for {wanted}, the column holds {found}")).column(name)
     }
 
     /// The value of a scalar column.
     ///
     /// # Errors
-    /// [`ErrorKind::Schema`] if there is no such column or it holds another type.
+    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a slip of the function, and no bad record.
     pub fn get<T: Element>(&self, name: &str) -> Result<T> {
         let column = self.column(name)?;
         let column =
@@ -78,7 +78,7 @@ impl<'a> Row<'a> {
     /// The values of a fixed or ragged column, in row-major order.
     ///
     /// # Errors
-    /// [`ErrorKind::Schema`] if there is no such column or it holds another type.
+    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a slip of the function, and no bad record.
     pub fn values<T: Element>(&self, name: &str) -> Result<&'a [T]> {
         let (start, end, mut items) = match self.column(name)?.data_type() {
             DataType::List(_) => {
@@ -107,7 +107,7 @@ impl<'a> Row<'a> {
     /// The byte string of a column of bytes (or of a raw one, as stored).
     ///
     /// # Errors
-    /// [`ErrorKind::Schema`] if there is no such column or it holds another type.
+    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a slip of the function, and no bad record.
     pub fn bytes(&self, name: &str) -> Result<&'a [u8]> {
         let column = self.column(name)?.as_binary_view_opt().ok_or_else(|| self.mismatch(name, "bytes"))?;
         Ok(column.value(self.index))
@@ -116,7 +116,7 @@ impl<'a> Row<'a> {
     /// The value of a column of truth values.
     ///
     /// # Errors
-    /// [`ErrorKind::Schema`] if there is no such column or it holds another type.
+    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a slip of the function, and no bad record.
     pub fn bool(&self, name: &str) -> Result<bool> {
         let column = self.column(name)?.as_boolean_opt().ok_or_else(|| self.mismatch(name, "bool"))?;
         Ok(column.value(self.index))
@@ -132,7 +132,7 @@ impl RowWriter<'_> {
     fn column(&mut self, name: &str) -> Result<&mut OutputColumn> {
         let at = self.columns.iter().position(|c| c.column.name().as_ref() == name).ok_or_else(|| {
             let names: Vec<_> = self.columns.iter().map(|c| c.column.name().as_ref()).collect();
-            Error::new(ErrorKind::Transform, format!("{name:?} is not among the declared outputs {}", names.join(", ")))
+            Error::config(format!("{name:?} is not among the declared outputs {}", names.join(", ")))
         })?;
         Ok(&mut self.columns[at])
     }
@@ -140,7 +140,8 @@ impl RowWriter<'_> {
     /// Sets a scalar column.
     ///
     /// # Errors
-    /// If the column is not declared, or with another dtype or shape, or was set in this row already.
+    /// If the column is not declared, or with another dtype, or was set in this row already ([`ErrorKind::Config`]); if it was declared with another shape
+    /// ([`ErrorKind::Transform`]: a bad record).
     pub fn set<T: Element>(&mut self, name: &str, value: T) -> Result<()> {
         self.set_values(name, &[value])
     }
@@ -148,12 +149,12 @@ impl RowWriter<'_> {
     /// Sets a scalar, fixed or ragged column to these elements, in row-major order.
     ///
     /// # Errors
-    /// If the column is not declared, or with another dtype or number of elements, or was set in this row already.
+    /// If the column is not declared, or with another dtype, or was set in this row already ([`ErrorKind::Config`]); if it was declared with another number of
+    /// elements ([`ErrorKind::Transform`]: a bad record).
     pub fn set_values<T: Element>(&mut self, name: &str, values: &[T]) -> Result<()> {
         let column = self.column(name)?;
         if column.column.dtype() != T::DTYPE || column.column.is_raw() {
-            return Err(Error::new(ErrorKind::Transform, format!("set to {}, declared {}", T::DTYPE, column.column))
-                .column(name));
+            return Err(Error::config(format!("set to {}, declared {}", T::DTYPE, column.column)).column(name));
         }
         column.push(values.len(), bytemuck::cast_slice(values))
     }
@@ -161,14 +162,12 @@ impl RowWriter<'_> {
     /// Sets a column of bytes (or a raw one, to its memory).
     ///
     /// # Errors
-    /// If the column is not declared as bytes, or was set in this row already.
+    /// If the column is not declared as bytes, or was set in this row already ([`ErrorKind::Config`]).
     pub fn set_bytes(&mut self, name: &str, value: &[u8]) -> Result<()> {
         let column = self.column(name)?;
         let raw = column.column.is_raw();
         if column.column.dtype() != Dtype::Bytes && !raw {
-            return Err(
-                Error::new(ErrorKind::Transform, format!("set to bytes, declared {}", column.column)).column(name)
-            );
+            return Err(Error::config(format!("set to bytes, declared {}", column.column)).column(name));
         }
         if raw && column.column.sample_bytes() != Some(value.len()) {
             return Err(Error::new(
@@ -213,7 +212,7 @@ impl OutputColumn {
     fn push(&mut self, elements: usize, data: &[u8]) -> Result<()> {
         let name = self.column.name().clone();
         if std::mem::replace(&mut self.is_set, true) {
-            return Err(Error::new(ErrorKind::Transform, "set twice in one row").column(name));
+            return Err(Error::config("set twice in one row").column(name));
         }
         let fits = match self.column.shape() {
             Shape::Ragged(inner) => elements.is_multiple_of(inner.iter().product::<usize>().max(1)),

@@ -340,6 +340,31 @@ fn functions_zip_and_concat_leave_out_the_same_rows_everywhere() -> Result<()> {
 }
 
 #[test]
+fn a_slip_of_a_function_is_no_bad_record() {
+    let numbers = std::sync::Arc::new(arrow::array::Int64Array::from_iter_values(0..100));
+    let dataset = Dataset::from_columns([("id", numbers as _)]).expect("a column");
+    type Body = fn(&forebay::Row<'_>, &mut forebay::RowWriter<'_>) -> Result<()>;
+    let slips: [(Body, &str); 5] = [
+        (|row, out| out.set("id", row.get::<i64>("ident")?), "these exist: id"),
+        (|row, out| out.set("id", i64::from(row.get::<i32>("id")?)), "asked for i32"),
+        (|_, out| out.set("ident", 1i64), "not among the declared outputs id"),
+        (|_, out| out.set("id", 1f32), "set to f32"),
+        (|_, out| out.set("id", 1i64).and_then(|()| out.set("id", 1i64)), "set twice"),
+    ];
+    for (body, words) in slips {
+        let mapped = dataset.map("slip", [int64("id")], move |_, row, out| body(&row, out)).batch(10);
+        for loader in [mapped.loader(), mapped.loader().on_bad_record(Skip::rate(1.0))] {
+            let error =
+                watched(|| loader.build().and_then(|loader| loader.into_iter().try_for_each(|batch| batch.map(drop))));
+            let error = error.expect_err("no row passes");
+            assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+            let text = error.to_string();
+            assert!(text.contains(words) && text.contains("sample 0") && !text.contains("on_bad_record"), "{text}");
+        }
+    }
+}
+
+#[test]
 fn every_prefix_and_every_flipped_bit_is_an_error_or_the_right_data() -> Result<()> {
     let records: Vec<Vec<u8>> = (0..4u8).map(|i| vec![i; usize::from(i) * 3]).collect();
     let mut quiet = 0;
