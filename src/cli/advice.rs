@@ -3,12 +3,13 @@
 use crate::error::Error;
 
 /// Calls and the flags that do the same; `{columns}` is the flag that picks columns.
-const FLAGS: [(&str, &str); 6] = [
+const FLAGS: [(&str, &str); 7] = [
     (".columns([bytes(\"image\"), bytes(\"path\")])", "{columns}"),
     (".columns([..])", "{columns}"),
     (".columns()", "{columns}"),
     ("Csv::new().delimiter(..)", "--delimiter"),
     ("Dataset::open_with(urls, format)", "--format"),
+    ("Dataset::open_with(urls, ImageFolder::new())", "--format images"),
     (".budget(..)", "--budget"),
 ];
 
@@ -57,5 +58,24 @@ mod tests {
             "x: no; state the format: --format"
         );
         assert_eq!(said("x: no; write it again"), "x: no; write it again");
+    }
+
+    #[test]
+    fn what_is_replaced_is_what_the_library_says() {
+        let mut files = vec![std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+        let mut library = String::new();
+        while let Some(path) = files.pop() {
+            if path.is_dir() {
+                let entries = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path());
+                files.extend(entries.filter(|path| !path.ends_with("src/cli")));
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                library += &std::fs::read_to_string(&path).unwrap().replace("\\\"", "\"");
+            }
+        }
+        for text in FLAGS.map(|(call, _)| call).into_iter().chain(OF_PROGRAMS) {
+            // What joins it to the text before it is put there by the error.
+            let said = text.trim_start_matches("; ").trim_start_matches(", or ");
+            assert!(library.contains(said), "nothing in the library says {said:?}");
+        }
     }
 }

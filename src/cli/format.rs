@@ -2,7 +2,7 @@
 
 use crate::dataset::{ArrowIpc, Csv, Format, ImageFolder, JsonLines, Parquet, Tar, TfRecord};
 use crate::error::{Error, Result};
-use crate::source::open::{format_of, is_image};
+use crate::source::open::format_of;
 use crate::store::Object;
 
 /// The argument that states it.
@@ -64,14 +64,6 @@ enum Name {
 impl FormatArgs {
     /// The format that is stated, or that names say.
     pub(super) fn of(self, objects: &[Object]) -> Result<Format> {
-        match self.stated()? {
-            None if !objects.is_empty() && objects.iter().all(is_image) => Ok(ImageFolder::new().into()),
-            _ => self.of_shards(objects),
-        }
-    }
-
-    /// The same where images are no shards.
-    pub(super) fn of_shards(self, objects: &[Object]) -> Result<Format> {
         match self.stated()? {
             Some(format) => Ok(format),
             None => self.fields.of(format_of(objects)?),

@@ -30,7 +30,7 @@ pub enum Format {
     Csv(Csv),
     /// Archives in the convention of WebDataset: `.tar`. Needs the feature `tar`.
     Tar(Tar),
-    /// A folder of image files, to be stated.
+    /// A folder of image files: to be stated where there are other files.
     Images(ImageFolder),
 }
 

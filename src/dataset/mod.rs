@@ -111,7 +111,8 @@ impl Dataset {
     /// Shards by URL: `gs://`, `s3://`, `az://`, `http(s)://`, `file://`, paths; with globs (`*`, `?`, `[ab]`, `**`),
     /// braces (`{a,b}`), numeric ranges (`{00000..01023}`) and folders.
     ///
-    /// Their names say which [`Format`] they have (`.parquet`, …); TFRecord is what is read where they say nothing.
+    /// Their names say which [`Format`] they have (`.parquet`, …): an [`ImageFolder`] where all are called like images, TFRecord where none says
+    /// anything.
     ///
     /// # Order
     /// Shards in byte order of their URLs.

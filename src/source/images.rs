@@ -34,7 +34,7 @@ const PATH: &str = "path";
 /// The images among listed files, with their classes.
 pub(crate) async fn open(store: Store, objects: Vec<Object>, _: ImageFolder, wanted: Wanted) -> Result<Opening> {
     let total = objects.len();
-    let objects: Vec<Object> = objects.into_iter().filter(is_image).collect();
+    let objects: Vec<Object> = objects.into_iter().filter(|object| is_image(&object.url)).collect();
     let left_out = total - objects.len();
     if objects.is_empty() {
         return Err(Error::new(ErrorKind::NotFound, format!("none of the {total} files is called like an image"))
@@ -88,8 +88,9 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _: ImageFolder, wan
     Ok(Opening { opened: Opened::Indexed(Arc::new(source)), notes })
 }
 
-pub(crate) fn is_image(object: &Object) -> bool {
-    let ending = object.url.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
+/// Whether a file's name ends like an image's.
+pub(super) fn is_image(name: &str) -> bool {
+    let ending = name.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
     ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
 }
 

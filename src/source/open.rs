@@ -3,15 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-#[cfg(feature = "cli")]
-pub(crate) use super::images::is_image;
 #[cfg(feature = "tar")]
 use super::tar;
 #[cfg(feature = "text")]
 use super::text;
 use super::{Arriving, Source, images, ipc, tfrecord};
 use crate::dataset::expr::Expr;
-use crate::dataset::files::Format;
+use crate::dataset::files::{Format, ImageFolder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::schema::Column;
 use crate::store::{Object, Store};
@@ -172,10 +170,12 @@ pub(crate) fn doubt(format: &Format, error: Error) -> Error {
     {
         doubted = known.map_or(doubted.clone(), |known| add(doubted, known));
     }
-    let advice = format!(
-        "state the format: Dataset::open_with(urls, format), or name the shards alone, with a pattern such as {folder}/*.{}",
-        format.word()
-    );
+    let state = match images::is_image(&url) {
+        true => "read the folder as images: Dataset::open_with(urls, ImageFolder::new())",
+        false => "state the format: Dataset::open_with(urls, format)",
+    };
+    let word = format.word();
+    let advice = format!("{state}, or name the shards alone, with a pattern such as {folder}/*.{word}");
     doubted.advice(error.advised().map_or_else(|| advice.clone(), |known| format!("{known}, or {advice}")))
 }
 
@@ -186,8 +186,11 @@ fn without(format: &str, feature: &str) -> Error {
         .advice(format!("compile forebay with the feature `{feature}`: --features {feature}"))
 }
 
-/// The format that the names of the shards end in; TFRecord where they say nothing.
+/// The format that the names of the shards end in: images where all are called like one, TFRecord where none says anything.
 pub(crate) fn format_of(objects: &[Object]) -> Result<Format> {
+    if !objects.is_empty() && objects.iter().all(|object| images::is_image(&object.url)) {
+        return Ok(ImageFolder::new().into());
+    }
     let mut named = objects.iter().filter_map(|object| Some((object, Format::of_name(&object.url)?)));
     let Some((first, format)) = named.next() else { return Ok(Format::TfRecord(Default::default())) };
     match named.find(|(_, other)| *other != format) {

@@ -597,8 +597,8 @@ mod text {
         let cases: [(&[u8], Option<&str>, &str); 4] = [
             (b"id,x\n0,1\n\"a\nb\",2\n", Some("id"), "\"a\\nb\" is no i64"),
             (b"id,x\n0,1\n1,2,3\n", None, "3 fields, where there are 2 columns"),
-            (b"id,x\n0,a\n1,\xe9\n", None, "byte 2 of the row, in field 2, is 0xe9, which is no UTF-8"),
-            (b"id,x\n0,a\n1,\"b,\xe9\"\n", None, "byte 5 of the row, in field 2, is 0xe9"),
+            (b"id,x\n0,a\n1,\xe9\n", Some("x"), "byte 2 of the row, in field 2, is 0xe9, which is no UTF-8"),
+            (b"id,x\n0,a\n1,\"b,\xe9\"\n", Some("x"), "byte 5 of the row, in field 2, is 0xe9"),
         ];
         for (text, column, words) in cases {
             let (ids, error) = ids_of(Dataset::open(put("a.csv", text))?.columns([int64("id")]).batch(1).loader())?;
@@ -954,6 +954,25 @@ mod images {
         assert_eq!((&paths[0][..], &paths[40][..]), (&b"ape/00.PNG"[..], &b"cat/40.PNG"[..]));
         assert_eq!(pixels.len(), 41 * 72);
         assert!(notes.contains("3 of 44 files are not called like images"), "{notes}");
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_but_images_needs_no_format() -> Result<()> {
+        let folder = folder(|_, content| content);
+        let photos = folder.path().join("photos & more");
+        let of_class = |class: &str| {
+            let dataset = Dataset::open(format!("{}/{class}/*.PNG", photos.display()))?.batch(50);
+            dataset.loader().build()?.into_iter().map(|batch| Ok(batch?.len())).sum::<Result<usize>>()
+        };
+        assert_eq!(of_class("bee")?, 14);
+        assert_eq!(of_class("*")?, 41);
+        // With other files it has to be stated, and the error says how.
+        let error = watched({
+            let dataset = Dataset::open(photos.display().to_string())?.batch(50);
+            move || dataset.loader().build().map(|_| ()).expect_err("no TFRecord")
+        });
+        assert!(error.to_string().contains("Dataset::open_with(urls, ImageFolder::new())"), "{error}");
         Ok(())
     }
 

@@ -207,7 +207,7 @@ pub(super) fn run(args: &ConvertArgs, terminal: &Terminal) -> Result<Verdict, Fa
     let listed = args.list(&dest, terminal)?;
     let format = match from {
         From::Tfrecord => TfRecord::new().into(),
-        _ => args.format.of_shards(&listed.objects)?,
+        _ => args.format.of(&listed.objects)?,
     };
     match args.to == Output::TfRecord
         && !args.needs_rows()
