@@ -189,6 +189,25 @@ fn published_sizes_are_scaled_by_files_and_accelerators_alone() {
 }
 
 #[test]
+fn large_volumes_are_delivered_whole_from_either_format() {
+    // One of 28 files, and no accelerators: a batch of seven would be a gigabyte.
+    for parquet in [None, Some("--parquet")] {
+        let folder = Folder::new();
+        let args = ["bench", "unet3d-like", "--files", "1", "--epochs", "1", "--json", "--quiet"];
+        let measured = folder.run_to(0, args.into_iter().chain(parquet)).json();
+        assert_eq!((&measured["checked"], &measured["checked_samples"]), (&true.into(), &1.into()), "{measured}");
+        assert_eq!((&measured["files"], &measured["batch"]), (&1.into(), &7.into()), "{measured}");
+        let made = match parquet {
+            None => folder.path("cache/forebay/bench/unet3d-like-1"),
+            Some(_) => folder.path("cache/forebay/bench/unet3d-like-parquet-1"),
+        };
+        let ending = if parquet.is_some() { "parquet" } else { "tfrecord" };
+        let shard = std::fs::metadata(made.join(format!("unet3d-like-00000-of-00001.{ending}"))).expect("its file");
+        assert!(shard.len() > 146_600_628 / 16, "{shard:?}");
+    }
+}
+
+#[test]
 fn the_most_accelerators_are_searched_for() {
     let folder = Folder::new();
     let data = ["bench", "raw", "--samples", "40", "--batch", "4", "--json", "--quiet", "--epochs", "2"];
