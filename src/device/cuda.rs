@@ -2,7 +2,7 @@
 //! [`Copier`].
 #![expect(unsafe_code, reason = "a shared library that is loaded, and the calls of the CUDA driver")]
 
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::{self, CUevent_flags, CUresult, CUstream_flags};
@@ -12,6 +12,7 @@ use super::copier::{Copier, Event, Locked, Stream};
 use crate::error::{Error, ErrorKind, Result};
 
 static LOADED: OnceLock<Result<()>> = OnceLock::new();
+
 /// Makes libtorch's CUDA devices available, if libtorch was built with CUDA and a driver is there.
 ///
 /// libtorch looks for CUDA once, at the first question, and remembers the answer; and the linker leaves `libtorch_cuda.so` out
@@ -19,7 +20,8 @@ static LOADED: OnceLock<Result<()>> = OnceLock::new();
 /// does) before anything else asks `tch` about CUDA. Later calls cost nothing.
 ///
 /// # Errors
-/// [`ErrorKind::Device`] if `libtorch_cuda.so` cannot be loaded (a CPU libtorch has none), if there is no driver or no device, or if `tch` had been asked about CUDA before.
+/// [`ErrorKind::Device`] if `libtorch_cuda.so` cannot be loaded (a CPU libtorch has none), if there is no driver, an older one than libtorch's CUDA needs, or no
+/// device, or if `tch` had been asked about CUDA before.
 pub fn init_cuda() -> Result<()> {
     LOADED.get_or_init(load).clone()
 }
@@ -51,9 +53,40 @@ fn why_not() -> Error {
         Err(error) => error,
         Ok(()) if count == 0 => Error::new(ErrorKind::Device, "CUDA's driver sees no device")
             .advice("look at what nvidia-smi says, and at CUDA_VISIBLE_DEVICES"),
-        Ok(()) => Error::new(ErrorKind::Device, "libtorch was asked about CUDA before its CUDA part was loaded")
-            .advice("call forebay::init_cuda() first thing in main(), before anything else asks tch about CUDA"),
+        Ok(()) => what_the_runtime_says().unwrap_or_else(|| {
+            Error::new(ErrorKind::Device, "libtorch was asked about CUDA before its CUDA part was loaded")
+                .advice("call forebay::init_cuda() first thing in main(), before anything else asks tch about CUDA")
+        }),
     }
+}
+
+/// What CUDA's runtime, which libtorch brings, finds wrong with a driver that sees devices; mostly that it is too old.
+fn what_the_runtime_says() -> Option<Error> {
+    type AskInt = unsafe extern "C" fn(*mut c_int) -> c_int;
+    type AskText = unsafe extern "C" fn(c_int) -> *const c_char;
+    let here = Library::this();
+    let ask = |name: &[u8]| {
+        let mut answer = 0;
+        // SAFETY: the runtime's calls of these names have this type; the pointer is to an int, which is written.
+        let code = unsafe { here.get::<AskInt>(name).ok()?(&raw mut answer) };
+        Some((code, answer))
+    };
+    let (code, _) = ask(b"cudaGetDeviceCount\0").filter(|(code, _)| *code != 0)?;
+    // SAFETY: the call has this type, takes any number, and gives text that is never freed.
+    let text = unsafe { CStr::from_ptr(here.get::<AskText>(b"cudaGetErrorString\0").ok()?(code)) }.to_string_lossy();
+    let version = |name| ask(name).map_or(0, |(_, version)| version);
+    let (driver, runtime) = (version(b"cudaDriverGetVersion\0"), version(b"cudaRuntimeGetVersion\0"));
+    let of = |version: c_int| format!("{}.{}", version / 1000, version % 1000 / 10);
+    let message = format!("libtorch's CUDA {} finds no device: {text}", of(runtime));
+    let error = Error::new(ErrorKind::Device, message);
+    Some(match driver {
+        _ if driver >= runtime => error.advice("look at what nvidia-smi says, and at CUDA_VISIBLE_DEVICES"),
+        0 => error.advice("install NVIDIA's driver again: this one does not say its version"),
+        _ => error.advice(format!(
+            "NVIDIA's driver is for CUDA {}: install a later one, or a libtorch for an older CUDA",
+            of(driver)
+        )),
+    })
 }
 
 /// Loads the driver and starts it.

@@ -99,7 +99,9 @@ fn calls_of_the_driver_are_in_order_and_what_is_made_is_freed() {
     let text = error.to_string();
     assert!(text.contains("cuda:0 cannot lock 2199023255552 bytes of host memory: CUDA_ERROR_OUT_OF_MEMORY"), "{text}");
     assert!(text.contains("ulimit -l"), "{text}");
-    assert!(why_not().to_string().contains("asked about CUDA before"), "a driver and a device are there");
+    // A driver and a device are there; libtorch's runtime, where there is one, does not know this driver.
+    let text = why_not().to_string();
+    assert!(text.contains("asked about CUDA before") || text.contains("finds no device: "), "{text}");
     assert!(Driver::new(1).err().unwrap().to_string().contains("CUDA_ERROR_INVALID_DEVICE"));
     assert_eq!(report().0[..4], [1, 1, 0, 0], "what is refused leaves nothing behind");
 
