@@ -57,12 +57,14 @@ fn total_memory() -> Option<u64> {
 }
 
 /// The account behind a [`Budget`]: what is granted, and the most that ever was.
+#[derive(Debug)]
 pub(crate) struct Account {
     total: u64,
     used: AtomicU64,
     peak: AtomicU64,
-    /// Memory kept for the next batches: it lies within the total, and gives way to whatever is granted.
-    spare: Spare,
+    /// Memory kept for the next batches, and for the next reads: it lies within the total, and gives way to whatever is granted, that for reads first.
+    batches: Spare,
+    reads: Spare,
 }
 
 impl Account {
@@ -71,7 +73,8 @@ impl Account {
             total: budget.bytes(),
             used: AtomicU64::new(0),
             peak: AtomicU64::new(0),
-            spare: Spare::default(),
+            batches: Spare::default(),
+            reads: Spare::default(),
         })
     }
 
@@ -83,23 +86,52 @@ impl Account {
         };
         let before = self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).ok()?;
         self.peak.fetch_max(before + bytes, Ordering::AcqRel);
-        drop(self.spare.shed_to(self.total - before - bytes));
+        self.shed_to(self.total - before - bytes);
         Some(Grant { account: self.clone(), bytes })
+    }
+
+    /// Frees spare memory until there are no more than `bytes`.
+    fn shed_to(&self, bytes: u64) {
+        drop(self.batches.shed_to(bytes));
+        drop(self.reads.shed_to(bytes.saturating_sub(self.batches.bytes())));
     }
 
     /// Memory for a batch, of at least so many bytes, which a grant was given for. Its content is anything.
     pub(crate) fn memory(&self, len: usize) -> Memory {
-        self.spare.take(len)
+        self.batches.take(len).unwrap_or_else(|| Memory::new(len))
+    }
+
+    /// The same for what is read; `None` if there is no such memory.
+    pub(crate) fn memory_to_read(&self, len: usize) -> Option<Memory> {
+        self.reads.take(len).or_else(|| Memory::try_new(len))
     }
 
     /// Memory of a batch comes back: it is kept within the total.
     pub(crate) fn give_back(&self, memory: Memory) {
-        self.spare.keep(memory, self.total.saturating_sub(self.used()));
+        let room = self.total.saturating_sub(self.used());
+        self.batches.keep(memory, room);
+        self.shed_to(room);
+    }
+
+    /// Memory that was read into comes back.
+    pub(crate) fn give_back_read(&self, memory: Memory) {
+        let room = self.total.saturating_sub(self.used());
+        self.reads.keep(memory, room.saturating_sub(self.batches.bytes()));
     }
 
     /// Allows so many bytes of memory to be kept for the next batches.
     pub(crate) fn keep_spare(&self, bytes: u64) {
-        self.spare.allow(bytes);
+        self.batches.allow(bytes);
+    }
+
+    /// Allows so many bytes of memory to be kept for the next reads.
+    pub(crate) fn keep_reads(&self, bytes: u64) {
+        self.reads.allow(bytes);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn spare_for_reads(&self) -> u64 {
+        self.reads.bytes()
     }
 
     pub(crate) fn total(&self) -> u64 {
@@ -185,16 +217,41 @@ mod tests {
         account.keep_spare(8 << 20);
         account.give_back(Memory::new(4 << 20));
         let grant = account.grant(6 << 20, 0).unwrap();
-        assert_eq!(account.spare.bytes(), 4 << 20, "both fit");
+        assert_eq!(account.batches.bytes(), 4 << 20, "both fit");
         account.give_back(Memory::new(3 << 20));
-        assert_eq!(account.spare.bytes(), 3 << 20, "the older one gave way to the newer");
+        assert_eq!(account.batches.bytes(), 3 << 20, "the older one gave way to the newer");
         let more = account.grant(2 << 20, 0).unwrap();
-        assert_eq!((account.spare.bytes(), account.peak()), (0, 8 << 20));
+        assert_eq!((account.batches.bytes(), account.peak()), (0, 8 << 20));
         account.give_back(Memory::new(3 << 20));
-        assert_eq!(account.spare.bytes(), 0, "2 MiB are left");
+        assert_eq!(account.batches.bytes(), 0, "2 MiB are left");
         drop((grant, more));
         account.give_back(Memory::new(3 << 20));
-        assert_eq!(account.spare.bytes(), 3 << 20);
+        assert_eq!(account.batches.bytes(), 3 << 20);
+    }
+
+    #[test]
+    fn memory_of_reads_gives_way_to_that_of_batches_and_to_grants() {
+        let account = Account::new(Budget::mebibytes(10));
+        account.keep_spare(8 << 20);
+        account.keep_reads(8 << 20);
+        for mebibytes in [3, 4] {
+            account.give_back_read(Memory::new(mebibytes << 20));
+        }
+        let address = account.memory_to_read(4 << 20).map(|memory| {
+            let address = memory.pointer();
+            account.give_back_read(memory);
+            address
+        });
+        assert_eq!((account.reads.bytes(), account.batches.bytes()), (7 << 20, 0));
+        account.give_back(Memory::new(5 << 20));
+        assert_eq!((account.reads.bytes(), account.batches.bytes()), (4 << 20, 5 << 20), "the older one gave way");
+        account.give_back_read(Memory::new(2 << 20));
+        assert_eq!(account.reads.bytes(), 2 << 20, "never more than the total");
+        let grant = account.grant(4 << 20, 0);
+        assert_eq!((account.reads.bytes(), account.batches.bytes()), (0, 5 << 20));
+        drop(grant);
+        assert_ne!(account.memory_to_read(4 << 20).map(|memory| memory.pointer()), None);
+        assert!(address.is_some());
     }
 
     proptest! {

@@ -2,12 +2,15 @@
 #![expect(unsafe_code, reason = "asking Linux for huge pages, and memory that several threads write to")]
 
 use std::ptr::NonNull;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 /// Below this the C library does as well: it hands memory out again without the kernel, and clears it fast. (Batches of 512 KiB of tokens spent 2 % of the loader's time
 /// on that.)
 const WORTH_KEEPING: usize = 128 << 10;
+
+/// More pieces than this are searched longer than a new one takes.
+const MOST_KEPT: usize = 256;
 
 /// Where memory starts, and multiples of which it has.
 const ALIGN: usize = 64;
@@ -95,8 +98,8 @@ impl Drop for Memory {
     }
 }
 
-/// Memory that nobody uses, kept for the next batches. Fresh memory costs more than the copy into it: the kernel clears each page before it is written.
-#[derive(Default)]
+/// Memory that nobody uses, kept for what comes next. Fresh memory costs more than the copy into it: the kernel clears each page before it is written.
+#[derive(Debug, Default)]
 pub(crate) struct Spare {
     kept: Mutex<Vec<Memory>>,
     bytes: AtomicU64,
@@ -114,19 +117,18 @@ impl Spare {
         self.limit.fetch_max(bytes, Ordering::AcqRel);
     }
 
-    /// Memory of at least `len` bytes, whose content is anything: of what is kept the smallest that is not much too large, else fresh.
-    pub(crate) fn take(&self, len: usize) -> Memory {
-        if len >= WORTH_KEEPING {
-            let fits = |memory: &Memory| (len..=len + len / 4 + 64).contains(&memory.capacity());
-            let mut kept = self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let found = kept.iter().enumerate().filter(|(_, memory)| fits(memory));
-            if let Some((at, _)) = found.min_by_key(|(_, memory)| memory.capacity()) {
-                let memory = kept.swap_remove(at);
-                self.bytes.fetch_sub(memory.capacity() as u64, Ordering::AcqRel);
-                return memory;
-            }
+    /// Memory of at least `len` bytes, whose content is anything: of what is kept the smallest that is not much too large, of several the one used last.
+    pub(crate) fn take(&self, len: usize) -> Option<Memory> {
+        if len < WORTH_KEEPING {
+            return None;
         }
-        Memory::new(len)
+        let fits = |memory: &Memory| (len..=len + len / 4 + 64).contains(&memory.capacity());
+        let mut kept = self.kept();
+        let found = kept.iter().enumerate().rev().filter(|(_, memory)| fits(memory));
+        let (at, _) = found.min_by_key(|(_, memory)| memory.capacity())?;
+        let memory = kept.remove(at);
+        self.bytes.fetch_sub(memory.capacity() as u64, Ordering::AcqRel);
+        Some(memory)
     }
 
     /// Keeps memory, if `room` bytes and what is allowed suffice for all that is kept then. The oldest gives way to what was used last.
@@ -135,9 +137,14 @@ impl Spare {
         if memory.capacity() < WORTH_KEEPING || bytes > room {
             return;
         }
-        let freed = self.shed_to(room - bytes);
-        self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(memory);
+        let mut freed = self.shed_to(room - bytes);
+        let mut kept = self.kept();
+        if kept.len() >= MOST_KEPT {
+            freed.push(self.without_oldest(&mut kept));
+        }
+        kept.push(memory);
         self.bytes.fetch_add(bytes, Ordering::AcqRel);
+        drop(kept);
         drop(freed);
     }
 
@@ -145,14 +152,22 @@ impl Spare {
     pub(crate) fn shed_to(&self, bytes: u64) -> Vec<Memory> {
         let mut shed = Vec::new();
         if self.bytes() > bytes {
-            let mut kept = self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut kept = self.kept();
             while self.bytes() > bytes && !kept.is_empty() {
-                let memory = kept.remove(0);
-                self.bytes.fetch_sub(memory.capacity() as u64, Ordering::AcqRel);
-                shed.push(memory);
+                shed.push(self.without_oldest(&mut kept));
             }
         }
         shed
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<Memory>> {
+        self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn without_oldest(&self, kept: &mut Vec<Memory>) -> Memory {
+        let memory = kept.remove(0);
+        self.bytes.fetch_sub(memory.capacity() as u64, Ordering::AcqRel);
+        memory
     }
 }
 
@@ -199,15 +214,20 @@ mod tests {
     fn memory_of_about_the_size_is_used_again() {
         let spare = Spare::default();
         spare.allow(8 << 20);
-        let (first, second) = (spare.take(2 * MIB), spare.take(3 * MIB));
-        let (two, three) = (first.pointer(), second.pointer());
-        assert_eq!((first.capacity(), two as usize % 64), (2 * MIB, 0));
-        spare.keep(first, u64::MAX);
-        spare.keep(second, u64::MAX);
-        assert_eq!(spare.bytes(), 5 << 20);
-        assert_eq!(spare.take(2 * MIB - 1).pointer(), two, "the smallest that fits");
-        assert_ne!(spare.take(MIB).pointer(), three, "three times as much would be waste");
-        assert_eq!(spare.take(3 * MIB - 64).pointer(), three);
+        let memories = [2, 3, 2].map(|mib| Memory::new(mib * MIB));
+        let [older, three, newer] = memories.each_ref().map(Memory::pointer);
+        assert!(spare.take(2 * MIB).is_none());
+        memories.into_iter().for_each(|memory| spare.keep(memory, u64::MAX));
+        assert_eq!(spare.bytes(), 7 << 20);
+        let mut found = Vec::new();
+        let mut take = |len| {
+            found.extend(spare.take(len));
+            found.last().map(Memory::pointer)
+        };
+        assert_eq!(take(2 * MIB - 1), Some(newer), "of the smallest that fit the one used last");
+        assert_eq!(take(2 * MIB - 1), Some(older));
+        assert!(spare.take(MIB).is_none(), "three times as much would be waste");
+        assert_eq!(spare.take(3 * MIB - 64).map(|memory| memory.pointer()), Some(three));
         assert_eq!(spare.bytes(), 0);
     }
 
@@ -225,5 +245,8 @@ mod tests {
         assert_eq!(spare.bytes(), 2 << 20, "no room for three, and less is not worth it");
         assert_eq!(spare.shed_to(0).len(), 1);
         assert_eq!(spare.bytes(), 0);
+        spare.allow(u64::MAX);
+        (0..MOST_KEPT + 3).for_each(|_| spare.keep(Memory::new(WORTH_KEEPING), u64::MAX));
+        assert_eq!(spare.bytes(), (MOST_KEPT * WORTH_KEEPING) as u64);
     }
 }

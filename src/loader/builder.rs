@@ -219,7 +219,8 @@ impl LoaderBuilder {
         let steps = steps.with_epoch(self.steps_per_epoch);
 
         let io = Io::new(scheduler)?;
-        let store = self.store.clone().build();
+        let account = Account::new(self.budget);
+        let store = self.store.clone().build_within(account.clone());
         let (mut opened, mut notes) = (HashMap::new(), Vec::new());
         for (node, files, request) in requests(&self.dataset)? {
             let wanted = self.wanted(&files.patterns, &request, steps);
@@ -236,7 +237,7 @@ impl LoaderBuilder {
             alive: Arc::default(),
             pool: Pool::new(scheduler)?,
             io,
-            account: Account::new(self.budget),
+            account,
             counters: Counters::default(),
             scheduler,
             seed,

@@ -187,7 +187,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let content: Vec<u8> = (0..300_000u32).map(|i| i as u8).collect();
         let (path, object) = file(&folder, "a", &content);
-        let (files, pool) = (Files::new(4), Pool::new(1 << 20));
+        let (files, pool) = (Files::new(4), Pool::alone(1 << 20));
         let mut addresses = std::collections::HashSet::new();
         for start in 0..50u64 {
             let bytes = files.read(&pool, &path, &object, start..start + 100_000).unwrap();
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn handles_are_bounded_and_the_oldest_goes_first() {
         let folder = tempfile::tempdir().unwrap();
-        let (files, pool) = (Files::new(2), Pool::new(0));
+        let (files, pool) = (Files::new(2), Pool::alone(0));
         let all: Vec<_> = ["a", "b", "c"].iter().map(|name| file(&folder, name, name.as_bytes())).collect();
         for at in [0, 1, 0, 2] {
             files.read(&pool, &all[at].0, &all[at].1, 0..1).unwrap();
@@ -214,7 +214,7 @@ mod tests {
     fn a_file_that_grew_or_shrank_names_both_sizes() {
         let folder = tempfile::tempdir().unwrap();
         let (path, object) = file(&folder, "a", b"0123456789");
-        let (files, pool) = (Files::new(2), Pool::new(0));
+        let (files, pool) = (Files::new(2), Pool::alone(0));
         files.read(&pool, &path, &object, 0..10).unwrap();
         for bytes in [&b"01234"[..], b"0123456789ab"] {
             std::fs::write(&path, bytes).unwrap();
@@ -231,7 +231,7 @@ mod tests {
     fn a_file_replaced_under_its_name_is_opened_again_for_its_new_listing() {
         let folder = tempfile::tempdir().unwrap();
         let (path, _) = file(&folder, "a", b"old");
-        let (files, pool) = (Files::new(2), Pool::new(0));
+        let (files, pool) = (Files::new(2), Pool::alone(0));
         files.read(&pool, &path, &head(&path).unwrap(), 0..3).unwrap();
         write(&path, b"newer").unwrap();
         assert_eq!(files.read(&pool, &path, &head(&path).unwrap(), 0..5).unwrap(), "newer");

@@ -164,12 +164,12 @@ impl Store {
         StoreOptions::default().build()
     }
 
-    fn with_options(options: StoreOptions) -> Self {
+    fn with_options(options: StoreOptions, pool: Arc<Pool>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 remotes: Mutex::default(),
                 files: Arc::new(Files::new(options.open_files)),
-                pool: Pool::new(options.idle_buffer_bytes),
+                pool,
                 turns: Semaphore::new(options.concurrency),
                 transfers: Counters::default(),
                 jitter: Key::new(RandomState::new().hash_one("jitter")),

@@ -7,8 +7,13 @@ use std::time::Duration;
 use object_store::ObjectStore;
 
 use super::Store;
+use super::pool::Pool;
 use super::retry::Policy;
 use super::url::Scheme;
+use crate::engine::budget::Account;
+
+/// Buffers that a store by itself keeps, while nobody uses them.
+const IDLE_BYTES: usize = 64 << 20;
 
 /// The settings of a [`Store`]. The defaults suit buckets in the same region and local disks.
 ///
@@ -30,7 +35,7 @@ pub struct StoreOptions {
     pub(super) anonymous: bool,
     pub(super) environment: bool,
     pub(super) open_files: usize,
-    pub(super) idle_buffer_bytes: usize,
+    pub(super) idle_buffer_bytes: Option<usize>,
     endpoints: Vec<(Scheme, String)>,
     config: Vec<(Scheme, String, String)>,
     pub(super) registered: Vec<(String, Arc<dyn ObjectStore>)>,
@@ -47,7 +52,7 @@ impl Default for StoreOptions {
             anonymous: false,
             environment: true,
             open_files: 128,
-            idle_buffer_bytes: 64 << 20,
+            idle_buffer_bytes: None,
             endpoints: Vec::new(),
             config: Vec::new(),
             registered: Vec::new(),
@@ -147,10 +152,11 @@ impl StoreOptions {
         self
     }
 
-    /// How many bytes of buffers are kept for the next read while nobody uses them. Default 64 MiB.
+    /// How many bytes of buffers are kept for the next read while nobody uses them. Default 64 MiB; in a loader, within its budget, as many as were in use at a
+    /// time.
     #[must_use]
     pub fn idle_buffer_bytes(mut self, bytes: usize) -> Self {
-        self.idle_buffer_bytes = bytes;
+        self.idle_buffer_bytes = Some(bytes);
         self
     }
 
@@ -179,7 +185,14 @@ impl StoreOptions {
 
     /// A store with these settings. Nothing is looked up or connected to before the first request.
     pub fn build(self) -> Store {
-        Store::with_options(self)
+        let limit = self.idle_buffer_bytes.unwrap_or(IDLE_BYTES);
+        Store::with_options(self, Pool::alone(limit as u64))
+    }
+
+    /// The same, with buffers of this account.
+    pub(crate) fn build_within(self, account: Arc<Account>) -> Store {
+        let limit = self.idle_buffer_bytes.map(|bytes| bytes as u64);
+        Store::with_options(self, Pool::new(account, limit))
     }
 
     /// The endpoint given for a scheme, the last one if several.

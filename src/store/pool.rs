@@ -1,62 +1,52 @@
 //! Buffers that are reused: a block's memory comes back when the last slice of it is dropped.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
+use crate::engine::budget::{Account, Budget};
 use crate::engine::memory::Memory;
 use crate::{Error, ErrorKind, Result};
 
 /// Buffers are cut to multiples of this, so that blocks of nearly one size share them.
 const GRAIN: usize = 64 << 10;
-/// More idle buffers than this are searched longer than a new one takes.
-const MAX_IDLE: usize = 256;
 
-/// Idle buffers, bounded in bytes.
+/// Lends buffers out of an account's memory.
 #[derive(Debug)]
 pub(super) struct Pool {
-    limit_bytes: usize,
-    idle: Mutex<Vec<Memory>>,
+    account: Arc<Account>,
+    /// Bytes that may be idle; without it, as many as were lent at a time.
+    limit: Option<u64>,
+    lent: AtomicU64,
 }
 
 impl Pool {
-    pub(super) fn new(limit_bytes: usize) -> Arc<Self> {
-        Arc::new(Self { limit_bytes, idle: Mutex::default() })
+    pub(super) fn new(account: Arc<Account>, limit: Option<u64>) -> Arc<Self> {
+        Arc::new(Self { account, limit, lent: AtomicU64::new(0) })
+    }
+
+    /// One with an account of its own, which bounds nothing but what is idle.
+    pub(super) fn alone(limit: u64) -> Arc<Self> {
+        Self::new(Account::new(Budget::of_bytes(u64::MAX)), Some(limit))
     }
 
     /// A buffer that can hold `len` bytes; an idle one when there is one that wastes little.
     pub(super) fn take(self: &Arc<Self>, len: usize) -> Result<Buffer> {
-        let most = len.saturating_add(len / 4).saturating_add(GRAIN);
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let best = (0..idle.len())
-            .filter(|&at| (len..=most).contains(&idle[at].capacity()))
-            .min_by_key(|&at| idle[at].capacity());
-        let found = best.map(|at| idle.swap_remove(at));
-        drop(idle);
-        let memory = match found {
-            Some(memory) => memory,
-            // Pages are only touched as bytes arrive, so a length that is a lie costs addresses and nothing else.
-            None => Memory::try_new(len.checked_next_multiple_of(GRAIN).unwrap_or(len)).ok_or_else(|| {
-                Error::new(ErrorKind::Memory, format!("no memory for a read of {len} bytes"))
-                    .advice("read smaller ranges")
-            })?,
-        };
-        Ok(Buffer { memory: Some(memory), len: 0, pool: Arc::clone(self) })
+        // Pages are only touched as bytes arrive, so a length that is a lie costs addresses and nothing else.
+        let memory = len.checked_next_multiple_of(GRAIN).and_then(|len| self.account.memory_to_read(len));
+        let memory = memory.ok_or_else(|| {
+            Error::new(ErrorKind::Memory, format!("no memory for a read of {len} bytes")).advice("read smaller ranges")
+        })?;
+        let bytes = memory.capacity() as u64;
+        let lent = self.lent.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        self.account.keep_reads(self.limit.unwrap_or(lent));
+        Ok(Buffer { memory: Some(memory), len: 0, pool: Arc::downgrade(self) })
     }
 
     fn give_back(&self, memory: Memory) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let held: usize = idle.iter().map(Memory::capacity).sum();
-        if idle.len() < MAX_IDLE && held + memory.capacity() <= self.limit_bytes {
-            idle.push(memory);
-        } else if let Some(oldest) = (memory.capacity() <= self.limit_bytes && !idle.is_empty()).then(|| idle.remove(0))
-        {
-            // Sizes that are no longer asked for make room for those that are.
-            drop(oldest);
-            if held - idle.iter().map(Memory::capacity).sum::<usize>() >= memory.capacity() {
-                idle.push(memory);
-            }
-        }
+        self.lent.fetch_sub(memory.capacity() as u64, Ordering::AcqRel);
+        self.account.give_back_read(memory);
     }
 }
 
@@ -66,7 +56,8 @@ pub(super) struct Buffer {
     /// None once it is dropped.
     memory: Option<Memory>,
     len: usize,
-    pool: Arc<Pool>,
+    /// Whoever holds what was read keeps no more than that alive.
+    pool: Weak<Pool>,
 }
 
 impl Buffer {
@@ -111,8 +102,8 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(memory) = self.memory.take() {
-            self.pool.give_back(memory);
+        if let (Some(memory), Some(pool)) = (self.memory.take(), self.pool.upgrade()) {
+            pool.give_back(memory);
         }
     }
 }
@@ -121,52 +112,56 @@ impl Drop for Buffer {
 mod tests {
     use super::*;
 
-    fn idle(pool: &Pool) -> Vec<usize> {
-        pool.idle.lock().unwrap().iter().map(Memory::capacity).collect()
+    const MIB: usize = 1 << 20;
+
+    fn pool(limit: Option<u64>) -> Arc<Pool> {
+        Pool::new(Account::new(Budget::mebibytes(8)), limit)
     }
 
     #[test]
     fn memory_comes_back_with_the_last_slice_and_is_used_again() {
-        let pool = Pool::new(1 << 20);
-        let mut buffer = pool.take(100_000).unwrap();
-        buffer.push(&[7; 100_000]);
+        let pool = pool(None);
+        let mut buffer = pool.take(1_000_000).unwrap();
+        buffer.push(&[7; 1_000_000]);
         let all = buffer.freeze();
         let address = all.as_ptr();
         let slice = all.slice(10..20);
         drop(all);
-        assert!(idle(&pool).is_empty());
+        assert_ne!(pool.take(1_000_000).unwrap().freeze().as_ptr(), address, "a slice still has it");
         drop(slice);
-        assert_eq!(idle(&pool), [131_072]);
-        let mut again = pool.take(90_000).unwrap();
+        let mut again = pool.take(990_000).unwrap();
         again.push(&[1; 3]);
         assert_eq!(again.as_ref(), [1; 3], "nothing of the first content shows");
-        again.fill(90_000).fill(2);
-        assert_eq!(again.as_ref(), [2; 90_000]);
+        again.fill(990_000).fill(2);
+        assert_eq!(again.as_ref(), [2; 990_000]);
         assert_eq!(again.freeze().as_ptr(), address);
     }
 
     #[test]
-    fn a_small_read_does_not_take_a_large_buffer() {
-        let pool = Pool::new(8 << 20);
-        drop(pool.take(4 << 20).unwrap());
-        drop(pool.take(10).unwrap());
-        assert_eq!(idle(&pool), [4 << 20, GRAIN]);
+    fn as_much_is_idle_as_was_lent_at_a_time_within_the_budget_or_the_limit() {
+        for (limit, lent, wanted) in [(None, 3, 3), (None, 20, 8), (Some(2 << 20), 3, 2), (Some(0), 3, 0)] {
+            let pool = pool(limit);
+            for _ in 0..2 {
+                let held: Vec<_> = (0..lent).map(|_| pool.take(MIB).unwrap()).collect();
+                drop(held);
+            }
+            assert_eq!(pool.account.spare_for_reads(), wanted << 20, "{limit:?} {lent}");
+        }
     }
 
     #[test]
-    fn idle_memory_stays_under_its_limit() {
-        let pool = Pool::new(3 * GRAIN);
-        let held: Vec<_> = (0..5).map(|_| pool.take(GRAIN).unwrap()).collect();
-        drop(held);
-        assert_eq!(idle(&pool).len(), 3);
-        drop(pool.take(4 * GRAIN).unwrap());
-        assert_eq!(idle(&pool), [GRAIN; 3]);
-        drop(pool.take(3 * GRAIN).unwrap());
-        assert!(idle(&pool).iter().sum::<usize>() <= 3 * GRAIN);
+    fn what_was_read_outlives_the_pool() {
+        let pool = pool(None);
+        let mut buffer = pool.take(MIB).unwrap();
+        buffer.push(&[5; MIB]);
+        let bytes = buffer.freeze();
+        drop(pool);
+        assert!(bytes.iter().all(|byte| *byte == 5));
     }
 
     #[test]
     fn an_absurd_length_is_an_error() {
-        assert_eq!(Pool::new(0).take(usize::MAX / 2).unwrap_err().kind(), ErrorKind::Memory);
+        assert_eq!(pool(None).take(usize::MAX / 2).unwrap_err().kind(), ErrorKind::Memory);
+        assert_eq!(pool(None).take(usize::MAX).unwrap_err().kind(), ErrorKind::Memory);
     }
 }
