@@ -264,8 +264,7 @@ impl Env<'_> {
 
     /// Says which sample a function failed for, and where its record stands.
     fn blame(&self, stage: &Stage, sample: Sample, error: Error) -> Error {
-        let error = if error.kind() == ErrorKind::Config { error } else { error.stage(stage.name.clone()) };
-        locate(error.sample(sample.id), self.blocks.values())
+        locate(error.stage(stage.name.clone()).sample(sample.id), self.blocks.values())
     }
 
     /// No rows, with the columns that the function's rows would have.

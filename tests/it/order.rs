@@ -244,9 +244,12 @@ fn loops_that_end_early_leave_no_thread_and_no_memory() -> Result<()> {
     // The allocator's arenas, one or more a thread, take so many rounds to fill.
     rounds(50)?;
     let before = resident_bytes();
-    rounds(60)?;
-    let grown = resident_bytes().saturating_sub(before);
-    // A loop reads some 200 KB: 60 of them would leave 12 MB.
-    assert!(grown < 6 << 20, "{grown} bytes are left");
+    let mut grown = Vec::new();
+    // A loop reads some 200 KB: 60 of them would leave 12 MB, and 60 more another 12. What the arenas hold goes up and down by some 8 MB.
+    while grown.len() < 5 && grown.last().is_none_or(|&bytes| bytes >= 6 << 20) {
+        rounds(60)?;
+        grown.push(resident_bytes().saturating_sub(before));
+    }
+    assert!(grown.len() < 5, "{grown:?} bytes are left");
     Ok(())
 }
