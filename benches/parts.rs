@@ -166,16 +166,28 @@ fn hand_over(bencher: Bencher<'_, '_>, threads: usize) {
 /// i64, written and laid out. On the calling thread alone.
 #[divan::bench(args = ["first_fit", "best_fit", "longest_first", "concat_then_split"], sample_count = 5)]
 fn pack(bencher: Bencher<'_, '_>, how: &str) {
-    let length = |i: usize| (i * 7919 % 40 + 1) * (i * 104_729 % 37 + 4);
-    let lists = (0..20_000).map(|i| Some((0..length(i)).map(|t| Some(t as i32))));
-    let lists = ListArray::from_iter_primitive::<Int32Type, _, _>(lists);
-    let dataset = Dataset::from_columns([("tokens", Arc::new(lists) as ArrayRef)]).expect("columns");
     let pack = match how {
         "first_fit" => Pack::first_fit(2048),
         "best_fit" => Pack::best_fit(2048),
         "longest_first" => Pack::best_fit(2048).longest_first(),
         _ => Pack::concat_then_split(2048),
     };
+    packed(bencher, pack, &[]);
+}
+
+/// And by best fit with columns beside the tokens: `columns` more of i32?
+#[divan::bench(args = [0, 1, 2], sample_count = 5)]
+fn pack_beside(bencher: Bencher<'_, '_>, columns: usize) {
+    packed(bencher, Pack::best_fit(2048), &["mask", "labels"][..columns]);
+}
+
+fn packed(bencher: Bencher<'_, '_>, pack: Pack, beside: &[&str]) {
+    let length = |i: usize| (i * 7919 % 40 + 1) * (i * 104_729 % 37 + 4);
+    let lists = (0..20_000).map(|i| Some((0..length(i)).map(|t| Some(t as i32))));
+    let lists: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(lists));
+    let columns = std::iter::once(&"tokens").chain(beside).map(|&name| (name, lists.clone()));
+    let dataset = Dataset::from_columns(columns).expect("columns");
+    let pack = beside.iter().fold(pack, |pack, &name| pack.beside(name, 0));
     let tokens = (0..20_000).map(length).sum();
     epochs(bencher, &dataset.pack(pack).batch(32), tokens, Scheduler::single_threaded());
 }

@@ -79,7 +79,11 @@ pub(crate) enum Function {
         chunk: Chunk,
     },
     /// The documents of a window into rows of one length.
-    Pack(Arc<Pack>),
+    Pack {
+        pack: Arc<Pack>,
+        /// The columns of its rows. Settled by lowering.
+        outputs: Vec<Column>,
+    },
     /// The samples of a window by length.
     Bucket {
         column: String,
@@ -111,7 +115,7 @@ impl Function {
             #[cfg(feature = "tokenizers")]
             Self::Tokenize { .. } => "a tokenize",
             Self::Chunk { .. } => "a chunk",
-            Self::Pack(_) => "a pack",
+            Self::Pack { .. } => "a pack",
             Self::Bucket { .. } => "a bucket_by_length",
             Self::Select { .. } => "columns",
         }
@@ -120,7 +124,7 @@ impl Function {
     /// How many positions of a stream it works on at a time, where it wants all rows that they became.
     pub(crate) fn window(&self) -> Option<u64> {
         match self {
-            Self::Pack(pack) => Some(pack.window),
+            Self::Pack { pack, .. } => Some(pack.window),
             Self::Bucket { buckets, .. } => Some(buckets.window),
             _ => None,
         }
@@ -137,7 +141,7 @@ impl Function {
         if matches!(self, Self::Tokenize { .. }) {
             return false;
         }
-        !matches!(self, Self::Where { .. } | Self::Chunk { .. } | Self::Pack(_) | Self::Select { .. })
+        !matches!(self, Self::Where { .. } | Self::Chunk { .. } | Self::Pack { .. } | Self::Select { .. })
     }
 }
 
@@ -200,7 +204,7 @@ impl fmt::Display for Node {
                 #[cfg(feature = "tokenizers")]
                 Function::Tokenize { column, tokenizer } => write!(f, "tokenize {column} {tokenizer}"),
                 Function::Chunk { column, chunk } => write!(f, "chunk {column} {chunk}"),
-                Function::Pack(pack) => write!(f, "pack {pack}"),
+                Function::Pack { pack, .. } => write!(f, "pack {pack}"),
                 Function::Bucket { column, buckets, .. } => write!(f, "bucket_by_length {column} {buckets}"),
                 Function::Select { columns } => write!(f, "columns {}", columns.join(", ")),
             },

@@ -297,11 +297,11 @@ impl Dataset {
         self.apply(format!("tokenize {column}"), Function::Tokenize { column, tokenizer: Arc::new(tokenizer) })
     }
 
-    /// Cuts the token lists of a column into pieces: each row becomes one row for each piece, with the other columns as they were. A row without
-    /// tokens becomes none.
+    /// Cuts the token lists of a column into pieces: each row becomes one row for each piece, with the other columns as they were, but for those that
+    /// [`Chunk::beside`] names, which are cut likewise. A row without tokens becomes none.
     ///
     /// # Shape
-    /// `column`: ragged `[n, …]`, of any dtype -> ragged `[1..=len, …]`, or exactly `len` with [`Chunk::drop_last`].
+    /// `column`, and those beside it: ragged `[n, …]`, of any dtype -> ragged `[1..=len, …]`, or exactly `len` with [`Chunk::drop_last`].
     ///
     /// # Order
     /// The pieces of a row stand in their order, in its place, like those of a [`flat_map`](Self::flat_map). With several ranks state
@@ -311,7 +311,8 @@ impl Dataset {
     /// Pieces are views into what was read; with `drop_last` they are copied.
     ///
     /// # Errors
-    /// `build()` refuses a length of 0, and a column that is not ragged.
+    /// `build()` refuses a length of 0, and a column that is not ragged. A document for which a column beside the tokens has another number of elements is a
+    /// bad record.
     ///
     /// # Example
     /// ```
@@ -343,8 +344,9 @@ impl Dataset {
     /// | `position_ids` | `i64 [len]` | the token's place in its document, from 0; of a document in pieces, in the piece. 0 for padding |
     /// | `segment_ids` | `i64 [len]` | which document of the row it is of, from 1; 0 for padding |
     /// | `cu_seqlens` | `i32` ragged | where the row's documents begin, from 0, where the padding begins, and `len` |
+    /// | those named by [`beside`](Pack::beside) | their dtype, `[len]` | their elements where the tokens stand, and a stated value in the padding |
     ///
-    /// The last is there if asked for, instead of `segment_ids`; `i64` may be `i32`, if told. `cu_seqlens` is what FlashAttention's `varlen` functions
+    /// `cu_seqlens` is there if asked for, instead of `segment_ids`; `i64` may be `i32`, if told. It is what FlashAttention's `varlen` functions
     /// take: segment i is the tokens `cu[i]..cu[i + 1]`. Padding is a segment of its own, the last; in a batch, rows with fewer
     /// segments are filled up with `len`: segments without tokens. So for the rows of a batch end to end, add `r · len` to
     /// those of row r. `Batch::lengths("cu_seqlens")` says how many entries are a row's own.
@@ -363,7 +365,8 @@ impl Dataset {
     ///
     /// # Errors
     /// `build()` refuses options that contradict each other, and a column that is no ragged one of whole numbers. A document that is too
-    /// long, if told so, and a token that does not fit are errors of their record. An error ends the epoch before the first row of its window.
+    /// long, if told so, a token that does not fit, and a column beside the tokens with more or fewer elements are errors of their record. An error
+    /// ends the epoch before the first row of its window.
     ///
     /// # Source
     /// Krell et al., "Efficient Sequence Packing without Cross-contamination", 2021; Ding et al., "Fewer Truncations Improve Language Modeling",
@@ -391,7 +394,7 @@ impl Dataset {
     /// ```
     #[must_use]
     pub fn pack(&self, pack: Pack) -> Self {
-        self.apply("pack", Function::Pack(Arc::new(pack)))
+        self.apply("pack", Function::Pack { pack: Arc::new(pack), outputs: Vec::new() })
     }
 
     /// Brings samples of similar length into the same batches, by the number of rows of a ragged column (or the bytes of a column of byte

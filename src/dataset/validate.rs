@@ -159,12 +159,10 @@ fn token_mistakes(
     mistakes: &mut Vec<(String, &'static str)>,
 ) {
     match function {
-        Function::Chunk { column, chunk } if chunk.len == 0 => {
-            mistakes.push((format!("chunk {column} of 0 tokens"), ".chunk(column, len) wants a length of at least 1"));
-        }
+        Function::Chunk { column, chunk } => mistakes.extend(chunk.mistakes(column)),
         #[cfg(feature = "tokenizers")]
         Function::Tokenize { tokenizer, .. } => mistakes.extend(tokenizer.mistakes()),
-        Function::Pack(pack) => mistakes.extend(pack.mistakes()),
+        Function::Pack { pack, .. } => mistakes.extend(pack.mistakes()),
         Function::Bucket { buckets, .. } => mistakes.extend(buckets.mistakes()),
         _ => {}
     }
@@ -179,7 +177,7 @@ fn token_mistakes(
             ),
             "put .bucket_by_length() last, right before .batch(n)",
         )),
-        Node::Apply { function: Function::Pack(_), .. } if function.window().is_some() => mistakes.push((
+        Node::Apply { function: Function::Pack { .. }, .. } if function.window().is_some() => mistakes.push((
             format!("`{below}` stands below another pack or bucket_by_length, and packed rows are of one length"),
             "leave one of them out",
         )),

@@ -6,7 +6,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::{ArrayRef, AsArray, FixedSizeListArray, Int64Array, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::array::{
+    ArrayRef, AsArray, FixedSizeListArray, Int64Array, ListArray, RecordBatch, RecordBatchOptions, UInt32Array,
+};
 use arrow::compute::{interleave_record_batch, take_record_batch};
 use arrow::datatypes::{Field, Schema};
 use xxhash_rust::xxh3::xxh3_64;
@@ -24,7 +26,7 @@ use crate::schema::{Column, Dtype};
 use crate::source::Decoded;
 use crate::telemetry::Counters;
 use crate::transform::image::{Image, Scratch};
-use crate::transform::tokens;
+use crate::transform::tokens::{self, Chunk};
 
 /// A decoded block, for as long as somebody needs its rows.
 pub(crate) struct Block {
@@ -270,7 +272,7 @@ impl Env<'_> {
     /// No rows, with the columns that the function's rows would have.
     fn empty_of(&self, stage: &Stage, input: &RecordBatch) -> RecordBatch {
         match &stage.function {
-            Function::Pack(pack) => RecordBatch::new_empty(crate::schema::arrow_schema(&pack.outputs())),
+            Function::Pack { outputs, .. } => RecordBatch::new_empty(crate::schema::arrow_schema(outputs)),
             _ => input.slice(0, 0),
         }
     }
@@ -413,22 +415,8 @@ impl Env<'_> {
                 result.rows.rows = with_columns(&result.rows.rows, vec![tokenized.finish()])?;
                 Ok(result)
             }
-            Function::Chunk { column, chunk } => {
-                let documents = column_of(&input.rows.rows, column)?;
-                let tokens::Chunked { from, number, pieces } = tokens::chunk(tokens::lists(documents, column)?, *chunk);
-                let parts =
-                    from.iter().zip(number).map(|(&row, number)| part_of(input.rows.samples[row as usize], number));
-                let parts = parts.collect();
-                let declared = Column::from_arrow(&Field::new(column.as_str(), pieces.data_type().clone(), false))?;
-                // The documents themselves need not be taken once for each piece.
-                let mut others = input;
-                let none: ArrayRef = Arc::new(arrow::array::NullArray::new(len));
-                others.rows.rows = with_columns_as(&others.rows.rows, vec![(column.as_str().into(), none)])?;
-                let mut expanded = expand(others, from, Some(parts), Failing::default())?;
-                expanded.rows.rows = with_columns(&expanded.rows.rows, vec![(declared, pieces)])?;
-                Ok(expanded)
-            }
-            Function::Pack(_) | Function::Bucket { .. } => unreachable!("applied to windows"),
+            Function::Chunk { column, chunk } => self.chunked(stage, input, column, chunk),
+            Function::Pack { .. } | Function::Bucket { .. } => unreachable!("applied to windows"),
             Function::Image { column, image } => {
                 let (dtype, shape) = image.output()?;
                 let encoded =
@@ -457,6 +445,45 @@ impl Env<'_> {
             }
         }
     }
+}
+
+impl Env<'_> {
+    /// A row for each piece of its tokens and of what stands beside them.
+    fn chunked(&self, stage: &Stage, input: Evaluated, column: &str, chunk: &Chunk) -> Result<Evaluated> {
+        let mut failing = Failing::default();
+        let (documents, beside) = cut_lists(&input.rows.rows, column, chunk)?;
+        let named: Vec<(&str, &ListArray)> = chunk.beside.iter().map(String::as_str).zip(beside).collect();
+        for (row, error) in tokens::uneven((column, documents), &named) {
+            let error = self.blame(stage, input.rows.samples[row], error);
+            if self.ends_at(&mut failing, row, error) {
+                break;
+            }
+        }
+        let mut even = failing.leave(input)?;
+        let (documents, beside) = cut_lists(&even.rows.rows, column, chunk)?;
+        let tokens::Chunked { from, number, pieces } = tokens::chunk(documents, &beside, chunk);
+        let parts = from.iter().zip(number).map(|(&row, number)| part_of(even.rows.samples[row as usize], number));
+        let parts = parts.collect();
+        let names = || std::iter::once(column).chain(chunk.beside.iter().map(String::as_str));
+        let declared = names().zip(pieces).map(|(name, pieces)| {
+            let column = Column::from_arrow(&Field::new(name, pieces.data_type().clone(), false))?;
+            Ok((column, pieces))
+        });
+        let declared = declared.collect::<Result<Vec<_>>>()?;
+        // The documents themselves need not be taken once for each piece.
+        let none: ArrayRef = Arc::new(arrow::array::NullArray::new(even.rows.len()));
+        let without = names().map(|name| (name.into(), none.clone())).collect();
+        even.rows.rows = with_columns_as(&even.rows.rows, without)?;
+        let mut expanded = expand(even, from, Some(parts), Failing::default())?;
+        expanded.rows.rows = with_columns(&expanded.rows.rows, declared)?;
+        Ok(expanded)
+    }
+}
+
+/// The tokens of documents that are cut, and their elements in each column beside.
+fn cut_lists<'a>(rows: &'a RecordBatch, column: &str, chunk: &Chunk) -> Result<(&'a ListArray, Vec<&'a ListArray>)> {
+    let lists = |name: &str| tokens::lists(column_of(rows, name)?, name);
+    Ok((lists(column)?, chunk.beside.iter().map(|name| lists(name)).collect::<Result<_>>()?))
 }
 
 /// Rows that a function failed for: those that are left out, and the one that ends it.

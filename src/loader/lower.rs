@@ -23,7 +23,7 @@ use crate::schema::{Column, Dtype, Shape};
 pub(crate) use crate::source::open::Opened as Leaf;
 use crate::telemetry::StageCounter;
 use crate::transform::image::Image;
-use crate::transform::tokens::{CU_SEQLENS, Part};
+use crate::transform::tokens::{CU_SEQLENS, Pack, Part};
 
 /// A function of the graph, with the key of its randomness.
 #[derive(Clone)]
@@ -98,7 +98,7 @@ impl Pipeline {
 
     /// Whether all rows are written anew on their way, so that they do not point into blocks.
     fn packs(&self) -> bool {
-        self.stages.iter().any(|stage| matches!(stage.function, Function::Pack(_)))
+        self.stages.iter().any(|stage| matches!(stage.function, Function::Pack { .. }))
     }
 
     /// Positions of a stream that one ticket has.
@@ -879,7 +879,7 @@ impl Lowering<'_> {
         let verb = match function {
             #[cfg(feature = "tokenizers")]
             Function::Tokenize { .. } => return self.token_stage(name, function, columns),
-            Function::Chunk { .. } | Function::Pack(_) | Function::Bucket { .. } => {
+            Function::Chunk { .. } | Function::Pack { .. } | Function::Bucket { .. } => {
                 return self.token_stage(name, function, columns);
             }
             Function::Map { .. } => "map",
@@ -921,11 +921,27 @@ impl Lowering<'_> {
                     None => columns.push(made),
                 }
             }
-            Function::Chunk { column, .. } => {
-                self.check_tokens(columns, column, ".chunk()", |column| matches!(column.shape(), Shape::Ragged(_)));
+            Function::Chunk { column, chunk } => {
+                let is_ragged = |column: &Column| matches!(column.shape(), Shape::Ragged(_));
+                self.check_tokens(columns, column, ".chunk()", is_ragged);
+                for name in &chunk.beside {
+                    self.check_beside(columns, name, is_ragged);
+                }
+                let cut = |name: &str| name == column.as_str() || chunk.beside.iter().any(|beside| beside == name);
+                let whole = columns.iter().map(|carried| &carried.column);
+                let whole = whole.filter(|column| !cut(column.name()) && is_beside(column));
+                let whole: Vec<&str> = whole.map(|column| column.name().as_ref()).collect();
+                if let [first, ..] = whole[..] {
+                    self.notes.push(format!(
+                        ".chunk({column:?}) gives each piece the whole list of {}: Chunk::of({}).beside({first:?}) cuts what has an element a token",
+                        whole.join(", "),
+                        chunk.len
+                    ));
+                }
                 columns.iter_mut().for_each(|carried| carried.leaf = None);
             }
-            Function::Pack(pack) => {
+            Function::Pack { pack, outputs } => {
+                let pack: &Pack = pack;
                 self.check_tokens(columns, &pack.column, ".pack()", |column| {
                     let whole = matches!(column.dtype(), Dtype::U8 | Dtype::I8 | Dtype::I16 | Dtype::I32 | Dtype::I64);
                     whole && *column.shape() == Shape::Ragged(Vec::new())
@@ -936,14 +952,28 @@ impl Lowering<'_> {
                     let pad = is_index.then(|| Pad::longest().value(pack.len as f64));
                     Carried { pad, is_index, ..Carried::new(column, None) }
                 };
-                let packed = columns.iter().map(|c| c.column.name().as_ref()).filter(|name| *name != pack.column);
-                let ended: Vec<&str> = packed.collect();
+                let dtypes: Vec<Dtype> =
+                    pack.beside_names().map(|name| self.dtype_beside(columns, name, pack)).collect();
+                let goes_on = |name: &str| name == pack.column || pack.beside_names().any(|beside| beside == name);
+                let ended: Vec<&Column> =
+                    columns.iter().map(|c| &c.column).filter(|column| !goes_on(column.name())).collect();
                 if !ended.is_empty() {
-                    let ended = ended.join(", ");
-                    self.notes
-                        .push(format!(".pack({:?}) makes rows of many: columns that end there: {ended}", pack.column));
+                    let names: Vec<&str> = ended.iter().map(|column| column.name().as_ref()).collect();
+                    let mut note = format!(
+                        ".pack({:?}) makes rows of many: columns that end there: {}",
+                        pack.column,
+                        names.join(", ")
+                    );
+                    if let Some(column) = ended.iter().find(|column| is_beside(column)) {
+                        note += &format!(
+                            "; .beside({:?}, pad_value) packs along what has an element a token",
+                            column.name()
+                        );
+                    }
+                    self.notes.push(note);
                 }
-                *columns = pack.outputs().into_iter().map(carried).collect();
+                *outputs = pack.outputs(dtypes);
+                *columns = outputs.iter().cloned().map(carried).collect();
             }
             Function::Bucket { column, buckets, part } => {
                 self.check_tokens(columns, column, ".bucket_by_length()", |column| {
@@ -977,6 +1007,41 @@ impl Lowering<'_> {
                 );
             }
         }
+    }
+
+    /// Looks for a column that is to go where the tokens go.
+    fn check_beside<'c>(
+        &mut self,
+        columns: &'c [Carried],
+        name: &str,
+        fits: impl Fn(&Column) -> bool,
+    ) -> Option<&'c Column> {
+        let Some(carried) = columns.iter().find(|carried| carried.column.name().as_ref() == name) else {
+            self.no_column(columns, name, ".beside()");
+            return None;
+        };
+        let found = &carried.column;
+        if !fits(found) {
+            self.mistake(
+                format!("`{found}` beside the tokens, which has no element for each"),
+                "name a ragged column of numbers or truth values: .map() makes one",
+            );
+            return None;
+        }
+        Some(found)
+    }
+
+    /// The dtype of a column that is to be packed beside the tokens; any where it cannot be.
+    fn dtype_beside(&mut self, columns: &[Carried], name: &str, pack: &Pack) -> Dtype {
+        let Some(found) = self.check_beside(columns, name, is_beside) else { return Dtype::I64 };
+        let dtype = found.dtype();
+        for value in pack.misfits(name, dtype) {
+            self.mistake(
+                format!("{value} beside the tokens in `{found}`, which holds no such element"),
+                "take a value that its dtype holds, or make the column of another one in a .map()",
+            );
+        }
+        dtype
     }
 
     /// Notes an image operation; it is done when the batch is laid out, unless somebody wants the pixels before.
@@ -1038,6 +1103,11 @@ impl Lowering<'_> {
         lowered.order = Order::Shuffle { order, input: Box::new(lowered.order) };
         lowered
     }
+}
+
+/// Whether rows of a column are lists of single elements, which may stand beside tokens.
+fn is_beside(column: &Column) -> bool {
+    column.dtype() != Dtype::Bytes && *column.shape() == Shape::Ragged(Vec::new())
 }
 
 /// The number of a node among those of its kind, in the order in which they were met.

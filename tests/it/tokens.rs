@@ -7,8 +7,8 @@ use arrow::array::{ArrayRef, ListArray};
 use arrow::datatypes::{Int32Type, UInt16Type};
 use forebay::testing::restores_everywhere;
 use forebay::{
-    Batch, Buckets, Budget, Chunk, Compression, Dataset, Dtype, Error, ErrorKind, Ledger, LoaderBuilder, Long, Pack,
-    Pad, Result, Scheduler, Shuffle, Side, Skip, State, World, int64,
+    Batch, Buckets, Budget, Chunk, Column, Compression, Dataset, Dtype, Error, ErrorKind, Ledger, LoaderBuilder, Long,
+    Pack, Pad, Result, Scheduler, Shape, Shuffle, Side, Skip, State, World, float32, int64,
 };
 use rand::Rng;
 
@@ -182,6 +182,158 @@ fn the_world_changes_in_the_middle_of_windows() -> Result<()> {
         assert_eq!(stitched, alone, "{graph}");
         assert_eq!(Ledger::sum(&parts)?, undisturbed, "{graph}");
     }
+    Ok(())
+}
+
+/// What [`with_beside`] puts beside a token, in its first column; in the second stands the token.
+fn mask(token: i64) -> i8 {
+    (token % 113) as i8
+}
+
+/// Documents with two more columns, which tell of each token which it is; where `spoilt` says so, the first has an element too few.
+fn with_beside(dataset: &Dataset, spoilt: fn(i64) -> bool) -> Dataset {
+    let columns = [Column::new("mask", Dtype::I8, Shape::Ragged(Vec::new())), float32("weights").ragged()];
+    dataset.map("beside@1", columns, move |_, row, out| {
+        let tokens = row.values::<i64>("tokens")?;
+        let masks = &tokens[..tokens.len() - usize::from(spoilt(row.get("id")?))];
+        out.set_values("mask", &masks.iter().map(|&token| mask(token)).collect::<Vec<_>>())?;
+        out.set_values("weights", &tokens.iter().map(|&token| token as f32).collect::<Vec<_>>())
+    })
+}
+
+/// The same with these columns beside the tokens.
+fn beside(pack: Pack) -> Pack {
+    let has_eos = pack.to_string().contains(", eos ");
+    let pack = pack.beside("mask", -1).beside("weights", 0.25);
+    if has_eos { pack.eos_beside("weights", -3.5).eos_beside("mask", -2) } else { pack }
+}
+
+/// The cells of a packed batch: the id, and what stands beside it, floats by their bits.
+fn cells(batch: &Batch) -> Vec<(i64, i8, u32)> {
+    let (masks, weights) =
+        (batch.values::<i8>("mask").expect("masks"), batch.values::<f32>("weights").expect("weights"));
+    let beside = masks.iter().zip(weights.iter()).map(|(&mask, weight)| (mask, weight.to_bits()));
+    let ids = contents(batch);
+    assert_eq!((masks.len(), weights.len()), (ids.len(), ids.len()));
+    ids.into_iter().zip(beside).map(|(id, (mask, weight))| (id, mask, weight)).collect()
+}
+
+/// Whether each token of a pack of [`packs`] has beside it what is its own.
+fn assert_own(cells: &[(i64, i8, u32)], graph: &Dataset) {
+    let pad = if graph.explain().contains("padded with -2,") { -2 } else { 0 };
+    for &(id, found, weight) in cells {
+        let wanted = match id {
+            id if id == pad => (-1, 0.25f32),
+            -1 => (-2, -3.5),
+            id => (mask(id), id as f32),
+        };
+        assert_eq!((found, f32::from_bits(weight)), wanted, "beside {id} in {graph}");
+    }
+}
+
+#[test]
+fn columns_beside_the_tokens_restore_everywhere_and_in_any_world() -> Result<()> {
+    let all = with_beside(&some(&documents(420)), |_| false).shuffle(Shuffle::buffer(96));
+    let cut = || all.chunk("tokens", Chunk::of(9).beside("weights").beside("mask"));
+    let mut graphs: Vec<Dataset> = packs().into_iter().map(|pack| all.pack(beside(pack))).collect();
+    graphs.push(cut().pack(beside(Pack::best_fit(20).window(12))));
+    for graph in graphs {
+        let restored = noise(&graph).batch(8).drop_remainder();
+        restores_everywhere(restored.loader().seed(3)).unwrap_or_else(|error| panic!("{error}\n{graph}"));
+        let graph = graph.batch(24);
+        let builder = graph.loader().seed(42).streams(24).steps_per_epoch(8);
+        let (alone, _, undisturbed) = in_world(&builder, None, 1, u64::MAX, cells)?;
+        assert_eq!(alone.len(), 8, "{graph}");
+        alone.iter().for_each(|step| assert_own(step, &graph));
+        let (mut stitched, mut state, mut parts) = (Vec::new(), None, Vec::new());
+        for (world, to) in [(2, 2), (8, 5), (3, 8)] {
+            let (global, states, ledger) = in_world(&builder, state.as_ref(), world, to, cells)?;
+            stitched.extend(global);
+            state = Some(State::merge(states)?);
+            parts.push(ledger);
+        }
+        assert_eq!(stitched, alone, "{graph}");
+        assert_eq!(Ledger::sum(&parts)?, undisturbed, "{graph}");
+    }
+    let pieces = noise(&cut()).batch(8);
+    restores_everywhere(&pieces)?;
+    let mut tokens = 0;
+    for batch in pieces.loader().build()? {
+        let batch = batch?;
+        assert_eq!(batch.lengths("tokens")?, batch.lengths("mask")?);
+        assert_eq!(batch.lengths("tokens")?, batch.lengths("weights")?);
+        // Padding is 0 in all of them, and no token is.
+        cells(&batch).iter().for_each(|&(id, found, weight)| {
+            assert_eq!((found, f32::from_bits(weight)), (mask(id), id as f32));
+        });
+        tokens += batch.lengths("tokens")?.iter().sum::<i64>();
+    }
+    assert_eq!(tokens, (0..420).filter(|id| id % 3 > 0).map(length).sum::<i64>());
+    Ok(())
+}
+
+#[test]
+fn documents_with_an_element_too_few_are_bad_records() -> Result<()> {
+    let folder = Folder::with_ids(&[70, 60]);
+    let spoilt = |id: i64| length(id) > 0 && id % 10 == 3;
+    let all = with_beside(&with_tokens(&folder.all().columns([int64("id")])), spoilt);
+    let bad = (0..130).filter(|&id| spoilt(id)).count() as u64;
+    for graph in [
+        all.pack(beside(Pack::best_fit(24).window(12))),
+        all.pack(beside(Pack::concat_then_split(24).window(12).eos(-1))),
+        all.chunk("tokens", Chunk::of(5).beside("mask")).columns([int64("tokens").ragged()]),
+    ] {
+        let graph = graph.batch(4);
+        let batches: Vec<_> = folder.loader(&graph).streams(1).build()?.epoch(0).collect();
+        let error = batches[batches.len() - 1].as_ref().expect_err("an element is missing");
+        let text = error.to_string();
+        assert_eq!((error.place().record, error.place().column.as_deref()), (Some(3), Some("mask")), "{text}");
+        assert!(text.contains("20 elements beside the 21 tokens of `tokens`"), "{text}");
+        assert!(text.contains("give each token one") && text.contains(".on_bad_record("), "{text}");
+        let loader = || folder.loader(&graph).on_bad_record(Skip::up_to(20));
+        restores_everywhere(loader())?;
+        let mut whole = loader().build()?;
+        let found = census(whole.epoch(0))?;
+        let left = |id: i64| found.contains_key(&(1000 * id + 1));
+        assert!((0..130).all(|id| left(id) == (length(id) > 1 && !spoilt(id))), "{graph}");
+        assert_eq!((whole.report().num_skipped, whole.ledger().epoch(0).left_out), (bad, bad));
+    }
+    Ok(())
+}
+
+#[test]
+fn columns_that_cannot_stand_beside_the_tokens_are_mistakes() -> Result<()> {
+    let all = with_beside(&documents(40), |_| false);
+    let message = |dataset: &Dataset| dataset.batch(4).loader().build().err().expect("mistakes").to_string();
+    let twice = Pack::best_fit(8).eos(1).beside("mask", 0).beside("mask", 0).beside("tokens", 0).beside("input_ids", 0);
+    let text = message(&all.pack(twice.eos_beside("labels", 0)));
+    for part in [
+        "mask stands beside the tokens twice",
+        "tokens beside the tokens is the column of tokens itself",
+        "input_ids beside the tokens is the name of a column that packing makes",
+        "mask has no element for the token behind each document; say what stands there with .eos_beside(column, value)",
+        "labels has a value at the end of documents",
+    ] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    let wrong =
+        Pack::best_fit(8).eos(1).beside("mask", 1000).beside("weights", 1e300).beside("id", 0).beside("none", 0);
+    let wrong = wrong.eos_beside("mask", 0.5).eos_beside("weights", 1).eos_beside("id", 1).eos_beside("none", 1);
+    let text = message(&all.pack(wrong));
+    for part in [
+        "1000 beside the tokens in `mask: i8[*]`, which holds no such element; take a value",
+        "0.5 beside the tokens in `mask: i8[*]`",
+        "1e300 beside the tokens in `weights: f32[*]`",
+        "`id: i64` beside the tokens, which has no element for each; name a ragged column",
+        ".beside() of a column \"none\"; these exist: id, tokens, mask, weights",
+        "5 mistakes",
+    ] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    let text = message(&all.chunk("tokens", Chunk::of(4).beside("tokens").beside("mask").beside("mask")));
+    assert!(text.contains("chunk tokens: mask stands beside") && text.contains("2 mistakes"), "{text}");
+    let text = message(&all.chunk("tokens", Chunk::of(4).beside("id").beside("none")));
+    assert!(text.contains("`id: i64` beside") && text.contains("a column \"none\""), "{text}");
     Ok(())
 }
 
@@ -444,6 +596,14 @@ fn the_report_names_columns_that_packing_ends() -> Result<()> {
     assert!(notes.iter().any(|note| note.contains("columns that end there: id")), "{notes:?}");
     let alone = in_memory((0..40).map(|i| i % 7))?.pack(Pack::best_fit(64)).batch(4).loader().build()?;
     assert!(!alone.report().notes.iter().any(|note| note.contains("end there")), "{:?}", alone.report().notes);
+    // Of columns that have an element a token it says how they go on.
+    let with = with_beside(&documents(40), |_| false);
+    let notes = |graph: Dataset| Ok::<_, Error>(graph.batch(4).loader().build()?.report().notes.join("\n"));
+    let text = notes(with.pack(Pack::best_fit(64).beside("weights", 0.0)))?;
+    assert!(text.contains("columns that end there: id, mask; .beside(\"mask\", pad_value)"), "{text}");
+    let text = notes(with.chunk("tokens", Chunk::of(4).beside("mask")))?;
+    assert!(text.contains("the whole list of weights: Chunk::of(4).beside(\"weights\")"), "{text}");
+    assert!(!notes(with.chunk("tokens", Chunk::of(4).beside("mask").beside("weights")))?.contains("whole list"));
     Ok(())
 }
 
@@ -493,6 +653,13 @@ fn a_state_of_other_packing_is_refused() -> Result<()> {
     let graph = |pack: Pack| documents(100).pack(pack).batch(4);
     let state = graph(Pack::best_fit(24)).loader().build()?.epoch(0).next().expect("a batch")?.state();
     for other in [Pack::best_fit(25), Pack::first_fit(24), Pack::best_fit(24).window(5), Pack::best_fit(24).eos(3)] {
+        let refused = graph(other).loader().restore(&state).build().err().expect("another graph").to_string();
+        assert!(refused.contains("another `pack`"), "{refused}");
+    }
+    let graph = |pack: Pack| with_beside(&documents(100), |_| false).pack(pack).batch(4);
+    let state =
+        graph(Pack::best_fit(24).beside("mask", 0)).loader().build()?.epoch(0).next().expect("a batch")?.state();
+    for other in [Pack::best_fit(24), Pack::best_fit(24).beside("mask", 1), Pack::best_fit(24).beside("weights", 0)] {
         let refused = graph(other).loader().restore(&state).build().err().expect("another graph").to_string();
         assert!(refused.contains("another `pack`"), "{refused}");
     }

@@ -265,13 +265,13 @@ fn pack(input: &Input, threads: usize) -> Result<Vec<Limit>> {
         .step_by(window)
         .map(|start| documents.slice(start, window.min(documents.len() - start)))
         .collect();
-    let rows: usize = windows.iter().map(|window| tokens::pack(window, &[], &input.pack).layout.ends.len()).sum();
+    let rows: usize = windows.iter().map(|window| tokens::pack(window, &[], &[], &input.pack).layout.ends.len()).sum();
     let packed = rate(
         threads,
         windows.len(),
         || (),
         |(), number| {
-            std::hint::black_box(tokens::pack(&windows[number], &[], &input.pack));
+            std::hint::black_box(tokens::pack(&windows[number], &[], &[], &input.pack));
             Ok(())
         },
     )?;

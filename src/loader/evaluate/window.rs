@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
+use arrow::array::{ArrayRef, ListArray, RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::Schema;
 use xxhash_rust::xxh3::xxh3_64;
@@ -54,8 +54,9 @@ impl Env<'_> {
         let mut failing = Failing::default();
         let unfit = match &stage.function {
             _ if input.error.is_some() || input.rows.len() == 0 => Vec::new(),
-            Function::Pack(pack) => {
-                tokens::unfit_to_pack(tokens::lists(column_of(&input.rows.rows, &pack.column)?, &pack.column)?, pack)
+            Function::Pack { pack, .. } => {
+                let (documents, beside) = documents_of(&input.rows.rows, pack)?;
+                tokens::unfit_to_pack(documents, &beside, pack)
             }
             Function::Bucket { column, part, .. } => {
                 tokens::unfit_to_deal(&tokens::lengths(column_of(&input.rows.rows, column)?, column)?, *part, column)
@@ -79,7 +80,7 @@ impl Env<'_> {
         }
         let left_out: Vec<usize> = failing.left_out.iter().map(|left| left.0).collect();
         let (rows, shares) = match &stage.function {
-            Function::Pack(pack) => (self.packed(stage, &input.rows, &left_out, pack)?, None),
+            Function::Pack { pack, .. } => (self.packed(stage, &input.rows, &left_out, pack)?, None),
             Function::Bucket { column, buckets, part } => {
                 let lengths = tokens::lengths(column_of(&input.rows.rows, column)?, column)?;
                 self.bucketed(stage, &input.rows, &lengths, &left_out, buckets, *part)?
@@ -91,8 +92,8 @@ impl Env<'_> {
 
     /// Packed rows, each with the identity of its first document, its number in the window, and a checksum of which tokens of which records it holds.
     fn packed(&self, stage: &Stage, input: &Rows, left_out: &[usize], pack: &Pack) -> Result<Rows> {
-        let documents = tokens::lists(column_of(&input.rows, &pack.column)?, &pack.column)?;
-        let Packed { layout, columns, tokens, padding } = tokens::pack(documents, left_out, pack);
+        let (documents, beside) = documents_of(&input.rows, pack)?;
+        let Packed { layout, columns, tokens, padding } = tokens::pack(documents, &beside, left_out, pack);
         stage.counter.pad(tokens, padding);
         let sample = |(number, spans): (usize, &[Span])| {
             let held: Vec<u64> = spans
@@ -131,6 +132,12 @@ impl Env<'_> {
         let rows = take_record_batch(&input.rows, &UInt32Array::from(order)).map_err(internal)?;
         Ok((Rows { rows, samples }, part.tokens.map(|_| shares)))
     }
+}
+
+/// The tokens of documents, and their elements in each column beside.
+fn documents_of<'a>(rows: &'a RecordBatch, pack: &Pack) -> Result<(&'a ListArray, Vec<&'a ListArray>)> {
+    let lists = |name: &str| tokens::lists(column_of(rows, name)?, name);
+    Ok((lists(&pack.column)?, pack.beside_names().map(lists).collect::<Result<_>>()?))
 }
 
 /// Rows of these columns alone.

@@ -4,6 +4,7 @@
 //! [`Buckets`] on all documents of a *window*, which is a fixed range of positions of a stream: what they make of it is the same whenever and
 //! wherever it is made, which is what lets a run go on in the middle of a window, in any world. `docs/tokens.md` says what may be relied on.
 
+mod beside;
 mod bucket;
 mod chunk;
 mod pack;
@@ -15,6 +16,7 @@ use arrow::datatypes::DataType;
 
 use crate::error::{Error, ErrorKind, Result};
 
+pub(crate) use beside::uneven;
 pub use bucket::Buckets;
 pub(crate) use bucket::{Dealt, Part, deal, unfit_to_deal};
 pub use chunk::Chunk;

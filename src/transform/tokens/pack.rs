@@ -9,9 +9,10 @@ use arrow::array::{Array, ArrayRef, FixedSizeListArray, ListArray, PrimitiveArra
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::Field;
 
+use super::beside::{Beside, uneven};
 use super::with_integers;
 use crate::error::{Error, ErrorKind};
-use crate::schema::{Column, Dtype, Element, Shape};
+use crate::schema::{Column, Dtype, Element, Shape, Value};
 
 /// Documents of a stream that are packed together unless somebody says otherwise: with web pages 1.4 % are padding, or 0.6 % longest first. Four times as many
 /// halve that, take four times the memory, and the first batch comes four times as late: `docs/tokens.md`.
@@ -60,6 +61,7 @@ pub struct Pack {
     dtype: Dtype,
     segment_ids: bool,
     cu_seqlens: bool,
+    beside: Beside,
 }
 
 impl Pack {
@@ -77,6 +79,7 @@ impl Pack {
             dtype: Dtype::I64,
             segment_ids: false,
             cu_seqlens: false,
+            beside: Beside::default(),
         }
     }
 
@@ -141,6 +144,52 @@ impl Pack {
         self
     }
 
+    /// Packs a further column along: a ragged one with an element for each token of a document, such as a loss mask, labels or weights. It comes out under its
+    /// own name, `[len]` of its own dtype, its elements where their tokens stand and `pad_value` in the padding: a number or truth value that the dtype holds
+    /// (`-100`, `0.0`, `false`). Called several times, for several columns.
+    ///
+    /// The token of [`eos`](Self::eos) is in no document, so a column has no element for it: [`eos_beside`](Self::eos_beside) says what stands there.
+    ///
+    /// # Errors
+    /// A document for which the column has another number of elements than there are tokens is a bad record. `build()` refuses a column that is
+    /// not there, not ragged, the tokens themselves, named twice or like a column that packing makes, values that its dtype does not hold, and nothing
+    /// said about the token of `eos`.
+    ///
+    /// # Example
+    /// Fine-tuning on answers: tokens, and for each whether it counts, in JSON Lines.
+    /// ```
+    /// # #[cfg(feature = "text")] {
+    /// use forebay::{Column, Dataset, Dtype, Pack, Shape, int64};
+    ///
+    /// # let folder = tempfile::tempdir().expect("a folder");
+    /// # let lines = "{\"tokens\": [7, 8, 9, 10], \"counts\": [false, false, true, true]}\n{\"tokens\": [5, 6], \"counts\": [false, true]}\n";
+    /// # std::fs::write(folder.path().join("chats.jsonl"), lines).expect("a disk");
+    /// // {"tokens": [7, 8, 9, 10], "counts": [false, false, true, true]}
+    /// // {"tokens": [5, 6], "counts": [false, true]}
+    /// let counts = Column::new("counts", Dtype::Bool, Shape::Ragged(vec![]));
+    /// let chats = Dataset::open(folder.path().join("chats.jsonl"))?.columns([int64("tokens").ragged(), counts]);
+    /// let pack = Pack::best_fit(10).eos(2).beside("counts", false).eos_beside("counts", true);
+    /// let mut loader = chats.pack(pack).batch(1).loader().index_dir(folder.path()).build()?;
+    /// let batch = loader.epoch(0).next().expect("a row")?;
+    /// assert_eq!(*batch.values::<i64>("input_ids")?, [7, 8, 9, 10, 2, 5, 6, 2, 0, 0]);
+    /// assert_eq!(*batch.values::<u8>("counts")?, [0, 0, 1, 1, 1, 0, 1, 1, 0, 0]);
+    /// # }
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    #[must_use]
+    pub fn beside(mut self, column: impl Into<String>, pad_value: impl Into<Value>) -> Self {
+        self.beside.push(column.into(), pad_value.into());
+        self
+    }
+
+    /// What stands in a column [`beside`](Self::beside) the tokens at the token of [`eos`](Self::eos). In a loss mask 1 there teaches a model to stop,
+    /// and 0 does not; of labels it is the token itself, or what the loss leaves out.
+    #[must_use]
+    pub fn eos_beside(mut self, column: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.beside.push_at_eos(column.into(), value.into());
+        self
+    }
+
     /// What becomes of documents that are longer than a row: [`Long::Split`], unless said otherwise.
     #[must_use]
     pub fn long(mut self, long: Long) -> Self {
@@ -173,16 +222,27 @@ impl Pack {
         self.segment_ids || !self.cu_seqlens
     }
 
-    /// The columns of packed rows.
-    pub(crate) fn outputs(&self) -> Vec<Column> {
-        let fixed = |name: &str| Column::new(name, self.dtype, Shape::Fixed(vec![self.len]));
-        let mut columns = vec![fixed("input_ids"), fixed("position_ids")];
+    /// The columns that are packed along.
+    pub(crate) fn beside_names(&self) -> impl Iterator<Item = &str> {
+        self.beside.names()
+    }
+
+    /// The values that stand in a column beside the tokens and that its dtype does not hold.
+    pub(crate) fn misfits(&self, column: &str, dtype: Dtype) -> Vec<String> {
+        self.beside.misfits(column, dtype)
+    }
+
+    /// The columns of packed rows, of which those beside the tokens have these dtypes.
+    pub(crate) fn outputs(&self, beside: impl IntoIterator<Item = Dtype>) -> Vec<Column> {
+        let fixed = |name: &str, dtype| Column::new(name, dtype, Shape::Fixed(vec![self.len]));
+        let mut columns = vec![fixed("input_ids", self.dtype), fixed("position_ids", self.dtype)];
         if self.has_segment_ids() {
-            columns.push(fixed("segment_ids"));
+            columns.push(fixed("segment_ids", self.dtype));
         }
         if self.cu_seqlens {
             columns.push(Column::new(CU_SEQLENS, Dtype::I32, Shape::Ragged(Vec::new())));
         }
+        columns.extend(self.beside.names().zip(beside).map(|(name, dtype)| fixed(name, dtype)));
         columns
     }
 
@@ -218,6 +278,10 @@ impl Pack {
             }
             other => add(&format!("tokens as {other}"), "take Dtype::I64 or Dtype::I32"),
         }
+        let outputs = self.outputs([]);
+        let outputs: Vec<&str> = outputs.iter().map(|column| column.name().as_ref()).collect();
+        let beside = self.beside.mistakes(&self.column, self.eos.is_some(), &outputs);
+        beside.into_iter().for_each(|(message, advice)| add(&message, advice));
         mistakes
     }
 }
@@ -252,7 +316,10 @@ impl fmt::Display for Pack {
         if self.has_segment_ids() {
             f.write_str(", segment ids")?;
         }
-        if self.cu_seqlens { f.write_str(", cu_seqlens") } else { Ok(()) }
+        if self.cu_seqlens {
+            f.write_str(", cu_seqlens")?;
+        }
+        write!(f, "{}", self.beside)
     }
 }
 
@@ -290,9 +357,10 @@ pub(crate) struct Packed {
     pub(crate) padding: u64,
 }
 
-/// Documents that cannot be packed, each with the reason, ascending.
-pub(crate) fn unfit_to_pack(documents: &ListArray, pack: &Pack) -> Vec<(usize, Error)> {
-    let mut unfit = Vec::new();
+/// Documents that cannot be packed, each with the reason, ascending. `beside` has the elements of each column beside the tokens.
+pub(crate) fn unfit_to_pack(documents: &ListArray, beside: &[&ListArray], pack: &Pack) -> Vec<(usize, Error)> {
+    let beside: Vec<(&str, &ListArray)> = pack.beside.names().zip(beside.iter().copied()).collect();
+    let mut unfit = uneven((&pack.column, documents), &beside);
     let refused = pack.long == Some(Long::Error);
     let narrowed = pack.dtype == Dtype::I32 && documents.value_type() == arrow::datatypes::DataType::Int64;
     if !refused && !narrowed {
@@ -315,6 +383,9 @@ pub(crate) fn unfit_to_pack(documents: &ListArray, pack: &Pack) -> Vec<(usize, E
         },
         ()
     );
+    // Of a document with several reasons, the first will do.
+    unfit.sort_by_key(|(document, _)| *document);
+    unfit.dedup_by_key(|(document, _)| *document);
     unfit
 }
 
@@ -323,8 +394,9 @@ fn wide<I: Copy + Into<i64>>(tokens: &[I]) -> Option<i64> {
     tokens.iter().map(|&token| token.into()).find(|&token| i32::try_from(token).is_err())
 }
 
-/// Packs the documents of a window, without those in `left_out` (ascending). Documents without tokens leave no trace.
-pub(crate) fn pack(documents: &ListArray, left_out: &[usize], pack: &Pack) -> Packed {
+/// Packs the documents of a window, without those in `left_out` (ascending). Documents without tokens leave no trace. Of the others each column beside the
+/// tokens has as many elements.
+pub(crate) fn pack(documents: &ListArray, beside: &[&ListArray], left_out: &[usize], pack: &Pack) -> Packed {
     let eos = usize::from(pack.eos.is_some());
     let mut left_out = left_out.iter().copied().peekable();
     let lengths: Vec<u32> = documents
@@ -340,7 +412,7 @@ pub(crate) fn pack(documents: &ListArray, left_out: &[usize], pack: &Pack) -> Pa
     let layout = lay_out(&lengths, pack);
     let tokens: u64 = lengths.iter().map(|&length| u64::from(length)).sum();
     let padding = (layout.ends.len() * pack.len) as u64 - tokens;
-    let columns = with_integers!(
+    let mut arrays = with_integers!(
         documents.values(),
         |values| match pack.dtype {
             Dtype::I32 => write::<i32, _>(values, documents.value_offsets(), &layout, pack),
@@ -348,6 +420,9 @@ pub(crate) fn pack(documents: &ListArray, left_out: &[usize], pack: &Pack) -> Pa
         },
         unreachable!("columns of whole numbers, as was checked")
     );
+    arrays.extend(pack.beside.write(beside, &layout, pack.len));
+    let dtypes = beside.iter().filter_map(|elements| Dtype::from_arrow(&elements.value_type()));
+    let columns = pack.outputs(dtypes).into_iter().zip(arrays).collect();
     Packed { layout, columns, tokens, padding }
 }
 
@@ -554,13 +629,8 @@ impl Token for i64 {
     }
 }
 
-/// The columns of a layout, each written once, from front to back.
-fn write<O: Token, I: Copy + Into<i64>>(
-    values: &[I],
-    offsets: &[i32],
-    layout: &Layout,
-    pack: &Pack,
-) -> Vec<(Column, ArrayRef)> {
+/// The columns of a layout that are made of the tokens, each written once, from front to back.
+fn write<O: Token, I: Copy + Into<i64>>(values: &[I], offsets: &[i32], layout: &Layout, pack: &Pack) -> Vec<ArrayRef> {
     let cells = layout.ends.len() * pack.len;
     let with = |wanted: bool| Vec::with_capacity(if wanted { cells } else { 0 });
     let (mut ids, mut positions) = (Vec::<O>::with_capacity(cells), Vec::<O>::with_capacity(cells));
@@ -599,9 +669,9 @@ fn write<O: Token, I: Copy + Into<i64>>(
             segments.resize(end, O::of(0));
         }
     }
-    let mut arrays = vec![fixed(ids, pack.len), fixed(positions, pack.len)];
+    let mut arrays = vec![fixed(array(ids), pack.len), fixed(array(positions), pack.len)];
     if pack.has_segment_ids() {
-        arrays.push(fixed(segments, pack.len));
+        arrays.push(fixed(array(segments), pack.len));
     }
     if pack.cu_seqlens {
         let items: ArrayRef = Arc::new(arrow::array::Int32Array::from(cu));
@@ -609,12 +679,15 @@ fn write<O: Token, I: Copy + Into<i64>>(
         let offsets = OffsetBuffer::new(ScalarBuffer::from(cu_offsets));
         arrays.push(Arc::new(ListArray::new(field, offsets, items, None)));
     }
-    pack.outputs().into_iter().zip(arrays).collect()
+    arrays
+}
+
+fn array<O: Token>(elements: Vec<O>) -> ArrayRef {
+    Arc::new(PrimitiveArray::<O::Arrow>::new(ScalarBuffer::from(elements), None))
 }
 
 /// Rows of `len` elements.
-fn fixed<O: Token>(elements: Vec<O>, len: usize) -> ArrayRef {
-    let items: ArrayRef = Arc::new(PrimitiveArray::<O::Arrow>::new(ScalarBuffer::from(elements), None));
+pub(super) fn fixed(items: ArrayRef, len: usize) -> ArrayRef {
     let field = Arc::new(Field::new_list_field(items.data_type().clone(), false));
     Arc::new(FixedSizeListArray::new(field, len as i32, items, None))
 }
@@ -639,6 +712,22 @@ mod tests {
         ListArray::new(field, lists.offsets().clone(), lists.values().clone(), None)
     }
 
+    /// What stands beside token `id`.
+    fn beside(id: i64, dtype: Dtype) -> i64 {
+        if dtype == Dtype::Bool { id % 2 } else { id % 97 }
+    }
+
+    /// For each token of [`documents`] what stands beside it, in lists that begin elsewhere.
+    fn elements(lengths: &[usize], dtype: Dtype) -> ListArray {
+        let documents = documents(&[vec![3], lengths.to_vec()].concat());
+        let ids = documents.values().as_primitive::<Int32Type>();
+        // The first one is none of them.
+        let values = ids.unary::<_, Int64Type>(|id| beside(i64::from(id) - 1000, dtype).abs());
+        let values = arrow::compute::cast(&values, &dtype.arrow()).unwrap();
+        let field = Arc::new(Field::new_list_field(dtype.arrow(), false));
+        ListArray::new(field, documents.offsets().clone(), values, None).slice(1, lengths.len())
+    }
+
     fn column(packed: &Packed, name: &str) -> Vec<Vec<i64>> {
         let (_, array) = packed.columns.iter().find(|(column, _)| column.name().as_ref() == name).unwrap();
         let cast = |items: &ArrayRef| {
@@ -653,7 +742,7 @@ mod tests {
 
     /// Lengths of the documents in each row.
     fn bins(lengths: &[usize], options: &Pack) -> Vec<Vec<u32>> {
-        let packed = pack(&documents(lengths), &[], options);
+        let packed = pack(&documents(lengths), &[], &[], options);
         packed.layout.rows().map(|spans| spans.iter().map(|span| span.len).collect()).collect()
     }
 
@@ -684,7 +773,7 @@ mod tests {
     #[test]
     fn a_row_says_what_stands_where() {
         let options = Pack::first_fit(8).eos(9).pad_value(-1).segment_ids().cu_seqlens();
-        let packed = pack(&documents(&[3, 0, 10, 2]), &[], &options);
+        let packed = pack(&documents(&[3, 0, 10, 2]), &[], &[], &options);
         // Document 1 is its eos alone. Of document 2 the first eight fill a row, and two and its eos are packed like a document.
         assert_eq!(
             column(&packed, "input_ids"),
@@ -704,13 +793,13 @@ mod tests {
     #[test]
     fn long_documents_are_split_cut_or_refused() {
         let all = documents(&[5, 2]);
-        let packed = pack(&all, &[], &Pack::best_fit(4).eos(7).long(Long::Truncate));
+        let packed = pack(&all, &[], &[], &Pack::best_fit(4).eos(7).long(Long::Truncate));
         assert_eq!(column(&packed, "input_ids"), [vec![0, 1, 2, 3], vec![1000, 1001, 7, 0]]);
         let refusing = Pack::best_fit(4).long(Long::Error);
-        let unfit = unfit_to_pack(&all, &refusing);
+        let unfit = unfit_to_pack(&all, &[], &refusing);
         assert_eq!(unfit.len(), 1);
         assert!(unfit[0].1.to_string().contains("5 tokens, where rows have 4"), "{}", unfit[0].1);
-        let packed = pack(&all, &[0], &refusing);
+        let packed = pack(&all, &[], &[0], &refusing);
         assert_eq!(column(&packed, "input_ids"), [vec![1000, 1001, 0, 0]]);
     }
 
@@ -721,10 +810,44 @@ mod tests {
             Some(vec![Some(2), Some(1 << 40)]),
         ]);
         let narrow = Pack::best_fit(4).dtype(Dtype::I32);
-        let found = unfit_to_pack(&lists, &narrow);
+        let found = unfit_to_pack(&lists, &[], &narrow);
         assert!(found[0].0 == 1 && found[0].1.to_string().contains("1099511627776 does not fit i32"));
-        assert_eq!(unfit_to_pack(&lists, &Pack::best_fit(4)).len(), 0);
-        assert_eq!(column(&pack(&lists, &[1], &narrow), "input_ids"), [vec![1, 0, 0, 0]]);
+        assert_eq!(unfit_to_pack(&lists, &[], &Pack::best_fit(4)).len(), 0);
+        assert_eq!(column(&pack(&lists, &[], &[1], &narrow), "input_ids"), [vec![1, 0, 0, 0]]);
+    }
+
+    #[test]
+    fn a_document_with_more_or_fewer_elements_than_tokens_is_unfit() {
+        let options = Pack::best_fit(4).long(Long::Error).beside("mask", 0).beside("labels", -100);
+        let (mask, labels) = (elements(&[2, 3, 5, 1], Dtype::U8), elements(&[2, 2, 5, 2], Dtype::I64));
+        let found = unfit_to_pack(&documents(&[2, 2, 5, 1]), &[&mask, &labels], &options);
+        let said: Vec<String> = found.iter().map(|(document, error)| format!("{document}: {error}")).collect();
+        assert_eq!(said.len(), 3);
+        assert!(
+            said[0].starts_with("1: column mask: 3 elements beside the 2 tokens of `tokens`; give each"),
+            "{said:?}"
+        );
+        assert!(said[1].starts_with("2: column tokens: a document of 5 tokens"), "{said:?}");
+        assert!(said[2].starts_with("3: column labels: 2 elements beside the 1 tokens"), "{said:?}");
+        let packed = pack(&documents(&[2, 2, 5, 1]), &[&mask, &labels], &[1, 2, 3], &options);
+        assert_eq!(column(&packed, "labels"), [[0, 1, -100, -100]]);
+        assert_eq!(packed.columns[4].0.to_string(), "labels: i64[4]");
+    }
+
+    #[test]
+    fn what_stands_beside_is_part_of_what_a_pack_is() {
+        let plain = Pack::best_fit(8).eos(1);
+        let beside = |pad| plain.clone().beside("mask", pad);
+        let texts = [
+            plain.to_string(),
+            beside(0).to_string(),
+            beside(1).to_string(),
+            beside(0).eos_beside("mask", 1).to_string(),
+            beside(0).eos_beside("mask", 1).beside("weights", 0.0).to_string(),
+        ];
+        assert!((1..texts.len()).all(|at| !texts[..at].contains(&texts[at])), "{texts:?}");
+        assert!(texts[4].ends_with(", beside mask padded with 0 and 1 at eos, beside weights padded with 0.0"));
+        assert!(!beside(0).mistakes().is_empty() && beside(0).eos_beside("mask", 0).mistakes().is_empty());
     }
 
     #[test]
@@ -789,7 +912,7 @@ mod tests {
             options in options(),
         ) {
             let all = documents(&lengths);
-            let packed = pack(&all, &[], &options);
+            let packed = pack(&all, &[], &[], &options);
             let ids = column(&packed, "input_ids");
             let segments = column(&packed, "segment_ids");
             let positions = column(&packed, "position_ids");
@@ -832,8 +955,41 @@ mod tests {
                 }
                 prop_assert_eq!(&found[document], &wanted);
             }
-            let again = pack(&all, &[], &options);
+            let again = pack(&all, &[], &[], &options);
             prop_assert_eq!(again.layout.spans, packed.layout.spans);
+        }
+
+        #[test]
+        fn elements_stand_where_their_tokens_stand(
+            lengths in prop::collection::vec(0usize..60, 0..40),
+            left_out in prop::collection::vec(any::<bool>(), 40),
+            options in options(),
+        ) {
+            use Dtype::*;
+            let (all, has_eos) = (documents(&lengths), options.eos.is_some());
+            let left_out: Vec<usize> = (0..lengths.len()).filter(|&document| left_out[document]).collect();
+            for dtype in [U8, I8, I16, I32, I64, F16, F32, F64, Bool] {
+                let (pad, at_eos) = if dtype == Bool { (1, 0) } else { (101, 103) };
+                // Beside each other, so that each has its own.
+                let options = options.clone().beside("a", pad).beside("b", at_eos);
+                let options = if has_eos { options.eos_beside("b", pad).eos_beside("a", at_eos) } else { options };
+                prop_assert!(options.mistakes().is_empty() && options.misfits("a", dtype).is_empty());
+                let elements = elements(&lengths, dtype);
+                prop_assert!(unfit_to_pack(&all, &[&elements, &elements], &options).is_empty());
+                let packed = pack(&all, &[&elements, &elements], &left_out, &options);
+                let ids = column(&packed, "input_ids");
+                for (name, pad, at_eos) in [("a", pad, at_eos), ("b", at_eos, pad)] {
+                    let declared = packed.columns.iter().find(|(column, _)| column.name().as_ref() == name);
+                    prop_assert_eq!(declared.map(|(column, _)| column.dtype()), Some(dtype));
+                    let of = |&id: &i64| match id {
+                        -1 => i64::from(pad),
+                        -7 => i64::from(at_eos),
+                        id => beside(id, dtype),
+                    };
+                    let wanted: Vec<Vec<i64>> = ids.iter().map(|row| row.iter().map(of).collect()).collect();
+                    prop_assert_eq!(column(&packed, name), wanted);
+                }
+            }
         }
 
         #[test]
