@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use super::graph::{Node, visit};
+use crate::plan::steps;
 
 /// Numbers each node, inputs first.
 fn numbered(root: &Arc<Node>) -> (Vec<&Node>, HashMap<*const Node, usize>) {
@@ -16,10 +17,12 @@ fn numbered(root: &Arc<Node>) -> (Vec<&Node>, HashMap<*const Node, usize>) {
     (nodes, numbers)
 }
 
-/// One line a node; a node whose input is not the line above says which it is.
+/// One line a node; a node whose input is not the line above says which it is, and a batch that ranks could share, but not its plan.
 pub(super) fn text(root: &Arc<Node>) -> String {
     let (nodes, numbers) = numbered(root);
     let mut text = String::new();
+    // With a token budget there is a stream a rank.
+    let one_each = nodes.iter().any(|node| node.holds_tokens());
     for (number, node) in nodes.iter().enumerate() {
         let inputs: Vec<usize> = node.inputs().iter().map(|input| numbers[&Arc::as_ptr(input)]).collect();
         let from = match inputs[..] {
@@ -27,7 +30,11 @@ pub(super) fn text(root: &Arc<Node>) -> String {
             [input] if input + 1 == number => String::new(),
             _ => format!("  <- {}", inputs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
         };
-        _ = writeln!(text, "{number:>2}  {node}{from}");
+        let streams = match node {
+            Node::Batch { size, .. } if !one_each => steps::hint(*size).map(|hint| format!(": {hint}")),
+            _ => None,
+        };
+        _ = writeln!(text, "{number:>2}  {node}{from}{}", streams.unwrap_or_default());
     }
     text
 }
@@ -79,6 +86,18 @@ mod tests {
             " 5  batch 4 samples over all ranks\n",
         );
         assert_eq!(diamond().explain(), wanted);
+    }
+
+    #[test]
+    fn a_batch_that_ranks_could_share_says_that_its_plan_cannot_be() {
+        let last = |dataset: Dataset| dataset.explain().lines().last().unwrap_or_default().to_owned();
+        let source = Dataset::open("gs://b/*.tfrecord").unwrap();
+        let wanted = " 1  batch 100 samples over all ranks: 5 streams, which 1 or 5 ranks can share (.streams(10): 1, 2, 5 or 10; .batch(104): 1, 2, 4 or 8)";
+        assert_eq!(last(source.batch(100)), wanted);
+        let bucketed = source.bucket_by_length("tokens", crate::Buckets::token_budget(4096));
+        for (graph, batch) in [(&source, 256), (&source, 25), (&bucketed, 100)] {
+            assert!(last(graph.batch(batch)).ends_with(&format!("batch {batch} samples over all ranks")));
+        }
     }
 
     #[test]

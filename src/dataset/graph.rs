@@ -146,6 +146,11 @@ impl Function {
 }
 
 impl Node {
+    /// Whether batches behind it have as many samples as a token budget has room for.
+    pub(crate) fn holds_tokens(&self) -> bool {
+        matches!(self, Node::Apply { function: Function::Bucket { buckets, .. }, .. } if buckets.tokens().is_some())
+    }
+
     pub(crate) fn inputs(&self) -> &[Arc<Node>] {
         match self {
             Node::Files(_) | Node::Source(_) => &[],

@@ -23,7 +23,7 @@ use crate::engine::pool::Pool;
 use crate::engine::{Budget, Scheduler};
 use crate::error::{Error, Result};
 use crate::plan::shuffle::PIECES_PER_STREAM;
-use crate::plan::steps::Steps;
+use crate::plan::steps::{Steps, advice_for_state};
 use crate::plan::{Ledger, State};
 use crate::source::open::{self, Index, Wanted};
 use crate::store::StoreOptions;
@@ -120,6 +120,10 @@ impl LoaderBuilder {
     }
 
     /// Logical streams of the plan, which fix the order for all world sizes that divide them. They divide the batch.
+    ///
+    /// Left out, they are the largest number up to 8 (or up to the number of ranks) that divides the batch and that the ranks divide: 8 of a batch of 256, but 5 of
+    /// 20 or 100, so that a run which one process has begun goes on with 5 ranks, and never with 2. Where it may have to, state 10 from the start.
+    /// [`Dataset::explain`] says which batches are such.
     pub fn streams(mut self, streams: usize) -> Self {
         self.streams = Some(streams as u64);
         self
@@ -203,7 +207,7 @@ impl LoaderBuilder {
         let streams = self.streams.or(restored.map(|state| state.streams)).or(one_each);
         let seed = self.seed.or(restored.map(|state| state.seed)).unwrap_or(0);
         let steps = Steps::new(spec.size, streams, ranks, spec.remainder);
-        let steps = steps.map_err(|error| wrong.push(self.blame_state(error))).ok();
+        let steps = steps.map_err(|error| wrong.push(self.blame_state(error, spec.size))).ok();
         if self.steps_per_epoch == Some(0) {
             wrong.push(Error::config("an epoch of 0 steps").advice(".steps_per_epoch(n) wants n of at least 1"));
         }
@@ -263,12 +267,11 @@ impl LoaderBuilder {
     }
 
     /// Says where the number of streams came from, if it was a state.
-    fn blame_state(&self, error: Error) -> Error {
+    fn blame_state(&self, error: Error, batch: u64) -> Error {
         match &self.restored {
-            Some(state) if self.streams.is_none() => error.advice(format!(
-                "the state has {} streams, which stay: restore it with its batch, in a world that divides them",
-                state.streams
-            )),
+            Some(state) if self.streams.is_none() => {
+                error.advice(advice_for_state(state.streams, batch, self.world.size() as u64))
+            }
             _ => error,
         }
     }
@@ -317,9 +320,7 @@ pub(crate) fn default_index_dir() -> Option<PathBuf> {
 /// Whether batches have as many samples as a token budget has room for.
 fn holds_tokens(dataset: &Dataset) -> bool {
     let mut found = false;
-    visit(&dataset.node, &mut |node| {
-        found |= matches!(node, Node::Apply { function: Function::Bucket { buckets, .. }, .. } if buckets.tokens().is_some());
-    });
+    visit(&dataset.node, &mut |node| found |= node.holds_tokens());
     found
 }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::steps::sharers;
 use crate::error::{Error, Result};
 
 /// Where a training run stands after a batch: what was delivered, never what was prefetched.
@@ -11,7 +12,8 @@ use crate::error::{Error, Result};
 /// run, with other threads, prefetch, budget or devices, and with another number of ranks.
 ///
 /// # Other world sizes
-/// Where rows are positions, the state of any one rank serves all worlds that divide `streams`. Behind a filter or
+/// Where rows are positions, the state of any one rank serves all worlds that divide `streams`, which
+/// [`LoaderBuilder::streams`](crate::LoaderBuilder::streams) states from the start. Behind a filter or
 /// flat_map a rank knows only its own streams: [`merge`](Self::merge) the states of all ranks first.
 ///
 /// # Example
@@ -292,14 +294,19 @@ impl State {
             return vec![format!("its version is {}, this is version {VERSION}", self.version)];
         }
         let mut list = Vec::new();
-        let mut compare = |what: &str, was: u64, is: u64| {
+        let mut compare = |what: &str, was: u64, is: u64, more: String| {
             if was != is {
-                list.push(format!("{what} was {was}, is {is}"));
+                list.push(format!("{what} was {was}, is {is}{more}"));
             }
         };
-        compare("the seed", self.seed, identity.seed);
-        compare("the number of streams", self.streams, identity.streams);
-        compare("the number of sources", self.data.len() as u64, identity.data.len() as u64);
+        let (streams, world) = (self.streams, identity.world);
+        let shared = match streams.is_multiple_of(world) {
+            true => String::new(),
+            false => format!(": {world} ranks cannot share {streams}, {} can", sharers(streams)),
+        };
+        compare("the seed", self.seed, identity.seed, String::new());
+        compare("the number of streams", streams, identity.streams, shared);
+        compare("the number of sources", self.data.len() as u64, identity.data.len() as u64, String::new());
         for (number, (was, is)) in self.data.iter().zip(&identity.data).enumerate() {
             if was.shards != is.shards || was.rows != is.rows {
                 list.push(format!("source {number} had {was}, has {is}"));

@@ -38,6 +38,56 @@ pub(crate) struct Steps {
 /// Streams that a plan has when nobody says: enough for worlds of 1, 2, 4 and 8.
 const DEFAULT_STREAMS: u64 = 8;
 
+/// Streams of a batch, where nobody says: the largest number that fits the world. `None` if the world does not divide the batch.
+fn default_streams(batch: u64, world: u64) -> Option<u64> {
+    let fits = |l: &u64| l.is_multiple_of(world) && batch.is_multiple_of(*l);
+    (1..=DEFAULT_STREAMS.max(world)).rev().find(fits)
+}
+
+/// How many ranks can share a plan of so many streams, in words: those that divide it.
+pub(crate) fn sharers(streams: u64) -> String {
+    const MOST: usize = 8;
+    // A state says how many there are, and may be damaged.
+    const LARGEST: u64 = 1 << 12;
+    let mut worlds: Vec<u64> = (1..=streams.min(LARGEST)).filter(|&world| streams.is_multiple_of(world)).collect();
+    if worlds.last() != Some(&streams) {
+        worlds.push(streams);
+    }
+    let more = if worlds.len() > MOST { ", …" } else { "" };
+    worlds.drain(MOST.min(worlds.len()) - 1..worlds.len() - 1);
+    let last = worlds.pop().expect("the number of streams itself");
+    let others: Vec<String> = worlds.iter().map(ToString::to_string).collect();
+    if others.is_empty() { last.to_string() } else { format!("{}{more} or {last}", others.join(", ")) }
+}
+
+/// What there is to say of a batch that ranks could share, where nobody states the streams: that the plan's cannot be, and what would be.
+pub(crate) fn hint(batch: u64) -> Option<String> {
+    let streams = default_streams(batch, 1).filter(|streams| batch.is_multiple_of(2) && !streams.is_multiple_of(2))?;
+    let (twice, near) = (2 * streams, batch.next_multiple_of(DEFAULT_STREAMS));
+    Some(format!(
+        "{streams} streams, which {} ranks can share (.streams({twice}): {}; .batch({near}): {})",
+        sharers(streams),
+        sharers(twice),
+        sharers(DEFAULT_STREAMS)
+    ))
+}
+
+/// What can be done about a state of so many streams, and a batch or a world that do not go with them.
+pub(crate) fn advice_for_state(streams: u64, batch: u64, world: u64) -> String {
+    let (stay, ranks) = (format!("the state has {streams} streams, which stay: restore it with"), sharers(streams));
+    if !batch.is_multiple_of(streams) {
+        return format!("{stay} its batch, which they divide, and {ranks} ranks");
+    }
+    if !batch.is_multiple_of(world) {
+        return format!(
+            "{stay} {ranks} ranks; for {world} to go on, a run has to begin with a batch and .streams(n) that {world} divides"
+        );
+    }
+    // Both divide the batch, and so does the least number that both divide.
+    let both = (1..=world).map(|times| streams * times).find(|both| both.is_multiple_of(world)).unwrap_or(batch);
+    format!("{stay} {ranks} ranks; a run that begins with .streams({both}) can go on with {}", sharers(both))
+}
+
 impl Steps {
     /// Picks the number of streams: as told, or the largest `L <= max(8, world)` with `world | L | batch`.
     pub(crate) fn new(
@@ -67,7 +117,7 @@ impl Steps {
                 ))
                 .advice(format!("take .streams(n) with n one of {near:?}")));
             }
-            None => (1..=DEFAULT_STREAMS.max(world)).rev().find(|&l| fits(l)).expect("world divides the batch"),
+            None => default_streams(batch, world).expect("world divides the batch"),
         };
         Ok(Self { batch, streams, rank, world, remainder, stated: None })
     }
@@ -195,6 +245,55 @@ mod tests {
             [(256, 1, 8), (100, 1, 5), (7, 1, 7), (11, 1, 1), (24, 3, 6), (64, 16, 16), (1, 1, 1)]
         {
             assert_eq!(steps(batch, world).unwrap().streams, streams, "batch {batch}, world {world}");
+        }
+    }
+
+    #[test]
+    fn a_default_that_no_two_ranks_can_share_is_told_with_what_they_could() {
+        for (batch, said) in [
+            (20, "5 streams, which 1 or 5 ranks can share (.streams(10): 1, 2, 5 or 10; .batch(24): 1, 2, 4 or 8)"),
+            (100, "5 streams, which 1 or 5 ranks can share (.streams(10): 1, 2, 5 or 10; .batch(104): 1, 2, 4 or 8)"),
+            (14, "7 streams, which 1 or 7 ranks can share (.streams(14): 1, 2, 7 or 14; .batch(16): 1, 2, 4 or 8)"),
+        ] {
+            assert_eq!(hint(batch).unwrap(), said);
+        }
+        // What two ranks can share, and what they could not whatever is stated.
+        for batch in [0, 1, 2, 5, 6, 24, 25, 30, 36, 256] {
+            assert_eq!(hint(batch), None, "{batch}");
+        }
+    }
+
+    #[test]
+    fn worlds_are_those_that_divide_the_streams() {
+        for (streams, said) in [
+            (1, "1"),
+            (5, "1 or 5"),
+            (24, "1, 2, 3, 4, 6, 8, 12 or 24"),
+            (720, "1, 2, 3, 4, 5, 6, 8, … or 720"),
+            (5003, "1 or 5003"),
+            (u64::MAX, "1, 3, 5, 15, 17, 51, 85, … or 18446744073709551615"),
+            (0, "0"),
+        ] {
+            assert_eq!(sharers(streams), said);
+        }
+    }
+
+    #[test]
+    fn what_a_state_can_go_on_with_is_told() {
+        for (streams, batch, world, words) in [
+            (5, 20, 2, "1 or 5 ranks; a run that begins with .streams(10) can go on with 1, 2, 5 or 10"),
+            (5, 100, 4, "1 or 5 ranks; a run that begins with .streams(20) can go on with 1, 2, 4, 5, 10 or 20"),
+            (
+                8,
+                256,
+                3,
+                "1, 2, 4 or 8 ranks; for 3 to go on, a run has to begin with a batch and .streams(n) that 3 divides",
+            ),
+            (8, 20, 2, "its batch, which they divide, and 1, 2, 4 or 8 ranks"),
+            (0, 20, 2, "its batch"),
+        ] {
+            let advice = advice_for_state(streams, batch, world);
+            assert!(advice.contains(&format!("{streams} streams, which stay: restore it with {words}")), "{advice}");
         }
     }
 

@@ -439,6 +439,29 @@ fn a_state_of_another_run_is_refused_with_what_differs() -> Result<()> {
 }
 
 #[test]
+fn a_world_that_cannot_share_the_streams_of_a_state_is_told_which_can() -> Result<()> {
+    let dataset = numbers(100).batch(20);
+    let state = dataset.loader().build()?.epoch(0).next().expect("a batch")?.state();
+    assert_eq!(state.streams, 5);
+    let of = |world| dataset.loader().world(World::new(0, world).expect("a rank"));
+    let refused = |world| of(world).restore(&state).build().err().expect("ranks that share nothing").to_string();
+    let text = refused(2);
+    assert!(text.contains("the state has 5 streams, which stay: restore it with 1 or 5 ranks;"), "{text}");
+    assert!(text.contains(".streams(10) can go on with 1, 2, 5 or 10"), "{text}");
+    assert!(refused(3).contains("with 1 or 5 ranks; for 3 to go on"), "{}", refused(3));
+    assert!(of(5).restore(&state).build().is_ok());
+    // The same of a loader that is there already.
+    let text = of(2).build()?.restore(&state).expect_err("another number of streams").to_string();
+    assert!(text.contains("the number of streams was 5, is 4: 2 ranks cannot share 5, 1 or 5 can"), "{text}");
+    // And what it says is so.
+    let state = dataset.loader().streams(10).build()?.epoch(0).next().expect("a batch")?.state();
+    for world in [1, 2, 5, 10] {
+        assert!(of(world).restore(&state).build().is_ok());
+    }
+    Ok(())
+}
+
+#[test]
 fn a_state_is_small_and_readable() -> Result<()> {
     let rows = Numbers::new(&vec![vec![1 << 10; 10]; 1000], 8).dataset().skip(1 << 10);
     let dataset = multiply(&noise(&rows)).shuffle(Shuffle::buffer(1 << 16)).batch(256);
