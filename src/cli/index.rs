@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::format::tfrecord::{Check, ShardIndex};
 use crate::source::Arrived;
 use crate::source::open::Index;
-use crate::source::tfrecord::{Keeper, Kept, index_of};
+use crate::source::tfrecord::{Keeper, Kept, Outdated, beside, index_of};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -71,6 +71,9 @@ struct Report {
 struct Stale {
     url: String,
     reason: String,
+    /// Whether the shard is shorter than it was.
+    #[serde(skip)]
+    may_be_cut: bool,
 }
 
 pub(super) fn run(args: &IndexingArgs, terminal: &Terminal) -> Result<Verdict, Failure> {
@@ -86,18 +89,29 @@ pub(super) fn run(args: &IndexingArgs, terminal: &Terminal) -> Result<Verdict, F
     let keeper = Keeper::new(Some(dir.clone()));
     let mut found = Indexing { states: Vec::new(), failed: None };
     for object in &shards.objects {
+        // One beside the shard may tell of a copy that was cut off.
+        let witness = || Some(beside(&shards.store.local_path(object)?, object));
         found.states.push(match keeper.look(object) {
             Kept::Index(index) => State::Valid(index.len() as u64),
-            Kept::Nothing => State::Stale("there is none".to_owned()),
-            Kept::Stale(reason) => State::Stale(reason),
+            Kept::Stale(reason @ Outdated::Shortened(_)) => State::Stale(reason),
+            kept => match (kept, witness()) {
+                (_, Some(Kept::Stale(reason @ Outdated::Shortened(_)))) | (Kept::Stale(reason), _) => {
+                    State::Stale(reason)
+                }
+                _ => State::Stale(Outdated::Other("there is none".to_owned())),
+            },
         });
     }
     let found = if args.check && !args.deep { found } else { found.build(&shards, &keeper, args, terminal)? };
 
     let url = |shard: usize| shards.objects[shard].url.to_string();
-    let pick = |reason: fn(&State) -> Option<&String>| {
+    let pick = |reason: fn(&State) -> Option<(String, bool)>| {
         let states = found.states.iter().enumerate();
-        states.filter_map(|(shard, state)| Some(Stale { url: url(shard), reason: reason(state)?.clone() })).collect()
+        let stale = states.filter_map(|(shard, state)| {
+            let (reason, may_be_cut) = reason(state)?;
+            Some(Stale { url: url(shard), reason, may_be_cut })
+        });
+        stale.collect()
     };
     let report = Report {
         shards: shards.objects.len(),
@@ -105,10 +119,17 @@ pub(super) fn run(args: &IndexingArgs, terminal: &Terminal) -> Result<Verdict, F
         written: found.states.iter().filter(|state| matches!(state, State::Written(..))).count(),
         valid: found.states.iter().filter(|state| matches!(state, State::Valid(_))).count(),
         stale: pick(|state| match state {
-            State::Stale(reason) | State::Written(_, reason) => Some(reason),
+            State::Stale(reason) if reason.shortened().is_some() => Some((
+                format!("{reason}; copy it again, or, if it was rewritten, index it anew, without --check"),
+                true,
+            )),
+            State::Written(_, reason) if reason.shortened().is_some() => {
+                Some((format!("{reason}; copy it again, unless it was rewritten: its index was built anew"), true))
+            }
+            State::Stale(reason) | State::Written(_, reason) => Some((reason.to_string(), false)),
             _ => None,
         }),
-        bad: pick(|state| if let State::Damaged(reason) = state { Some(reason) } else { None }),
+        bad: pick(|state| if let State::Damaged(reason) = state { Some((reason.clone(), false)) } else { None }),
         dir: dir.display().to_string(),
         note: None,
     };
@@ -149,10 +170,10 @@ fn needless(format: &Format, shards: &Shards, dir: String, terminal: &Terminal) 
 
 fn print(report: &Report, args: &IndexingArgs, terminal: &Terminal) -> Result<(), Failure> {
     let mut out = terminal.out();
-    for Stale { url, reason } in report.stale.iter().filter(|_| args.check) {
+    for Stale { url, reason, .. } in report.stale.iter().filter(|stale| args.check || stale.may_be_cut) {
         writeln!(out, "{}: index: {reason}", terminal.mark(Mark::Bold, url))?;
     }
-    for Stale { url, reason } in &report.bad {
+    for Stale { url, reason, .. } in &report.bad {
         writeln!(out, "{}: {reason}", terminal.mark(Mark::Bold, url))?;
     }
     let stale = match report.stale.len() {
@@ -177,9 +198,9 @@ enum State {
     /// It was there; so many records.
     Valid(u64),
     /// It was not, or not of this shard, and why.
-    Stale(String),
+    Stale(Outdated),
     /// It is now; so many records, and why it was not before.
-    Written(u64, String),
+    Written(u64, Outdated),
     /// The shard is damaged.
     Damaged(String),
 }
@@ -247,7 +268,7 @@ impl Indexing {
             State::Stale(reason) => reason.clone(),
             _ => match keeper.look(object) {
                 Kept::Index(kept) if same_records(&kept, fresh) => return,
-                _ => "its records are not those of the shard".to_owned(),
+                _ => Outdated::Other("its records are not those of the shard".to_owned()),
             },
         };
         self.states[shard] = State::Stale(reason.clone());
@@ -282,7 +303,10 @@ impl Visitor for &Shared<'_> {
             Outcome::Whole(index) => found.settle(self.shards, self.keeper, self.args, end.shard, &index),
             Outcome::Enough => {}
             Outcome::Damaged(damage) => {
-                let reason = if damage.record == 0 { with_advice(&damage.error) } else { damage.error.reason() };
+                let mut reason = if damage.record == 0 { with_advice(&damage.error) } else { damage.error.reason() };
+                if let State::Stale(Outdated::Shortened(shortened)) = found.states[end.shard] {
+                    reason = format!("{}; {shortened}; copy it again", damage.error.reason());
+                }
                 let (record, offset) = (damage.record, damage.offset);
                 found.states[end.shard] = State::Damaged(format!("record {record}, byte {offset}: {reason}"));
             }

@@ -10,7 +10,7 @@ use super::tfrecord::PIECE_BYTES;
 use super::tfrecord::{fingerprint, on_disk_thread, write_whole};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::packed::{Packing, unpack};
-use crate::format::tfrecord::{Fingerprint, matches};
+use crate::format::tfrecord::{Fingerprint, Shortened, matches};
 use crate::store::{Object, Store};
 
 /// Finds rows in the pieces of a shard.
@@ -55,6 +55,16 @@ impl RowIndex {
     }
 }
 
+/// What a [`Shelf`] has of a shard.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// Nothing, or what is damaged or of another version of the shard.
+    Nothing,
+    /// The index of a longer version.
+    Longer(Shortened),
+    Index(RowIndex),
+}
+
 /// The layout of kept indexes. Another number is another layout.
 const VERSION: u32 = 2;
 
@@ -88,12 +98,12 @@ impl Shelf {
     }
 
     /// What is kept of this version of the shard.
-    pub(super) fn look(&self, object: &Object) -> Option<RowIndex> {
-        let stored = std::fs::read(self.path(object)?).ok()?;
-        self.parse(&stored, &fingerprint(object))
+    pub(super) fn look(&self, object: &Object) -> Kept {
+        let kept = || self.parse(&std::fs::read(self.path(object)?).ok()?, &fingerprint(object));
+        kept().unwrap_or(Kept::Nothing)
     }
 
-    fn parse(&self, stored: &[u8], now: &Fingerprint) -> Option<RowIndex> {
+    fn parse(&self, stored: &[u8], now: &Fingerprint) -> Option<Kept> {
         let (content, checksum) = stored.split_last_chunk::<8>()?;
         if xxhash_rust::xxh3::xxh3_64(content).to_le_bytes() != *checksum {
             return None;
@@ -104,6 +114,9 @@ impl Shelf {
         // Each row takes a byte at least.
         if head.version != VERSION || head.kind != self.kind || head.rows > rest.len() as u64 {
             return None;
+        }
+        if let Some(shortened) = Shortened::of(&head.fingerprint, now) {
+            return Some(Kept::Longer(shortened));
         }
         matches(&head.fingerprint, now).ok()?;
         let packing = match head.packing {
@@ -117,7 +130,7 @@ impl Shelf {
             starts.push(start);
         }
         let inside = starts.last().is_none_or(|last| *last < head.end);
-        (inside && rest.is_empty()).then_some(RowIndex { packing, starts, end: head.end })
+        (inside && rest.is_empty()).then_some(Kept::Index(RowIndex { packing, starts, end: head.end }))
     }
 
     fn bytes(&self, object: &Object, index: &RowIndex) -> Option<Vec<u8>> {
@@ -168,7 +181,26 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// The rows of a shard: kept, or found by reading it once.
+/// Shards that are named one by one in notes.
+const NAMED: usize = 3;
+
+/// Says of which shards rows were found anew because they are shorter than they were.
+pub(super) fn notes_of<'a>(found: impl IntoIterator<Item = (&'a Object, Option<Shortened>)>) -> Vec<String> {
+    let shortened = found.into_iter().filter_map(|(object, shortened)| Some((object, shortened?)));
+    let mut notes: Vec<String> = shortened
+        .map(|(object, shortened)| {
+            format!("{}: {shortened}; copy it again, unless it was rewritten: what it has is read", object.url)
+        })
+        .collect();
+    if notes.len() > NAMED {
+        let more = notes.len() - NAMED;
+        notes.truncate(NAMED);
+        notes.push(format!("{more} more shards are shorter than when they were indexed as well"));
+    }
+    notes
+}
+
+/// The rows of a shard: kept, or found by reading it once; and whether it is shorter than when they were found before.
 ///
 /// # Memory
 /// 8 bytes a row; a compressed shard as a whole, which must fit `limit`.
@@ -179,11 +211,28 @@ pub(super) async fn rows_of<S: Scan>(
     shelf: &Shelf,
     scan: impl FnOnce() -> S,
     limit: usize,
-) -> Result<RowIndex> {
+) -> Result<(RowIndex, Option<Shortened>)> {
     let (known, look) = (object.clone(), shelf.clone());
-    if let Some(index) = on_disk_thread(move || Ok(look.look(&known))).await? {
-        return Ok(index);
+    let shortened = match on_disk_thread(move || Ok(look.look(&known))).await? {
+        Kept::Index(index) => return Ok((index, None)),
+        Kept::Longer(shortened) => Some(shortened),
+        Kept::Nothing => None,
+    };
+    match (read_through(store, object, shelf, scan, limit).await, shortened) {
+        (Err(error), Some(shortened)) => Err(shortened.explain(error)),
+        (found, shortened) => found.map(|index| (index, shortened)),
     }
+}
+
+/// Reads a shard once for its rows.
+#[cfg(feature = "text")]
+async fn read_through<S: Scan>(
+    store: &Store,
+    object: &Object,
+    shelf: &Shelf,
+    scan: impl FnOnce() -> S,
+    limit: usize,
+) -> Result<RowIndex> {
     let head = store.read(object, 0..object.size.min(4)).await?;
     let packing = Packing::of(&head);
     let mut scan = scan();
@@ -263,9 +312,15 @@ mod tests {
         let shelf = shelf(Some(dir.path().join("deep")));
         let index = RowIndex { packing: Packing::Plain, starts: vec![0, 5, 6, 99_999, 1 << 40], end: (1 << 40) + 1 };
         shelf.save(&object(), &index);
-        assert_eq!(shelf.look(&object()), Some(index.clone()));
-        assert_eq!(shelf.look(&Object { modified: Some(8), ..object() }), None);
-        assert_eq!(Shelf { kind: "CSV ;".into(), ..shelf.clone() }.look(&object()), None);
+        assert_eq!(shelf.look(&object()), Kept::Index(index.clone()));
+        assert_eq!(shelf.look(&Object { modified: Some(8), ..object() }), Kept::Nothing);
+        assert_eq!(shelf.look(&Object { size: 101, ..object() }), Kept::Nothing);
+        assert_eq!(Shelf { kind: "CSV ;".into(), ..shelf.clone() }.look(&object()), Kept::Nothing);
+        let shorter = Object { size: 99, ..object() };
+        let Kept::Longer(shortened) = shelf.look(&shorter) else { panic!("it is shorter") };
+        assert!(shortened.to_string().starts_with("the shard has 99 bytes, and had 100 when it was indexed"));
+        let notes = notes_of([(&shorter, Some(shortened)); 5].into_iter().chain([(&object(), None)]));
+        assert!(notes.len() == 4 && notes[3].starts_with("2 more shards"), "{notes:?}");
         let bytes = shelf.bytes(&object(), &index).unwrap();
         for length in 0..bytes.len() {
             assert_eq!(shelf.parse(&bytes[..length], &fingerprint(&object())), None);

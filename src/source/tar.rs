@@ -12,12 +12,13 @@ use futures::{StreamExt, stream};
 use super::carry::carry;
 use super::cut::{Block, Blocks, Cut, Parsed, Reading, Window, row_bytes, target_bytes, with_also};
 use super::open::{Opened, Opening, Wanted};
-use super::rows::{RowIndex, Shelf, beginning, whole};
+use super::rows::{Kept, RowIndex, Shelf, beginning, notes_of, whole};
 use super::tfrecord::{INDEXING, on_disk_thread};
 use crate::dataset::Tar;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::packed::{Packing, unpack};
 use crate::format::tar::{Member, Samples, Step, Walk};
+use crate::format::tfrecord::Shortened;
 use crate::schema::{Column, Dtype, Missing, Shape, arrow_schema, bytes};
 use crate::store::{Object, Store};
 
@@ -40,21 +41,22 @@ type Found = Result<(RowIndex, Option<Error>)>;
 pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: Tar, wanted: Wanted) -> Result<Opening> {
     let limit = wanted.max_bytes;
     let shelf = Shelf::new(&wanted, "tar");
-    let found: Vec<(Object, Found)> = stream::iter(objects.iter().cloned())
+    let found: Vec<(Object, Found, Option<Shortened>)> = stream::iter(objects.iter().cloned())
         .map(|object| {
             let (store, shelf) = (store.clone(), shelf.clone());
             async move {
-                let found = samples_of(&store, &object, &shelf, limit).await;
+                let (found, shortened) = samples_of(&store, &object, &shelf, limit).await;
                 let found = found.map_err(|e| e.url(object.url.clone()).stage("index"));
-                (object, found)
+                (object, found, shortened)
             }
         })
         .buffered(INDEXING)
         .collect()
         .await;
+    let notes = notes_of(found.iter().map(|(object, _, shortened)| (object, *shortened)));
     // Of an archive that holds nothing else, the damage may be that it is none.
     let mut archives = Vec::new();
-    for (object, found) in found {
+    for (object, found, _) in found {
         let found = match found {
             Ok((index, Some(error))) if index.starts.is_empty() => Err(error.url(object.url.clone()).stage("index")),
             found => found,
@@ -104,15 +106,27 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: Tar, want
         }
     }
     let source = Cut::new("tar", store, objects, blocks, Archives { columns, packed, limit });
-    Ok(Opening { opened: Opened::Indexed(Arc::new(source)), notes: Vec::new() })
+    Ok(Opening { opened: Opened::Indexed(Arc::new(source)), notes })
 }
 
-/// The samples of an archive: kept, or found by hopping from header to header.
-async fn samples_of(store: &Store, object: &Object, shelf: &Shelf, limit: usize) -> Found {
+/// The samples of an archive: kept, or found by hopping from header to header; and whether it is shorter than when they were found before.
+async fn samples_of(store: &Store, object: &Object, shelf: &Shelf, limit: usize) -> (Found, Option<Shortened>) {
     let (known, look) = (object.clone(), shelf.clone());
-    if let Some(index) = on_disk_thread(move || Ok(look.look(&known))).await? {
-        return Ok((index, None));
-    }
+    let shortened = match on_disk_thread(move || Ok(look.look(&known))).await {
+        Ok(Kept::Index(index)) => return (Ok((index, None)), None),
+        Ok(Kept::Longer(shortened)) => shortened,
+        Ok(Kept::Nothing) => return (hop_or_unpack(store, object, shelf, limit).await, None),
+        Err(error) => return (Err(error), None),
+    };
+    let found = match hop_or_unpack(store, object, shelf, limit).await {
+        Ok((index, damage)) => Ok((index, damage.map(|damage| shortened.explain(damage)))),
+        Err(error) => Err(shortened.explain(error)),
+    };
+    (found, Some(shortened))
+}
+
+/// The samples of an archive, found by hopping from header to header, or by unpacking it.
+async fn hop_or_unpack(store: &Store, object: &Object, shelf: &Shelf, limit: usize) -> Found {
     let head = store.read(object, 0..object.size.min(4)).await?;
     let packing = Packing::of(&head);
     let (index, damage) = match packing {

@@ -16,12 +16,13 @@ use futures::{StreamExt, stream};
 use super::carry::{self, Carrier, in_times_of, leaves};
 use super::cut::{Block, Blocks, Cut, Parsed, Reading, row_bytes, target_bytes, with_also};
 use super::open::{Opened, Opening, Wanted};
-use super::rows::{RowIndex, Scan, Shelf, beginning, rows_of};
+use super::rows::{RowIndex, Scan, Shelf, beginning, notes_of, rows_of};
 use super::tfrecord::INDEXING;
 use crate::dataset::{Csv, JsonLines};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::packed::{Packing, unpack};
 use crate::format::text::{RowFinder, Rows};
+use crate::format::tfrecord::Shortened;
 use crate::schema::Column;
 use crate::store::{Object, Store};
 use decode::{Shard, unreadable};
@@ -111,6 +112,8 @@ struct Found {
     object: Object,
     dialect: Dialect,
     rows: Result<RowIndex>,
+    /// Whether it is shorter than when its rows were found before.
+    shortened: Option<Shortened>,
 }
 
 /// Finds the rows of listed shards, and settles the columns.
@@ -133,8 +136,11 @@ async fn open(
             let store = store.clone();
             async move {
                 let rows = rows_of(&store, &object, &shelf, || RowFinder::new(dialect.rows()), limit).await;
-                let rows = rows.map_err(|e| e.url(object.url.clone()).stage("index"));
-                Found { object, dialect, rows }
+                let (rows, shortened) = match rows {
+                    Ok((rows, shortened)) => (Ok(rows), shortened),
+                    Err(error) => (Err(error.url(object.url.clone()).stage("index")), None),
+                };
+                Found { object, dialect, rows, shortened }
             }
         })
         .buffered(INDEXING)
@@ -148,7 +154,7 @@ async fn open(
         }
     }
     let inferred = infer(&store, &found, &wanted).await?;
-    let mut notes = Vec::new();
+    let mut notes = notes_of(found.iter().map(|found| (&found.object, found.shortened)));
     let columns = match &wanted.columns {
         Some(declared) => {
             let stored = leaves(&inferred);
@@ -163,7 +169,7 @@ async fn open(
         good().fold((0, 0), |(rows, bytes), (_, index)| (rows + index.starts.len() as u64, bytes + index.end));
     let target = target_bytes(&wanted, rows, bytes);
     let mut blocks = Blocks::new();
-    for Found { object, dialect, rows } in &found {
+    for Found { object, dialect, rows, .. } in &found {
         blocks.push_shard(object);
         let index = match rows {
             Ok(index) => index,
@@ -196,7 +202,7 @@ async fn open(
 
 /// The schema of the first rows there are, all fields nullable.
 async fn infer(store: &Store, found: &[Found], wanted: &Wanted) -> Result<Schema> {
-    for Found { object, dialect, rows } in found {
+    for Found { object, dialect, rows, .. } in found {
         let Ok(index) = rows else { continue };
         let first = dialect.heading();
         if index.starts.len() <= first {

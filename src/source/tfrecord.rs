@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::example::{Kind, Parser, infer};
 use crate::format::tfrecord::{
     Check, Compression, Decoder, Fingerprint, Framed, Framer, HEADER_BYTES, INDEX_FOLDER, IndexBuilder, ShardIndex,
-    frame_block,
+    Shortened, frame_block,
 };
 use crate::plan::{Catalog, DataMark, Permutation, ReadPoint};
 use crate::random::Key;
@@ -51,16 +51,17 @@ pub(crate) const RECORD: &str = "record";
 /// Finds or builds the indexes of listed shards, and settles the columns.
 pub(crate) async fn open(store: Store, objects: Vec<Object>, options: TfRecord, wanted: Wanted) -> Result<Opening> {
     let keeper = Keeper::new(wanted.index_dir.clone());
-    let found: Vec<(Found, Option<String>)> = stream::iter(objects.iter().cloned())
+    let found: Vec<(Found, Option<Outdated>)> = stream::iter(objects.iter().cloned())
         .map(|object| {
             find_index(store.clone(), keeper.clone(), object, options.clone(), wanted.index, wanted.max_bytes)
         })
         .buffered(INDEXING)
         .try_collect()
         .await?;
-    let (found, stale): (Vec<Found>, Vec<Option<String>>) = found.into_iter().unzip();
+    let (found, stale): (Vec<Found>, Vec<Option<Outdated>>) = found.into_iter().unzip();
     let parse = settle_columns(&store, &objects, &options, &wanted).await?;
-    let common = Arc::new(Common { store, objects, options, parse });
+    let shortened = stale.iter().map(|stale| stale.as_ref().and_then(Outdated::shortened)).collect();
+    let common = Arc::new(Common { store, objects, options, parse, shortened });
     let is_usable = |found: &Found| match found {
         Found::Whole(_) => true,
         Found::Damaged(..) => wanted.leave_out,
@@ -76,8 +77,9 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, options: TfRecord, 
         })
         .collect();
     let rebuild = wanted.rebuild_command();
-    let notes = notes_of(&stale, &rebuild);
-    if missing == 0 && !wanted.arrives {
+    let is_indexed = missing == 0 && !wanted.arrives;
+    let notes = notes_of(&stale, &rebuild, wanted.index, is_indexed);
+    if is_indexed {
         return Ok(Opening { opened: Opened::Indexed(Arc::new(Shards::new(common, found, &wanted))), notes });
     }
     if let Some(reason) = wanted.needs_index.as_ref().filter(|_| wanted.arrives) {
@@ -91,11 +93,16 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, options: TfRecord, 
             found.iter().find_map(|found| if let Found::Damaged(_, error) = found { Some(error) } else { None });
         return Err(damage.cloned().unwrap_or_else(|| {
             let mut message = format!("{missing} of {} shards have no index, which {reason} needs", found.len());
-            if let Some(Stale { url, reason, .. }) = stale.iter().find(|stale| !stale.rebuilt) {
+            let mut advice = format!("build it once with .index(Index::Build) on the loader, or beforehand: {rebuild}");
+            let is_shortened = |stale: &&Stale| stale.reason.shortened().is_some();
+            let mut missing = stale.iter().filter(|stale| !stale.rebuilt);
+            if let Some(Stale { url, reason, .. }) = missing.clone().find(is_shortened).or_else(|| missing.next()) {
                 message += &format!("; of {url} there is one, but {reason}");
+                if reason.shortened().is_some() {
+                    advice = format!("copy it again, or, if it was rewritten, {advice}");
+                }
             }
-            Error::config(message)
-                .advice(format!("build it once with .index(Index::Build) on the loader, or beforehand: {rebuild}"))
+            Error::config(message).advice(advice)
         }));
     }
     let unindexed = Unindexed { common, keeper, shuffled: wanted.shuffled, leave_out: wanted.leave_out };
@@ -105,24 +112,58 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, options: TfRecord, 
 /// A shard whose stored index is damaged or of another version of it.
 struct Stale {
     url: Arc<str>,
-    reason: String,
+    reason: Outdated,
     rebuilt: bool,
+}
+
+/// Why a stored index does not count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outdated {
+    Shortened(Shortened),
+    /// It is damaged, or of another version of the shard: in words.
+    Other(String),
+}
+
+impl Outdated {
+    pub(crate) fn shortened(&self) -> Option<Shortened> {
+        if let Self::Shortened(shortened) = self { Some(*shortened) } else { None }
+    }
+}
+
+impl std::fmt::Display for Outdated {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Shortened(shortened) => write!(f, "{shortened}"),
+            Self::Other(reason) => f.write_str(reason),
+        }
+    }
 }
 
 /// Shards that are named one by one in notes.
 const NAMED: usize = 3;
 
-fn notes_of(stale: &[Stale], rebuild: &str) -> Vec<String> {
-    let mut notes: Vec<String> = stale
-        .iter()
-        .take(NAMED)
-        .map(|Stale { url, reason, rebuilt }| match rebuilt {
-            true => format!("{url}: its index was stale and was built again: {reason}"),
-            false => format!(
-                "{url}: its index is stale, so shards are read as they come, in another order than with indexes: {reason}; {rebuild}"
-            ),
-        })
-        .collect();
+fn notes_of(stale: &[Stale], rebuild: &str, index: Index, is_indexed: bool) -> Vec<String> {
+    let read = match is_indexed {
+        true => "what it has is read",
+        false => "shards are read as they come, in another order than with indexes",
+    };
+    let note = |Stale { url, reason, rebuilt }: &Stale| {
+        let is_shortened = reason.shortened().is_some();
+        match (rebuilt, is_shortened) {
+            (true, true) if index == Index::Build => {
+                format!("{url}: {reason}; copy it again, unless it was rewritten: its index was built again")
+            }
+            (_, true) => {
+                format!("{url}: {reason}; {read}: copy it again, or, if it was rewritten, index it anew: {rebuild}")
+            }
+            (true, false) => format!("{url}: its index was stale and was built again: {reason}"),
+            (false, false) => format!("{url}: its index is stale, so {read}: {reason}; {rebuild}"),
+        }
+    };
+    // What may be damage is named before what merely changed.
+    let (shortened, changed): (Vec<&Stale>, Vec<&Stale>) =
+        stale.iter().partition(|stale| stale.reason.shortened().is_some());
+    let mut notes: Vec<String> = shortened.into_iter().chain(changed).take(NAMED).map(note).collect();
     if stale.len() > NAMED {
         notes.push(format!("the indexes of {} more shards were stale as well", stale.len() - NAMED));
     }
@@ -144,6 +185,8 @@ struct Common {
     objects: Vec<Object>,
     options: TfRecord,
     parse: Parse,
+    /// Of each shard, whether it is shorter than it was.
+    shortened: Vec<Option<Shortened>>,
 }
 
 /// Payloads to columns.
@@ -309,8 +352,25 @@ pub(crate) struct Keeper {
 pub(crate) enum Kept {
     Nothing,
     /// Damaged, or of another version of the shard: why it does not count.
-    Stale(String),
+    Stale(Outdated),
     Index(ShardIndex),
+}
+
+impl Kept {
+    /// What stored bytes are for this object.
+    fn of(stored: &[u8], object: &Object) -> Self {
+        let (index, now) = match ShardIndex::from_bytes(stored) {
+            Ok(index) => (index, fingerprint(object)),
+            Err(error) => return Self::Stale(Outdated::Other(error.reason())),
+        };
+        if let Some(shortened) = Shortened::of(index.fingerprint(), &now) {
+            return Self::Stale(Outdated::Shortened(shortened));
+        }
+        match index.matches(&now) {
+            Ok(()) => Self::Index(index),
+            Err(difference) => Self::Stale(Outdated::Other(format!("the shard has changed: its {difference}"))),
+        }
+    }
 }
 
 impl Keeper {
@@ -325,15 +385,9 @@ impl Keeper {
 
     /// What is stored of this object.
     pub(crate) fn look(&self, object: &Object) -> Kept {
-        let Some(stored) = self.path(&object.url).and_then(|path| std::fs::read(path).ok()) else {
-            return Kept::Nothing;
-        };
-        match ShardIndex::from_bytes(&stored) {
-            Ok(index) => match index.matches(&fingerprint(object)) {
-                Ok(()) => Kept::Index(index),
-                Err(difference) => Kept::Stale(format!("the shard has changed: its {difference}")),
-            },
-            Err(error) => Kept::Stale(error.reason()),
+        match self.path(&object.url).and_then(|path| std::fs::read(path).ok()) {
+            Some(stored) => Kept::of(&stored, object),
+            None => Kept::Nothing,
         }
     }
 
@@ -394,22 +448,29 @@ async fn find_index(
     options: TfRecord,
     policy: Index,
     max_bytes: usize,
-) -> Result<(Found, Option<String>)> {
+) -> Result<(Found, Option<Outdated>)> {
     let local = store.local_path(&object);
     let (known, found, stated) = (object.clone(), keeper.clone(), options.compression);
     let hopped = on_disk_thread(move || {
         // A wrong statement ends in the same error with an index and without.
         let agrees = |index: &ShardIndex| index.is_empty() || stated.is_none_or(|stated| stated == index.compression());
-        let stale = match found.look(&known) {
+        let mut stale = match found.look(&known) {
             Kept::Index(index) if agrees(&index) => return Ok((Found::Whole(index), None)),
             Kept::Stale(reason) => Some(reason),
             Kept::Index(_) | Kept::Nothing => None,
         };
-        if let Some(index) = local.as_deref().and_then(|path| beside(path, &known)).filter(agrees) {
-            return Ok((Found::Whole(index), None));
+        match local.as_deref().map_or(Kept::Nothing, |path| beside(path, &known)) {
+            Kept::Index(index) if agrees(&index) => return Ok((Found::Whole(index), None)),
+            Kept::Stale(shortened @ Outdated::Shortened(_)) => stale = Some(shortened),
+            // An index of something else says nothing of this shard.
+            Kept::Stale(Outdated::Other(_)) | Kept::Index(_) | Kept::Nothing => {}
         }
         let hopped = local.map_or(Ok(Found::Nothing), |path| hop(&path, &known, &options))?;
-        if let Found::Whole(index) = &hopped {
+        // An index that says what a shard has lost is replaced by who knows that it has not; until then it says so at each start.
+        let may_be_cut = stale.as_ref().is_some_and(|stale| stale.shortened().is_some());
+        if let Found::Whole(index) = &hopped
+            && (!may_be_cut || policy == Index::Build)
+        {
             found.save(&known, index);
         }
         Ok((hopped, stale))
@@ -422,9 +483,10 @@ async fn find_index(
             keeper.save(&object, index);
         }
     }
-    let found = match found {
-        Found::Damaged(index, error) => Found::Damaged(index, place(error)),
-        found => found,
+    let found = match (found, stale.as_ref().and_then(Outdated::shortened)) {
+        (Found::Damaged(index, error), Some(shortened)) => Found::Damaged(index, place(shortened.explain(error))),
+        (Found::Damaged(index, error), None) => Found::Damaged(index, place(error)),
+        (found, _) => found,
     };
     Ok((found, stale))
 }
@@ -449,12 +511,13 @@ fn hop(path: &Path, object: &Object, options: &TfRecord) -> Result<Found> {
     })
 }
 
-/// The index that whoever wrote a local shard put beside it. It knows the shard's size alone, so that it can be copied along; where
-/// it is none of this shard it does not count.
-fn beside(path: &Path, object: &Object) -> Option<ShardIndex> {
-    let name = format!("{}.index", path.file_name()?.to_str()?);
-    let index = ShardIndex::from_bytes(&std::fs::read(path.parent()?.join(INDEX_FOLDER).join(name)).ok()?).ok()?;
-    index.matches(&fingerprint(object)).ok().map(|()| index)
+/// The index that whoever wrote a local shard put beside it. It knows the shard's size alone, so that it can be copied along.
+pub(crate) fn beside(path: &Path, object: &Object) -> Kept {
+    let stored = || {
+        let name = format!("{}.index", path.file_name()?.to_str()?);
+        std::fs::read(path.parent()?.join(INDEX_FOLDER).join(name)).ok()
+    };
+    stored().map_or(Kept::Nothing, |stored| Kept::of(&stored, object))
 }
 
 /// Reads a shard once for its index.
@@ -729,7 +792,11 @@ impl ArrivingPass for Pass {
         loop {
             if let Some((shard, reader)) = &mut self.current {
                 let (shard, object) = (*shard, &self.common.objects[*shard]);
-                match reader.next_block(room).map_err(|e| e.url(object.url.clone())) {
+                let explain = |error: Error| match self.common.shortened[shard] {
+                    Some(shortened) => shortened.explain(error),
+                    None => error,
+                };
+                match reader.next_block(room).map_err(|e| explain(e).url(object.url.clone())) {
                     Ok(Next::Block(block)) => return Ok(Next::Block(Arrived { shard, ..block })),
                     Ok(Next::Room(bytes)) => return Ok(Next::Room(bytes)),
                     Ok(Next::Piece) => {}

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use forebay::format::tfrecord::{Fingerprint, ShardIndex};
 use forebay::{Compression, Dataset};
 use serde_json::json;
 
@@ -96,6 +97,72 @@ fn damaged_shards_are_named_and_the_others_indexed() {
     assert_eq!((&found["written"], found["bad"].as_array().unwrap().len()), (&json!(3), 1));
     assert_eq!(found["bad"][0]["url"], format!("file://{damaged}"));
     assert!(found["bad"][0]["reason"].as_str().unwrap().starts_with(&format!("record 6, byte {at}: length checksum")));
+}
+
+#[test]
+fn shards_that_were_cut_off_are_told_from_those_that_changed() {
+    let folder = Folder::new();
+    let url = three(&folder);
+    folder.run_to(0, ["index", &url]);
+    let whole = shard(ids(0..100), Compression::None);
+    let cut = offsets(&whole)[80];
+    let said = |cut: usize, whole: usize| {
+        format!(
+            "the shard has {cut} bytes, and had {whole} when it was indexed: it may have been cut off while it was copied"
+        )
+    };
+    let has = |text: &str, words: &[&str]| {
+        words.iter().for_each(|words| assert!(text.contains(words), "{text} lacks {words}"))
+    };
+
+    // Within a record it is damaged, and the index that tells so is kept.
+    let path = folder.put("a.tfrecord", &whole[..cut + 30]);
+    let within = said(cut + 30, whole.len());
+    for _ in 0..2 {
+        let found = folder.run_to(1, ["index", &url, "--json"]).json();
+        assert_eq!((&found["written"], &found["valid"], &found["stale"]), (&json!(0), &json!(2), &json!([])));
+        assert_eq!(found["bad"][0]["url"], format!("file://{path}"));
+        let reason = found["bad"][0]["reason"].as_str().unwrap();
+        assert!(reason.starts_with(&format!("record 80, byte {cut}: the shard ends inside a record")), "{reason}");
+        has(reason, &[&format!("{within}; copy it again")]);
+    }
+    has(&folder.run_to(1, ["index", &url, "--check"]).out, &[&within, "or, if it was rewritten, index it anew"]);
+
+    // Behind a record nobody can tell but by the index.
+    folder.put("a.tfrecord", &whole[..cut]);
+    let behind = said(cut, whole.len());
+    let found = folder.run_to(1, ["index", &url, "--check", "--json"]).json();
+    let stale = json!({
+        "url": format!("file://{path}"),
+        "reason": format!("{behind}; copy it again, or, if it was rewritten, index it anew, without --check"),
+    });
+    assert_eq!(found["stale"], json!([stale]));
+    let text = folder.run_to(0, ["index", &url]).out;
+    has(&text, &[&behind, "copy it again, unless it was rewritten: its index was built anew", "1 written"]);
+    let text = folder.run_to(0, ["index", &url]).out;
+    assert!(!text.contains("cut off") && text.contains("3 valid"), "{text}");
+
+    // So can one that was copied along with the shard.
+    let copied = Folder::new();
+    let mut read_at = |offset: u64, into: &mut [u8]| {
+        into.copy_from_slice(&whole[offset as usize..][..into.len()]);
+        Ok(())
+    };
+    let fingerprint = Fingerprint { size: whole.len() as u64, ..Fingerprint::default() };
+    let index = ShardIndex::hop(&mut read_at, fingerprint).unwrap();
+    fs::create_dir(copied.path("_index")).unwrap();
+    copied.put("_index/a.tfrecord.index", &index.to_bytes().unwrap());
+    let path = copied.put("a.tfrecord", &whole[..cut]);
+    has(&copied.run_to(0, ["index", &path]).out, &[&behind, "copy it again, unless it was rewritten", "1 written"]);
+
+    let gzip = shard(ids(100..150), Compression::Gzip);
+    folder.put("b.tfrecord", &gzip[..gzip.len() / 2]);
+    let found = folder.run_to(1, ["index", &url, "--json"]).json();
+    has(
+        found["bad"][0]["reason"].as_str().unwrap(),
+        &[&format!("{}; copy it again", said(gzip.len() / 2, gzip.len()))],
+    );
+    assert_eq!((&found["written"], found["bad"].as_array().unwrap().len()), (&json!(0), 1));
 }
 
 #[test]

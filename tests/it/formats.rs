@@ -741,6 +741,31 @@ mod text {
         // A shard that was written again is read again.
         std::fs::write(&shard, lines(0..20)).expect("a file");
         assert_eq!(whole(loader()).len(), 20);
+        // And one that has become shorter is told.
+        let (now, then) = (lines(0..15).len(), lines(0..20).len());
+        std::fs::write(&shard, lines(0..15)).expect("a file");
+        let (ids, failed, report) = ids_and_report(loader())?;
+        assert_eq!((ids.len(), failed.map(|error| error.to_string()), report.notes.len()), (15, None, 1));
+        let said = format!(
+            "a.jsonl: the shard has {now} bytes, and had {then} when it was indexed: it may have been cut off while it was copied; copy it again, unless it was rewritten"
+        );
+        assert!(report.notes[0].contains(&said), "{:?}", report.notes);
+        Ok(())
+    }
+
+    #[test]
+    fn a_compressed_shard_that_was_cut_off_is_told_so() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (shard, stored) = (folder.path().join("a.jsonl.gz"), gzip(&lines(0..200)));
+        std::fs::write(&shard, &stored).expect("a file");
+        let dataset = Dataset::open(shard.display().to_string())?.columns([int64("id")]).batch(5);
+        let loader = || dataset.loader().index_dir(folder.path().join("index"));
+        assert_eq!(whole(loader()).len(), 200);
+        std::fs::write(&shard, &stored[..stored.len() / 2]).expect("a file");
+        let error = ids_of(loader()).expect_err("half a stream").to_string();
+        let said = format!("; the shard has {} bytes, and had {} when", stored.len() / 2, stored.len());
+        assert!(error.contains("the gzip stream is damaged") && error.contains(&said), "{error}");
+        assert!(error.ends_with("; copy it again"), "{error}");
         Ok(())
     }
 }
@@ -872,6 +897,32 @@ mod tar_archives {
             );
             let (ids, error) = ids_of(dataset.loader().on_bad_record(Skip::up_to(1)))?;
             assert_eq!((ids.len(), error.map(|e| e.to_string())), (6, None));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_archive_that_was_cut_off_is_told_so() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, stored) in [("a.tar", shard(1..12)), ("a.tgz", gzip(&shard(1..12)))] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, &stored).expect("a file");
+            let dataset = Dataset::open(path.display().to_string())?.columns([int64("id")]).batch(4);
+            let loader = || dataset.loader().index_dir(folder.path().join("index"));
+            assert_eq!(whole(loader()).len(), 11);
+            let cut = if name == "a.tar" { shard(1..8).len() - 1024 - 600 } else { stored.len() / 2 };
+            std::fs::write(&path, &stored[..cut]).expect("a file");
+            let said = format!("the shard has {cut} bytes, and had {} when it was indexed", stored.len());
+            let error = match ids_and_report(loader()) {
+                Ok((_, failed, report)) => {
+                    assert!(report.notes[0].contains(&format!("{name}: {said}")), "{:?}", report.notes);
+                    failed.expect("it breaks off")
+                }
+                Err(error) => error,
+            };
+            assert_eq!(error.kind(), ErrorKind::Corrupt);
+            assert!(error.to_string().contains(&format!("{said}: it may have been cut off")), "{error}");
+            assert!(error.to_string().contains("; copy it again"), "{error}");
         }
         Ok(())
     }

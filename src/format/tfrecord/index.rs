@@ -1,6 +1,7 @@
 //! What is known of a shard before it is read: where each record starts, and which object that holds for.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -190,6 +191,37 @@ impl IndexBuilder {
     /// The index of the records before damage.
     pub(crate) fn up_to_damage(self, fingerprint: Fingerprint, compression: Compression) -> ShardIndex {
         ShardIndex { fingerprint, compression, lengths: self.lengths, starts: self.starts, bytes: self.bytes }
+    }
+}
+
+/// That a shard has fewer bytes than when it was indexed: more often than not a copy that was interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shortened {
+    now: u64,
+    then: u64,
+}
+
+impl Shortened {
+    pub(crate) fn of(then: &Fingerprint, now: &Fingerprint) -> Option<Self> {
+        (now.size < then.size).then_some(Self { now: now.size, then: then.size })
+    }
+
+    /// An error of the shard's content, with this as its likely cause.
+    pub(crate) fn explain(self, error: Error) -> Error {
+        match error.kind() {
+            ErrorKind::Corrupt => error.advice(format!("{self}; copy it again")),
+            _ => error,
+        }
+    }
+}
+
+impl fmt::Display for Shortened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { now, then } = self;
+        write!(
+            f,
+            "the shard has {now} bytes, and had {then} when it was indexed: it may have been cut off while it was copied"
+        )
     }
 }
 
@@ -583,6 +615,19 @@ mod tests {
         ] {
             assert_eq!(index.matches(&now), Err(words.to_owned()));
         }
+    }
+
+    #[test]
+    fn a_shard_that_is_shorter_than_it_was_is_told_from_one_that_changed() {
+        let of = |size| Fingerprint { size, ..Fingerprint::default() };
+        assert_eq!((Shortened::of(&of(19), &of(19)), Shortened::of(&of(19), &of(20))), (None, None));
+        let shortened = Shortened::of(&of(19), &of(7)).unwrap();
+        let said =
+            "the shard has 7 bytes, and had 19 when it was indexed: it may have been cut off while it was copied";
+        assert_eq!(shortened.to_string(), said);
+        let explained = shortened.explain(Error::corrupt("ends").advice("fetch it again"));
+        assert_eq!(explained.to_string(), format!("ends; {said}; copy it again"));
+        assert_eq!(shortened.explain(Error::config("x").advice("y")).to_string(), "x; y");
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub use compression::{Compression, Decoded, Decoder};
 pub use framing::{
     Check, FOOTER_BYTES, Framed, Framer, HEADER_BYTES, MAX_RECORD_BYTES, Progress, frame_block, masked_crc32c,
 };
+pub(crate) use index::Shortened;
 #[cfg(any(feature = "text", feature = "tar"))]
 pub(crate) use index::matches;
 pub use index::{Fingerprint, IndexBuilder, Run, ShardIndex};
