@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use super::lower::{BatchSpec, Leaf, Request, lower, requests};
+use super::lower::{BatchSpec, Request, lower, requests};
 #[cfg(feature = "tch")]
 use super::on_device;
+use super::pipeline::Leaf;
 use super::run::Shared;
 use super::skip::{Log, Skip};
 use super::{Current, Loader, World, delivery};

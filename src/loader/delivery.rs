@@ -9,7 +9,7 @@ mod tests;
 use std::sync::Arc;
 
 #[cfg(feature = "tch")]
-use super::lower::Pipeline;
+use super::pipeline::Pipeline;
 use super::run::Shared;
 use crate::batch::Batch;
 #[cfg(feature = "tch")]

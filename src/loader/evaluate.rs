@@ -13,7 +13,7 @@ use arrow::compute::{interleave_record_batch, take_record_batch};
 use arrow::datatypes::{Field, Schema};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::lower::Stage;
+use super::pipeline::Stage;
 use super::skip::is_bad_record;
 use crate::batch::collate::{Rows, Sample};
 use crate::dataset::function::{Context, Outputs, Row};

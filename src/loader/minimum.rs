@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::lower::Leaf;
+use super::pipeline::Leaf;
 use super::run::Shared;
 use crate::plan::order::{Arrivals, ENDLESS, Frame, PickedBlock, Positions};
 

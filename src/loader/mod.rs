@@ -15,6 +15,7 @@ mod minimum;
 mod on_device;
 #[cfg(test)]
 mod on_device_tests;
+mod pipeline;
 mod rebatch;
 mod replay;
 mod run;

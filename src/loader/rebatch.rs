@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 
 use super::assemble::Assembly;
-use super::lower::Pipeline;
+use super::pipeline::Pipeline;
 use super::run::{EvaluatedChunk, Evaluation, Kept};
 use super::skip::Drawn;
 use crate::batch::collate::Rows;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::delivery::Delivery;
 use super::evaluate::Block;
-use super::lower::{Leaf, Pipeline};
+use super::pipeline::{Leaf, Pipeline};
 use super::run::{Kept, Run, Shared};
 use super::skip::Log;
 use super::{Epoch, Loader};
@@ -85,7 +85,7 @@ impl Loader {
                 identity: Arc::new(Identity { rank, ..shared.pipeline.identity.as_ref().clone() }),
                 // Its own counts.
                 stages: stages
-                    .map(|stage| super::lower::Stage { counter: Arc::<StageCounter>::default(), ..stage })
+                    .map(|stage| super::pipeline::Stage { counter: Arc::<StageCounter>::default(), ..stage })
                     .collect(),
                 window: 1,
                 ..shared.pipeline.clone()

@@ -24,7 +24,7 @@ use super::arrival::ArrivalDriver;
 use super::assemble::{Assembled, Assembly};
 use super::delivery::{Delivery, Parcel, Way};
 use super::evaluate::{Block, Blocks, Evaluated};
-use super::lower::{Leaf, Pipeline};
+use super::pipeline::{Leaf, Pipeline};
 use super::rebatch::Rebatch;
 use super::skip::{Log, Skip, Tally};
 use crate::batch::Batch;

@@ -12,7 +12,7 @@ use super::{Env, Evaluated, Failing, column_of, internal, merge_skipped};
 use crate::batch::collate::{Rows, Sample};
 use crate::dataset::graph::Function;
 use crate::error::Result;
-use crate::loader::lower::Stage;
+use crate::loader::pipeline::Stage;
 use crate::schema::Column;
 use crate::transform::image::Scratch;
 use crate::transform::tokens::{self, Buckets, Dealt, Pack, Packed, Part, Span};

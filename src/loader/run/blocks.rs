@@ -10,7 +10,7 @@ use crate::engine::budget::Grant;
 use crate::engine::pool::{Level, no_panic};
 use crate::error::Result;
 use crate::loader::arrival::Framed;
-use crate::loader::lower::Leaf;
+use crate::loader::pipeline::Leaf;
 
 impl State {
     /// Asks for the blocks that tickets need, in the plan's order, and then for those that will be needed later.

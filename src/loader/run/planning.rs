@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{BlockKey, BlockStage, Chunk, READ_AHEAD, Run, State, Ticket};
 use crate::error::Error;
 use crate::loader::arrival::ArrivalDriver;
-use crate::loader::lower::Leaf;
+use crate::loader::pipeline::Leaf;
 use crate::plan::Remainder;
 use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, PADDING, PickedBlock, Positions};
 use crate::plan::steps::Steps;

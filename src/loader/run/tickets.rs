@@ -7,7 +7,7 @@ use super::{BlockStage, Chunk, EvaluatedChunk, Evaluation, Kept, Out, Ready, Run
 use crate::engine::pool::{Level, Prepared, no_panic};
 use crate::loader::assemble::Assembly;
 use crate::loader::evaluate::{Blocks, Env, Evaluated};
-use crate::loader::lower::Pipeline;
+use crate::loader::pipeline::Pipeline;
 use crate::plan::ReadPoint;
 use crate::plan::state::Progress;
 
