@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::open::Wanted;
 #[cfg(feature = "text")]
 use super::tfrecord::PIECE_BYTES;
-use super::tfrecord::{fingerprint, on_disk_thread, write_whole};
+use super::tfrecord::indexes::{fingerprint, on_disk_thread, write_whole};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::packed::{Packing, unpack};
 use crate::format::tfrecord::{Fingerprint, Shortened, matches};
