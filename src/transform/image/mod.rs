@@ -13,6 +13,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod bilinear;
+mod builder;
+mod checks;
 mod decode;
 #[cfg(feature = "cli")]
 pub(crate) mod encode;
@@ -31,12 +33,12 @@ mod weights;
 mod window;
 
 use std::fmt;
-use std::ops::RangeInclusive;
 
 use crate::error::{Error, Result};
 use crate::random::Key;
 use crate::schema::Dtype;
 
+use builder::{Color, Normalize, Step};
 use exif::Turn;
 use normalize::{Slot, Source, Tables};
 use resize::Resampler;
@@ -74,45 +76,6 @@ pub enum Interpolation {
     /// A windowed sinc, three pixels wide.
     Lanczos3,
 }
-
-/// A step of the geometry, as declared.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Step {
-    Resize { height: u32, width: u32 },
-    ResizeShorter { side: u32 },
-    CenterCrop { height: u32, width: u32 },
-    RandomCrop { height: u32, width: u32 },
-    RandomResizedCrop { height: u32, width: u32, scale: (f64, f64), ratio: (f64, f64) },
-    HorizontalFlip { probability: f64 },
-}
-
-impl Step {
-    fn name(&self) -> &'static str {
-        match self {
-            Step::Resize { .. } => "resize",
-            Step::ResizeShorter { .. } => "resize_shorter",
-            Step::CenterCrop { .. } => "center_crop",
-            Step::RandomCrop { .. } => "random_crop",
-            Step::RandomResizedCrop { .. } => "random_resized_crop",
-            Step::HorizontalFlip { .. } => "horizontal_flip",
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Color {
-    Gray,
-    Rgb,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-struct Normalize {
-    mean: Vec<f32>,
-    std: Vec<f32>,
-}
-
-/// The sides of an output that are accepted: more would be a slip of the pen.
-const MAX_OUTPUT_SIDE: u32 = 16_384;
 
 /// What happens to an encoded image: a value, cheap to clone, that [`decode_into`](Self::decode_into) carries out.
 ///
@@ -156,305 +119,6 @@ pub struct Image {
 }
 
 impl Image {
-    /// Three channels: red, green, blue.
-    #[must_use]
-    pub fn rgb() -> Self {
-        Self::new(Color::Rgb)
-    }
-
-    /// One channel. Of a colour JPEG only the luma is decoded; other colours are weighed 0.299, 0.587, 0.114 (ITU-R BT.601).
-    #[must_use]
-    pub fn gray() -> Self {
-        Self::new(Color::Gray)
-    }
-
-    fn new(color: Color) -> Self {
-        Self {
-            color,
-            steps: Vec::new(),
-            normalize: None,
-            dtype: None,
-            layout: Layout::default(),
-            exif_orientation: false,
-            interpolation: Interpolation::default(),
-            antialias: true,
-            scaled_decoding: true,
-            limits: ImageLimits::default(),
-            mistakes: Vec::new(),
-        }
-    }
-
-    fn step(mut self, step: Step) -> Self {
-        self.steps.push(step);
-        self
-    }
-
-    /// Resizes to `height` x `width`, whatever the shape was.
-    #[must_use]
-    pub fn resize(self, height: u32, width: u32) -> Self {
-        self.step(Step::Resize { height, width })
-    }
-
-    /// Resizes so that the shorter side has `side` pixels; the longer one keeps the shape, cut to whole pixels.
-    #[must_use]
-    pub fn resize_shorter(self, side: u32) -> Self {
-        self.step(Step::ResizeShorter { side })
-    }
-
-    /// Keeps the `height` x `width` pixels in the middle.
-    ///
-    /// # Errors
-    /// A smaller image is an error ([`ErrorKind::Schema`](crate::ErrorKind::Schema)); it is not padded.
-    #[must_use]
-    pub fn center_crop(self, height: u32, width: u32) -> Self {
-        self.step(Step::CenterCrop { height, width })
-    }
-
-    /// Keeps `height` x `width` pixels at a random place, each place as likely.
-    ///
-    /// # Errors
-    /// A smaller image is an error ([`ErrorKind::Schema`](crate::ErrorKind::Schema)); it is not padded.
-    #[must_use]
-    pub fn random_crop(self, height: u32, width: u32) -> Self {
-        self.step(Step::RandomCrop { height, width })
-    }
-
-    /// Cuts a random window out of the image and resizes it to `height` x `width`.
-    ///
-    /// The window covers 8 % to 100 % of the area ([`scale`](Self::scale)), with an aspect ratio between 3:4 and 4:3
-    /// ([`ratio`](Self::ratio)), uniform in its logarithm. After ten draws that do not fit, the centred window of the nearest
-    /// ratio is taken. Nothing outside the window enters the result.
-    ///
-    /// # Source
-    /// Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 6.
-    #[must_use]
-    pub fn random_resized_crop(self, height: u32, width: u32) -> Self {
-        self.step(Step::RandomResizedCrop { height, width, scale: (0.08, 1.0), ratio: (3.0 / 4.0, 4.0 / 3.0) })
-    }
-
-    /// The share of the image's area that the random resized crop before this call covers.
-    #[must_use]
-    pub fn scale(mut self, range: RangeInclusive<f64>) -> Self {
-        match self.steps.last_mut() {
-            Some(Step::RandomResizedCrop { scale, .. }) => *scale = range.into_inner(),
-            _ => self.mistakes.push(".scale(..) belongs right after .random_resized_crop(..)".into()),
-        }
-        self
-    }
-
-    /// Width over height of the window of the random resized crop before this call.
-    #[must_use]
-    pub fn ratio(mut self, range: RangeInclusive<f64>) -> Self {
-        match self.steps.last_mut() {
-            Some(Step::RandomResizedCrop { ratio, .. }) => *ratio = range.into_inner(),
-            _ => self.mistakes.push(".ratio(..) belongs right after .random_resized_crop(..)".into()),
-        }
-        self
-    }
-
-    /// Mirrors left to right, with this probability.
-    #[must_use]
-    pub fn horizontal_flip(self, probability: f64) -> Self {
-        self.step(Step::HorizontalFlip { probability })
-    }
-
-    /// Scales to 0..1, takes `mean` off and divides by `std`, each channel by its own. The result is `f32`.
-    ///
-    /// It is done last, wherever it is declared: geometry and scaling do not depend on each other.
-    #[must_use]
-    pub fn normalize<const N: usize>(mut self, mean: [f32; N], std: [f32; N]) -> Self {
-        if self.normalize.is_some() {
-            self.mistakes.push(".normalize(..) is called twice; leave one out".into());
-        }
-        self.normalize = Some(Normalize { mean: mean.into(), std: std.into() });
-        self
-    }
-
-    /// Values of 0 to 255. The default, unless [`normalize`](Self::normalize) is called.
-    #[must_use]
-    pub fn to_u8(mut self) -> Self {
-        self.dtype = Some(Dtype::U8);
-        self
-    }
-
-    /// Values of 0 to 1.
-    #[must_use]
-    pub fn to_f32(mut self) -> Self {
-        self.dtype = Some(Dtype::F32);
-        self
-    }
-
-    /// Where the channels stand. [`Layout::Nchw`] by default.
-    #[must_use]
-    pub fn layout(mut self, layout: Layout) -> Self {
-        self.layout = layout;
-        self
-    }
-
-    /// Whether images are turned as their Exif orientation says. Off by default, as in TensorFlow and torchvision: data sets
-    /// such as ImageNet carry bounding boxes that refer to the pixels as stored.
-    #[must_use]
-    pub fn exif_orientation(mut self, apply: bool) -> Self {
-        self.exif_orientation = apply;
-        self
-    }
-
-    /// The filter of every resize. [`Interpolation::Bilinear`] by default.
-    #[must_use]
-    pub fn interpolation(mut self, interpolation: Interpolation) -> Self {
-        self.interpolation = interpolation;
-        self
-    }
-
-    /// Whether the filter widens when an image is made smaller, so that every pixel counts. On by default; without it fine
-    /// patterns alias, as they do in OpenCV and in TensorFlow's `resize`.
-    #[must_use]
-    pub fn antialias(mut self, antialias: bool) -> Self {
-        self.antialias = antialias;
-        self
-    }
-
-    /// Whether a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size when the window is that much larger than the output. On
-    /// by default.
-    ///
-    /// The inverse transform then does part of the antialiasing. Measured with random resized crops: photographs of 12 megapixels to
-    /// 224 x 224 decode 1.9 times as fast, and differ from a full decode by 0.8 of 255 on average and 21 at most; those of
-    /// ImageNet to 112 x 112 1.1 times as fast, differing by 0.7 on average, in the worst image 4.2, at single pixels up to 50.
-    #[must_use]
-    pub fn scaled_decoding(mut self, allow: bool) -> Self {
-        self.scaled_decoding = allow;
-        self
-    }
-
-    /// How large an image may be; see [`ImageLimits`].
-    #[must_use]
-    pub fn limits(mut self, limits: ImageLimits) -> Self {
-        self.limits = limits;
-        self
-    }
-
-    /// Where the channels stand.
-    #[cfg(feature = "tch")]
-    pub(crate) fn placed(&self) -> Layout {
-        self.layout
-    }
-
-    /// Whether values are normalised.
-    #[cfg(feature = "tch")]
-    pub(crate) fn is_normalized(&self) -> bool {
-        self.normalize.is_some()
-    }
-
-    fn channels(&self) -> usize {
-        match self.color {
-            Color::Gray => 1,
-            Color::Rgb => 3,
-        }
-    }
-
-    fn dtype(&self) -> Dtype {
-        self.dtype.unwrap_or(if self.normalize.is_some() { Dtype::F32 } else { Dtype::U8 })
-    }
-
-    /// Height and width after all steps, where they are the same for every image.
-    fn fixed_size(&self) -> Option<(u32, u32)> {
-        self.steps.iter().fold(None, |size, step| match *step {
-            Step::Resize { height, width }
-            | Step::CenterCrop { height, width }
-            | Step::RandomCrop { height, width }
-            | Step::RandomResizedCrop { height, width, .. } => Some((height, width)),
-            Step::ResizeShorter { .. } => None,
-            Step::HorizontalFlip { .. } => size,
-        })
-    }
-
-    /// Checks the configuration.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) that lists every mistake, each with what mends it.
-    pub fn validate(&self) -> Result<()> {
-        let mut mistakes = self.mistakes.clone();
-        let mut known: Option<(u32, u32)> = None;
-        for step in &self.steps {
-            let name = step.name();
-            match *step {
-                Step::Resize { height, width }
-                | Step::CenterCrop { height, width }
-                | Step::RandomCrop { height, width }
-                | Step::RandomResizedCrop { height, width, .. } => {
-                    if !(1..=MAX_OUTPUT_SIDE).contains(&height) || !(1..=MAX_OUTPUT_SIDE).contains(&width) {
-                        mistakes.push(format!(".{name}({height}, {width}): sides are 1 to {MAX_OUTPUT_SIDE}"));
-                    }
-                    let crops = matches!(step, Step::CenterCrop { .. } | Step::RandomCrop { .. });
-                    if let Some((h, w)) = known
-                        && crops
-                        && (h < height || w < width)
-                    {
-                        mistakes.push(format!(
-                            ".{name}({height}, {width}) takes more than the {h} x {w} pixels before it; resize to more"
-                        ));
-                    }
-                    known = Some((height, width));
-                }
-                Step::ResizeShorter { side } => {
-                    if !(1..=MAX_OUTPUT_SIDE).contains(&side) {
-                        mistakes.push(format!(".{name}({side}): sides are 1 to {MAX_OUTPUT_SIDE}"));
-                    }
-                    known = None;
-                }
-                Step::HorizontalFlip { probability } => {
-                    if !(0.0..=1.0).contains(&probability) {
-                        mistakes.push(format!(".{name}({probability}): a probability is 0 to 1"));
-                    }
-                }
-            }
-            if let Step::RandomResizedCrop { scale: (from, to), ratio: (low, high), .. } = *step {
-                if !(from > 0.0 && from <= to && to <= 1.0) {
-                    mistakes.push(format!(".scale({from}..={to}): shares rise from above 0 to at most 1"));
-                }
-                if !(low > 0.0 && low <= high && high.is_finite()) {
-                    mistakes.push(format!(".ratio({low}..={high}): ratios rise from above 0"));
-                }
-            }
-        }
-        if self.fixed_size().is_none() {
-            mistakes.push("images would differ in size; end with .resize(h, w) or .center_crop(h, w)".into());
-        }
-        if let Some(Normalize { mean, std }) = &self.normalize {
-            if mean.len() != self.channels() {
-                mistakes.push(format!(
-                    ".normalize(..) has {} channels, the image {}; give one mean and one deviation a channel",
-                    mean.len(),
-                    self.channels()
-                ));
-            }
-            if !mean.iter().all(|m| m.is_finite()) || !std.iter().all(|s| s.is_finite() && *s != 0.0) {
-                mistakes.push(".normalize(..): means are finite, deviations finite and not 0".into());
-            }
-            if self.dtype == Some(Dtype::U8) {
-                mistakes.push(".normalize(..) makes f32; leave out .to_u8()".into());
-            }
-        }
-        if mistakes.is_empty() { Ok(()) } else { Err(Error::config(mistakes.join("; ")).stage("image")) }
-    }
-
-    /// Dtype and shape of one sample: `[channels, height, width]`, or `[height, width, channels]` with [`Layout::Nhwc`].
-    ///
-    /// # Errors
-    /// As [`validate`](Self::validate).
-    pub fn output(&self) -> Result<(Dtype, Vec<usize>)> {
-        self.validate()?;
-        let (height, width) = self.fixed_size().expect("validated: the size is fixed");
-        let (height, width) = (height as usize, width as usize);
-        Ok((
-            self.dtype(),
-            match self.layout {
-                Layout::Nchw => vec![self.channels(), height, width],
-                Layout::Nhwc => vec![height, width, self.channels()],
-            },
-        ))
-    }
-
     /// Decodes one image into its slot.
     ///
     /// `out` has exactly the bytes of [`output`](Self::output), aligned to its dtype; `f32` is written in the machine's byte order. What it
@@ -610,46 +274,6 @@ fn floats(out: &mut [u8]) -> Result<&mut [f32]> {
 
 fn first(stages: &[Stage]) -> &Stage {
     stages.first().expect("a plan has at least one stage")
-}
-
-impl fmt::Display for Image {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.color == Color::Rgb { "rgb" } else { "gray" })?;
-        if self.exif_orientation {
-            f.write_str(", exif_orientation")?;
-        }
-        for step in &self.steps {
-            write!(f, ", {}", step.name())?;
-            match *step {
-                Step::Resize { height, width }
-                | Step::CenterCrop { height, width }
-                | Step::RandomCrop { height, width } => write!(f, " {height}x{width}")?,
-                Step::RandomResizedCrop { height, width, scale, ratio } => write!(
-                    f,
-                    " {height}x{width} (area {} to {}, ratio {:.3} to {:.3})",
-                    scale.0, scale.1, ratio.0, ratio.1
-                )?,
-                Step::ResizeShorter { side } => write!(f, " {side}")?,
-                Step::HorizontalFlip { probability } => write!(f, " {probability}")?,
-            }
-        }
-        if self.normalize.is_some() {
-            f.write_str(", normalize")?;
-        }
-        f.write_str(match self.interpolation {
-            Interpolation::Nearest => ", nearest",
-            Interpolation::Bilinear => ", bilinear",
-            Interpolation::Bicubic => ", bicubic",
-            Interpolation::Lanczos3 => ", lanczos3",
-        })?;
-        if !self.antialias && self.interpolation != Interpolation::Nearest {
-            f.write_str(" without antialias")?;
-        }
-        match self.output() {
-            Ok((dtype, shape)) => write!(f, ", {dtype} {shape:?}"),
-            Err(_) => write!(f, ", {} of no fixed size", self.dtype()),
-        }
-    }
 }
 
 /// Buffers that decoding uses again from image to image, and the JPEG decompressor. One per thread.

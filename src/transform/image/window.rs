@@ -7,7 +7,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::{Key, Rng, below, uniform};
 
-use super::Step;
+use super::builder::Step;
 use super::exif::Turn;
 
 /// A window in whole pixels.
