@@ -26,8 +26,8 @@ mod limits;
 mod markers;
 mod normalize;
 mod resize;
-#[cfg(target_arch = "x86_64")]
 mod webp;
+#[cfg(target_arch = "x86_64")]
 mod weights;
 #[cfg_attr(not(feature = "jpeg"), allow(dead_code, reason = "parts of it serve the JPEG decoder alone"))]
 mod window;
