@@ -57,10 +57,10 @@ pub(crate) fn pipeline(settings: [u8; SETTINGS], most: u32) -> (Image, Key) {
     let mut image = if flag(0) { Image::gray() } else { Image::rgb() };
     let steps = settings[2..SETTINGS - 1].as_chunks::<2>().0;
     for (kind, size) in steps.iter().take(usize::from(filter >> 2 & 3)).map(|[kind, size]| (*kind, *size)) {
-        image = step(image, kind % 7, size, most);
+        image = step(image, if kind < 224 { kind % 7 } else { 7 + kind % 3 }, size, most, flag(0));
     }
     // The size has to be fixed by the last step that changes it.
-    image = step(image, [0, 2, 3, 4][usize::from(filter >> 4 & 3)], settings[10], most);
+    image = step(image, [0, 2, 3, 4][usize::from(filter >> 4 & 3)], settings[10], most, flag(0));
     if flag(7) {
         image = image.horizontal_flip(0.5);
     }
@@ -80,7 +80,11 @@ pub(crate) fn pipeline(settings: [u8; SETTINGS], most: u32) -> (Image, Key) {
     (image, Key::new(key.into()))
 }
 
-fn step(image: Image, kind: u8, size: u8, most: u32) -> Image {
+/// What pads are filled with: the colour of the picture that `window` hands in.
+pub(crate) const PADDING: u8 = 200;
+
+fn step(image: Image, kind: u8, size: u8, most: u32, gray: bool) -> Image {
+    let filled = |image: Image| if gray { image.fill([PADDING]) } else { image.fill([PADDING; 3]) };
     let side = |bits: u8| 1 + u32::from(bits) * (most - 1) / 255;
     let (h, w) = (side(size), side(size.rotate_left(4)));
     match kind {
@@ -90,6 +94,9 @@ fn step(image: Image, kind: u8, size: u8, most: u32) -> Image {
         3 => image.random_crop(h, w),
         4 => image.random_resized_crop(h, w),
         5 => image.horizontal_flip(f64::from(size) / 255.0),
+        7 => filled(image.pad(side(size) / 2)),
+        8 => filled(image.pad_to(h, w)),
+        9 => image.resize_longer(h),
         _ => {
             let (low, high) = (f64::from(1 + (size & 15)) / 16.0, f64::from(1 + (size >> 4)) / 16.0);
             image.random_resized_crop(h, w).scale(low.min(high)..=high).ratio(low.min(high) / 4.0..=high * 8.0)

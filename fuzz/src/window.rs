@@ -8,7 +8,8 @@ use crate::image::{SETTINGS, bitmap, decode, pipeline};
 /// Larger than any size below, so that no limit is met but that of intermediate sizes.
 const LIMITS: ImageLimits = ImageLimits { max_pixels: 1 << 20, max_side: 65_535, max_bytes: 8 << 20 };
 
-/// Crops and flips give pixels that are neighbours in the picture; resizing gives a picture of one colour the same colour.
+/// Crops and flips give pixels that are neighbours in the picture; resizing gives a picture of one colour the same colour, padded with it
+/// or not.
 ///
 /// The first bytes choose the pipeline, then come width and height of the picture, each in two bytes. Of long pictures the other
 /// side is cut, so that they stay small.
@@ -30,7 +31,7 @@ pub fn window(data: &[u8]) {
     crops(settings, width, height, &mut scratch);
 }
 
-const GRAY: u8 = 200;
+const GRAY: u8 = crate::image::PADDING;
 
 /// All values are what the grey becomes, give or take the rounding of the weights, a step at each of at most four resizes.
 fn one_colour(image: &Image, slot: &[u8], flags: u8) {

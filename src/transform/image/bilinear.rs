@@ -13,9 +13,8 @@
 use std::arch::x86_64::*;
 
 use super::Layout;
-use super::exif::Turn;
 use super::limits::resize_buffer;
-use super::normalize::Slot;
+use super::normalize::{Placing, Slot};
 use super::weights::Weights;
 use super::window::{Area, Rect};
 
@@ -55,28 +54,25 @@ impl Bilinear {
         self.rows.bytes() + self.columns.bytes() + groups + self.blended.capacity() + self.line.capacity()
     }
 
-    /// Resizes `area` (counted from the corner of what is seen) to `size` and writes it, mirrored as `turn` says, to `slot`. False
+    /// Resizes `area` (counted from the corner of what is seen) to `size` and writes it to its window of `slot`. False
     /// if it is not made for this: no AVX2, a picture of a few pixels, a transposing turn, interleaved floats. Then nothing is written.
-    #[expect(clippy::too_many_arguments, reason = "the windows, the way to the slot and the slot")]
     pub(super) fn resize(
         &mut self,
         from: Part<'_>,
         area: Area,
         antialias: bool,
         size: (u32, u32),
-        turn: Turn,
-        layout: Layout,
+        placing: Placing,
         slot: &mut Slot<'_>,
     ) -> bool {
-        let made_for = !turn.transpose && (layout == Layout::Nchw || matches!(slot, Slot::U8(_)));
+        let made_for = !placing.turn.transpose && (placing.layout == Layout::Nchw || matches!(slot, Slot::U8(_)));
         if !made_for || !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
             return false;
         }
         // SAFETY: the processor has AVX2 and FMA, which is all that the function asks for.
-        unsafe { self.resize_avx2(from, area, antialias, size, turn, layout, slot) }
+        unsafe { self.resize_avx2(from, area, antialias, size, placing, slot) }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "as `resize`")]
     #[target_feature(enable = "avx2,fma")]
     fn resize_avx2(
         &mut self,
@@ -84,10 +80,10 @@ impl Bilinear {
         area: Area,
         antialias: bool,
         size: (u32, u32),
-        turn: Turn,
-        layout: Layout,
+        placing: Placing,
         slot: &mut Slot<'_>,
     ) -> bool {
+        let Placing { turn, layout, .. } = placing;
         let (width, height) = (size.0 as usize, size.1 as usize);
         let row_bytes = from.seen.width as usize * 3;
         if row_bytes < LANES
@@ -116,13 +112,14 @@ impl Bilinear {
                 3 => self.groups.blend_columns::<3>(blended, precision, layout, line),
                 _ => self.groups.blend_columns::<0>(blended, precision, layout, line),
             }
-            let y = if turn.flip_y { height - 1 - y } else { y };
+            let start = placing.row(if turn.flip_y { height - 1 - y } else { y });
             match (layout, &mut *slot) {
-                (Layout::Nhwc, Slot::U8(out)) => out[y * width * 3..][..width * 3].copy_from_slice(&line[..width * 3]),
+                (Layout::Nhwc, Slot::U8(out)) => out[start * 3..][..width * 3].copy_from_slice(&line[..width * 3]),
                 (Layout::Nhwc, Slot::F32(..)) => unreachable!("turned down above"),
                 (Layout::Nchw, slot) => {
                     for (c, plane) in line.chunks_exact(stride).enumerate() {
-                        let to = (c * height + y) * width..(c * height + y + 1) * width;
+                        let start = c * placing.pixels() + start;
+                        let to = start..start + width;
                         match slot {
                             Slot::U8(out) => out[to].copy_from_slice(&plane[..width]),
                             Slot::F32(out, tables) => tables.look_up_avx2(c, &plane[..width], &mut out[to]),
@@ -275,8 +272,10 @@ fn load_32(bytes: &[u8], at: usize) -> __m256i {
 mod tests {
     use super::*;
     use crate::random::Key;
+    use crate::transform::image::exif::Turn;
     use crate::transform::image::normalize::{self, Source, Tables};
     use crate::transform::image::resize::{Method, Resampler, resize_into_slot, resize_portably};
+    use crate::transform::image::window::Frame;
     use crate::transform::image::{IMAGENET_MEAN, IMAGENET_STD, Interpolation};
     use rand::Rng as _;
 
@@ -297,27 +296,36 @@ mod tests {
 
         let (mut resampler, method) =
             (Resampler::default(), Method { interpolation: Interpolation::Bilinear, antialias });
-        let samples = 3 * size.0 as usize * size.1 as usize;
-        let (mut bytes, mut floats, mut pixelwise) = (vec![1; samples], vec![f32::NAN; samples], vec![1; samples]);
+        // Every second one on a larger canvas.
+        let mut margin = || if size.0.is_multiple_of(2) { rng.random_range(0..5) } else { 0 };
+        let (left, top, right, bottom) = (margin(), margin(), margin(), margin());
+        let frame = Frame {
+            size: (left + size.0 + right, top + size.1 + bottom),
+            picture: Rect { x: left, y: top, width: size.0, height: size.1 },
+        };
+        let placing = |layout| Placing { turn, layout, frame };
+        let samples = 3 * placing(Layout::Nchw).pixels();
+        let (mut bytes, mut floats, mut pixelwise) = (vec![1; samples], vec![-1.0; samples], vec![1; samples]);
         let slots = [
             (Layout::Nchw, Slot::U8(&mut bytes)),
             (Layout::Nchw, Slot::F32(&mut floats, tables)),
             (Layout::Nhwc, Slot::U8(&mut pixelwise)),
         ];
         for (layout, mut slot) in slots {
-            let slot = &mut slot;
-            if !resize_into_slot(&mut resampler, method, &pixels, held, seen, area, size, turn, layout, slot) {
+            let (placing, slot) = (placing(layout), &mut slot);
+            if !resize_into_slot(&mut resampler, method, &pixels, held, seen, area, size, placing, slot) {
                 return false;
             }
         }
-        let mut resized = vec![0; samples];
+        let mut resized = vec![0; 3 * size.0 as usize * size.1 as usize];
         resize_portably(&mut resampler, method, &pixels, held, seen, area, 3, &mut resized, size).unwrap();
         let source = Source { pixels: &resized, width: size.0 as usize, height: size.1 as usize, channels: 3 };
-        let (mut expected_bytes, mut expected_floats) = (vec![0; samples], vec![0.0; samples]);
-        normalize::write(source, turn, Layout::Nchw, Slot::U8(&mut expected_bytes));
-        normalize::write(source, turn, Layout::Nchw, Slot::F32(&mut expected_floats, tables));
+        let (mut expected_bytes, mut expected_floats) = (vec![1; samples], vec![-1.0; samples]);
+        normalize::write(source, placing(Layout::Nchw), &mut Slot::U8(&mut expected_bytes));
+        normalize::write(source, placing(Layout::Nchw), &mut Slot::F32(&mut expected_floats, tables));
         assert!(bytes == expected_bytes, "{size:?}, {turn:?}, {area:?} of {seen:?}");
-        normalize::write(source, turn, Layout::Nhwc, Slot::U8(&mut expected_bytes));
+        let mut expected_bytes = vec![1; samples];
+        normalize::write(source, placing(Layout::Nhwc), &mut Slot::U8(&mut expected_bytes));
         assert!(pixelwise == expected_bytes, "{size:?}, {turn:?}, {area:?} of {seen:?}, pixel by pixel");
         let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         assert!(bits(&floats) == bits(&expected_floats), "{size:?}, {turn:?}, {area:?} of {seen:?}");

@@ -11,6 +11,9 @@ use super::{Image, ImageLimits, Interpolation, Layout};
 pub(super) enum Step {
     Resize { height: u32, width: u32 },
     ResizeShorter { side: u32 },
+    ResizeLonger { side: u32 },
+    Pad { margin: u32, fill: [u8; 3] },
+    PadTo { height: u32, width: u32, fill: [u8; 3] },
     CenterCrop { height: u32, width: u32 },
     RandomCrop { height: u32, width: u32 },
     RandomResizedCrop { height: u32, width: u32, scale: (f64, f64), ratio: (f64, f64) },
@@ -22,6 +25,9 @@ impl Step {
         match self {
             Step::Resize { .. } => "resize",
             Step::ResizeShorter { .. } => "resize_shorter",
+            Step::ResizeLonger { .. } => "resize_longer",
+            Step::Pad { .. } => "pad",
+            Step::PadTo { .. } => "pad_to",
             Step::CenterCrop { .. } => "center_crop",
             Step::RandomCrop { .. } => "random_crop",
             Step::RandomResizedCrop { .. } => "random_resized_crop",
@@ -88,10 +94,59 @@ impl Image {
         self.step(Step::ResizeShorter { side })
     }
 
+    /// Resizes so that the longer side has `side` pixels; the shorter one keeps the shape, cut to whole pixels, and has at least one.
+    ///
+    /// With [`pad_to`](Self::pad_to) behind it, this is what detectors call letterboxing:
+    /// `.resize_longer(640).pad_to(640, 640).fill([114, 114, 114])`.
+    #[must_use]
+    pub fn resize_longer(self, side: u32) -> Self {
+        self.step(Step::ResizeLonger { side })
+    }
+
+    /// Puts `margin` pixels around the image, on every side: black ones, or of the colour that [`fill`](Self::fill) says.
+    ///
+    /// What follows works on the larger picture: a crop may lie partly or wholly in the padding, and a resize blends it with the image.
+    /// For pictures of 32 x 32, `.pad(4).random_crop(32, 32)` moves them by up to four pixels.
+    ///
+    /// # Errors
+    /// A result above the [limits](Self::limits) is an error ([`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt)).
+    #[must_use]
+    pub fn pad(self, margin: u32) -> Self {
+        self.step(Step::Pad { margin, fill: [0; 3] })
+    }
+
+    /// Puts the image in the middle of `height` x `width` pixels, which are black, or of the colour that [`fill`](Self::fill) says. Of an odd
+    /// margin the larger part is on the right and below.
+    ///
+    /// # Errors
+    /// A larger image is an error ([`ErrorKind::Schema`](crate::ErrorKind::Schema)); it is not cut.
+    #[must_use]
+    pub fn pad_to(self, height: u32, width: u32) -> Self {
+        self.step(Step::PadTo { height, width, fill: [0; 3] })
+    }
+
+    /// The colour of the pad before this call: a byte a channel, 0 to 255, whatever values become afterwards.
+    #[must_use]
+    pub fn fill<const N: usize>(mut self, color: [u8; N]) -> Self {
+        let channels = self.channels();
+        match self.steps.last_mut() {
+            Some(Step::Pad { fill, .. } | Step::PadTo { fill, .. }) => {
+                if N == channels {
+                    fill[..N].copy_from_slice(&color);
+                } else {
+                    self.mistakes
+                        .push(format!(".fill(..) has {N} channels, the image {channels}; give one value a channel"));
+                }
+            }
+            _ => self.mistakes.push(".fill(..) belongs right after .pad(..) or .pad_to(..)".into()),
+        }
+        self
+    }
+
     /// Keeps the `height` x `width` pixels in the middle.
     ///
     /// # Errors
-    /// A smaller image is an error ([`ErrorKind::Schema`](crate::ErrorKind::Schema)); it is not padded.
+    /// A smaller image is an error ([`ErrorKind::Schema`](crate::ErrorKind::Schema)); it is not padded, unless by [`pad`](Self::pad) before.
     #[must_use]
     pub fn center_crop(self, height: u32, width: u32) -> Self {
         self.step(Step::CenterCrop { height, width })
@@ -100,7 +155,7 @@ impl Image {
     /// Keeps `height` x `width` pixels at a random place, each place as likely.
     ///
     /// # Errors
-    /// A smaller image is an error ([`ErrorKind::Schema`](crate::ErrorKind::Schema)); it is not padded.
+    /// A smaller image is an error ([`ErrorKind::Schema`](crate::ErrorKind::Schema)); it is not padded, unless by [`pad`](Self::pad) before.
     #[must_use]
     pub fn random_crop(self, height: u32, width: u32) -> Self {
         self.step(Step::RandomCrop { height, width })

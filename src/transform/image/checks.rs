@@ -41,9 +41,11 @@ impl Image {
             Step::Resize { height, width }
             | Step::CenterCrop { height, width }
             | Step::RandomCrop { height, width }
-            | Step::RandomResizedCrop { height, width, .. } => Some((height, width)),
-            Step::ResizeShorter { .. } => None,
+            | Step::RandomResizedCrop { height, width, .. }
+            | Step::PadTo { height, width, .. } => Some((height, width)),
+            Step::ResizeShorter { .. } | Step::ResizeLonger { .. } => None,
             Step::HorizontalFlip { .. } => size,
+            Step::Pad { margin, .. } => size.map(|(height, width)| padded(height, width, margin)),
         })
     }
 
@@ -60,7 +62,8 @@ impl Image {
                 Step::Resize { height, width }
                 | Step::CenterCrop { height, width }
                 | Step::RandomCrop { height, width }
-                | Step::RandomResizedCrop { height, width, .. } => {
+                | Step::RandomResizedCrop { height, width, .. }
+                | Step::PadTo { height, width, .. } => {
                     if !(1..=MAX_OUTPUT_SIDE).contains(&height) || !(1..=MAX_OUTPUT_SIDE).contains(&width) {
                         mistakes.push(format!(".{name}({height}, {width}): sides are 1 to {MAX_OUTPUT_SIDE}"));
                     }
@@ -73,9 +76,22 @@ impl Image {
                             ".{name}({height}, {width}) takes more than the {h} x {w} pixels before it; resize to more"
                         ));
                     }
+                    if let (Some((h, w)), Step::PadTo { .. }) = (known, step)
+                        && (h > height || w > width)
+                    {
+                        mistakes.push(format!(
+                            ".{name}({height}, {width}) is smaller than the {h} x {w} pixels before it; pad to more, or resize to less"
+                        ));
+                    }
                     known = Some((height, width));
                 }
-                Step::ResizeShorter { side } => {
+                Step::Pad { margin, .. } => {
+                    known = known.map(|(height, width)| padded(height, width, margin));
+                    if margin > MAX_OUTPUT_SIDE || known.is_some_and(|(h, w)| h.max(w) > MAX_OUTPUT_SIDE) {
+                        mistakes.push(format!(".{name}({margin}): sides are 1 to {MAX_OUTPUT_SIDE}, padding included"));
+                    }
+                }
+                Step::ResizeShorter { side } | Step::ResizeLonger { side } => {
                     if !(1..=MAX_OUTPUT_SIDE).contains(&side) {
                         mistakes.push(format!(".{name}({side}): sides are 1 to {MAX_OUTPUT_SIDE}"));
                     }
@@ -97,7 +113,9 @@ impl Image {
             }
         }
         if self.fixed_size().is_none() {
-            mistakes.push("images would differ in size; end with .resize(h, w) or .center_crop(h, w)".into());
+            mistakes.push(
+                "images would differ in size; end with .resize(h, w), .center_crop(h, w) or .pad_to(h, w)".into(),
+            );
         }
         if let Some(Normalize { mean, std }) = &self.normalize {
             if mean.len() != self.channels() {
@@ -135,6 +153,12 @@ impl Image {
     }
 }
 
+/// The sides once `margin` pixels are around.
+fn padded(height: u32, width: u32, margin: u32) -> (u32, u32) {
+    let side = |side: u32| side.saturating_add(margin).saturating_add(margin);
+    (side(height), side(width))
+}
+
 impl fmt::Display for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.color == Color::Rgb { "rgb" } else { "gray" })?;
@@ -152,8 +176,15 @@ impl fmt::Display for Image {
                     " {height}x{width} (area {} to {}, ratio {:.3} to {:.3})",
                     scale.0, scale.1, ratio.0, ratio.1
                 )?,
-                Step::ResizeShorter { side } => write!(f, " {side}")?,
+                Step::ResizeShorter { side } | Step::ResizeLonger { side } => write!(f, " {side}")?,
+                Step::Pad { margin, .. } => write!(f, " {margin}")?,
+                Step::PadTo { height, width, .. } => write!(f, " {height}x{width}")?,
                 Step::HorizontalFlip { probability } => write!(f, " {probability}")?,
+            }
+            if let Step::Pad { fill, .. } | Step::PadTo { fill, .. } = step
+                && *fill != [0; 3]
+            {
+                write!(f, " (fill {:?})", &fill[..self.channels()])?;
             }
         }
         if self.normalize.is_some() {

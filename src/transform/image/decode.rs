@@ -204,7 +204,7 @@ pub(super) fn open_image(
 }
 
 impl<D: ::image::ImageDecoder> Opened<D> {
-    /// Decodes the whole picture into `raw` and writes `window` of it to `out` as pixels of 1 (grey) or 3 (RGB) channels.
+    /// Decodes the whole picture into `raw` and writes `window` of it, which may be empty, to `out` as pixels of 1 (grey) or 3 (RGB) channels.
     pub(super) fn decode(
         self,
         window: Rect,
@@ -221,6 +221,9 @@ impl<D: ::image::ImageDecoder> Opened<D> {
         // Decoders leave pixels as they were: GIF's those whose colour is not in the palette. They would be another image's.
         raw.fill(0);
         self.decoder.read_image(raw).map_err(|e| failed(self.format, e))?;
+        if window.is_empty() {
+            return Ok(());
+        }
         let out = resize_buffer(out, converted as usize);
         let row_bytes = self.size.0 as usize * usize::from(color.bytes_per_pixel());
         let columns = window.x as usize..window.right() as usize;

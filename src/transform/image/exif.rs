@@ -47,6 +47,16 @@ impl Turn {
             Rect { x, y, ..window }
         }
     }
+
+    /// Where a window of the stored picture (of size `whole`) lies in the meant one.
+    pub(super) fn to_meant(self, window: Rect, whole: (u32, u32)) -> Rect {
+        let whole = self.size(whole);
+        let Rect { x, y, width, height } = window;
+        let (x, y, width, height) = if self.transpose { (y, x, height, width) } else { (x, y, width, height) };
+        let x = if self.flip_x { whole.0 - x - width } else { x };
+        let y = if self.flip_y { whole.1 - y - height } else { y };
+        Rect { x, y, width, height }
+    }
 }
 
 /// The orientation, 1 to 8, in an Exif block (a TIFF header and what follows it).
@@ -197,6 +207,7 @@ mod tests {
             assert_eq!(corner, expected, "orientation {orientation}");
             let window = Rect { x: 1, y: 0, width: 2, height: 3 };
             let r = turn.to_stored(window, meant);
+            assert_eq!(turn.to_meant(r, stored), window, "orientation {orientation}");
             let mut inside: Vec<_> =
                 (0..3).flat_map(|y| (1..3).map(move |x| (x, y))).map(|(x, y)| pixel(x, y)).collect();
             inside.sort_unstable();

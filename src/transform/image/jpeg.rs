@@ -65,10 +65,13 @@ pub(super) fn reduced_size(size: (u32, u32), n: u32) -> (u32, u32) {
 impl JpegDecoder {
     /// Decodes into `out` and returns the window, in pixels of the reduced picture, that lies there row by row.
     ///
-    /// It contains the window asked for, whose pixels equal those of a full decode; the others may not.
+    /// It contains the window asked for, whose pixels equal those of a full decode; the others may not. Of an empty window nothing is decoded.
     pub(super) fn decode(&mut self, request: &Request<'_>, out: &mut Vec<u8>) -> Result<Rect> {
         if !markers::is_ended(request.encoded, request.markers) {
             return Err(Error::corrupt("the JPEG image is cut off: it has no end-of-image marker"));
+        }
+        if request.window.is_empty() {
+            return Ok(request.window);
         }
         let mut handle = match self.handle.take() {
             Some(handle) => handle,

@@ -17,9 +17,10 @@ use crate::error::{Error, Result};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageLimits {
-    /// Pixels of the stored image, width times height. 134,217,728 (2^27) by default: eleven times a 12-megapixel photograph.
+    /// Pixels of the stored image, and of a padded one, width times height. 134,217,728 (2^27) by default: eleven times a 12-megapixel
+    /// photograph.
     pub max_pixels: u64,
-    /// Pixels along the longer side. 65,535 by default.
+    /// Pixels along the longer side of either. 65,535 by default.
     pub max_side: u32,
     /// Bytes that decoding may hold at a time: decoded pixels, and what the decoder itself needs beside them. 1 GiB by
     /// default. A JPEG holds only its crop window (and all its coefficients when it is progressive).
@@ -45,6 +46,18 @@ impl ImageLimits {
                 self.max_pixels, self.max_side
             ))
             .advice("raise it with .limits(..) if such images are expected"));
+        }
+        Ok(())
+    }
+
+    /// Refuses padded pictures above the limits.
+    pub(super) fn check_canvas(&self, width: u64, height: u64) -> Result<()> {
+        if width.saturating_mul(height) > self.max_pixels || width.max(height) > self.max_side.into() {
+            return Err(Error::corrupt(format!(
+                "the padded image would have {width} x {height} pixels; the limit is {} pixels and {} along a side",
+                self.max_pixels, self.max_side
+            ))
+            .advice("pad less, or raise it with .limits(..) if such images are expected"));
         }
         Ok(())
     }

@@ -4,10 +4,12 @@
 //! output. On the way are:
 //!
 //! 1. the header: format, size, orientation (`markers`, `decode`), checked against the limits;
-//! 2. the geometry: which window of the stored picture becomes how many pixels (`window`), numbers only;
+//! 2. the geometry: which window of the stored picture becomes how many pixels, and how much padding is around (`window`), numbers only;
 //! 3. decoding that window (`jpeg`; other formats decode the whole picture);
 //! 4. resampling it (`resize`);
-//! 5. turning, scaling and laying it out in the sample's slot, in one pass (`normalize`).
+//! 5. turning, scaling and laying it out in the sample's slot, padding around it, in one pass (`normalize`).
+//!
+//! `builder` has the verbs, `checks` what they may not say.
 //!
 //! On processors with AVX2 the last two are one for colour pictures and the bilinear filter, a row at a time (`bilinear`).
 
@@ -40,9 +42,9 @@ use crate::schema::Dtype;
 
 use builder::{Color, Normalize, Step};
 use exif::Turn;
-use normalize::{Slot, Source, Tables};
+use normalize::{Placing, Slot, Source, Tables};
 use resize::Resampler;
-use window::{Rect, Stage};
+use window::{Frame, Rect, Stage};
 
 pub use decode::{ImageFormat, ImageInfo, probe};
 pub use limits::ImageLimits;
@@ -86,8 +88,9 @@ pub enum Interpolation {
 /// # Shape
 /// Encoded bytes -> `u8` or `f32`, `[channels, height, width]` (or `[height, width, channels]` with [`Layout::Nhwc`]); `u8` holds 0
 /// to 255, `f32` 0 to 1 or what [`normalize`](Self::normalize) makes of it. The size must be the same for every image, so one of
-/// [`resize`](Self::resize), [`center_crop`](Self::center_crop), [`random_crop`](Self::random_crop) and
-/// [`random_resized_crop`](Self::random_resized_crop) comes last among the steps that change it.
+/// [`resize`](Self::resize), [`center_crop`](Self::center_crop), [`random_crop`](Self::random_crop),
+/// [`random_resized_crop`](Self::random_resized_crop) and [`pad_to`](Self::pad_to) comes last among the steps that change it; only
+/// [`pad`](Self::pad) may follow.
 ///
 /// # Randomness
 /// A function of the key handed to `decode_into` and of each operation's name and place in the list.
@@ -130,7 +133,7 @@ impl Image {
     /// # Errors
     /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the bytes are no image, damaged, cut off, or above the limits (damage to a JPEG
     /// below its crop window is not looked at, but a missing end is found);
-    /// [`ErrorKind::Schema`](crate::ErrorKind::Schema) if the image is smaller than a crop;
+    /// [`ErrorKind::Schema`](crate::ErrorKind::Schema) if the image is smaller than a crop or larger than a canvas;
     /// [`ErrorKind::Config`](crate::ErrorKind::Config) if the configuration or the slot does not fit, or for a JPEG without feature `jpeg`.
     ///
     /// # Example
@@ -180,40 +183,64 @@ impl Image {
             Dtype::U8 => Slot::U8(out),
             _ => Slot::F32(floats(out)?, self.tables(tables)),
         };
+        let (last, before) = stages.split_last().expect("a plan has at least one stage");
         let mut held = held;
-        let last = stages.len() - 1;
-        for (number, stage) in stages.iter().enumerate() {
-            let seen =
-                if number == 0 { stage.needed(self.interpolation.support(), self.antialias) } else { stage.bounds };
-            let bytes = stage.size.0 as usize * stage.size.1 as usize * channels;
-            let between = seen.width as usize * stage.size.1 as usize * channels;
-            self.limits.check_bytes(bytes.max(between) as u64)?;
-            let from = &decoded[..held.width as usize * held.height as usize * channels];
-            if number == last {
-                let Stage { area, size, .. } = *stage;
-                let (layout, slot) = (self.layout, &mut slot);
-                if channels == 3
-                    && resize::resize_into_slot(resampler, method, from, held, seen, area, size, turn, layout, slot)
-                {
-                    return Ok(());
-                }
-                if let Slot::U8(out) = slot
-                    && direct
-                    && turn == Turn::default()
-                {
-                    return resize::resize(resampler, method, from, held, seen, area, channels, out, size);
-                }
+        for (number, stage) in before.iter().enumerate() {
+            let seen = self.seen(number, stage)?;
+            let from = &decoded[..bytes(held, channels)];
+            let to = limits::resize_buffer(resized, bytes(Rect::whole(stage.size), channels));
+            if stage.is_seen() {
+                resize::resize(resampler, method, from, held, seen, stage.area, channels, to, stage.size)?;
             }
-            let to = limits::resize_buffer(resized, bytes);
-            resize::resize(resampler, method, from, held, seen, stage.area, channels, to, stage.size)?;
             std::mem::swap(decoded, resized);
-            held = Rect::whole(stage.size);
+            if let Some(canvas) = stage.canvas {
+                // The next stage looks at the padding too.
+                let placing = Placing { turn: Turn::default(), layout: Layout::Nhwc, frame: stage.frame() };
+                let padded = limits::resize_buffer(resized, placing.pixels() * channels);
+                let slot = &mut Slot::U8(padded);
+                normalize::write_around(placing, channels, canvas.fill, slot);
+                normalize::write(Source::of(decoded, stage.size, channels), placing, slot);
+                std::mem::swap(decoded, resized);
+            }
+            held = Rect::whole(stage.frame().size);
         }
-        let (width, height) = (held.width as usize, held.height as usize);
-        let pixels = &decoded[..width * height * channels];
-        let source = Source { pixels, width, height, channels };
-        normalize::write(source, turn, self.layout, slot);
+
+        let seen = self.seen(before.len(), last)?;
+        let placing = Placing { turn, layout: self.layout, frame: last.frame().turned(turn) };
+        if let Some(canvas) = last.canvas {
+            normalize::write_around(placing, channels, canvas.fill, &mut slot);
+        }
+        if !last.is_seen() {
+            return Ok(());
+        }
+        let (area, size) = (last.area, last.size);
+        let from = &decoded[..bytes(held, channels)];
+        if channels == 3
+            && resize::resize_into_slot(resampler, method, from, held, seen, area, size, placing, &mut slot)
+        {
+            return Ok(());
+        }
+        if let Slot::U8(out) = &mut slot
+            && direct
+            && turn == Turn::default()
+            && last.canvas.is_none()
+        {
+            return resize::resize(resampler, method, from, held, seen, area, channels, out, size);
+        }
+        let to = limits::resize_buffer(resized, bytes(Rect::whole(size), channels));
+        resize::resize(resampler, method, from, held, seen, area, channels, to, size)?;
+        normalize::write(Source::of(to, size, channels), placing, &mut slot);
         Ok(())
+    }
+
+    /// What stage `number` looks at, once what it makes was held against the limits.
+    fn seen(&self, number: usize, stage: &Stage) -> Result<Rect> {
+        let seen = if number == 0 { stage.needed(self.interpolation.support(), self.antialias) } else { stage.bounds };
+        let Frame { size, .. } = stage.frame();
+        let between = Rect { height: stage.size.1, ..seen };
+        let bytes = |rect| bytes(rect, self.channels()) as u64;
+        self.limits.check_bytes(bytes(Rect::whole(size)).max(bytes(between)))?;
+        Ok(seen)
     }
 
     /// The tables for this normalisation, made where those in `kept` are for another.
@@ -232,7 +259,7 @@ impl Image {
         let format = ImageFormat::of(encoded)?;
         if format != ImageFormat::Jpeg {
             let opened = decode::open_image(encoded, format, self.exif_orientation, &self.limits)?;
-            let turn = window::plan(&self.steps, opened.size, opened.orientation, key, stages)?;
+            let turn = window::plan(&self.steps, opened.size, opened.orientation, key, &self.limits, stages)?;
             let window = first(stages).needed(support, self.antialias);
             opened.decode(window, self.channels(), &self.limits, raw, decoded)?;
             return Ok((turn, window));
@@ -246,7 +273,7 @@ impl Image {
             let size = (markers.width, markers.height);
             self.limits.check_size(size.0, size.1)?;
             let orientation = if self.exif_orientation { markers.orientation } else { 1 };
-            let turn = window::plan(&self.steps, size, orientation, key, stages)?;
+            let turn = window::plan(&self.steps, size, orientation, key, &self.limits, stages)?;
             let may_reduce = self.scaled_decoding
                 && self.antialias
                 && self.interpolation != Interpolation::Nearest
@@ -270,6 +297,10 @@ impl Image {
 fn floats(out: &mut [u8]) -> Result<&mut [f32]> {
     bytemuck::try_cast_slice_mut(out)
         .map_err(|e| Error::config(format!("the slot cannot hold f32: {e}")).advice("align it to four bytes"))
+}
+
+fn bytes(rect: Rect, channels: usize) -> usize {
+    rect.width as usize * rect.height as usize * channels
 }
 
 fn first(stages: &[Stage]) -> &Stage {
@@ -328,5 +359,7 @@ impl fmt::Debug for Scratch {
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

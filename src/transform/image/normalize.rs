@@ -1,7 +1,8 @@
-//! The last pass: turn, scale and lay out the pixels in the sample's slot.
+//! The last pass: turn, scale and lay out the pixels in the sample's slot, and the padding around them.
 
 use super::Layout;
 use super::exif::Turn;
+use super::window::Frame;
 
 /// Interleaved pixels of one byte a channel.
 #[derive(Clone, Copy)]
@@ -10,6 +11,14 @@ pub(super) struct Source<'a> {
     pub(super) width: usize,
     pub(super) height: usize,
     pub(super) channels: usize,
+}
+
+impl<'a> Source<'a> {
+    /// The first of `pixels`, as a picture of this size.
+    pub(super) fn of(pixels: &'a [u8], size: (u32, u32), channels: usize) -> Self {
+        let (width, height) = (size.0 as usize, size.1 as usize);
+        Self { pixels: &pixels[..width * height * channels], width, height, channels }
+    }
 }
 
 /// What a byte becomes: the values of each channel.
@@ -106,65 +115,85 @@ pub(super) enum Slot<'a> {
     F32(&'a mut [f32], &'a Tables),
 }
 
-/// Writes `source`, turned, to `slot`.
-pub(super) fn write(source: Source<'_>, turn: Turn, layout: Layout, slot: Slot<'_>) {
+/// How a picture is laid into a slot: turned, then as a layout, in the window of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Placing {
+    pub(super) turn: Turn,
+    pub(super) layout: Layout,
+    /// Of the picture as it is once turned.
+    pub(super) frame: Frame,
+}
+
+impl Placing {
+    /// That of a picture of size `size`, before it is turned, which fills the slot.
+    pub(super) fn filled(turn: Turn, layout: Layout, size: (u32, u32)) -> Self {
+        Self { turn, layout, frame: Frame::filled(turn.size(size)) }
+    }
+
+    /// Pixels of the slot.
+    pub(super) fn pixels(&self) -> usize {
+        self.frame.size.0 as usize * self.frame.size.1 as usize
+    }
+
+    /// Where in the slot the `y`-th row of the turned picture starts, in pixels.
+    pub(super) fn row(&self, y: usize) -> usize {
+        let Frame { size, picture } = self.frame;
+        (picture.y as usize + y) * size.0 as usize + picture.x as usize
+    }
+}
+
+/// Writes `source`, turned, to its window of `slot`.
+pub(super) fn write(source: Source<'_>, placing: Placing, slot: &mut Slot<'_>) {
     match slot {
-        Slot::U8(out) => write_values(source, turn, layout, out, |_, byte| byte),
+        Slot::U8(out) => write_values(source, placing, out, |_, byte| byte),
         Slot::F32(out, tables) => {
-            write_values(source, turn, layout, out, |c, byte| tables.values[c][usize::from(byte)]);
+            write_values(source, placing, out, |c, byte| tables.values[c][usize::from(byte)]);
         }
     }
 }
 
-fn write_values<T: Copy>(
-    source: Source<'_>,
-    turn: Turn,
-    layout: Layout,
-    out: &mut [T],
-    value: impl Fn(usize, u8) -> T + Copy,
-) {
+fn write_values<T: Copy>(source: Source<'_>, placing: Placing, out: &mut [T], value: impl Fn(usize, u8) -> T + Copy) {
     match source.channels {
-        1 => write_pixels::<T, 1>(source, turn, layout, out, value),
-        3 => write_pixels::<T, 3>(source, turn, layout, out, value),
+        1 => write_pixels::<T, 1>(source, placing, out, value),
+        3 => write_pixels::<T, 3>(source, placing, out, value),
         other => unreachable!("no pixels of {other} channels"),
     }
 }
 
 fn write_pixels<T: Copy, const CHANNELS: usize>(
     source: Source<'_>,
-    turn: Turn,
-    layout: Layout,
+    placing: Placing,
     out: &mut [T],
     value: impl Fn(usize, u8) -> T + Copy,
 ) {
     let (pixels, _) = source.pixels.as_chunks::<CHANNELS>();
     let pixels = &pixels[..source.width * source.height];
-    let (width, height) = if turn.transpose { (source.height, source.width) } else { (source.width, source.height) };
-    let plane = width * height;
-    if plane == 0 {
+    if pixels.is_empty() {
         return;
     }
+    let turn = placing.turn;
+    let (width, height) = if turn.transpose { (source.height, source.width) } else { (source.width, source.height) };
+    let (plane, layout) = (placing.pixels(), placing.layout);
     for y in 0..height {
         let from_y = if turn.flip_y { height - 1 - y } else { y };
+        let target = Target::<T, CHANNELS> { out, plane, start: placing.row(y), width, layout };
         if turn.transpose {
             // Column `from_y` of the source.
             let column = pixels[from_y..].iter().step_by(source.width);
-            let target = Target::<T, CHANNELS> { out, plane, width, y, layout };
             if turn.flip_x { target.fill(column.rev(), value) } else { target.fill(column, value) }
         } else {
             let row = pixels[from_y * width..][..width].iter();
-            let target = Target::<T, CHANNELS> { out, plane, width, y, layout };
             if turn.flip_x { target.fill(row.rev(), value) } else { target.fill(row, value) }
         }
     }
 }
 
-/// A row of the output.
+/// A row of the output, or a part of one.
 struct Target<'a, T, const CHANNELS: usize> {
     out: &'a mut [T],
     plane: usize,
+    start: usize,
     width: usize,
-    y: usize,
     layout: Layout,
 }
 
@@ -173,12 +202,12 @@ impl<T: Copy, const CHANNELS: usize> Target<'_, T, CHANNELS> {
         match self.layout {
             Layout::Nchw => {
                 for (c, plane) in self.out.chunks_exact_mut(self.plane).take(CHANNELS).enumerate() {
-                    let to = &mut plane[self.y * self.width..][..self.width];
+                    let to = &mut plane[self.start..][..self.width];
                     to.iter_mut().zip(row.clone()).for_each(|(to, pixel)| *to = value(c, pixel[c]));
                 }
             }
             Layout::Nhwc => {
-                let to = &mut self.out[self.y * self.width * CHANNELS..][..self.width * CHANNELS];
+                let to = &mut self.out[self.start * CHANNELS..][..self.width * CHANNELS];
                 for (to, pixel) in to.as_chunks_mut::<CHANNELS>().0.iter_mut().zip(row) {
                     (0..CHANNELS).for_each(|c| to[c] = value(c, pixel[c]));
                 }
@@ -187,9 +216,45 @@ impl<T: Copy, const CHANNELS: usize> Target<'_, T, CHANNELS> {
     }
 }
 
+/// Writes `fill` around the picture's window of `slot`.
+pub(super) fn write_around(placing: Placing, channels: usize, fill: [u8; 3], slot: &mut Slot<'_>) {
+    match slot {
+        Slot::U8(out) => fill_around(placing, &fill[..channels], out),
+        Slot::F32(out, tables) => {
+            let values = [0, 1, 2].map(|c| tables.values[c][usize::from(fill[c])]);
+            fill_around(placing, &values[..channels], out);
+        }
+    }
+}
+
+fn fill_around<T: Copy>(placing: Placing, values: &[T], out: &mut [T]) {
+    let Frame { size, picture } = placing.frame;
+    let width = size.0 as usize;
+    let mut fill = |from: usize, to: usize| match placing.layout {
+        Layout::Nchw => {
+            for (plane, &value) in out.chunks_exact_mut(placing.pixels()).zip(values) {
+                plane[from..to].fill(value);
+            }
+        }
+        Layout::Nhwc => {
+            let out = &mut out[from * values.len()..to * values.len()];
+            out.chunks_exact_mut(values.len()).for_each(|pixel| pixel.copy_from_slice(values));
+        }
+    };
+    // From the end of one of the picture's rows to the start of the next: right of it, whole rows, left of it.
+    let mut end = 0;
+    for y in 0..picture.height as usize {
+        let start = placing.row(y);
+        fill(end, start);
+        end = start + picture.width as usize;
+    }
+    fill(end, width * size.1 as usize);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transform::image::window::Rect;
 
     /// 3 x 2 pixels whose channels are p, p + 10 and p + 20.
     fn pixels() -> Vec<u8> {
@@ -200,12 +265,16 @@ mod tests {
         Source { pixels, width: 3, height: 2, channels: 3 }
     }
 
+    fn filled(turn: Turn, layout: Layout) -> Placing {
+        Placing::filled(turn, layout, (3, 2))
+    }
+
     #[test]
     fn planes_and_pixels_hold_the_same_values() {
         let pixels = pixels();
         let (mut planes, mut interleaved) = ([0; 18], [0; 18]);
-        write(source(&pixels), Turn::default(), Layout::Nchw, Slot::U8(&mut planes));
-        write(source(&pixels), Turn::default(), Layout::Nhwc, Slot::U8(&mut interleaved));
+        write(source(&pixels), filled(Turn::default(), Layout::Nchw), &mut Slot::U8(&mut planes));
+        write(source(&pixels), filled(Turn::default(), Layout::Nhwc), &mut Slot::U8(&mut interleaved));
         assert_eq!(planes, [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25]);
         assert_eq!(interleaved[..6], [0, 10, 20, 1, 11, 21]);
     }
@@ -224,7 +293,7 @@ mod tests {
         ];
         for (orientation, expected) in (1..).zip(expected) {
             let mut out = [0; 18];
-            write(source(&pixels()), Turn::from_exif(orientation), Layout::Nchw, Slot::U8(&mut out));
+            write(source(&pixels()), filled(Turn::from_exif(orientation), Layout::Nchw), &mut Slot::U8(&mut out));
             assert_eq!(out[..6], expected, "orientation {orientation}");
         }
     }
@@ -234,10 +303,60 @@ mod tests {
         let gray = [0, 51, 255];
         let source = Source { pixels: &gray, width: 3, height: 1, channels: 1 };
         let mut out = [0.0; 3];
-        write(source, Turn::default(), Layout::Nchw, Slot::F32(&mut out, &Tables::new(None)));
+        let placing = Placing::filled(Turn::default(), Layout::Nchw, (3, 1));
+        write(source, placing, &mut Slot::F32(&mut out, &Tables::new(None)));
         assert_eq!(out, [0.0, 0.2, 1.0]);
         let tables = Tables::new(Some((&[0.5], &[0.25])));
-        write(source, Turn::default(), Layout::Nchw, Slot::F32(&mut out, &tables));
+        write(source, placing, &mut Slot::F32(&mut out, &tables));
         assert_eq!(out, [-2.0, (51.0 / 255.0 - 0.5) / 0.25, 2.0]);
+    }
+
+    #[test]
+    fn a_picture_and_what_is_around_it_fill_the_slot_once() {
+        let (pixels, fill) = (pixels(), [100, 101, 102]);
+        for orientation in 1..=8 {
+            for layout in [Layout::Nchw, Layout::Nhwc] {
+                let turn = Turn::from_exif(orientation);
+                let mut alone = [0; 18];
+                write(source(&pixels), filled(turn, layout), &mut Slot::U8(&mut alone));
+                let (width, height) = turn.size((3, 2));
+                for (left, top, right, bottom) in [(2, 1, 0, 3), (0, 0, 1, 0), (1, 2, 3, 0), (0, 0, 0, 0)] {
+                    let size = (left + width + right, top + height + bottom);
+                    let frame = Frame { size, picture: Rect { x: left, y: top, width, height } };
+                    let placing = Placing { turn, layout, frame };
+                    let mut out = vec![255; 3 * placing.pixels()];
+                    write_around(placing, 3, fill, &mut Slot::U8(&mut out));
+                    assert_eq!(out.iter().filter(|&&v| v == 255).count(), 18);
+                    write(source(&pixels), placing, &mut Slot::U8(&mut out));
+                    let at = |size: (u32, u32), x: u32, y: u32, c: u32| match layout {
+                        Layout::Nchw => ((c * size.1 + y) * size.0 + x) as usize,
+                        Layout::Nhwc => ((y * size.0 + x) * 3 + c) as usize,
+                    };
+                    for (x, y, c) in
+                        (0..size.0).flat_map(|x| (0..size.1).flat_map(move |y| (0..3).map(move |c| (x, y, c))))
+                    {
+                        let inside = (left..left + width).contains(&x) && (top..top + height).contains(&y);
+                        let expected =
+                            if inside { alone[at((width, height), x - left, y - top, c)] } else { fill[c as usize] };
+                        assert_eq!(out[at(size, x, y, c)], expected, "{placing:?} at {x}, {y}, {c}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_without_a_picture_is_filled_with_what_the_bytes_become() {
+        let frame = Frame { size: (2, 3), picture: Rect { x: 0, y: 0, width: 0, height: 0 } };
+        let tables = Tables::new(Some((&[0.5, 0.25, 0.0], &[0.25, 1.0, 2.0])));
+        for layout in [Layout::Nchw, Layout::Nhwc] {
+            let placing = Placing { turn: Turn::default(), layout, frame };
+            let mut out = [f32::NAN; 18];
+            write_around(placing, 3, [255, 0, 51], &mut Slot::F32(&mut out, &tables));
+            let expected = [2.0, -0.25, 0.2 / 2.0];
+            for (i, value) in out.iter().enumerate() {
+                assert_eq!(*value, expected[if layout == Layout::Nchw { i / 6 } else { i % 3 }]);
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use super::bilinear::{Bilinear, Part};
 use super::exif::Turn;
 use super::limits::resize_buffer;
-use super::normalize::Slot;
+use super::normalize::{Placing, Slot};
 use super::window::{Area, Rect};
 use super::{Interpolation, Layout};
 
@@ -93,10 +93,8 @@ pub(super) fn resize(
     out: &mut [u8],
     size: (u32, u32),
 ) -> Result<()> {
-    let slot = &mut Slot::U8(out);
-    if channels == 3
-        && resize_into_slot(resampler, method, source, held, seen, area, size, Turn::default(), Layout::Nhwc, slot)
-    {
+    let (placing, slot) = (Placing::filled(Turn::default(), Layout::Nhwc, size), &mut Slot::U8(out));
+    if channels == 3 && resize_into_slot(resampler, method, source, held, seen, area, size, placing, slot) {
         return Ok(());
     }
     resize_portably(resampler, method, source, held, seen, area, channels, out, size)
@@ -139,7 +137,7 @@ pub(super) fn resize_portably(
     }
 }
 
-/// As [`resize`] for three channels, then turns the picture and lays it out in `slot`. False, and nothing is written, if
+/// As [`resize`] for three channels, then turns the picture and lays it out in its window of `slot`. False, and nothing is written, if
 /// there is no such path for the method, the turn or the processor.
 #[expect(clippy::too_many_arguments, reason = "as `resize`")]
 pub(super) fn resize_into_slot(
@@ -150,8 +148,7 @@ pub(super) fn resize_into_slot(
     seen: Rect,
     area: Area,
     size: (u32, u32),
-    turn: Turn,
-    layout: Layout,
+    placing: Placing,
     slot: &mut Slot<'_>,
 ) -> bool {
     let area = inside(area, seen);
@@ -161,11 +158,11 @@ pub(super) fn resize_into_slot(
     #[cfg(target_arch = "x86_64")]
     {
         let from = Part { pixels: source, held, seen };
-        resampler.bilinear.resize(from, area, method.antialias, size, turn, layout, slot)
+        resampler.bilinear.resize(from, area, method.antialias, size, placing, slot)
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
-        let _ = (resampler, source, held, turn, layout, slot);
+        let _ = (resampler, source, held, placing, slot);
         false
     }
 }

@@ -26,11 +26,11 @@ fn decode(image: &Image, encoded: &[u8], key: u64) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-fn decode_f32(image: &Image, encoded: &[u8]) -> Vec<f32> {
+fn decode_f32(image: &Image, encoded: &[u8], key: u64) -> Vec<f32> {
     let (_, shape) = image.output().unwrap();
     let mut out = vec![f32::NAN; shape.iter().product()];
     let mut scratch = Scratch::default();
-    image.decode_into(encoded, Key::new(0), bytemuck::cast_slice_mut(&mut out), &mut scratch).unwrap();
+    image.decode_into(encoded, Key::new(key), bytemuck::cast_slice_mut(&mut out), &mut scratch).unwrap();
     out
 }
 
@@ -135,8 +135,8 @@ fn layouts_and_dtypes_hold_the_same_picture() {
     let base = Image::rgb().resize(20, 30).horizontal_flip(1.0);
     let interleaved = decode(&base.clone().layout(Layout::Nhwc), &encoded, 0).unwrap();
     let planes = decode(&base, &encoded, 0).unwrap();
-    let normalized = decode_f32(&base.clone().normalize(IMAGENET_MEAN, IMAGENET_STD), &encoded);
-    let unit = decode_f32(&base.to_f32().layout(Layout::Nhwc), &encoded);
+    let normalized = decode_f32(&base.clone().normalize(IMAGENET_MEAN, IMAGENET_STD), &encoded, 0);
+    let unit = decode_f32(&base.to_f32().layout(Layout::Nhwc), &encoded, 0);
     for p in 0..600 {
         for c in 0..3 {
             let byte = interleaved[3 * p + c];
@@ -155,6 +155,89 @@ fn a_flip_mirrors_the_pixels() {
     for (row, mirrored) in plain.chunks(135).zip(flipped.chunks(135)) {
         assert!(row.chunks(3).eq(mirrored.chunks(3).rev()));
     }
+}
+
+#[test]
+fn a_pad_behind_the_rest_leaves_the_picture_as_it_is() {
+    let encoded = golden("rgb8.png");
+    let fill = [114, 0, 255];
+    for before in [
+        Image::rgb().random_resized_crop(24, 31),
+        Image::rgb().random_resized_crop(24, 31).interpolation(Interpolation::Bicubic),
+        Image::rgb().random_crop(24, 31).horizontal_flip(0.5),
+        Image::rgb().resize_longer(31).horizontal_flip(0.5),
+    ] {
+        for key in 0..8 {
+            let fixed = if before.fixed_size().is_some() { before.clone() } else { before.clone().center_crop(24, 31) };
+            let plain = decode_f32(&fixed.normalize(IMAGENET_MEAN, IMAGENET_STD), &encoded, key);
+            let padded = before.clone().pad_to(30, 40).fill(fill).normalize(IMAGENET_MEAN, IMAGENET_STD);
+            for (i, value) in decode_f32(&padded, &encoded, key).into_iter().enumerate() {
+                let (c, y, x) = (i / 1200, i % 1200 / 40, i % 40);
+                let inside = (3..27).contains(&y) && (4..35).contains(&x);
+                let around = (f32::from(fill[c]) / 255.0 - IMAGENET_MEAN[c]) / IMAGENET_STD[c];
+                let expected = if inside { plain[c * 24 * 31 + (y - 3) * 31 + x - 4] } else { around };
+                assert_eq!(value, expected, "{padded}: channel {c}, row {y}, column {x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_damaged_picture_is_an_error_though_nothing_of_it_is_seen() {
+    let image = Image::rgb().pad(60).fill([1, 2, 3]).random_crop(2, 2).layout(Layout::Nhwc);
+    for name in ["rgb8.png", "gray8.png", "animated.gif", "rgb-420.jpg"] {
+        let encoded = golden(name);
+        if name.ends_with("jpg") && cfg!(not(feature = "jpeg")) {
+            continue;
+        }
+        let unseen = |key: &u64| decode(&image, &encoded, *key).unwrap() == [1, 2, 3].repeat(4);
+        let key = (0..).find(unseen).expect("there is always another key");
+        let error = decode(&image, &encoded[..encoded.len() / 2], key).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{name}");
+    }
+}
+
+#[test]
+fn limits_hold_for_padded_pictures() {
+    let limits = ImageLimits { max_pixels: 45 * 45, ..ImageLimits::default() };
+    let image = |margin| Image::rgb().pad(margin).center_crop(5, 5).limits(limits);
+    assert!(decode(&image(2), &golden("rgb8.png"), 0).is_ok());
+    let error = decode(&image(5), &golden("rgb8.png"), 0).unwrap_err();
+    assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains("55 x 45 pixels"), "{error}");
+    // What the second stage sees is held in memory.
+    let limits = ImageLimits { max_bytes: 1 << 20, ..ImageLimits::default() };
+    let error = decode(&Image::rgb().pad(400).resize(5, 5).limits(limits), &golden("rgb8.png"), 0).unwrap_err();
+    assert!(error.to_string().contains("would hold 2116725 bytes"), "{error}");
+}
+
+#[test]
+fn descriptions_tell_pipelines_apart_and_stay_what_they_were() {
+    // States hold digests of them.
+    let all = Image::rgb()
+        .exif_orientation(true)
+        .resize_shorter(256)
+        .random_crop(224, 224)
+        .random_resized_crop(20, 30)
+        .horizontal_flip(0.25)
+        .center_crop(10, 12)
+        .interpolation(Interpolation::Lanczos3)
+        .antialias(false);
+    assert_eq!(
+        all.to_string(),
+        "rgb, exif_orientation, resize_shorter 256, random_crop 224x224, random_resized_crop 20x30 (area 0.08 to 1, ratio 0.750 to \
+         1.333), horizontal_flip 0.25, center_crop 10x12, lanczos3 without antialias, u8 [3, 10, 12]"
+    );
+    let letterbox = Image::rgb().resize_longer(640).pad_to(640, 640).fill([114, 114, 114]);
+    assert_eq!(
+        letterbox.to_string(),
+        "rgb, resize_longer 640, pad_to 640x640 (fill [114, 114, 114]), bilinear, u8 [3, 640, 640]"
+    );
+    let padded = Image::gray().pad(4).random_crop(32, 32);
+    assert_eq!(padded.to_string(), "gray, pad 4, random_crop 32x32, bilinear, u8 [1, 32, 32]");
+    assert_eq!(
+        Image::gray().resize(8, 8).pad(2).fill([9]).to_string(),
+        "gray, resize 8x8, pad 2 (fill [9]), bilinear, u8 [1, 12, 12]"
+    );
 }
 
 #[test]
@@ -192,6 +275,11 @@ fn every_mistake_is_reported_at_once_with_what_mends_it() {
         .horizontal_flip(1.5)
         .random_resized_crop(8, 8)
         .scale(0.5..=2.0)
+        .fill([1])
+        .center_crop(6, 6)
+        .pad_to(5, 9)
+        .fill([1, 2, 3])
+        .pad(16_380)
         .resize_shorter(7)
         .normalize(IMAGENET_MEAN, [0.0, 1.0, 1.0])
         .to_u8()
@@ -205,6 +293,10 @@ fn every_mistake_is_reported_at_once_with_what_mends_it() {
         ".center_crop(9, 9)",
         ".horizontal_flip(1.5)",
         ".scale(0.5..=2)",
+        ".fill(..) belongs right after .pad(..)",
+        ".pad_to(5, 9) is smaller than the 6 x 6",
+        ".fill(..) has 3 channels, the image 1",
+        ".pad(16380): sides",
         "end with .resize(h, w)",
         "one mean and one deviation a channel",
         "not 0",

@@ -1,14 +1,16 @@
 //! Which part of a picture is wanted, and at which size: crop windows and the geometry of a pipeline.
 //!
 //! Only numbers here, no pixels. A list of steps and the size in the file's header become one or more [`Stage`]s: "these
-//! pixels of the source, resampled to this size". Consecutive steps melt together as far as the result stays the same: a resize
-//! followed by a crop computes only the pixels that the crop keeps. A second resize starts a second stage.
+//! pixels of the source, resampled to this size, on a canvas". Consecutive steps melt together as far as the result stays the same: a
+//! resize followed by a crop computes only the pixels that the crop keeps, and a crop behind a pad keeps what it sees of the picture and
+//! of the padding. A second resize starts a second stage, and so does one of a padded picture.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::{Key, Rng, below, uniform};
 
 use super::builder::Step;
 use super::exif::Turn;
+use super::limits::ImageLimits;
 
 /// A window in whole pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +34,17 @@ impl Rect {
         self.y + self.height
     }
 
+    pub(super) fn is_empty(self) -> bool {
+        self.width == 0 || self.height == 0
+    }
+
+    /// What both windows have, if that is anything.
+    fn common(self, other: Self) -> Option<Self> {
+        let (x, y) = (self.x.max(other.x), self.y.max(other.y));
+        let (right, bottom) = (self.right().min(other.right()), self.bottom().min(other.bottom()));
+        (x < right && y < bottom).then(|| Self { x, y, width: right - x, height: bottom - y })
+    }
+
     #[cfg(test)]
     pub(super) fn contains(self, other: Self) -> bool {
         self.x <= other.x && self.y <= other.y && other.right() <= self.right() && other.bottom() <= self.bottom()
@@ -47,22 +60,98 @@ pub(super) struct Area {
     pub(super) height: f64,
 }
 
-/// One resampling: `area` of the source becomes `size` pixels, and no pixel outside `bounds` has a say in it.
+/// A window of a larger whole: where a picture lies on its canvas, or in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub(super) size: (u32, u32),
+    /// Empty where nothing of the picture is left.
+    pub(super) picture: Rect,
+}
+
+impl Frame {
+    /// That of a picture that fills the whole.
+    pub(super) fn filled(size: (u32, u32)) -> Self {
+        Self { size, picture: Rect::whole(size) }
+    }
+
+    /// The same once it is turned.
+    pub(super) fn turned(self, turn: Turn) -> Self {
+        Self { size: turn.size(self.size), picture: turn.to_meant(self.picture, self.size) }
+    }
+}
+
+/// What a stage's picture is put on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Canvas {
+    pub(super) size: (u32, u32),
+    /// Where the picture's corner is; its sides are those of the stage.
+    pub(super) x: u32,
+    pub(super) y: u32,
+    /// The bytes of each channel around it.
+    pub(super) fill: [u8; 3],
+}
+
+/// One resampling: `area` of the source becomes `size` pixels, and no pixel outside `bounds` has a say in it. Then it is put on a
+/// canvas, where that is larger.
+///
+/// `size` is zero once crops have left nothing but padding; `bounds` and `area` mean nothing then.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Stage {
     pub(super) bounds: Rect,
     pub(super) area: Area,
     pub(super) size: (u32, u32),
     pub(super) resampled: bool,
+    pub(super) canvas: Option<Canvas>,
 }
 
 impl Stage {
     fn whole(size: (u32, u32)) -> Self {
         let area = Area { x: 0.0, y: 0.0, width: size.0.into(), height: size.1.into() };
-        Self { bounds: Rect::whole(size), area, size, resampled: false }
+        Self { bounds: Rect::whole(size), area, size, resampled: false, canvas: None }
+    }
+
+    /// Whether anything of the source is left.
+    pub(super) fn is_seen(&self) -> bool {
+        self.size.0 > 0
+    }
+
+    /// Where the picture lies in what the stage makes.
+    pub(super) fn frame(&self) -> Frame {
+        let Some(Canvas { size, x, y, .. }) = self.canvas else { return Frame::filled(self.size) };
+        Frame { size, picture: Rect { x, y, width: self.size.0, height: self.size.1 } }
+    }
+
+    /// Puts what there is into `window` of a canvas. False if that takes another stage: there is padding of another colour already.
+    fn pad(&mut self, size: (u32, u32), window: Rect, fill: [u8; 3]) -> bool {
+        let Frame { size: before, picture } = self.frame();
+        if size == before {
+            return true;
+        }
+        if self.canvas.is_some_and(|canvas| canvas.fill != fill) {
+            return false;
+        }
+        self.canvas = Some(Canvas { size, x: window.x + picture.x, y: window.y + picture.y, fill });
+        true
     }
 
     fn crop(&mut self, window: Rect) {
+        let Some(canvas) = self.canvas else { return self.crop_picture(window) };
+        let picture = self.frame().picture;
+        let size = (window.width, window.height);
+        let (x, y) = match picture.common(window) {
+            Some(seen) => {
+                self.crop_picture(Rect { x: seen.x - picture.x, y: seen.y - picture.y, ..seen });
+                (seen.x - window.x, seen.y - window.y)
+            }
+            None => {
+                self.size = (0, 0);
+                (0, 0)
+            }
+        };
+        self.canvas = (self.size != size).then_some(Canvas { size, x, y, ..canvas });
+    }
+
+    fn crop_picture(&mut self, window: Rect) {
         let (sx, sy) = (self.area.width / f64::from(self.size.0), self.area.height / f64::from(self.size.1));
         self.area = Area {
             x: self.area.x + f64::from(window.x) * sx,
@@ -80,6 +169,9 @@ impl Stage {
 
     /// The source pixels that a filter reaching `support` pixels (at scale 1) looks at.
     pub(super) fn needed(&self, support: f64, antialias: bool) -> Rect {
+        if !self.is_seen() {
+            return Rect { width: 0, height: 0, ..self.bounds };
+        }
         if !self.resampled {
             return self.bounds;
         }
@@ -103,7 +195,7 @@ impl Stage {
             self.area.width >= f64::from(self.size.0) * f64::from(n)
                 && self.area.height >= f64::from(self.size.1) * f64::from(n)
         };
-        if !self.resampled { 1 } else { [8, 4, 2].into_iter().find(|&n| fits(n)).unwrap_or(1) }
+        if !self.resampled || !self.is_seen() { 1 } else { [8, 4, 2].into_iter().find(|&n| fits(n)).unwrap_or(1) }
     }
 
     /// The same stage on a source reduced `n` times, of size `reduced`. Bounds that do not divide by `n` widen to whole
@@ -123,6 +215,14 @@ impl Stage {
     }
 }
 
+/// What a step does to the picture as it is meant, before it is turned back to how it is stored.
+enum Act {
+    Crop(Rect),
+    Resize((u32, u32)),
+    CropAndResize(Rect, (u32, u32)),
+    Pad { size: (u32, u32), window: Rect, fill: [u8; 3] },
+}
+
 /// Turns `steps` on a picture of size `stored` into stages, and says how the result is turned in the end.
 ///
 /// Every stage is in the coordinates of the stored picture; steps are declared in those of the turned one.
@@ -131,6 +231,7 @@ pub(super) fn plan(
     stored: (u32, u32),
     orientation: u8,
     key: Key,
+    limits: &ImageLimits,
     stages: &mut Vec<Stage>,
 ) -> Result<Turn> {
     let mut turn = Turn::from_exif(orientation);
@@ -139,47 +240,82 @@ pub(super) fn plan(
     for (number, step) in steps.iter().enumerate() {
         // The step's own numbers: they depend on what it is and where it stands, not on what was drawn before.
         let key = key.with(step.name()).with_number(number as u64);
-        let (width, height) = turn.size(stage.size);
-        let (window, size) = match *step {
-            Step::Resize { height, width } => (None, Some((width, height))),
-            Step::ResizeShorter { side } => (None, Some(shorter_side(width, height, side))),
-            Step::CenterCrop { height: h, width: w } => (Some(center(width, height, w, h)?), None),
+        let (width, height) = turn.size(stage.frame().size);
+        let act = match *step {
+            Step::Resize { height, width } => Act::Resize((width, height)),
+            Step::ResizeShorter { side } => Act::Resize(shorter_side(width, height, side)),
+            Step::ResizeLonger { side } => Act::Resize(longer_side(width, height, side)),
+            Step::CenterCrop { height: h, width: w } => Act::Crop(center(width, height, w, h)?),
             Step::RandomCrop { height: h, width: w } => {
-                (Some(random_position(width, height, w, h, &mut key.rng())?), None)
+                Act::Crop(random_position(width, height, w, h, &mut key.rng())?)
             }
             Step::RandomResizedCrop { height: h, width: w, scale, ratio } => {
-                (Some(random_window(width, height, scale, ratio, &mut key.rng())), Some((w, h)))
+                Act::CropAndResize(random_window(width, height, scale, ratio, &mut key.rng()), (w, h))
             }
             Step::HorizontalFlip { probability } => {
                 turn.flip_x ^= uniform(&mut key.rng()) < probability;
-                (None, None)
-            }
-        };
-        if let Some(window) = window {
-            stage.crop(turn.to_stored(window, (width, height)));
-        }
-        if let Some(size) = size.map(|size| turn.size(size)) {
-            if size == stage.size {
                 continue;
             }
-            if stage.resampled {
-                stages.push(stage);
-                stage = Stage::whole(stage.size);
+            Step::Pad { margin, fill } => {
+                let side = |side: u32| u64::from(side) + 2 * u64::from(margin);
+                limits.check_canvas(side(width), side(height))?;
+                let size = (width + 2 * margin, height + 2 * margin);
+                Act::Pad { size, window: Rect { x: margin, y: margin, width, height }, fill }
             }
-            stage.size = size;
-            stage.resampled = true;
+            Step::PadTo { height: h, width: w, fill } => {
+                limits.check_canvas(w.into(), h.into())?;
+                Act::Pad { size: (w, h), window: middle_of(width, height, w, h)?, fill }
+            }
+        };
+        let whole = (width, height);
+        match act {
+            Act::Crop(window) => stage.crop(turn.to_stored(window, whole)),
+            Act::Resize(size) => resample(&mut stage, turn.size(size), stages),
+            Act::CropAndResize(window, size) => {
+                stage.crop(turn.to_stored(window, whole));
+                resample(&mut stage, turn.size(size), stages);
+            }
+            Act::Pad { size, window, fill } => {
+                let (window, size) = (turn.to_stored(window, size), turn.size(size));
+                if !stage.pad(size, window, fill) {
+                    stages.push(stage);
+                    stage = Stage::whole(stage.frame().size);
+                    stage.pad(size, window, fill);
+                }
+            }
         }
     }
     stages.push(stage);
     Ok(turn)
 }
 
+/// Resamples what `stage` makes to `size`, in the stage itself where it does not resample or pad yet.
+fn resample(stage: &mut Stage, size: (u32, u32), stages: &mut Vec<Stage>) {
+    let before = stage.frame().size;
+    if size == before {
+        return;
+    }
+    if stage.resampled || stage.canvas.is_some() {
+        stages.push(*stage);
+        *stage = Stage::whole(before);
+    }
+    stage.size = size;
+    stage.resampled = true;
+}
+
 /// The size whose shorter side is `side`; the longer one is cut to whole pixels, as torchvision does.
-fn shorter_side(width: u32, height: u32, side: u32) -> (u32, u32) {
-    let longer = |long: u32, short: u32| {
-        u32::try_from(u64::from(side) * u64::from(long) / u64::from(short)).unwrap_or(u32::MAX).max(1)
-    };
-    if width <= height { (side, longer(height, width)) } else { (longer(width, height), side) }
+pub(super) fn shorter_side(width: u32, height: u32, side: u32) -> (u32, u32) {
+    if width <= height { (side, other_side(side, height, width)) } else { (other_side(side, width, height), side) }
+}
+
+/// The size whose longer side is `side`; the shorter one is cut to whole pixels, and has at least one.
+pub(super) fn longer_side(width: u32, height: u32, side: u32) -> (u32, u32) {
+    if width > height { (side, other_side(side, height, width)) } else { (other_side(side, width, height), side) }
+}
+
+/// What a side of `of` pixels becomes where one of `from` becomes `side`.
+fn other_side(side: u32, of: u32, from: u32) -> u32 {
+    u32::try_from(u64::from(side) * u64::from(of) / u64::from(from)).unwrap_or(u32::MAX).max(1)
 }
 
 fn fits(width: u32, height: u32, w: u32, h: u32) -> Result<()> {
@@ -189,7 +325,7 @@ fn fits(width: u32, height: u32, w: u32, h: u32) -> Result<()> {
             format!("an image of {height} x {width} (height x width) is smaller than the crop of {h} x {w}"),
         )
         .advice(format!(
-            "resize first, for instance with .resize_shorter({}), or take .random_resized_crop({h}, {w})",
+            "resize first, for instance with .resize_shorter({}), pad with .pad(..), or take .random_resized_crop({h}, {w})",
             w.max(h)
         )));
     }
@@ -203,7 +339,20 @@ fn center(width: u32, height: u32, w: u32, h: u32) -> Result<Rect> {
     Ok(Rect { x: middle(width - w), y: middle(height - h), width: w, height: h })
 }
 
-fn random_position(width: u32, height: u32, w: u32, h: u32, rng: &mut Rng) -> Result<Rect> {
+/// Where a picture lies in the middle of `w` x `h` pixels. Of an odd margin the larger part is on the right and below, as where torchvision's
+/// centre crop pads.
+fn middle_of(width: u32, height: u32, w: u32, h: u32) -> Result<Rect> {
+    if width > w || height > h {
+        return Err(Error::new(
+            ErrorKind::Schema,
+            format!("an image of {height} x {width} (height x width) is larger than the canvas of {h} x {w}"),
+        )
+        .advice(format!("make it smaller first, for instance with .resize_longer({})", w.min(h))));
+    }
+    Ok(Rect { x: (w - width) / 2, y: (h - height) / 2, width, height })
+}
+
+pub(super) fn random_position(width: u32, height: u32, w: u32, h: u32, rng: &mut Rng) -> Result<Rect> {
     fits(width, height, w, h)?;
     let y = below(rng, height - h + 1);
     let x = below(rng, width - w + 1);
@@ -211,7 +360,7 @@ fn random_position(width: u32, height: u32, w: u32, h: u32, rng: &mut Rng) -> Re
 }
 
 /// A window of random size, shape and place; after ten draws that do not fit, the middle one of the nearest shape.
-fn random_window(width: u32, height: u32, scale: (f64, f64), ratio: (f64, f64), rng: &mut Rng) -> Rect {
+pub(super) fn random_window(width: u32, height: u32, scale: (f64, f64), ratio: (f64, f64), rng: &mut Rng) -> Rect {
     let pixels = f64::from(width) * f64::from(height);
     // libm rather than the platform's functions: a last bit that differs could move a window by a pixel.
     let (low, high) = (libm::log(ratio.0), libm::log(ratio.1));
@@ -247,7 +396,7 @@ mod tests {
 
     fn stages(steps: &[Step], size: (u32, u32), key: u64) -> (Vec<Stage>, Turn) {
         let mut stages = Vec::new();
-        let turn = plan(steps, size, 1, Key::new(key), &mut stages).unwrap();
+        let turn = plan(steps, size, 1, Key::new(key), &ImageLimits::default(), &mut stages).unwrap();
         (stages, turn)
     }
 
@@ -370,8 +519,133 @@ mod tests {
 
     #[test]
     fn small_images_are_refused_by_crops_with_advice() {
-        let error = plan(&[Step::CenterCrop { height: 224, width: 224 }], (200, 300), 1, Key::new(0), &mut Vec::new());
-        let error = error.unwrap_err().to_string();
+        let error = refused(&[Step::CenterCrop { height: 224, width: 224 }], (200, 300));
         assert!(error.contains("300 x 200") && error.contains(".resize_shorter(224)"), "{error}");
+    }
+
+    #[test]
+    fn a_crop_behind_a_pad_keeps_what_it_sees_of_both() {
+        let steps = [Step::Pad { margin: 4, fill: [7; 3] }, Step::RandomCrop { height: 5, width: 3 }];
+        let mut seen = std::collections::HashSet::new();
+        for key in 0..3000 {
+            let (stages, _) = stages(&steps, (6, 2), key);
+            let [stage] = stages[..] else { panic!("{stages:?}") };
+            let Frame { size, picture } = stage.frame();
+            assert_eq!(size, (3, 5));
+            assert!(Rect::whole(size).contains(picture) && Rect::whole((6, 2)).contains(stage.bounds), "{stage:?}");
+            assert_eq!((picture.width, picture.height), stage.size);
+            assert_eq!(stage.needed(1.0, true).is_empty(), !stage.is_seen());
+            if stage.is_seen() {
+                assert_eq!((stage.bounds.width, stage.bounds.height), stage.size);
+                // Where the crop's corner is on the canvas.
+                let corner = (4 + stage.bounds.x - picture.x, 4 + stage.bounds.y - picture.y);
+                // What is left out of the picture is outside of the crop.
+                let whole = Rect { x: 4, y: 4, width: 6, height: 2 };
+                let crop = Rect { x: corner.0, y: corner.1, width: 3, height: 5 };
+                assert_eq!(crop.common(whole).map(|r| (r.width, r.height)), Some(stage.size));
+                seen.insert(corner);
+            }
+        }
+        // Of 12 x 6 places those that do not lie beside or above the picture's 6 x 2 pixels.
+        assert_eq!(seen.len(), 8 * 6);
+    }
+
+    #[test]
+    fn nothing_is_needed_of_a_picture_that_is_out_of_sight() {
+        let crop = |side| Step::CenterCrop { height: side, width: side };
+        let behind = [
+            Step::Pad { margin: 50, fill: [0; 3] },
+            Step::RandomCrop { height: 9, width: 9 },
+            crop(5),
+            Step::Pad { margin: 1, fill: [0; 3] },
+            crop(2),
+        ];
+        for before in [&[][..], &[Step::Resize { height: 7, width: 7 }]] {
+            let steps = [before, &behind].concat();
+            let planned = (0..).map(|key| stages(&steps, (90, 90), key).0).find(|stages| !stages[0].is_seen());
+            let planned = planned.expect("there is always another key");
+            assert_eq!((planned.len(), planned[0].frame().size), (1, (2, 2)));
+            assert!(planned[0].needed(3.0, true).is_empty() && planned[0].reduction() == 1);
+        }
+    }
+
+    #[test]
+    fn padding_that_is_cut_off_leaves_no_trace() {
+        let crop = Step::CenterCrop { height: 6, width: 8 };
+        let pad = Step::Pad { margin: 3, fill: [9; 3] };
+        let resize = Step::Resize { height: 20, width: 20 };
+        let [plain, padded] = [&[crop, resize][..], &[pad, crop, resize]].map(|steps| stages(steps, (12, 10), 0).0);
+        assert_eq!(plain, padded);
+        assert_eq!(stages(&[Step::Pad { margin: 0, fill: [9; 3] }], (12, 10), 0).0, stages(&[], (12, 10), 0).0);
+    }
+
+    #[test]
+    fn pads_of_one_colour_are_one_and_a_resize_behind_them_is_a_stage_of_its_own() {
+        let pad = |margin, fill| Step::Pad { margin, fill: [fill; 3] };
+        let once = stages(&[pad(5, 1)], (10, 20), 0).0;
+        assert_eq!(stages(&[pad(2, 1), pad(3, 1)], (10, 20), 0).0, once);
+        let twice = stages(&[pad(2, 1), pad(3, 2)], (10, 20), 0).0;
+        let frames: Vec<_> = twice.iter().map(Stage::frame).collect();
+        let frame = |size, margin, width, height| Frame { size, picture: Rect { x: margin, y: margin, width, height } };
+        assert_eq!(frames, [frame((14, 24), 2, 10, 20), frame((20, 30), 3, 14, 24)]);
+        let resized = stages(&[pad(5, 1), Step::Resize { height: 8, width: 8 }], (10, 20), 0).0;
+        assert_eq!(resized[0], once[0]);
+        assert_eq!((resized[1].bounds, resized[1].size), (Rect::whole((20, 30)), (8, 8)));
+        // To the size that the padding makes is no resize.
+        assert_eq!(stages(&[pad(5, 1), Step::Resize { height: 30, width: 20 }], (10, 20), 0).0, once);
+    }
+
+    #[test]
+    fn a_picture_lies_in_the_middle_of_its_canvas_however_it_is_turned() {
+        let steps = |flips| {
+            let flip = Step::HorizontalFlip { probability: 1.0 };
+            [&[flip].repeat(flips)[..], &[Step::PadTo { height: 9, width: 8, fill: [0; 3] }]].concat()
+        };
+        for flips in [0, 1] {
+            for orientation in 1..=8 {
+                let mut stages = Vec::new();
+                let limits = ImageLimits::default();
+                let turn = plan(&steps(flips), (3, 4), orientation, Key::new(0), &limits, &mut stages).unwrap();
+                let frame = stages[0].frame().turned(turn);
+                let (width, height) = turn.size((3, 4));
+                // Odd margins are larger on the right and below.
+                let picture = Rect { x: (8 - width) / 2, y: (9 - height) / 2, width, height };
+                assert_eq!(frame, Frame { size: (8, 9), picture }, "{flips} flips, orientation {orientation}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_longer_side_gets_its_pixels_and_the_shorter_one_at_least_one() {
+        for ((width, height), expected) in [
+            ((500, 375), (640, 480)),
+            ((375, 500), (480, 640)),
+            ((1000, 333), (640, 213)),
+            ((640, 640), (640, 640)),
+            ((10_000, 1), (640, 1)),
+            ((1, 1), (640, 640)),
+        ] {
+            assert_eq!(longer_side(width, height, 640), expected);
+        }
+    }
+
+    #[test]
+    fn pictures_larger_than_their_canvas_and_canvases_above_the_limits_are_refused_with_advice() {
+        let error = refused(&[Step::PadTo { height: 640, width: 320, fill: [0; 3] }], (321, 100));
+        assert!(error.contains("100 x 321") && error.contains(".resize_longer(320)"), "{error}");
+        for (step, size) in [
+            (Step::Pad { margin: 1, fill: [0; 3] }, (65_535, 1)),
+            (Step::Pad { margin: u32::MAX, fill: [0; 3] }, (1, 1)),
+            (Step::Pad { margin: 16_384, fill: [0; 3] }, (1, 1)),
+            (Step::PadTo { height: 16_384, width: 16_384, fill: [0; 3] }, (1, 1)),
+        ] {
+            let error = refused(&[step], size);
+            assert!(error.contains("padded image") && error.contains(".limits(..)"), "{error}");
+        }
+    }
+
+    fn refused(steps: &[Step], size: (u32, u32)) -> String {
+        let planned = plan(steps, size, 1, Key::new(0), &ImageLimits::default(), &mut Vec::new());
+        planned.unwrap_err().to_string()
     }
 }
