@@ -113,6 +113,22 @@ fn random_resized_crop(bencher: Bencher<'_, '_>) {
     decode(bencher, &photograph(), &image.normalize(IMAGENET_MEAN, IMAGENET_STD));
 }
 
+/// What do changes of colour add to an image? A random window of the same JPEG as normalised planes of 224 x 224, and one change or all of them.
+#[divan::bench(args = ["none", "brightness", "contrast", "saturation", "hue", "all", "gray"])]
+fn colors(bencher: Bencher<'_, '_>, which: &str) {
+    let image = Image::rgb().random_resized_crop(224, 224).normalize(IMAGENET_MEAN, IMAGENET_STD);
+    let image = match which {
+        "none" => image,
+        "brightness" => image.color_jitter(0.4, 0.0, 0.0, 0.0),
+        "contrast" => image.color_jitter(0.0, 0.4, 0.0, 0.0),
+        "saturation" => image.color_jitter(0.0, 0.0, 0.4, 0.0),
+        "hue" => image.color_jitter(0.0, 0.0, 0.0, 0.1),
+        "all" => image.color_jitter(0.4, 0.4, 0.4, 0.1),
+        _ => image.random_grayscale(1.0),
+    };
+    decode(bencher, &photograph(), &image);
+}
+
 /// `columns` numbers a row, in memory.
 fn numbers(columns: usize, rows: usize) -> Dataset {
     let ints: ArrayRef = Arc::new(Int64Array::from_iter_values(0..rows as i64));

@@ -47,7 +47,7 @@
 //! | [`source`] | where rows come from: shards, columns in memory, the trait [`Source`] for your own |
 //! | [`store`] | URLs, patterns, reads of ranges, retries |
 //! | [`mod@format`] | TFRecord and `tf.Example`, reading and writing |
-//! | [`transform`] | images: decode, crop, pad, resize, flip, normalise; tokens: chunk, pack, bucket |
+//! | [`transform`] | images: decode, crop, pad, resize, flip, jitter colours, normalise; tokens: chunk, pack, bucket |
 //! | [`writer`] | shards of several formats, written in parallel, whole or not at all |
 //! | [`loader`] | one execution of a data set; its page tells how a run goes |
 //! | [`mod@dlpack`] | columns of batches for other frameworks |

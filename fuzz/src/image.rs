@@ -16,10 +16,12 @@ const MOST_BYTES: usize = 32 << 20;
 /// An image is refused, or every value of its slot is written, whatever slot and scratch held before; memory is bounded by the
 /// limits; and the middle of a JPEG is the middle of the whole picture.
 ///
-/// The first bytes choose the pipeline (see `pipeline`), the rest is the encoded image.
+/// The first bytes choose the pipeline (see `pipeline`; a bit of the second one changes colours), the rest is the encoded image.
 pub fn image(data: &[u8]) {
     let (settings, encoded) = crate::split::<SETTINGS>(data);
     let (image, key) = pipeline(settings, 64);
+    let image =
+        if settings[1] >> 6 & 1 == 1 { image.color_jitter(0.5, 1.5, 0.8, 0.3).random_grayscale(0.2) } else { image };
     let image = image.limits(LIMITS);
 
     let header = crate::memory::bounded(MOST_BYTES, || probe(encoded));

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use crate::schema::Dtype;
 
+use super::color::Tint;
 use super::{Image, ImageLimits, Interpolation, Layout};
 
 /// A step of the geometry, as declared.
@@ -65,6 +66,7 @@ impl Image {
         Self {
             color,
             steps: Vec::new(),
+            tints: Vec::new(),
             normalize: None,
             dtype: None,
             layout: Layout::default(),
@@ -200,9 +202,45 @@ impl Image {
         self.step(Step::HorizontalFlip { probability })
     }
 
+    /// Changes brightness, contrast, saturation and hue by random factors, in an order that is drawn for each image.
+    ///
+    /// The first three factors are uniform from `1 - x`, or 0 if that is less, to `1 + x`: at 0 an image is black, of its mean grey, or
+    /// grey; at 1 it is as it was. Hues turn by a share of the circle, uniform from `-hue` to `hue`, which is at most 0.5. What is
+    /// given as 0 is left alone. The values are those of torchvision's `ColorJitter` on Pillow images, byte for byte.
+    ///
+    /// Colours are changed once the geometry is done, on the whole output with its padding, and before it is normalised, wherever they are
+    /// declared; two such steps in the order of their calls. Grey images take brightness and contrast; they have no saturation and
+    /// no hue, and keep what they have, as in torchvision.
+    #[must_use]
+    pub fn color_jitter(mut self, brightness: f64, contrast: f64, saturation: f64, hue: f64) -> Self {
+        self.tints.push(Tint::ColorJitter { brightness, contrast, saturation, hue, probability: 1.0 });
+        self
+    }
+
+    /// The share of images that the colour jitter before this call changes; without it, all of them.
+    ///
+    /// As torchvision's `RandomApply` around a `ColorJitter`: SimCLR has `.color_jitter(0.8, 0.8, 0.8, 0.2).jitter_probability(0.8)`.
+    #[must_use]
+    pub fn jitter_probability(mut self, share: f64) -> Self {
+        match self.tints.last_mut() {
+            Some(Tint::ColorJitter { probability, .. }) => *probability = share,
+            _ => self.mistakes.push(".jitter_probability(..) belongs behind .color_jitter(..)".into()),
+        }
+        self
+    }
+
+    /// Makes an image grey with this probability: every channel becomes the luma, 0.299, 0.587 and 0.114 of red, green and blue.
+    ///
+    /// It is done when and as [`color_jitter`](Self::color_jitter) is. Images of one channel stay as they are.
+    #[must_use]
+    pub fn random_grayscale(mut self, probability: f64) -> Self {
+        self.tints.push(Tint::RandomGrayscale { probability });
+        self
+    }
+
     /// Scales to 0..1, takes `mean` off and divides by `std`, each channel by its own. The result is `f32`.
     ///
-    /// It is done last, wherever it is declared: geometry and scaling do not depend on each other.
+    /// It is done last, wherever it is declared: geometry and scaling do not depend on each other, and colours are changed before.
     #[must_use]
     pub fn normalize<const N: usize>(mut self, mean: [f32; N], std: [f32; N]) -> Self {
         if self.normalize.is_some() {

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::schema::Dtype;
 
 use super::builder::{Color, Normalize, Step};
+use super::color::Tint;
 use super::{Image, Interpolation, Layout};
 
 /// The sides of an output that are accepted: more would be a slip of the pen.
@@ -112,6 +113,27 @@ impl Image {
                 }
             }
         }
+        for tint in &self.tints {
+            let name = tint.name();
+            let is_share = |probability: f64| (0.0..=1.0).contains(&probability);
+            match *tint {
+                Tint::ColorJitter { brightness, contrast, saturation, hue, probability } => {
+                    let is_strength = |strength: f64| (0.0..).contains(&strength) && strength.is_finite();
+                    if ![brightness, contrast, saturation].into_iter().all(is_strength) || !(0.0..=0.5).contains(&hue) {
+                        mistakes.push(format!(
+                            ".{name}({brightness}, {contrast}, {saturation}, {hue}): strengths are 0 or more, that of the hue 0 to 0.5"
+                        ));
+                    }
+                    if !is_share(probability) {
+                        mistakes.push(format!(".jitter_probability({probability}): a probability is 0 to 1"));
+                    }
+                }
+                Tint::RandomGrayscale { probability } if !is_share(probability) => {
+                    mistakes.push(format!(".{name}({probability}): a probability is 0 to 1"));
+                }
+                Tint::RandomGrayscale { .. } => {}
+            }
+        }
         if self.fixed_size().is_none() {
             mistakes.push(
                 "images would differ in size; end with .resize(h, w), .center_crop(h, w) or .pad_to(h, w)".into(),
@@ -185,6 +207,18 @@ impl fmt::Display for Image {
                 && *fill != [0; 3]
             {
                 write!(f, " (fill {:?})", &fill[..self.channels()])?;
+            }
+        }
+        for tint in &self.tints {
+            write!(f, ", {}", tint.name())?;
+            match *tint {
+                Tint::ColorJitter { brightness, contrast, saturation, hue, probability } => {
+                    write!(f, " {brightness} {contrast} {saturation} {hue}")?;
+                    if probability < 1.0 {
+                        write!(f, " (probability {probability})")?;
+                    }
+                }
+                Tint::RandomGrayscale { probability } => write!(f, " {probability}")?,
             }
         }
         if self.normalize.is_some() {

@@ -7,7 +7,8 @@
 //! 2. the geometry: which window of the stored picture becomes how many pixels, and how much padding is around (`window`), numbers only;
 //! 3. decoding that window (`jpeg`; other formats decode the whole picture);
 //! 4. resampling it (`resize`);
-//! 5. turning, scaling and laying it out in the sample's slot, padding around it, in one pass (`normalize`).
+//! 5. turning, scaling and laying it out in the sample's slot, padding around it, in one pass (`normalize`);
+//! 6. where colours change (`color`, `hue`), that pass makes planes of bytes, and a last one lays those out.
 //!
 //! `builder` has the verbs, `checks` what they may not say.
 //!
@@ -17,10 +18,12 @@
 mod bilinear;
 mod builder;
 mod checks;
+mod color;
 mod decode;
 #[cfg(feature = "cli")]
 pub(crate) mod encode;
 mod exif;
+mod hue;
 #[cfg(feature = "jpeg")]
 mod jpeg;
 mod limits;
@@ -41,6 +44,7 @@ use crate::random::Key;
 use crate::schema::Dtype;
 
 use builder::{Color, Normalize, Step};
+use color::{Change, Tint};
 use exif::Turn;
 use normalize::{Placing, Slot, Source, Tables};
 use resize::Resampler;
@@ -81,9 +85,10 @@ pub enum Interpolation {
 
 /// What happens to an encoded image: a value, cheap to clone, that [`decode_into`](Self::decode_into) carries out.
 ///
-/// Geometry happens in the order of the calls. Grey, CMYK, 16-bit and palette images become what [`rgb`](Self::rgb) or
-/// [`gray`](Self::gray) asks for; alpha is dropped, not blended, as Pillow's `convert("RGB")` does. Resizing is antialiased and
-/// bilinear, as in torchvision with Pillow images, and so are the names and the defaults of the random operations.
+/// Geometry happens in the order of the calls; then colours are changed, in the order of theirs; then values are normalised. Grey, CMYK,
+/// 16-bit and palette images become what [`rgb`](Self::rgb) or [`gray`](Self::gray) asks for; alpha is dropped, not blended, as Pillow's
+/// `convert("RGB")` does. Resizing is antialiased and bilinear, as in torchvision with Pillow images, and so are the names and the defaults
+/// of the random operations.
 ///
 /// # Shape
 /// Encoded bytes -> `u8` or `f32`, `[channels, height, width]` (or `[height, width, channels]` with [`Layout::Nhwc`]); `u8` holds 0
@@ -93,7 +98,8 @@ pub enum Interpolation {
 /// [`pad`](Self::pad) may follow.
 ///
 /// # Randomness
-/// A function of the key handed to `decode_into` and of each operation's name and place in the list.
+/// A function of the key handed to `decode_into` and of each operation's name and place in the list. The geometry is one list, the
+/// changes of colour are another: neither moves the other's draws.
 ///
 /// # Example
 /// ```
@@ -102,7 +108,12 @@ pub enum Interpolation {
 ///
 /// let train = Image::rgb().random_resized_crop(224, 224).horizontal_flip(0.5).normalize(IMAGENET_MEAN, IMAGENET_STD);
 /// let eval = Image::rgb().resize_shorter(256).center_crop(224, 224).normalize(IMAGENET_MEAN, IMAGENET_STD);
+/// let cifar = Image::rgb().pad(4).random_crop(32, 32).horizontal_flip(0.5);
+/// let letterbox = Image::rgb().resize_longer(640).pad_to(640, 640).fill([114, 114, 114]);
+/// let contrastive = train.clone().color_jitter(0.8, 0.8, 0.8, 0.2).jitter_probability(0.8).random_grayscale(0.2);
 /// assert_eq!(train.output()?, (Dtype::F32, vec![3, 224, 224]));
+/// assert_eq!(letterbox.output()?, (Dtype::U8, vec![3, 640, 640]));
+/// # assert!(cifar.validate().is_ok() && contrastive.validate().is_ok());
 /// assert_eq!(eval.to_string(), "rgb, resize_shorter 256, center_crop 224x224, normalize, bilinear, f32 [3, 224, 224]");
 /// # Ok::<(), forebay::Error>(())
 /// ```
@@ -110,6 +121,7 @@ pub enum Interpolation {
 pub struct Image {
     color: Color,
     steps: Vec<Step>,
+    tints: Vec<Tint>,
     normalize: Option<Normalize>,
     dtype: Option<Dtype>,
     layout: Layout,
@@ -128,7 +140,8 @@ impl Image {
     /// held before does not matter, and after an error it holds anything. `scratch` carries buffers from call to call.
     ///
     /// # Memory
-    /// The decoded window and the intermediate sizes, in `scratch`: for a JPEG the window, for other formats the whole image.
+    /// The decoded window and the intermediate sizes, in `scratch`: for a JPEG the window, for other formats the whole image. Where colours
+    /// change and the slot does not hold planes of `u8`, a byte for each value of the output too.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the bytes are no image, damaged, cut off, or above the limits (damage to a JPEG
@@ -173,16 +186,38 @@ impl Image {
     }
 
     fn run(&self, encoded: &[u8], key: Key, out: &mut [u8], scratch: &mut Scratch) -> Result<()> {
-        let direct = self.layout == Layout::Nhwc || self.color == Color::Gray;
-        let channels = self.channels();
         let (turn, held) = self.decode(encoded, key, scratch)?;
-
-        let method = resize::Method { interpolation: self.interpolation, antialias: self.antialias };
-        let Scratch { stages, decoded, resized, resampler, tables, .. } = scratch;
+        let Scratch { work, changes, planes, tables, .. } = scratch;
+        color::draw(&self.tints, key, changes);
+        let channels = self.channels();
+        let samples = out.len() / self.dtype().size().expect("pixels are numbers");
         let mut slot = match self.dtype() {
             Dtype::U8 => Slot::U8(out),
             _ => Slot::F32(floats(out)?, self.tables(tables)),
         };
+        if changes.is_empty() {
+            return self.draw(turn, held, work, self.layout, &mut slot);
+        }
+        if let Slot::U8(out) = &mut slot
+            && (self.layout == Layout::Nchw || channels == 1)
+        {
+            self.draw(turn, held, work, Layout::Nchw, &mut Slot::U8(out))?;
+            color::apply(changes, out, channels);
+            return Ok(());
+        }
+        let planes = limits::resize_buffer(planes, samples);
+        self.draw(turn, held, work, Layout::Nchw, &mut Slot::U8(planes))?;
+        color::apply(changes, planes, channels);
+        normalize::write_planes(planes, channels, self.layout, &mut slot);
+        Ok(())
+    }
+
+    /// Takes what was decoded through the stages, and writes it to `slot`.
+    fn draw(&self, turn: Turn, held: Rect, work: &mut Work, layout: Layout, slot: &mut Slot<'_>) -> Result<()> {
+        let direct = layout == Layout::Nhwc || self.color == Color::Gray;
+        let channels = self.channels();
+        let method = resize::Method { interpolation: self.interpolation, antialias: self.antialias };
+        let Work { stages, decoded, resized, resampler } = work;
         let (last, before) = stages.split_last().expect("a plan has at least one stage");
         let mut held = held;
         for (number, stage) in before.iter().enumerate() {
@@ -206,21 +241,19 @@ impl Image {
         }
 
         let seen = self.seen(before.len(), last)?;
-        let placing = Placing { turn, layout: self.layout, frame: last.frame().turned(turn) };
+        let placing = Placing { turn, layout, frame: last.frame().turned(turn) };
         if let Some(canvas) = last.canvas {
-            normalize::write_around(placing, channels, canvas.fill, &mut slot);
+            normalize::write_around(placing, channels, canvas.fill, slot);
         }
         if !last.is_seen() {
             return Ok(());
         }
         let (area, size) = (last.area, last.size);
         let from = &decoded[..bytes(held, channels)];
-        if channels == 3
-            && resize::resize_into_slot(resampler, method, from, held, seen, area, size, placing, &mut slot)
-        {
+        if channels == 3 && resize::resize_into_slot(resampler, method, from, held, seen, area, size, placing, slot) {
             return Ok(());
         }
-        if let Slot::U8(out) = &mut slot
+        if let Slot::U8(out) = slot
             && direct
             && turn == Turn::default()
             && last.canvas.is_none()
@@ -229,7 +262,7 @@ impl Image {
         }
         let to = limits::resize_buffer(resized, bytes(Rect::whole(size), channels));
         resize::resize(resampler, method, from, held, seen, area, channels, to, size)?;
-        normalize::write(Source::of(to, size, channels), placing, &mut slot);
+        normalize::write(Source::of(to, size, channels), placing, slot);
         Ok(())
     }
 
@@ -252,9 +285,9 @@ impl Image {
         &kept.as_ref().expect("they were made above").1
     }
 
-    /// Plans the geometry and decodes what its first stage needs into `scratch.decoded`; returns what lies there.
+    /// Plans the geometry and decodes what its first stage needs into `scratch.work`; returns what lies there.
     fn decode(&self, encoded: &[u8], key: Key, scratch: &mut Scratch) -> Result<(Turn, Rect)> {
-        let Scratch { stages, decoded, raw, .. } = scratch;
+        let Scratch { work: Work { stages, decoded, .. }, raw, .. } = scratch;
         let support = self.interpolation.support();
         let format = ImageFormat::of(encoded)?;
         if format != ImageFormat::Jpeg {
@@ -319,14 +352,22 @@ fn first(stages: &[Stage]) -> &Stage {
 /// ```
 #[derive(Default)]
 pub struct Scratch {
-    stages: Vec<Stage>,
     raw: Vec<u8>,
-    decoded: Vec<u8>,
-    resized: Vec<u8>,
-    resampler: Resampler,
+    work: Work,
+    changes: Vec<Change>,
+    planes: Vec<u8>,
     tables: Option<(Option<Normalize>, Box<Tables>)>,
     #[cfg(feature = "jpeg")]
     jpeg: jpeg::JpegDecoder,
+}
+
+/// The geometry of one image, and the pixels on their way through it.
+#[derive(Default)]
+struct Work {
+    stages: Vec<Stage>,
+    decoded: Vec<u8>,
+    resized: Vec<u8>,
+    resampler: Resampler,
 }
 
 impl Scratch {
@@ -335,19 +376,21 @@ impl Scratch {
 
     /// Bytes held at present.
     pub fn bytes(&self) -> usize {
-        let buffers = self.raw.capacity() + self.decoded.capacity() + self.resized.capacity();
+        let Work { decoded, resized, resampler, .. } = &self.work;
+        let buffers = [&self.raw, &self.planes, decoded, resized].map(|buffer| buffer.capacity()).iter().sum::<usize>();
         #[cfg(feature = "jpeg")]
         let buffers = buffers + self.jpeg.bytes();
-        buffers + self.resampler.bytes()
+        buffers + resampler.bytes()
     }
 
     fn trim(&mut self) {
-        for buffer in [&mut self.raw, &mut self.decoded, &mut self.resized] {
+        let Work { decoded, resized, resampler, .. } = &mut self.work;
+        for buffer in [&mut self.raw, &mut self.planes, decoded, resized] {
             if buffer.capacity() > Self::KEEP_BYTES {
                 *buffer = Vec::new();
             }
         }
-        self.resampler.trim(Self::KEEP_BYTES);
+        resampler.trim(Self::KEEP_BYTES);
         #[cfg(feature = "jpeg")]
         self.jpeg.trim(Self::KEEP_BYTES);
     }

@@ -216,6 +216,32 @@ impl<T: Copy, const CHANNELS: usize> Target<'_, T, CHANNELS> {
     }
 }
 
+/// Writes planes of bytes, one a channel, that are as they are meant.
+pub(super) fn write_planes(planes: &[u8], channels: usize, layout: Layout, slot: &mut Slot<'_>) {
+    match slot {
+        Slot::U8(out) => lay_out_planes(planes, channels, layout, out, |_, byte| byte),
+        Slot::F32(out, tables) => {
+            lay_out_planes(planes, channels, layout, out, |c, byte| tables.values[c][usize::from(byte)]);
+        }
+    }
+}
+
+fn lay_out_planes<T>(planes: &[u8], channels: usize, layout: Layout, out: &mut [T], value: impl Fn(usize, u8) -> T) {
+    let pixels = planes.len() / channels;
+    for (c, plane) in planes.chunks_exact(pixels).enumerate() {
+        match layout {
+            Layout::Nchw => {
+                let to = &mut out[c * pixels..][..pixels];
+                to.iter_mut().zip(plane).for_each(|(to, &byte)| *to = value(c, byte));
+            }
+            Layout::Nhwc => {
+                let to = out.iter_mut().skip(c).step_by(channels);
+                to.zip(plane).for_each(|(to, &byte)| *to = value(c, byte));
+            }
+        }
+    }
+}
+
 /// Writes `fill` around the picture's window of `slot`.
 pub(super) fn write_around(placing: Placing, channels: usize, fill: [u8; 3], slot: &mut Slot<'_>) {
     match slot {

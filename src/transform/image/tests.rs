@@ -198,6 +198,73 @@ fn a_damaged_picture_is_an_error_though_nothing_of_it_is_seen() {
 }
 
 #[test]
+fn colours_are_changed_once_the_picture_is_finished_wherever_that_is_declared() {
+    let encoded = golden("rgb8.png");
+    let mut changed = 0;
+    for (key, gray, dtype, layout) in (0..12).flat_map(|key| {
+        let kinds = [
+            (Dtype::U8, Layout::Nchw),
+            (Dtype::U8, Layout::Nhwc),
+            (Dtype::F32, Layout::Nchw),
+            (Dtype::F32, Layout::Nhwc),
+        ];
+        kinds.into_iter().flat_map(move |(dtype, layout)| [false, true].map(|gray| (key, gray, dtype, layout)))
+    }) {
+        let start = || if gray { Image::gray() } else { Image::rgb() };
+        let geometry = |image: Image| image.random_resized_crop(9, 13).horizontal_flip(0.5).pad_to(12, 14);
+        let colors = |image: Image| {
+            image.color_jitter(0.8, 0.8, 0.8, 0.2).jitter_probability(0.8).random_grayscale(0.2).exif_orientation(true)
+        };
+        let finish = |image: Image| match (dtype, gray) {
+            (Dtype::U8, _) => image,
+            (_, true) => image.normalize([0.5], [0.25]),
+            (_, false) => image.normalize(IMAGENET_MEAN, IMAGENET_STD),
+        };
+        let first = finish(colors(geometry(start()))).layout(layout);
+        let last = geometry(finish(colors(start()))).layout(layout);
+        assert_eq!(first.to_string(), last.to_string());
+        let got = decode(&first, &encoded, key).unwrap();
+        assert_eq!(got, decode(&last, &encoded, key).unwrap());
+
+        // The same geometry in planes, the same changes, then the slot.
+        let mut planes = decode(&geometry(start()), &encoded, key).unwrap();
+        let mut changes = Vec::new();
+        color::draw(&first.tints, Key::new(key), &mut changes);
+        color::apply(&changes, &mut planes, first.channels());
+        changed += u32::from(!changes.is_empty());
+        let (channels, pixels) = (first.channels(), 12 * 14);
+        let floats = matches!(dtype, Dtype::F32).then(|| bytemuck::pod_collect_to_vec::<u8, f32>(&got));
+        for (i, &byte) in planes.iter().enumerate() {
+            let (c, pixel) = (i / pixels, i % pixels);
+            let at = if layout == Layout::Nchw { i } else { pixel * channels + c };
+            let (mean, std) = if gray { (0.5, 0.25) } else { (IMAGENET_MEAN[c], IMAGENET_STD[c]) };
+            match &floats {
+                Some(floats) => assert_eq!(floats[at], (f32::from(byte) / 255.0 - mean) / std, "{first}, {i}"),
+                None => assert_eq!(got[at], byte, "{first}, {i}"),
+            }
+        }
+    }
+    assert!((40..90).contains(&changed), "{changed} of 96");
+}
+
+#[test]
+fn colours_leave_the_draws_of_the_geometry_as_they_were() {
+    let encoded = golden("rgb8.png");
+    let plain = Image::rgb().random_crop(9, 9).horizontal_flip(0.5).random_crop(5, 5);
+    // A jitter that is declared and never applied.
+    let jittered = Image::rgb()
+        .color_jitter(0.8, 0.8, 0.8, 0.2)
+        .jitter_probability(0.0)
+        .random_crop(9, 9)
+        .random_grayscale(0.0)
+        .horizontal_flip(0.5)
+        .random_crop(5, 5);
+    for key in 0..20 {
+        assert_eq!(decode(&plain, &encoded, key).unwrap(), decode(&jittered, &encoded, key).unwrap());
+    }
+}
+
+#[test]
 fn limits_hold_for_padded_pictures() {
     let limits = ImageLimits { max_pixels: 45 * 45, ..ImageLimits::default() };
     let image = |margin| Image::rgb().pad(margin).center_crop(5, 5).limits(limits);
@@ -237,6 +304,12 @@ fn descriptions_tell_pipelines_apart_and_stay_what_they_were() {
     assert_eq!(
         Image::gray().resize(8, 8).pad(2).fill([9]).to_string(),
         "gray, resize 8x8, pad 2 (fill [9]), bilinear, u8 [1, 12, 12]"
+    );
+    let jittered =
+        Image::rgb().color_jitter(0.4, 0.4, 0.2, 0.1).jitter_probability(0.8).random_grayscale(0.2).resize(8, 8);
+    assert_eq!(
+        jittered.to_string(),
+        "rgb, resize 8x8, color_jitter 0.4 0.4 0.2 0.1 (probability 0.8), random_grayscale 0.2, bilinear, u8 [3, 8, 8]"
     );
 }
 
@@ -281,6 +354,11 @@ fn every_mistake_is_reported_at_once_with_what_mends_it() {
         .fill([1, 2, 3])
         .pad(16_380)
         .resize_shorter(7)
+        .jitter_probability(0.5)
+        .color_jitter(0.1, -0.2, 0.3, 0.1)
+        .color_jitter(0.4, f64::INFINITY, 0.6, 0.7)
+        .jitter_probability(1.5)
+        .random_grayscale(-1.0)
         .normalize(IMAGENET_MEAN, [0.0, 1.0, 1.0])
         .to_u8()
         .validate()
@@ -297,6 +375,11 @@ fn every_mistake_is_reported_at_once_with_what_mends_it() {
         ".pad_to(5, 9) is smaller than the 6 x 6",
         ".fill(..) has 3 channels, the image 1",
         ".pad(16380): sides",
+        ".jitter_probability(..) belongs behind",
+        ".color_jitter(0.1, -0.2, 0.3, 0.1): strengths",
+        ".color_jitter(0.4, inf, 0.6, 0.7): strengths",
+        ".jitter_probability(1.5)",
+        ".random_grayscale(-1)",
         "end with .resize(h, w)",
         "one mean and one deviation a channel",
         "not 0",
