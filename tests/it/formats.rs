@@ -16,7 +16,7 @@ use forebay::store::Store;
 use forebay::testing::restores_everywhere;
 use forebay::{
     ArrowIpc, Column, Dataset, Dtype, Error, ErrorKind, Format, LoaderBuilder, Missing, Result, Scheduler, Shape,
-    Shuffle, Skip, World, bytes, col, float32, int64,
+    Shuffle, Skip, World, bytes, float32, int64,
 };
 
 use crate::support::{ids_and_report, watched};
@@ -330,7 +330,7 @@ mod arrow_ipc {
 mod text {
     use std::io::Write as _;
 
-    use forebay::{Csv, Index, JsonLines};
+    use forebay::{Csv, Index, JsonLines, col};
 
     use super::*;
 
