@@ -451,8 +451,9 @@ impl Env<'_> {
     /// A row for each piece of its tokens and of what stands beside them.
     fn chunked(&self, stage: &Stage, input: Evaluated, column: &str, chunk: &Chunk) -> Result<Evaluated> {
         let mut failing = Failing::default();
-        let (documents, beside) = cut_lists(&input.rows.rows, column, chunk)?;
-        let named: Vec<(&str, &ListArray)> = chunk.beside.iter().map(String::as_str).zip(beside).collect();
+        let names = || chunk.beside.iter().map(String::as_str);
+        let (documents, beside) = documents_of(&input.rows.rows, column, names())?;
+        let named: Vec<(&str, &ListArray)> = names().zip(beside).collect();
         for (row, error) in tokens::uneven((column, documents), &named) {
             let error = self.blame(stage, input.rows.samples[row], error);
             if self.ends_at(&mut failing, row, error) {
@@ -460,19 +461,19 @@ impl Env<'_> {
             }
         }
         let mut even = failing.leave(input)?;
-        let (documents, beside) = cut_lists(&even.rows.rows, column, chunk)?;
+        let (documents, beside) = documents_of(&even.rows.rows, column, names())?;
         let tokens::Chunked { from, number, pieces } = tokens::chunk(documents, &beside, chunk);
         let parts = from.iter().zip(number).map(|(&row, number)| part_of(even.rows.samples[row as usize], number));
         let parts = parts.collect();
-        let names = || std::iter::once(column).chain(chunk.beside.iter().map(String::as_str));
-        let declared = names().zip(pieces).map(|(name, pieces)| {
+        let cut = || std::iter::once(column).chain(names());
+        let declared = cut().zip(pieces).map(|(name, pieces)| {
             let column = Column::from_arrow(&Field::new(name, pieces.data_type().clone(), false))?;
             Ok((column, pieces))
         });
         let declared = declared.collect::<Result<Vec<_>>>()?;
         // The documents themselves need not be taken once for each piece.
         let none: ArrayRef = Arc::new(arrow::array::NullArray::new(even.rows.len()));
-        let without = names().map(|name| (name.into(), none.clone())).collect();
+        let without = cut().map(|name| (name.into(), none.clone())).collect();
         even.rows.rows = with_columns_as(&even.rows.rows, without)?;
         let mut expanded = expand(even, from, Some(parts), Failing::default())?;
         expanded.rows.rows = with_columns(&expanded.rows.rows, declared)?;
@@ -480,10 +481,14 @@ impl Env<'_> {
     }
 }
 
-/// The tokens of documents that are cut, and their elements in each column beside.
-fn cut_lists<'a>(rows: &'a RecordBatch, column: &str, chunk: &Chunk) -> Result<(&'a ListArray, Vec<&'a ListArray>)> {
+/// The tokens of documents, and their elements in each column beside.
+fn documents_of<'a, 'n>(
+    rows: &'a RecordBatch,
+    column: &str,
+    beside: impl IntoIterator<Item = &'n str>,
+) -> Result<(&'a ListArray, Vec<&'a ListArray>)> {
     let lists = |name: &str| tokens::lists(column_of(rows, name)?, name);
-    Ok((lists(column)?, chunk.beside.iter().map(|name| lists(name)).collect::<Result<_>>()?))
+    Ok((lists(column)?, beside.into_iter().map(lists).collect::<Result<_>>()?))
 }
 
 /// Rows that a function failed for: those that are left out, and the one that ends it.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::open::Wanted;
 #[cfg(feature = "text")]
 use super::tfrecord::PIECE_BYTES;
-use super::tfrecord::indexes::{fingerprint, on_disk_thread, write_whole};
+use super::tfrecord::indexes::{NAMED, fingerprint, on_disk_thread, write_whole};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::packed::{Packing, unpack};
 use crate::format::tfrecord::{Fingerprint, Shortened, matches};
@@ -180,9 +180,6 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     }
     None
 }
-
-/// Shards that are named one by one in notes.
-const NAMED: usize = 3;
 
 /// Says of which shards rows were found anew because they are shorter than they were.
 pub(super) fn notes_of<'a>(found: impl IntoIterator<Item = (&'a Object, Option<Shortened>)>) -> Vec<String> {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::{ArrayRef, ListArray, RecordBatch, UInt32Array};
+use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::Schema;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Env, Evaluated, Failing, column_of, internal, merge_skipped};
+use super::{Env, Evaluated, Failing, column_of, documents_of, internal, merge_skipped};
 use crate::batch::collate::{Rows, Sample};
 use crate::dataset::graph::Function;
 use crate::error::Result;
@@ -55,7 +55,7 @@ impl Env<'_> {
         let unfit = match &stage.function {
             _ if input.error.is_some() || input.rows.len() == 0 => Vec::new(),
             Function::Pack { pack, .. } => {
-                let (documents, beside) = documents_of(&input.rows.rows, pack)?;
+                let (documents, beside) = documents_of(&input.rows.rows, &pack.column, pack.beside_names())?;
                 tokens::unfit_to_pack(documents, &beside, pack)
             }
             Function::Bucket { column, part, .. } => {
@@ -92,7 +92,7 @@ impl Env<'_> {
 
     /// Packed rows, each with the identity of its first document, its number in the window, and a checksum of which tokens of which records it holds.
     fn packed(&self, stage: &Stage, input: &Rows, left_out: &[usize], pack: &Pack) -> Result<Rows> {
-        let (documents, beside) = documents_of(&input.rows, pack)?;
+        let (documents, beside) = documents_of(&input.rows, &pack.column, pack.beside_names())?;
         let Packed { layout, columns, tokens, padding } = tokens::pack(documents, &beside, left_out, pack);
         stage.counter.pad(tokens, padding);
         let sample = |(number, spans): (usize, &[Span])| {
@@ -132,12 +132,6 @@ impl Env<'_> {
         let rows = take_record_batch(&input.rows, &UInt32Array::from(order)).map_err(internal)?;
         Ok((Rows { rows, samples }, part.tokens.map(|_| shares)))
     }
-}
-
-/// The tokens of documents, and their elements in each column beside.
-fn documents_of<'a>(rows: &'a RecordBatch, pack: &Pack) -> Result<(&'a ListArray, Vec<&'a ListArray>)> {
-    let lists = |name: &str| tokens::lists(column_of(rows, name)?, name);
-    Ok((lists(&pack.column)?, pack.beside_names().map(lists).collect::<Result<_>>()?))
 }
 
 /// Rows of these columns alone.

@@ -44,7 +44,7 @@ impl std::fmt::Display for Outdated {
 }
 
 /// Shards that are named one by one in notes.
-const NAMED: usize = 3;
+pub(in crate::source) const NAMED: usize = 3;
 
 pub(super) fn notes_of(stale: &[Stale], rebuild: &str, index: Index, is_indexed: bool) -> Vec<String> {
     let read = match is_indexed {
