@@ -61,6 +61,7 @@ pub struct LoaderBuilder {
     streams: Option<u64>,
     steps_per_epoch: Option<u64>,
     restored: Option<State>,
+    transforms_may_differ: bool,
     store: StoreOptions,
     index: Index,
     index_dir: Option<PathBuf>,
@@ -81,6 +82,7 @@ impl LoaderBuilder {
             streams: None,
             steps_per_epoch: None,
             restored: None,
+            transforms_may_differ: false,
             store: StoreOptions::new(),
             index: Index::Auto,
             index_dir: default_index_dir(),
@@ -147,12 +149,43 @@ impl LoaderBuilder {
     ///
     /// # Errors
     /// `build()` refuses a state of another data set, graph (a function of another name included), seed or number of streams, with
-    /// a list of the differences.
+    /// a list of the differences. [`transforms_may_differ`](Self::transforms_may_differ) leaves some out of it.
     ///
     /// # Example
     /// See [`State`].
     pub fn restore(mut self, state: &State) -> Self {
         self.restored = Some(state.clone());
+        self
+    }
+
+    /// Takes states of graphs that make their samples in another way: of smaller images, say, or without some augmentation. Which rows come, and in
+    /// which order, stays that of the run that the state was saved in.
+    ///
+    /// `columns`, `map`, `map_batch`, `image`, `pad`, `tokenize` and `enumerate` may be others, more or fewer. All else has to be as it was: the data, the seed, the
+    /// streams, `shuffle`, `batch`, filters and whatever else makes more or fewer rows of some. Where several data sets come together,
+    /// none of the stages in front of that may be added or removed. Of graphs whose other stages alone take more than 500 bytes a state
+    /// knows only whether they are the same.
+    ///
+    /// # Example
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use arrow::array::Int64Array;
+    /// # use forebay::{Dataset, Shuffle, int64};
+    /// # let rows = Dataset::from_columns([("x", Arc::new(Int64Array::from_iter_values(0..64)) as _)])?;
+    /// let scaled = |name: &str, by| {
+    ///     let rows = rows.shuffle(Shuffle::buffer(16));
+    ///     rows.map(name, [int64("y")], move |_, row, out| out.set("y", by * row.get::<i64>("x")?)).batch(8)
+    /// };
+    /// let first = scaled("double", 2).loader().seed(7).build()?.into_iter().next().expect("eight batches")?;
+    ///
+    /// let changed = scaled("triple", 3);
+    /// assert!(changed.loader().restore(&first.state()).build().is_err());
+    /// let loader = changed.loader().restore(&first.state()).transforms_may_differ().build()?;
+    /// assert_eq!(loader.into_iter().count(), 7);
+    /// # Ok::<(), forebay::Error>(())
+    /// ```
+    pub fn transforms_may_differ(mut self) -> Self {
+        self.transforms_may_differ = true;
         self
     }
 
@@ -235,6 +268,7 @@ impl LoaderBuilder {
         }
         let mut pipeline = lower(&self.dataset, &opened, steps, seed)?;
         pipeline.notes.splice(0..0, notes);
+        pipeline.transforms_may_differ = self.transforms_may_differ;
         #[cfg(feature = "tch")]
         let on_device = on_device::prepare(self.on_device, &pipeline.layouts, seed)?;
         let shared = Shared {

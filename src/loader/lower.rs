@@ -255,6 +255,7 @@ pub(crate) fn lower(
         window,
         turn,
         identity: Arc::new(identity),
+        transforms_may_differ: false,
         notes: lowering.notes,
     })
 }
@@ -276,14 +277,16 @@ fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, seed: u64) -> 
             }
             other => other.to_string(),
         };
+        let verb = stage.split(' ').next().unwrap_or_default();
         let word = match node {
-            Node::Apply { name, .. } => name,
-            _ => stage.split(' ').next().unwrap_or_default(),
+            Node::Apply { name, .. } if name.split(' ').next() == Some(verb) => name.clone(),
+            Node::Apply { name, .. } => format!("{verb} {name}"),
+            _ => verb.to_owned(),
         };
         numbers.insert(std::ptr::from_ref(node), graph.len());
         // Which stages feed it belongs to what it does, where it is not the one before.
         let fed = if inputs.is_empty() || inputs == [graph.len() - 1] { String::new() } else { format!("{inputs:?}") };
-        graph.push(Identity::mark(word, &format!("{stage}{fed}")));
+        graph.push(Identity::mark(&word, &format!("{stage}{fed}")));
         stages.push(stage);
     });
     if steps.stated.is_some() {

@@ -53,6 +53,8 @@ pub(crate) struct Pipeline {
     pub(crate) window: u64,
     /// What every state of the loader has in common.
     pub(crate) identity: Arc<Identity>,
+    /// Whether states of other transforms are taken.
+    pub(crate) transforms_may_differ: bool,
     pub(crate) notes: Vec<String>,
 }
 
@@ -121,7 +123,7 @@ impl Pipeline {
     /// # Errors
     /// A state of another run, and numbers that no state of this loader has.
     pub(crate) fn start_behind(&self, state: &State) -> Result<Progress> {
-        let start = state.progress_for(&self.identity)?;
+        let start = state.progress_for(&self.identity, self.transforms_may_differ)?;
         self.check(&start).map(|()| start)
     }
 

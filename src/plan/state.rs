@@ -36,7 +36,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct State {
-    /// Version of this format: 2.
+    /// Version of this format: 3.
     pub version: u32,
     /// The epoch.
     pub epoch: u64,
@@ -167,7 +167,7 @@ impl Progress {
 }
 
 /// The format that is written and read.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 impl State {
     pub(crate) fn new(identity: &Identity, progress: &Progress) -> Self {
@@ -247,14 +247,22 @@ impl State {
     /// Where a loader with this identity goes on.
     ///
     /// # Errors
-    /// A list of what is not as it was.
-    pub(crate) fn progress_for(&self, identity: &Identity) -> Result<Progress> {
+    /// A list of what is not as it was; `transforms` may be others where that is said.
+    pub(crate) fn progress_for(&self, identity: &Identity, transforms_may_differ: bool) -> Result<Progress> {
         self.check()?;
-        let differences = self.differences(identity);
+        let differences = self.differences(identity, transforms_may_differ);
         if !differences.is_empty() {
             let list: String = differences.iter().map(|difference| format!("\n  - {difference}")).collect();
-            return Err(Error::config(format!("the state belongs to another run:{list}"))
-                .advice("restore it with the data set and settings that it was saved with, or begin a new run"));
+            let advice = "restore it with the data set and settings that it was saved with, or begin a new run";
+            let only_transforms = !transforms_may_differ && self.differences(identity, true).is_empty();
+            return Err(Error::config(format!("the state belongs to another run:{list}")).advice(
+                match only_transforms {
+                    true => format!(
+                        "{advice}; if samples are to be made in another way from here on, say .transforms_may_differ()"
+                    ),
+                    false => advice.to_owned(),
+                },
+            ));
         }
         let cursors = if self.cursors.is_empty() || (self.rank, self.world) == (identity.rank, identity.world) {
             self.cursors.clone()
@@ -289,7 +297,7 @@ impl State {
         .advice("restore it as it was saved"))
     }
 
-    fn differences(&self, identity: &Identity) -> Vec<String> {
+    fn differences(&self, identity: &Identity, transforms_may_differ: bool) -> Vec<String> {
         if self.version != VERSION {
             return vec![format!("its version is {}, this is version {VERSION}", self.version)];
         }
@@ -314,17 +322,20 @@ impl State {
                 list.push(format!("source {number} still has {is}, but their names, sizes or blocks changed"));
             }
         }
-        let name = |mark: &str| mark.rsplit_once('#').map_or(mark, |(name, _)| name).to_owned();
-        if self.graph.len() != identity.graph.len() {
-            let names = |graph: &[String]| graph.iter().map(|mark| name(mark)).collect::<Vec<_>>().join(", ");
-            list.push(format!("the stages were `{}`, are `{}`", names(&self.graph), names(&identity.graph)));
+        let counts = |mark: &str| !(transforms_may_differ && is_transform(mark));
+        let were: Vec<&str> = self.graph.iter().map(String::as_str).filter(|mark| counts(mark)).collect();
+        let are: Vec<usize> = (0..identity.graph.len()).filter(|&number| counts(&identity.graph[number])).collect();
+        if were.len() != are.len() {
+            let names = |marks: &[&str]| marks.iter().map(|mark| name(mark)).collect::<Vec<_>>().join(", ");
+            let are: Vec<&str> = are.iter().map(|&number| &*identity.graph[number]).collect();
+            list.push(format!("the stages were `{}`, are `{}`", names(&were), names(&are)));
             return list;
         }
-        for (number, ((was, is), stage)) in self.graph.iter().zip(&identity.graph).zip(&identity.stages).enumerate() {
+        for (was, number) in were.into_iter().zip(are) {
+            let (is, stage) = (&identity.graph[number], &identity.stages[number]);
             if was != is {
-                let was =
-                    if name(was) == name(is) { format!("another `{}`", name(was)) } else { format!("`{}`", name(was)) };
-                list.push(format!("stage {number} was {was}, is `{stage}`"));
+                let another = if name(was) == name(is) { "another " } else { "" };
+                list.push(format!("stage {number} was {another}`{}`, is `{stage}`", name(was)));
             }
         }
         list
@@ -335,11 +346,39 @@ impl State {
 const MARK_BYTES: usize = 500;
 const SOURCES: usize = 4;
 
+/// Verbs that make something of each row and leave it where it is, and what stands for several of them.
+const TRANSFORMS: [&str; 8] = ["columns", "map", "map_batch", "image", "tokenize", "pad", "enumerate", "transforms"];
+
+/// What a mark says of its stage.
+fn name(mark: &str) -> &str {
+    mark.rsplit_once('#').map_or(mark, |(name, _)| name)
+}
+
+fn is_transform(mark: &str) -> bool {
+    name(mark).split(' ').next().is_some_and(|verb| TRANSFORMS.contains(&verb))
+}
+
 impl Identity {
     /// Small enough for a state.
     pub(crate) fn bounded(mut self) -> Self {
-        if self.graph.iter().map(|mark| mark.len() + 3).sum::<usize>() > MARK_BYTES {
-            let count = format!("{} stages", self.graph.len());
+        let is_large = |graph: &[String]| graph.iter().map(|mark| mark.len() + 3).sum::<usize>() > MARK_BYTES;
+        let count = format!("{} stages", self.graph.len());
+        if is_large(&self.graph) {
+            // What stands between them is part of their digest.
+            let (mut kept, mut all) = ((Vec::new(), Vec::new()), String::new());
+            for (mark, stage) in self.graph.iter().zip(&self.stages) {
+                all += if is_transform(mark) { mark } else { "," };
+                if !is_transform(mark) {
+                    kept.0.push(mark.clone());
+                    kept.1.push(stage.clone());
+                }
+            }
+            let transforms = format!("transforms {}", self.graph.len() - kept.0.len());
+            kept.0.push(Self::mark(&transforms, &all));
+            kept.1.push(transforms);
+            (self.graph, self.stages) = kept;
+        }
+        if is_large(&self.graph) {
             self.graph = vec![Self::mark(&count, &self.graph.concat())];
             self.stages = vec![count];
         }

@@ -414,8 +414,8 @@ fn a_state_of_another_run_is_refused_with_what_differs() -> Result<()> {
         (dataset.loader().seed(5), vec!["the seed was 4, is 5"]),
         (dataset.loader().streams(4), vec!["the number of streams was 8, is 4"]),
         (dataset.loader().world(World::new(0, 3).unwrap()), vec!["the state has 8 streams, which stay"]),
-        (dataset.take(3).loader(), vec!["the stages were `read, double@1, shuffle, batch`, are"]),
-        (graph("double@2", 16).loader(), vec!["`double@1`, is `map \"double@2\""]),
+        (dataset.take(3).loader(), vec!["the stages were `read, map double@1, shuffle, batch`, are"]),
+        (graph("double@2", 16).loader(), vec!["`map double@1`, is `map \"double@2\""]),
         (graph("double@1", 17).loader(), vec!["another `shuffle`, is `shuffle buffer of 17 samples`"]),
         (graph("triple", 17).loader().seed(1), vec!["the seed was 4", "is `map \"triple\"", "buffer of 17"]),
         (dataset.loader().steps_per_epoch(9), vec!["the stages were", "steps_per_epoch"]),
@@ -429,9 +429,9 @@ fn a_state_of_another_run_is_refused_with_what_differs() -> Result<()> {
     let message = refused(other.shuffle(Shuffle::buffer(16)).batch(8).loader());
     assert!(message.contains("source 0 had 5 shards of 100 rows, has 1 shards of 99 rows"), "{message}");
     let mut newer = state.clone();
-    newer.version = 3;
+    newer.version = 4;
     let message = dataset.loader().restore(&newer).build().err().expect("unknown").to_string();
-    assert!(message.contains("its version is 3"), "{message}");
+    assert!(message.contains("its version is 4"), "{message}");
     // Prefetch, threads and budget may differ; seed and streams come from the state.
     let mut again = dataset.prefetch(7).loader().scheduler(Scheduler::threads(3)).restore(&state).build()?;
     assert_eq!((again.next_epoch(), again.epoch(0).next().expect("a batch")?.step()), (0, 1));
@@ -483,7 +483,67 @@ fn a_state_is_small_and_readable() -> Result<()> {
     assert!(text.len() <= 1024, "{} bytes: {text}", text.len());
     assert!(dataset.loader().restore(&state).build().is_ok());
     let other = dataset.take(3);
-    assert!(other.loader().restore(&state).build().err().is_some_and(|e| e.to_string().contains("60 stages")));
+    let message = other.loader().restore(&state).build().err().expect("another run").to_string();
+    assert!(message.contains("batch, transforms 40`, are") && message.contains("take, transforms 40`"), "{message}");
+    // And of very many whether they are the same.
+    let dataset = (0..60).fold(dataset, |all, _| all.take(5));
+    let state = dataset.loader().build()?.epoch(0).next().expect("a batch")?.state();
+    assert!(serde_json::to_string(&state).expect("plain data").len() <= 1024);
+    assert!(dataset.loader().restore(&state).build().is_ok());
+    let error = dataset.take(5).loader().restore(&state).build().err();
+    assert!(error.is_some_and(|e| e.to_string().contains("was `120 stages`, is `121 stages`")));
+    Ok(())
+}
+
+#[test]
+fn samples_may_be_made_in_another_way_where_a_run_goes_on() -> Result<()> {
+    let add = |dataset: Dataset, name: &str, number: i64| {
+        dataset.map(name.to_owned(), [int64("y")], move |_, row, out| out.set("y", number + row.get::<i64>("id")?))
+    };
+    let rows = |filtered: bool| {
+        let rows = numbers(400).shuffle(Shuffle::buffer(32));
+        if filtered { even(&rows) } else { rows }
+    };
+    for filtered in [false, true] {
+        let dataset = add(rows(filtered), "one@1", 1).batch(8);
+        let undisturbed: Vec<Batch> = dataset.loader().seed(2).build()?.into_iter().collect::<Result<_>>()?;
+        let state = undisturbed[4].state();
+        let others = [
+            add(rows(filtered), "two@1", 2).batch(8),
+            add(add(rows(filtered), "one@1", 1), "two@1", 2).batch(8),
+            rows(filtered).batch(8),
+        ];
+        let numbered = (!filtered).then(|| rows(false).enumerate("n").batch(8));
+        for other in others.into_iter().chain(numbered) {
+            let strict = other.loader().restore(&state).build().err().expect("other transforms").to_string();
+            assert!(strict.contains("say .transforms_may_differ()"), "{strict}");
+            let loose = other.loader().restore(&state).transforms_may_differ().build()?;
+            let rest = loose.into_iter().map(|batch| batch.map(|batch| ids(&batch))).collect::<Result<Vec<_>>>()?;
+            assert_eq!(rest, undisturbed[5..].iter().map(ids).collect::<Vec<_>>(), "{other}");
+        }
+        // What decides which rows come may not.
+        let sub = add(rows(!filtered), "one@1", 1).batch(8);
+        for other in [add(numbers(400), "one@1", 1).batch(8), add(rows(filtered), "one@1", 1).batch(16), sub] {
+            let builder = other.loader().restore(&state).transforms_may_differ();
+            let error = builder.build().err().expect("other rows").to_string();
+            assert!(error.contains("another run") && !error.contains("say .transforms"), "{error}");
+        }
+    }
+    // A function's kind is known by more than its name: a filter may not take the place of a map.
+    let state = numbers(100).map("even@1", [], |_, _, _| Ok(())).batch(8).loader().build()?.epoch(0).next();
+    let state = state.expect("a batch")?.state();
+    let builder = even(&numbers(100)).batch(8).loader().restore(&state).transforms_may_differ();
+    assert!(builder.build().err().expect("fewer rows").to_string().contains("read, filter even@1, batch"));
+
+    // In a graph of many stages too, and of a loader that is there already.
+    let many =
+        |number: i64| (0..60).fold(rows(false), |all, stage| add(all, &format!("number {stage}"), number)).batch(8);
+    let state = many(1).loader().build()?.epoch(0).next().expect("a batch")?.state();
+    let fewer = add(rows(false), "one@1", 1).batch(8);
+    let mut loader = fewer.loader().transforms_may_differ().build()?;
+    loader.restore(&state)?;
+    assert_eq!(loader.into_iter().next().expect("the second batch")?.step(), 1);
+    assert!(fewer.loader().build()?.restore(&state).is_err());
     Ok(())
 }
 
@@ -656,6 +716,9 @@ fn what_becomes_of_the_last_rows_may_be_another_where_a_run_goes_on() -> Result<
     }
     let longer = noise(&numbers(200).shuffle(Shuffle::buffer(40))).batch(12).loader().seed(3).restore(&state);
     let error = longer.build().err().expect("another graph").to_string();
-    assert!(error.contains("the stages were `read, shuffle, batch`, are `read, shuffle, noise@1, batch`"), "{error}");
+    assert!(
+        error.contains("the stages were `read, shuffle, batch`, are `read, shuffle, map noise@1, batch`"),
+        "{error}"
+    );
     Ok(())
 }

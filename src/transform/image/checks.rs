@@ -221,8 +221,8 @@ impl fmt::Display for Image {
                 Tint::RandomGrayscale { probability } => write!(f, " {probability}")?,
             }
         }
-        if self.normalize.is_some() {
-            f.write_str(", normalize")?;
+        if let Some(Normalize { mean, std }) = &self.normalize {
+            write!(f, ", normalize {mean:?} {std:?}")?;
         }
         f.write_str(match self.interpolation {
             Interpolation::Nearest => ", nearest",

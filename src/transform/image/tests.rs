@@ -294,6 +294,10 @@ fn descriptions_tell_pipelines_apart_and_stay_what_they_were() {
         "rgb, exif_orientation, resize_shorter 256, random_crop 224x224, random_resized_crop 20x30 (area 0.08 to 1, ratio 0.750 to \
          1.333), horizontal_flip 0.25, center_crop 10x12, lanczos3 without antialias, u8 [3, 10, 12]"
     );
+    assert_eq!(
+        Image::gray().resize(8, 8).normalize([0.5], [0.25]).to_string(),
+        "gray, resize 8x8, normalize [0.5] [0.25], bilinear, f32 [1, 8, 8]"
+    );
     let letterbox = Image::rgb().resize_longer(640).pad_to(640, 640).fill([114, 114, 114]);
     assert_eq!(
         letterbox.to_string(),
