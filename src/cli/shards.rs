@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::engine::Scheduler;
 use crate::engine::io::Io;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::{Object, Store, StoreOptions};
 
 /// Shards, and how many threads may work on them.
@@ -35,5 +35,12 @@ impl ShardArgs {
         let (listing, urls) = (store.clone(), self.urls.clone());
         let objects = io.wait(async move { listing.list(&urls).await.map_err(|e| e.stage("list")) })?;
         Ok(Shards { store, objects, io, threads: scheduler.num_threads() })
+    }
+
+    /// Of shards that the manifests of folders name, and that were not found as they say, the errors.
+    pub(super) fn missed(&self, shards: &Shards) -> Result<Vec<Error>> {
+        let (store, urls, objects) = (shards.store.clone(), self.urls.clone(), shards.objects.clone());
+        let incomplete = shards.io.wait(async move { store.incomplete(&urls, &objects).await })?;
+        Ok(incomplete.into_iter().map(|shard| shard.error(0)).collect())
     }
 }

@@ -114,6 +114,10 @@ impl Opened {
 /// Lists the shards and opens them in their format: the one stated, or else that of their names.
 pub(crate) async fn open(store: Store, format: Option<Format>, wanted: Wanted) -> Result<Opening> {
     let objects = store.list(&wanted.patterns).await.map_err(|e| e.stage("list"))?;
+    let mut incomplete = store.incomplete(&wanted.patterns, &objects).await?.into_iter();
+    if let Some(first) = incomplete.next() {
+        return Err(first.error(incomplete.len()));
+    }
     open_listed(store, objects, format, wanted).await
 }
 

@@ -23,6 +23,7 @@
 //!
 //! `[*]`, `[[]` and `[{]` are the characters themselves, as is `%2A` in a `file:` URL.
 
+mod complete;
 mod first_byte;
 mod list;
 mod local;
@@ -52,6 +53,7 @@ use futures::FutureExt as _;
 use object_store::ObjectStoreExt as _;
 use tokio::sync::Semaphore;
 
+pub(crate) use self::complete::Incomplete;
 pub(crate) use self::first_byte::FirstByte;
 use self::local::Files;
 pub use self::options::StoreOptions;
@@ -191,6 +193,12 @@ impl Store {
     pub async fn list<S: AsRef<str>>(&self, patterns: &[S]) -> Result<Vec<Object>> {
         let patterns: Vec<&str> = patterns.iter().map(AsRef::as_ref).collect();
         list::list(self, &patterns).await
+    }
+
+    /// The shards that the manifests of listed folders name, and that are missing among `listed` or not as long as they were written.
+    pub(crate) async fn incomplete<S: AsRef<str>>(&self, patterns: &[S], listed: &[Object]) -> Result<Vec<Incomplete>> {
+        let patterns: Vec<&str> = patterns.iter().map(AsRef::as_ref).collect();
+        complete::incomplete(self, &patterns, listed).await.map_err(|e| e.stage("list"))
     }
 
     /// Describes one object or file; the URL is taken literally, without globs.

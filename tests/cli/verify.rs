@@ -217,3 +217,53 @@ fn times_that_the_loader_would_not_read_together_are_bad() {
     let found = folder.run_to(1, ["verify", &folder.url("*.csv"), "--json"]).json();
     assert_eq!((&found["records"], &found["bad"][0]["record"]), (&json!(2), &json!(1)), "{found}");
 }
+
+#[test]
+fn shards_that_a_manifest_names_are_missed() {
+    let folder = Folder::new();
+    folder.put("in.tfrecord", &shard(ids(0..30), Compression::None));
+    let out = folder.path("out");
+    let to = out.to_string_lossy().into_owned();
+    let convert = ["convert", &folder.url("in.tfrecord"), &to, "--to", "jsonl", "--rows-per-shard", "10"];
+    folder.run_to(0, convert);
+    assert_eq!(folder.run_to(0, ["verify", &to, "--json"]).json()["records"], 30);
+    let mut shards: Vec<_> = std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path()).collect();
+    shards.retain(|path| path.extension().is_some_and(|end| end == "jsonl"));
+    shards.sort();
+    // Cut behind a line, which JSON Lines itself does not show.
+    let text = std::fs::read_to_string(&shards[0]).unwrap();
+    let lines: String = text.split_inclusive('\n').take(9).collect();
+    std::fs::write(&shards[0], &lines).unwrap();
+    std::fs::remove_file(&shards[1]).unwrap();
+    let ended = folder.run_to(3, ["verify", &to, "--json"]);
+    let found = ended.json();
+    assert_eq!((&found["records"], &found["num_bad"], &found["shards"]), (&json!(19), &json!(0), &json!(2)));
+    for (number, said) in [(0, format!("{} bytes, and", lines.len())), (1, "no such shard".to_owned())] {
+        let unread = &found["unread"][number];
+        let name = shards[number].file_name().unwrap().to_string_lossy().into_owned();
+        assert!(unread["url"].as_str().unwrap().ends_with(&name), "{found}");
+        assert!(unread["reason"].as_str().unwrap().contains(&said), "{found}");
+    }
+    let ended = folder.run_to(3, ["verify", &to]);
+    assert!(ended.out.contains("19 records good") && ended.out.contains("2 could not be read"), "{}", ended.out);
+    assert!(ended.err.contains("remove the manifest"), "{}", ended.err);
+}
+
+#[test]
+fn a_shard_that_is_shorter_than_its_index_says_is_told_though_its_records_are_good() {
+    let folder = Folder::new();
+    let bytes = shard(ids(0..30), Compression::None);
+    let path = folder.put("in.tfrecord", &bytes);
+    folder.run_to(0, ["index", &path]);
+    std::fs::write(&path, &bytes[..offsets(&bytes)[20]]).unwrap();
+    let ended = folder.run_to(1, ["verify", &path, "--json"]);
+    let found = ended.json();
+    assert_eq!((&found["records"], &found["num_bad"]), (&json!(20), &json!(0)));
+    let reason = found["unread"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("it may have been cut off while it was copied"), "{reason}");
+    let ended = folder.run_to(1, ["verify", &path]);
+    assert!(ended.err.contains("copy it again, or, if it was rewritten, index it anew"), "{}", ended.err);
+    // As that says.
+    folder.run_to(0, ["index", &path]);
+    assert_eq!(folder.run_to(0, ["verify", &path, "--json"]).json()["records"], 20);
+}

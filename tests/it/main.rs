@@ -8,6 +8,7 @@ mod filter_where;
 mod formats;
 #[cfg(feature = "gcs")]
 mod gcs;
+mod incomplete;
 mod killed;
 mod layers;
 mod ledger;

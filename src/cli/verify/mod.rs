@@ -2,7 +2,7 @@
 
 mod blocks;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,9 +23,12 @@ use crate::dataset::Format;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::example::{Parser, either};
 use crate::format::tfrecord::{Check, HEADER_BYTES};
+use crate::loader::default_index_dir;
 use crate::random::Key;
 use crate::schema::Dtype;
 use crate::source::Arrived;
+use crate::source::tfrecord::{Keeper, Kept, beside};
+use crate::store::Object;
 use crate::transform::image::{Image, Scratch};
 
 pub(super) const EXAMPLES: &str = "\
@@ -66,7 +69,7 @@ struct Report {
     num_bad: u64,
     /// Whether bad records were left out of `bad`.
     truncated: bool,
-    /// Shards that could not be read, or not to their end.
+    /// Shards that could not be read, or not to their end; that are missing, or not as long as the folder's manifest says; that are shorter than when they were indexed.
     unread: Vec<Unread>,
     shards: usize,
     /// Stored bytes.
@@ -103,6 +106,7 @@ struct Unread {
 
 pub(super) fn run(args: &VerifyArgs, terminal: &Terminal) -> Result<Verdict, Failure> {
     let shards = args.shards.find()?;
+    let mut missed = args.shards.missed(&shards)?;
     let format = args.format.of(&shards.objects)?;
     if !matches!(format, Format::TfRecord(_)) {
         if args.records {
@@ -111,8 +115,9 @@ pub(super) fn run(args: &VerifyArgs, terminal: &Terminal) -> Result<Verdict, Fai
                 .into());
         }
         let (report, unread) = blocks::verify(args, &shards, format, terminal)?;
-        return finish(&report, unread, terminal);
+        return finish(report, missed, unread, terminal);
     }
+    missed.extend(shortened(&shards));
     let parse = if args.records { None } else { Parse::settle(&shards, &args.decode)? };
     let bytes = shards.objects.iter().map(|object| object.size).sum();
     let bar = terminal.progress("verifying", bytes, Unit::Bytes);
@@ -142,18 +147,43 @@ pub(super) fn run(args: &VerifyArgs, terminal: &Terminal) -> Result<Verdict, Fai
         bytes,
         notes: Vec::new(),
     };
-    finish(&report, found.unread.into_values().next(), terminal)
+    finish(report, missed, found.unread.into_values().next(), terminal)
 }
 
-/// Prints what was found, and says how it ends.
-fn finish(report: &Report, unread: Option<Error>, terminal: &Terminal) -> Result<Verdict, Failure> {
+/// Of shards that are shorter than when they were indexed: those that are left may be good to the last record.
+fn shortened(shards: &Shards) -> Vec<Error> {
+    let keeper = Keeper::new(default_index_dir());
+    let of = |object: &Object| {
+        let beside = shards.store.local_path(object).map(|path| beside(&path, object));
+        let shortened = [Some(keeper.look(object)), beside].into_iter().flatten().find_map(|kept| match kept {
+            Kept::Stale(why) => why.shortened(),
+            Kept::Index(_) | Kept::Nothing => None,
+        })?;
+        let advice = format!("copy it again, or, if it was rewritten, index it anew: forebay index '{}'", object.url);
+        Some(Error::corrupt(shortened.to_string()).url(object.url.clone()).advice(advice))
+    };
+    shards.objects.iter().filter_map(of).collect()
+}
+
+/// Prints what was found, and says how it ends. Of shards that were `missed` not all is there, whatever of them could be read.
+fn finish(
+    mut report: Report,
+    mut missed: Vec<Error>,
+    unread: Option<Error>,
+    terminal: &Terminal,
+) -> Result<Verdict, Failure> {
+    let mut urls: HashSet<String> = report.unread.iter().map(|unread| unread.url.clone()).collect();
+    let url = |error: &Error| error.place().url.as_deref().unwrap_or_default().to_owned();
+    missed.retain(|error| urls.insert(url(error)));
+    report.unread.extend(missed.iter().map(|error| Unread { url: url(error), reason: error.reason() }));
     if terminal.is_json() {
-        terminal.print_json(report)?;
+        terminal.print_json(&report)?;
     } else {
         report.notes.iter().for_each(|note| terminal.note(note));
-        print(report, terminal)?;
+        print(&report, terminal)?;
     }
-    match unread {
+    // What is not there cannot be read; what is too short is bad data.
+    match unread.or_else(|| missed.into_iter().min_by_key(|error| error.kind() == ErrorKind::Corrupt)) {
         Some(error) => Err(Failure::Error(error)),
         None if report.num_bad > 0 => Ok(Verdict::Bad),
         None => Ok(Verdict::Good),
