@@ -1,18 +1,19 @@
 //! Picked rows to real ones: gather from blocks, then the functions of the graph.
 
+mod blocks;
+mod chunk;
 mod window;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::{
-    ArrayRef, AsArray, FixedSizeListArray, Int64Array, ListArray, RecordBatch, RecordBatchOptions, UInt32Array,
-};
+use arrow::array::{ArrayRef, AsArray, FixedSizeListArray, Int64Array, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute::{interleave_record_batch, take_record_batch};
 use arrow::datatypes::{Field, Schema};
 use xxhash_rust::xxh3::xxh3_64;
 
+pub(crate) use self::blocks::{Block, Blocks, locate};
 use super::pipeline::Stage;
 use super::skip::is_bad_record;
 use crate::batch::collate::{Rows, Sample};
@@ -23,59 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::plan::order::{Picked, PickedRows};
 use crate::random::Key;
 use crate::schema::{Column, Dtype};
-use crate::source::Decoded;
 use crate::telemetry::Counters;
 use crate::transform::image::{Image, Scratch};
-use crate::transform::tokens::{self, Chunk};
-
-/// A decoded block, for as long as somebody needs its rows.
-pub(crate) struct Block {
-    pub(crate) decoded: Decoded,
-    /// What is wrong with all of it.
-    pub(crate) failed: Option<Error>,
-    /// The sample id of its first row.
-    pub(crate) first_id: u64,
-    /// The block's share of the budget, given back with it.
-    pub(crate) _grant: Option<crate::engine::budget::Grant>,
-}
-
-/// Adds to an error of a sample where its record stands, if one of the blocks holds it.
-pub(crate) fn locate<'a>(error: Error, blocks: impl IntoIterator<Item = &'a Arc<Block>>) -> Error {
-    let Some(id) = error.place().sample.filter(|_| error.place().record.is_none()) else { return error };
-    let found = blocks.into_iter().find_map(|block| {
-        let row = id.checked_sub(block.first_id).filter(|&row| row < block.decoded.rows.num_rows() as u64)?;
-        block.decoded.places.as_ref().map(|places| (places, row as usize))
-    });
-    match found {
-        Some((places, row)) => places.locate(row, error),
-        None => error,
-    }
-}
-
-/// Blocks by source and number.
-#[derive(Default)]
-pub(crate) struct Blocks(Vec<((usize, u32), Arc<Block>)>);
-
-impl Blocks {
-    /// Blocks in ascending order.
-    pub(crate) fn sorted(blocks: Vec<((usize, u32), Arc<Block>)>) -> Self {
-        debug_assert!(blocks.is_sorted_by_key(|block| block.0));
-        Self(blocks)
-    }
-
-    fn get(&self, leaf: usize, block: u32) -> &Block {
-        let at = self.0.binary_search_by_key(&(leaf, block), |block| block.0);
-        &self.0[at.expect("a ticket starts when its blocks are there")].1
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &((usize, u32), Arc<Block>)> {
-        self.0.iter()
-    }
-
-    pub(crate) fn values(&self) -> impl Iterator<Item = &Arc<Block>> {
-        self.0.iter().map(|(_, block)| block)
-    }
-}
 
 /// Rows, up to the first that failed.
 #[derive(Clone)]
@@ -403,7 +353,8 @@ impl Env<'_> {
                 let texts = column_of(&input.rows.rows, column)?.as_binary_view_opt().cloned();
                 let texts = texts
                     .ok_or_else(|| Error::new(ErrorKind::Schema, "not a column of bytes").column(column.as_str()))?;
-                let (mut tokenized, mut failing) = (tokens::Tokenized::new(tokenizer), Failing::default());
+                let (mut tokenized, mut failing) =
+                    (crate::transform::tokens::Tokenized::new(tokenizer), Failing::default());
                 for (index, text) in texts.iter().flatten().enumerate() {
                     if let Err(error) = no_panic(|| tokenized.push(text))
                         && self.ends_at(&mut failing, index, blame(index, error.column(column.as_str())))
@@ -445,50 +396,6 @@ impl Env<'_> {
             }
         }
     }
-}
-
-impl Env<'_> {
-    /// A row for each piece of its tokens and of what stands beside them.
-    fn chunked(&self, stage: &Stage, input: Evaluated, column: &str, chunk: &Chunk) -> Result<Evaluated> {
-        let mut failing = Failing::default();
-        let names = || chunk.beside.iter().map(String::as_str);
-        let (documents, beside) = documents_of(&input.rows.rows, column, names())?;
-        let named: Vec<(&str, &ListArray)> = names().zip(beside).collect();
-        for (row, error) in tokens::uneven((column, documents), &named) {
-            let error = self.blame(stage, input.rows.samples[row], error);
-            if self.ends_at(&mut failing, row, error) {
-                break;
-            }
-        }
-        let mut even = failing.leave(input)?;
-        let (documents, beside) = documents_of(&even.rows.rows, column, names())?;
-        let tokens::Chunked { from, number, pieces } = tokens::chunk(documents, &beside, chunk);
-        let parts = from.iter().zip(number).map(|(&row, number)| part_of(even.rows.samples[row as usize], number));
-        let parts = parts.collect();
-        let cut = || std::iter::once(column).chain(names());
-        let declared = cut().zip(pieces).map(|(name, pieces)| {
-            let column = Column::from_arrow(&Field::new(name, pieces.data_type().clone(), false))?;
-            Ok((column, pieces))
-        });
-        let declared = declared.collect::<Result<Vec<_>>>()?;
-        // The documents themselves need not be taken once for each piece.
-        let none: ArrayRef = Arc::new(arrow::array::NullArray::new(even.rows.len()));
-        let without = cut().map(|name| (name.into(), none.clone())).collect();
-        even.rows.rows = with_columns_as(&even.rows.rows, without)?;
-        let mut expanded = expand(even, from, Some(parts), Failing::default())?;
-        expanded.rows.rows = with_columns(&expanded.rows.rows, declared)?;
-        Ok(expanded)
-    }
-}
-
-/// The tokens of documents, and their elements in each column beside.
-fn documents_of<'a, 'n>(
-    rows: &'a RecordBatch,
-    column: &str,
-    beside: impl IntoIterator<Item = &'n str>,
-) -> Result<(&'a ListArray, Vec<&'a ListArray>)> {
-    let lists = |name: &str| tokens::lists(column_of(rows, name)?, name);
-    Ok((lists(column)?, beside.into_iter().map(lists).collect::<Result<_>>()?))
 }
 
 /// Rows that a function failed for: those that are left out, and the one that ends it.

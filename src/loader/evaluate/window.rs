@@ -8,7 +8,8 @@ use arrow::compute::take_record_batch;
 use arrow::datatypes::Schema;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Env, Evaluated, Failing, column_of, documents_of, internal, merge_skipped};
+use super::chunk::documents_of;
+use super::{Env, Evaluated, Failing, column_of, internal, merge_skipped};
 use crate::batch::collate::{Rows, Sample};
 use crate::dataset::graph::Function;
 use crate::error::Result;
