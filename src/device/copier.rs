@@ -39,6 +39,12 @@ pub(crate) trait Copier: Send + Sync {
 
     fn record(&self, stream: Stream) -> Result<Event>;
 
+    /// Records an event that knows when it is done.
+    fn mark(&self, stream: Stream) -> Result<Event>;
+
+    /// Seconds from one mark to another, which may be the earlier one. Both are done.
+    fn seconds(&self, from: &Event, to: &Event) -> Result<f64>;
+
     /// What is queued on `stream` from now on waits until `event` is done.
     fn wait(&self, stream: Stream, event: &Event) -> Result<()>;
 

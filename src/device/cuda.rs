@@ -113,6 +113,8 @@ struct Driver {
     device: sys::CUdevice,
     context: sys::CUcontext,
     copies: sys::CUstream,
+    /// Whether the driver has the call that `seconds` makes: those for CUDA 12.8 and later.
+    tells_time: bool,
 }
 
 // SAFETY: a context and a stream of CUDA are handles that any thread may use; each call below makes the context current for its thread.
@@ -146,7 +148,11 @@ impl Driver {
             check(&who, sys::cuDeviceGet(&raw mut device, index), "find the device")?;
             check(&who, sys::cuDevicePrimaryCtxRetain(&raw mut context, device), "use its context")?;
         }
-        let mut driver = Self { index, device, context, copies };
+        let mut version = 0;
+        // SAFETY: the pointer is to an int, which is written.
+        let known = unsafe { sys::cuDriverGetVersion(&raw mut version) };
+        let tells_time = known == CUresult::CUDA_SUCCESS && version >= 12_080;
+        let mut driver = Self { index, device, context, copies, tells_time };
         let current = driver.enter()?;
         let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: the pointer is to a stream, which is written.
@@ -172,6 +178,20 @@ impl Driver {
 
     fn check(&self, result: CUresult, what: &str) -> Result<()> {
         check(&format!("cuda:{}", self.index), result, what)
+    }
+
+    /// A new event behind what is queued on a stream. A host that waits for one of the copy stream sleeps; none waits for others.
+    fn record(self: &Arc<Self>, stream: Stream, flags: u32) -> Result<Event> {
+        let current = self.enter()?;
+        let mut event = std::ptr::null_mut();
+        let sleeps = if stream == Stream::Copy { CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32 } else { 0 };
+        // SAFETY: the pointer is written.
+        self.check(unsafe { sys::cuEventCreate(&raw mut event, flags | sleeps) }, "make an event")?;
+        let made = CudaEvent { driver: self.clone(), event };
+        // SAFETY: event and stream are of this context.
+        self.check(unsafe { sys::cuEventRecord(event, self.stream(stream)) }, "record an event")?;
+        drop(current);
+        Ok(Arc::new(made))
     }
 
     /// The NUMA node that the device is attached to, on machines that have several.
@@ -246,7 +266,7 @@ impl Cuda {
     }
 }
 
-/// An event of CUDA's. It measures no time, and a host that waits for it sleeps.
+/// An event of CUDA's.
 struct CudaEvent {
     driver: Arc<Driver>,
     event: sys::CUevent,
@@ -321,17 +341,23 @@ impl Copier for Cuda {
     }
 
     fn record(&self, stream: Stream) -> Result<Event> {
+        self.driver.record(stream, CUevent_flags::CU_EVENT_DISABLE_TIMING as u32)
+    }
+
+    fn mark(&self, stream: Stream) -> Result<Event> {
+        self.driver.record(stream, 0)
+    }
+
+    fn seconds(&self, from: &Event, to: &Event) -> Result<f64> {
         let driver = &self.driver;
-        let current = driver.enter()?;
-        let mut event = std::ptr::null_mut();
-        let flags = CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 | CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
-        // SAFETY: the pointer is written.
-        driver.check(unsafe { sys::cuEventCreate(&raw mut event, flags) }, "make an event")?;
-        let made = CudaEvent { driver: driver.clone(), event };
-        // SAFETY: event and stream are of this context.
-        driver.check(unsafe { sys::cuEventRecord(event, driver.stream(stream)) }, "record an event")?;
-        drop(current);
-        Ok(Arc::new(made))
+        if !driver.tells_time {
+            return Err(Error::new(ErrorKind::Device, "the driver is older than CUDA 12.8"));
+        }
+        let _current = driver.enter()?;
+        let mut milliseconds = 0f32;
+        // SAFETY: the events are of this context, the pointer is written, and the driver has the call.
+        let result = unsafe { sys::cuEventElapsedTime_v2(&raw mut milliseconds, raw(from), raw(to)) };
+        driver.check(result, "tell the time between events").map(|()| f64::from(milliseconds) / 1e3)
     }
 
     fn wait(&self, stream: Stream, event: &Event) -> Result<()> {

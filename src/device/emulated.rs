@@ -26,6 +26,8 @@ pub(crate) enum Call {
     Lock,
     Allocate,
     Record,
+    /// Marks of the default stream, which measure and order nothing.
+    Mark,
     Wait,
     Copy,
     /// Each of them from then on, and waiting too.
@@ -48,7 +50,8 @@ struct Shared {
 struct State {
     /// What is queued, by stream.
     queues: [VecDeque<Op>; 2],
-    done: Vec<bool>,
+    /// When each event was done.
+    done: Vec<Option<Instant>>,
     /// Memory of tensors that were dropped: the last goes out first.
     free: Vec<Memory>,
     log: Vec<String>,
@@ -87,6 +90,18 @@ impl Emulated {
     /// Queues a kernel, on the default stream.
     pub(crate) fn launch(&self, kernel: impl FnOnce() + Send + 'static) {
         self.shared.push(Stream::Default, Op::Kernel(Box::new(kernel)));
+    }
+
+    fn record_as(&self, what: &str, stream: Stream) -> Result<Event> {
+        let event = {
+            let mut state = self.shared.lock();
+            state.done.push(None);
+            state.done.len() - 1
+        };
+        let call = if (what, stream) == ("mark", Stream::Default) { Call::Mark } else { Call::Record };
+        self.shared.call(call, format!("{what} {event} on {stream:?}"))?;
+        self.shared.push(stream, Op::Record(event));
+        Ok(Arc::new(event))
     }
 
     /// Waits until the device has nothing to do.
@@ -160,7 +175,7 @@ impl Shared {
         loop {
             let ready: Vec<usize> = (0..2)
                 .filter(|&stream| match state.queues[stream].front() {
-                    Some(Op::Wait(event)) => state.done[*event],
+                    Some(Op::Wait(event)) => state.done[*event].is_some(),
                     front => front.is_some(),
                 })
                 .collect();
@@ -209,7 +224,7 @@ impl Shared {
             state = self.lock();
             state.running = false;
             if let Some(event) = recorded {
-                state.done[event] = true;
+                state.done[event] = Some(Instant::now());
             }
             self.changed.notify_all();
         }
@@ -279,14 +294,17 @@ impl Copier for Emulated {
     }
 
     fn record(&self, stream: Stream) -> Result<Event> {
-        let event = {
-            let mut state = self.shared.lock();
-            state.done.push(false);
-            state.done.len() - 1
-        };
-        self.shared.call(Call::Record, format!("record {event} on {stream:?}"))?;
-        self.shared.push(stream, Op::Record(event));
-        Ok(Arc::new(event))
+        self.record_as("record", stream)
+    }
+
+    fn mark(&self, stream: Stream) -> Result<Event> {
+        self.record_as("mark", stream)
+    }
+
+    fn seconds(&self, from: &Event, to: &Event) -> Result<f64> {
+        let state = self.shared.lock();
+        let [from, to] = [from, to].map(|event| state.done[number(event)].expect("asked of events that are done"));
+        Ok(to.saturating_duration_since(from).as_secs_f64() - from.saturating_duration_since(to).as_secs_f64())
     }
 
     fn wait(&self, stream: Stream, event: &Event) -> Result<()> {
@@ -304,12 +322,12 @@ impl Copier for Emulated {
 
     fn is_done(&self, event: &Event) -> Result<bool> {
         let state = self.shared.lock();
-        state.ask().map(|()| state.done[number(event)])
+        state.ask().map(|()| state.done[number(event)].is_some())
     }
 
     fn synchronize(&self, event: &Event) -> Result<()> {
         let mut state = self.shared.lock();
-        while !state.done[number(event)] {
+        while state.done[number(event)].is_none() {
             state.ask()?;
             state = self.shared.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }

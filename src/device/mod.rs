@@ -11,6 +11,8 @@ pub(crate) mod emulated;
 pub(crate) mod ops;
 #[cfg(feature = "tch")]
 mod ring;
+#[cfg(feature = "tch")]
+mod timing;
 
 use std::fmt;
 

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use super::copier::{Copier, Event, Locked, Stream};
+use super::timing::{Marks, Times, Timing};
 use crate::error::{Error, Result};
 
 /// Columns of a batch from this size on have a tensor of their own on the device; smaller ones share one, and one copy.
@@ -148,6 +149,7 @@ pub(crate) struct Ring {
     /// Batches that were handed over, and those of them whose copy was not done then.
     crossed: AtomicU64,
     late: AtomicU64,
+    timing: Mutex<Timing>,
 }
 
 /// Locked memory that columns without a place go through, piece by piece.
@@ -175,6 +177,7 @@ impl Ring {
             slots,
             crossed: AtomicU64::new(0),
             late: AtomicU64::new(0),
+            timing: Mutex::default(),
         })
     }
 
@@ -195,6 +198,11 @@ impl Ring {
     /// Batches that were handed over, and those of them whose copy was not done then.
     pub(crate) fn crossed(&self) -> (u64, u64) {
         (self.crossed.load(Ordering::Relaxed), self.late.load(Ordering::Relaxed))
+    }
+
+    /// What the device did with its time, over the batches that it has come past.
+    pub(crate) fn times(&self) -> Times {
+        lock(&self.timing).settle(&*self.copier)
     }
 
     /// A slot that nobody has, and no copy reads from; `None` when there is none at the moment.
@@ -252,9 +260,10 @@ impl Ring {
         let copied = self.queue(&outgoing, &destination, &mut tensors);
         let memories: Vec<_> = outgoing.into_iter().map(|column| column.memory).collect();
         match copied {
-            Ok(copied) => {
+            Ok([begun, copied]) => {
+                let bytes = memories.iter().map(|memory| memory.bytes().len() as u64).sum();
                 lock(&self.under_way).push_back((copied.clone(), memories));
-                Ok(Copying { copier: self.copier.clone(), tensors, copied })
+                Ok(Copying { copier: self.copier.clone(), tensors, bytes, begun, copied })
             }
             Err(error) => {
                 // Some of it may be under way.
@@ -268,10 +277,17 @@ impl Ring {
         }
     }
 
-    /// Queues the copies of all columns and gives the event behind them. Their tensors are put into `tensors`, each before anything is copied to it.
-    fn queue(&self, outgoing: &[Outgoing], destination: &Destination, tensors: &mut Vec<tch::Tensor>) -> Result<Event> {
+    /// Queues the copies of all columns and gives the events in front of them and behind. Their tensors are put into `tensors`, each before anything is
+    /// copied to it.
+    fn queue(
+        &self,
+        outgoing: &[Outgoing],
+        destination: &Destination,
+        tensors: &mut Vec<tch::Tensor>,
+    ) -> Result<[Event; 2]> {
         let layout = self.layout();
         self.copier.wait(Stream::Copy, &destination.ready)?;
+        let begun = self.copier.mark(Stream::Copy)?;
         // What each group holds, up to the end of its last column, and the slot that it lies in.
         let mut ends = vec![None; layout.groups.len()];
         for column in outgoing {
@@ -295,7 +311,7 @@ impl Ring {
             // `Copying`, or drains the stream before it lets go of either.
             unsafe { self.copier.copy(slot.pointer(group.start), tensor, end - group.start)? };
         }
-        self.copier.record(Stream::Copy)
+        Ok([begun, self.copier.mark(Stream::Copy)?])
     }
 
     /// Copies memory that lies in no slot through locked pieces; it need not be kept.
@@ -356,6 +372,8 @@ struct Destination {
 struct Copying {
     copier: Arc<dyn Copier>,
     tensors: Vec<tch::Tensor>,
+    bytes: u64,
+    begun: Event,
     copied: Event,
 }
 
@@ -402,12 +420,20 @@ pub(crate) struct Track {
     waiting: Mutex<VecDeque<Weak<Crossing>>>,
     /// Held while copies are queued: they are in the order of batches.
     pumping: Mutex<()>,
+    /// Behind what was queued when the loop asked for the batch that is handed over next.
+    asked: Mutex<Option<Event>>,
 }
 
 impl Track {
     /// Prepares for `ahead` batches, on the thread that will take them.
     pub(crate) fn new(ring: Arc<Ring>, ahead: usize) -> Self {
-        let track = Self { ring, ready: Mutex::default(), waiting: Mutex::default(), pumping: Mutex::default() };
+        let track = Self {
+            ring,
+            ready: Mutex::default(),
+            waiting: Mutex::default(),
+            pumping: Mutex::default(),
+            asked: Mutex::default(),
+        };
         (0..ahead).for_each(|_| track.prepare());
         track
     }
@@ -444,6 +470,11 @@ impl Track {
         }
     }
 
+    /// The loop asks for its next batch: from here on its device waits for nothing else. (A fault shows at the hand-over.)
+    pub(crate) fn ask(&self) {
+        *lock(&self.asked) = self.ring.copier.mark(Stream::Default).ok();
+    }
+
     /// The tensors of the next batch, which what is queued on the default stream from now on may use; and tensors for one batch more, which go to
     /// the first that has none.
     ///
@@ -462,6 +493,11 @@ impl Track {
                     ring.late.fetch_add(1, Ordering::Relaxed);
                 }
                 ring.copier.wait(Stream::Default, &copying.copied)?;
+                if let (Some(asked), Ok(arrived)) = (lock(&self.asked).take(), ring.copier.mark(Stream::Default)) {
+                    let (begun, copied, bytes) = (copying.begun.clone(), copying.copied.clone(), copying.bytes);
+                    lock(&ring.timing).push(Marks { asked, arrived, begun, copied, bytes });
+                    ring.times();
+                }
                 std::mem::take(&mut copying.tensors)
             }
             Stage::Failed(error) => return Err(error),

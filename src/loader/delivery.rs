@@ -7,6 +7,8 @@
 mod tests;
 
 use std::sync::Arc;
+#[cfg(feature = "tch")]
+use std::time::Duration;
 
 #[cfg(feature = "tch")]
 use super::pipeline::Pipeline;
@@ -126,7 +128,19 @@ impl Delivery {
         return self.ring.as_ref().map(|(ring, _)| {
             let (slots, bytes) = ring.size();
             let (crossed, late) = ring.crossed();
-            RingReport { slots, bytes, crossed, late }
+            let times = ring.times();
+            let seconds = |seconds: f64| Duration::from_secs_f64(seconds);
+            RingReport {
+                slots,
+                bytes,
+                crossed,
+                late,
+                timed: times.batches,
+                timed_bytes: times.bytes,
+                copying: seconds(times.copying),
+                device_wait: seconds(times.waited),
+                device_wait_for_copies: seconds(times.waited_for_copies),
+            }
         });
         #[cfg(not(feature = "tch"))]
         None
@@ -273,6 +287,14 @@ impl Way {
         #[cfg(feature = "tch")]
         if let Some(track) = &self.track {
             track.pump();
+        }
+    }
+
+    /// The loop asks for its next batch, on its own thread.
+    pub(crate) fn ask(&self) {
+        #[cfg(feature = "tch")]
+        if let Some(track) = &self.track {
+            track.ask();
         }
     }
 

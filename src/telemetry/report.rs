@@ -64,6 +64,17 @@ pub struct RingReport {
     pub crossed: u64,
     /// Those of them whose copy was not done then: the device waits for the rest of it, though the loop does not.
     pub late: u64,
+    /// Batches that the times below are of: those that the device has come past. None with a driver older than CUDA 12.8.
+    pub timed: u64,
+    /// Their bytes.
+    pub timed_bytes: u64,
+    /// How long their copies took, by the device's clock.
+    pub copying: Duration,
+    /// How long the device had nothing to do for lack of a batch, by its own clock: from when all was done that the loop had queued before it asked for the
+    /// batch, until that was there. Work on other streams is not seen.
+    pub device_wait: Duration,
+    /// The part of that in which the batch was being copied.
+    pub device_wait_for_copies: Duration,
 }
 
 /// A record that was left out.
@@ -181,6 +192,15 @@ impl Report {
         if share < LITTLE {
             return format!(
                 "the loop waited {share:.1} % of its time: what it does with its batches is what takes the time, and a faster loader would not \
+                 help"
+            );
+        }
+        let total = (self.total_wait() + self.looped).as_secs_f64();
+        let timed = self.rings.iter().all(|ring| ring.timed > 0) && !self.rings.is_empty();
+        let on_devices = self.rings.iter().map(|ring| ring.device_wait.as_secs_f64()).sum::<f64>() / total * 100.0;
+        if timed && on_devices < 1.0 {
+            return format!(
+                "the loop waited {share:.0} % of its time, while its device was busy: that stood still for {on_devices:.1} % of it, and a faster loader would not \
                  help"
             );
         }
@@ -328,6 +348,16 @@ impl fmt::Display for Report {
             self.peak_bytes as f64 / f64::from(1 << 20),
             self.budget_bytes as f64 / f64::from(1 << 20)
         )?;
+        for (number, ring) in self.rings.iter().enumerate().filter(|(_, ring)| ring.timed > 0) {
+            let (wait, for_copies) = (ring.device_wait.as_secs_f64(), ring.device_wait_for_copies.as_secs_f64());
+            writeln!(
+                f,
+                "device {number}: {} batches of {:.1} MiB copied in {:.3} s; it stood still for lack of one for {wait:.3} s, {for_copies:.3} s of which for its copy",
+                ring.timed,
+                ring.timed_bytes as f64 / f64::from(1 << 20) / ring.timed as f64,
+                ring.copying.as_secs_f64(),
+            )?;
+        }
         if self.num_skipped > 0 {
             writeln!(f, "left out {} bad records:", self.num_skipped)?;
             for Skipped { epoch, error, .. } in self.skipped.iter().take(PRINTED) {

@@ -17,7 +17,7 @@ fn width_of(layout: Layout) -> i64 {
 
 /// Brings a few numbers to the device, without waiting for what is queued there.
 ///
-/// Of host memory that is not pinned, CUDA has taken a copy when the call returns.
+/// Of up to 64 KiB in host memory that is not pinned, CUDA takes a copy and returns (CUDA C++ Programming Guide, "Concurrent Execution between Host and Device").
 fn to_device_of(host: &Tensor, images: &Tensor) -> Result<Tensor> {
     host.f_to_device_(images.device(), host.f_kind()?, true, false)
 }

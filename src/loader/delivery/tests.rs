@@ -57,6 +57,10 @@ fn without_free(rows: u64, without: bool) -> Dataset {
     Dataset::from_columns(columns).unwrap().pad("bounded", Pad::to(8))
 }
 
+fn numbers(rows: i64) -> Dataset {
+    Dataset::from_columns([("x", Arc::new(Int64Array::from_iter_values(0..rows)) as _)]).unwrap()
+}
+
 fn on(device: &Arc<Emulated>, builder: LoaderBuilder) -> Loader {
     let mut loader = builder.build().unwrap();
     loader.deliver_through(device.clone()).unwrap();
@@ -193,9 +197,7 @@ fn devices_share_each_batch_and_one_may_stop() {
 #[test]
 fn the_order_of_events_is_that_of_the_design() {
     let device = Emulated::new(0, Duration::ZERO);
-    let numbers = Int64Array::from_iter_values(0..8);
-    let dataset = Dataset::from_columns([("x", Arc::new(numbers) as _)]).unwrap().batch(2).prefetch(2);
-    let mut loader = on(&device, dataset.loader().scheduler(Scheduler::single_threaded()));
+    let mut loader = on(&device, numbers(8).batch(2).prefetch(2).loader().scheduler(Scheduler::single_threaded()));
     let at = |from: &mut usize| {
         let log = device.log();
         let new = log[*from..].join(", ");
@@ -209,13 +211,28 @@ fn the_order_of_events_is_that_of_the_design() {
     // Before anything is read: tensors for two batches, each with an event behind what may still use their memory.
     assert_eq!(at(&mut from), "allocate 256, record 0 on Default, allocate 256, record 1 on Default");
     let first = batches.next().unwrap().unwrap();
-    let copy = |ready: usize, copied: usize| format!("Copy waits for {ready}, copy 16, record {copied} on Copy");
-    // Batch 0 is copied when it is finished. At its hand-over, before kernels are queued: tensors and event for batch 2, and only then
-    // does the default stream wait for the copy. The loader works on behind it.
-    assert_eq!(at(&mut from), format!("{}, allocate 256, record 3 on Default, Default waits for 2", copy(0, 2)),);
+    let copy = |ready: usize, begun: usize| {
+        let copied = begun + 1;
+        format!("Copy waits for {ready}, mark {begun} on Copy, copy 16, mark {copied} on Copy")
+    };
+    // The loop asks. Batch 0 is copied when it is finished. At its hand-over, before kernels are queued: tensors and event for batch 2, and only then
+    // does the default stream wait for the copy. The loop works on behind it.
+    assert_eq!(
+        at(&mut from),
+        format!(
+            "mark 2 on Default, {}, allocate 256, record 5 on Default, Default waits for 4, mark 6 on Default",
+            copy(0, 3)
+        )
+    );
     drop(first);
     let second = batches.next().unwrap().unwrap();
-    assert_eq!(at(&mut from), format!("{}, allocate 256, record 5 on Default, Default waits for 4", copy(1, 4)),);
+    assert_eq!(
+        at(&mut from),
+        format!(
+            "mark 7 on Default, {}, allocate 256, record 10 on Default, Default waits for 9, mark 11 on Default",
+            copy(1, 8)
+        )
+    );
     drop((second, batches));
     assert_eq!(at(&mut from), "");
     assert_eq!(loader.report().rings[0].crossed, 2);
@@ -260,6 +277,46 @@ fn a_fault_of_the_device_is_an_error_in_its_place_and_loses_no_memory() {
             assert!(device.is_given_back(), "{call:?} {nth}: {:?}", device.memory());
         }
     }
+}
+
+#[test]
+fn what_cannot_be_measured_is_delivered_all_the_same() {
+    for nth in 0..9 {
+        let device = Emulated::new(nth, Duration::ZERO);
+        let mut loader = on(&device, dataset(ROWS).batch(4).loader());
+        device.fail(Call::Mark, nth as usize);
+        assert_eq!(loader.epoch(0).map(Result::unwrap).count(), 6);
+        device.finish();
+        let ring = loader.report().rings[0];
+        assert_eq!((ring.crossed, ring.timed), (6, 5), "{nth}");
+    }
+}
+
+#[test]
+fn the_report_tells_how_long_a_device_stood_still() {
+    let device = Emulated::new(0, Duration::ZERO);
+    let late = Duration::from_millis(20);
+    let slow = numbers(8).map("slow", [], move |_, row, _| {
+        std::thread::sleep(if row.get::<i64>("x")? % 2 == 0 { late } else { Duration::ZERO });
+        Ok(())
+    });
+    let mut loader = on(&device, slow.batch(2).loader().scheduler(Scheduler::single_threaded()));
+    let batches = loader.epoch(0).map(|batch| {
+        device.finish();
+        batch.unwrap().len()
+    });
+    assert_eq!(batches.sum::<usize>(), 8);
+    device.finish();
+    let report = loader.report();
+    let ring = report.rings[0];
+    // Each batch is asked for by a loop, and a device, that have nothing else to do.
+    assert_eq!((ring.timed, ring.timed_bytes), (4, 64));
+    assert!(ring.device_wait >= 4 * late && ring.device_wait_for_copies <= ring.device_wait, "{ring:?}");
+    let text = report.to_string();
+    assert!(
+        text.contains("device 0: 4 batches of 0.0 MiB copied in") && text.contains("most for map \"slow\""),
+        "{text}"
+    );
 }
 
 #[test]

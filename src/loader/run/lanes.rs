@@ -40,6 +40,7 @@ impl Run {
 
     /// The next batch of a lane; `None` at the end of `epoch`, and after an error.
     pub(crate) fn next(&self, lane: usize, epoch: u64) -> Option<Result<Batch>> {
+        self.ways[lane].ask();
         let (mut batch, parcel) = match self.take(lane, epoch)? {
             Ok(taken) => taken,
             Err(error) => return Some(Err(error)),

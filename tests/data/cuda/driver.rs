@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
+use std::time::Instant;
 
 const SUCCESS: c_int = 0;
 const INVALID_VALUE: c_int = 1;
@@ -26,6 +27,9 @@ struct Model {
     streams: BTreeMap<usize, VecDeque<Op>>,
     /// Whether what was recorded last is done, by event.
     events: BTreeMap<usize, bool>,
+    /// Their flags, and when each was done last.
+    flags: BTreeMap<usize, c_uint>,
+    times: BTreeMap<usize, Instant>,
     /// Events that were destroyed while something waits for them or is to record them.
     doomed: BTreeSet<usize>,
     locked: BTreeMap<usize, usize>,
@@ -94,6 +98,7 @@ fn run() {
             Op::Wait(_) => {}
             Op::Record(event) => {
                 model.events.insert(event, true);
+                model.times.insert(event, Instant::now());
                 if model.doomed.remove(&event) {
                     model.events.remove(&event);
                 }
@@ -122,6 +127,12 @@ fn run() {
 #[no_mangle]
 pub extern "C" fn cuInit(flags: c_uint) -> c_int {
     if flags == 0 { SUCCESS } else { wrong("cuInit with flags".into()) }
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> c_int {
+    unsafe { *version = 13_000 };
+    SUCCESS
 }
 
 #[no_mangle]
@@ -241,7 +252,7 @@ pub extern "C" fn cuStreamWaitEvent(stream: usize, event: usize, flags: c_uint) 
 
 #[no_mangle]
 pub unsafe extern "C" fn cuEventCreate(event: *mut usize, flags: c_uint) -> c_int {
-    if !has_context("cuEventCreate") || flags != 3 {
+    if !has_context("cuEventCreate") || flags > 3 {
         return wrong(format!("an event with flags {flags}"));
     }
     let mut model = lock();
@@ -249,6 +260,7 @@ pub unsafe extern "C" fn cuEventCreate(event: *mut usize, flags: c_uint) -> c_in
     let new = model.next;
     // An event that was never recorded is done.
     model.events.insert(new, true);
+    model.flags.insert(new, flags);
     unsafe { *event = new };
     SUCCESS
 }
@@ -273,10 +285,32 @@ pub extern "C" fn cuEventQuery(event: usize) -> c_int {
 }
 
 #[no_mangle]
+pub unsafe extern "C" fn cuEventElapsedTime_v2(milliseconds: *mut f32, from: usize, to: usize) -> c_int {
+    has_context("cuEventElapsedTime");
+    let mut model = lock();
+    let known = |event| model.flags.get(&event).is_some_and(|flags| flags & 2 == 0).then(|| model.times.get(&event));
+    match (known(from), known(to)) {
+        (Some(Some(&from)), Some(Some(&to))) => {
+            let later = to.saturating_duration_since(from).as_secs_f32() - from.saturating_duration_since(to).as_secs_f32();
+            unsafe { *milliseconds = later * 1e3 };
+            SUCCESS
+        }
+        (Some(_), Some(_)) => NOT_READY,
+        _ => {
+            model.wrong.push("the time of events that measure none".into());
+            INVALID_VALUE
+        }
+    }
+}
+
+#[no_mangle]
 pub extern "C" fn cuEventSynchronize(event: usize) -> c_int {
     has_context("cuEventSynchronize");
     let (mutex, changed) = model();
     let mut model = mutex.lock().unwrap();
+    if model.flags.get(&event).is_some_and(|flags| flags & 1 == 0) {
+        model.wrong.push("a host spins until an event is done".into());
+    }
     loop {
         match model.events.get(&event) {
             Some(true) => return SUCCESS,

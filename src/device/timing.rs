@@ -1,0 +1,170 @@
+//! What a device did with its time, by its own clock: marks in its streams, read once it has come past them.
+
+use std::collections::VecDeque;
+
+use super::copier::{Copier, Event};
+
+/// The marks around one batch. `asked` and `arrived` stand on the default stream: behind what the loop had queued when it asked for the batch, and where the
+/// batch's copy is waited for. `begun` and `copied` stand around the copy.
+pub(super) struct Marks {
+    pub(super) asked: Event,
+    pub(super) arrived: Event,
+    pub(super) begun: Event,
+    pub(super) copied: Event,
+    pub(super) bytes: u64,
+}
+
+/// Sums over the batches that the device has come past. Times are in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Times {
+    pub(crate) batches: u64,
+    pub(crate) bytes: u64,
+    /// Copies, one batch after the other.
+    pub(crate) copying: f64,
+    /// From when all was done that was queued before a batch was asked for, until it was there.
+    pub(crate) waited: f64,
+    /// The part of that in which it was being copied.
+    pub(crate) waited_for_copies: f64,
+}
+
+/// Batches whose times are not known yet, oldest first, and the sums of the others.
+#[derive(Default)]
+pub(super) struct Timing {
+    pending: VecDeque<Marks>,
+    times: Times,
+}
+
+impl Timing {
+    pub(super) fn push(&mut self, marks: Marks) {
+        self.pending.push_back(marks);
+    }
+
+    /// Takes the batches into account that the device has come past. Nothing waits for it, and an error of the device is for others to tell.
+    pub(super) fn settle(&mut self, copier: &dyn Copier) -> Times {
+        while let Some(marks) = self.pending.pop_front_if(|marks| copier.is_done(&marks.arrived).unwrap_or(false)) {
+            self.times.add(&marks, copier);
+        }
+        self.times
+    }
+}
+
+impl Times {
+    fn add(&mut self, Marks { asked, arrived, begun, copied, bytes }: &Marks, copier: &dyn Copier) {
+        let between = |from, to| copier.seconds(from, to);
+        let (Ok(waited), Ok(copying), Ok(since_asked)) =
+            (between(asked, arrived), between(begun, copied), between(asked, copied))
+        else {
+            return;
+        };
+        let (waited, copying) = (waited.max(0.0), copying.max(0.0));
+        self.batches += 1;
+        self.bytes += bytes;
+        self.copying += copying;
+        self.waited += waited;
+        // Where the copy was done before, it ended that long before.
+        self.waited_for_copies += since_asked.min(copying).clamp(0.0, waited);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::device::copier::{Locked, Stream};
+    use crate::error::{Error, ErrorKind, Result};
+
+    /// Events are their times, in milliseconds; those of a time that has not come are not done.
+    struct At {
+        now: i64,
+    }
+
+    impl Copier for At {
+        fn lock(&self, _: usize) -> Result<Box<dyn Locked>> {
+            unreachable!()
+        }
+
+        fn allocate(&self, _: usize) -> Result<tch::Tensor> {
+            unreachable!()
+        }
+
+        fn record(&self, _: Stream) -> Result<Event> {
+            unreachable!()
+        }
+
+        fn mark(&self, _: Stream) -> Result<Event> {
+            unreachable!()
+        }
+
+        fn wait(&self, _: Stream, _: &Event) -> Result<()> {
+            unreachable!()
+        }
+
+        #[expect(unsafe_code, reason = "the trait's")]
+        unsafe fn copy(&self, _: *const u8, _: &tch::Tensor, _: usize) -> Result<()> {
+            unreachable!()
+        }
+
+        fn is_done(&self, event: &Event) -> Result<bool> {
+            Ok(time(event) <= self.now)
+        }
+
+        fn seconds(&self, from: &Event, to: &Event) -> Result<f64> {
+            match (time(from), time(to)) {
+                (-1, _) => Err(Error::new(ErrorKind::Device, "no such event")),
+                (from, to) => Ok((to - from) as f64 / 1000.0),
+            }
+        }
+
+        fn synchronize(&self, _: &Event) -> Result<()> {
+            unreachable!()
+        }
+
+        fn drain(&self) -> Result<()> {
+            unreachable!()
+        }
+    }
+
+    fn time(event: &Event) -> i64 {
+        *event.downcast_ref::<i64>().unwrap()
+    }
+
+    fn marks(asked: i64, arrived: i64, begun: i64, copied: i64) -> Marks {
+        let at = |time: i64| Arc::new(time) as Event;
+        Marks { asked: at(asked), arrived: at(arrived), begun: at(begun), copied: at(copied), bytes: 10 }
+    }
+
+    fn times(all: Vec<Marks>, now: i64) -> (u64, u64, [f64; 3]) {
+        let mut timing = Timing::default();
+        all.into_iter().for_each(|marks| timing.push(marks));
+        let Times { batches, bytes, copying, waited, waited_for_copies } = timing.settle(&At { now });
+        (batches, bytes, [copying, waited, waited_for_copies].map(|time| (time * 1000.0).round()))
+    }
+
+    #[test]
+    fn a_wait_is_for_the_copy_as_long_as_that_lasts() {
+        for (marks, expected) in [
+            // Copied beside the step before.
+            (marks(100, 100, 20, 60), [40.0, 0.0, 0.0]),
+            // The batch came late, and was then copied at once.
+            (marks(100, 150, 130, 150), [20.0, 50.0, 20.0]),
+            // The copy had begun.
+            (marks(100, 150, 80, 150), [70.0, 50.0, 50.0]),
+            // It was done, but the loop was told late.
+            (marks(100, 150, 80, 110), [30.0, 50.0, 10.0]),
+            (marks(100, 150, 20, 60), [40.0, 50.0, 0.0]),
+        ] {
+            assert_eq!(times(vec![marks], 1000), (1, 10, expected));
+        }
+    }
+
+    #[test]
+    fn batches_are_added_in_order_as_the_device_comes_past_them() {
+        let all = || vec![marks(10, 20, 10, 20), marks(30, 40, 30, 40), marks(50, 60, 50, 60)];
+        assert_eq!(times(all(), 15), (0, 0, [0.0; 3]));
+        assert_eq!(times(all(), 45), (2, 20, [20.0; 3]));
+        assert_eq!(times(all(), 60), (3, 30, [30.0; 3]));
+        // One that cannot be told counts for nothing.
+        assert_eq!(times(vec![marks(-1, 20, 10, 20), marks(30, 40, 30, 40)], 60), (1, 10, [10.0; 3]));
+    }
+}
