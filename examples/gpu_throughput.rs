@@ -4,12 +4,12 @@
 //! runs every measurement, in some minutes, prints a table, and writes what was measured. The measurements, each by its own name too:
 //!
 //! - `stress`: 100,000 small steps beside random allocations, on a device that lags behind the host: a checksum of every batch, computed on the device, is the
-//!   host's (wanted: all, some of them handed over before their copy was done); memory of host and device before and after.
+//!   host's (wanted: all of them, on a device that lags behind for half of the time at least); memory of host and device before and after.
 //! - `bandwidth`: bytes a second of batches that the loop only takes, from rows in memory, beside a bare copy of as many bytes from page-locked memory
 //!   (wanted: 90 %); and the same from files, where reading and checking them may be the limit.
 //! - `images`, `raw`: a ResNet-50 in bf16 trains on batches of 256 x 224 x 224, from JPEG decoded by the loader and from raw `u8`; the share of
 //!   the device's time between one step's last kernel and the next one's first (wanted: less than 1 %), by events on its stream, and the same with one batch that stays.
-//! - `overlap`: time of steps with a batch that stays, and with batches that come: what share of their copies is hidden behind steps (wanted: 90 %).
+//! - `overlap`: what share of the copies runs beside steps, by events on both streams (wanted: 90 %); and the time of steps with batches that come, and without.
 //! - `data`: with `--data URL...`, images a second from these shards (gs:// and others) through the ring to the device.
 //!
 //! Results are printed, and the file of `--json` is written anew, behind each measurement; one that fails is a result too, and the others go on.

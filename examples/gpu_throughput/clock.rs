@@ -60,8 +60,17 @@ impl Clock {
         Ok(())
     }
 
-    /// Seconds from each mark to the next, once all of them have passed.
-    pub(crate) fn laps(&self) -> Result<Vec<f64>> {
+    /// The share of time between steps, each of which has a mark where it begins and one where it ends, once all of them have passed.
+    pub(crate) fn idle_share(&self) -> Result<f64> {
+        let (mut working, mut waiting) = (0.0, 0.0);
+        for (number, lap) in self.laps()?.into_iter().enumerate() {
+            *(if number % 2 == 0 { &mut working } else { &mut waiting }) += lap;
+        }
+        Ok(waiting / (working + waiting))
+    }
+
+    /// Seconds from each mark to the next.
+    fn laps(&self) -> Result<Vec<f64>> {
         if let Some(Mark::Event(last)) = self.marks.last() {
             // SAFETY: the event was recorded.
             check(unsafe { sys::cuEventSynchronize(*last) })?;
