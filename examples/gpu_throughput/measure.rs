@@ -55,7 +55,7 @@ impl Measured {
     /// Numbers, and what was wanted of them where that means something.
     pub(crate) fn print(&self, is_rehearsal: bool) {
         println!("{}", self.name);
-        self.values.iter().for_each(|(name, value)| println!("  {name:<36} {value:>14.4}"));
+        self.values.iter().for_each(|(name, value)| println!("  {name:<44} {value:>14.4}"));
         if let Some(error) = &self.error {
             println!("  FAILED: {error}");
         }
