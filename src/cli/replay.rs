@@ -163,7 +163,8 @@ fn check(state: &State, args: &ReplayArgs) -> Result<()> {
     }
     let words: Vec<&str> = state.graph.iter().filter_map(|mark| mark.split('#').next()).collect();
     let moves = |word: &&&str| {
-        ["take", "skip", "repeat", "interleave", "concat", "zip", "mix"].contains(*word) || word.ends_with(" stages")
+        let is_fold = || word.strip_suffix(" stages").is_some_and(|count| count.parse::<u64>().is_ok());
+        ["take", "skip", "repeat", "interleave", "concat", "zip", "mix"].contains(*word) || is_fold()
     };
     let twice = words.iter().filter(|word| **word == "shuffle").nth(1);
     if let Some(word) = words.iter().find(moves).or(twice) {

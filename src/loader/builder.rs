@@ -162,9 +162,8 @@ impl LoaderBuilder {
     /// which order, stays that of the run that the state was saved in.
     ///
     /// `columns`, `map`, `map_batch`, `image`, `pad`, `tokenize` and `enumerate` may be others, more or fewer. All else has to be as it was: the data, the seed, the
-    /// streams, `shuffle`, `batch`, filters and whatever else makes more or fewer rows of some. Where several data sets come together,
-    /// none of the stages in front of that may be added or removed. Of graphs whose other stages alone take more than 500 bytes a state
-    /// knows only whether they are the same.
+    /// streams, `shuffle`, `batch`, whatever makes more or fewer rows of some, and the stages in front of that, whose results it goes by. Parquet is cut by the
+    /// bytes of the columns that are read: with other columns of large row groups the blocks are others, and the state is refused.
     ///
     /// # Example
     /// ```
@@ -276,6 +275,7 @@ impl LoaderBuilder {
             alive: Arc::default(),
             pool: Pool::new(scheduler)?,
             io,
+            store,
             account,
             counters: Counters::default(),
             scheduler,

@@ -3,7 +3,7 @@
 mod functions;
 mod requests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 pub(crate) use requests::{Request, requests};
@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::plan::mix::{self, Mixing};
 use crate::plan::order::{ENDLESS, Lanes, Order, Turns};
 use crate::plan::shuffle::ShuffledOrder;
-use crate::plan::state::Identity;
+use crate::plan::state::{Identity, is_transform};
 use crate::plan::steps::Steps;
 use crate::plan::{DataMark, Exhausted, Remainder, Shuffle};
 use crate::random::Key;
@@ -262,13 +262,18 @@ pub(crate) fn lower(
 
 /// What every state of a loader has in common.
 fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, seed: u64) -> Identity {
-    let (mut graph, mut stages, mut numbers) = (Vec::new(), Vec::new(), HashMap::new());
+    let early = in_front_of_row_changes(&dataset.node);
+    let (mut graph, mut stages) = (Vec::new(), Vec::new());
+    // By node: its number, and that of the last stage up to it that decides which rows come. How many of those there are.
+    let (mut numbers, mut deciders, mut wiring) = (HashMap::new(), 0, Vec::new());
     visit(&dataset.node, &mut |node| {
-        let inputs: Vec<usize> = node.inputs().iter().map(|input| numbers[&Arc::as_ptr(input)]).collect();
+        let inputs = node.inputs().iter().map(|input| numbers[&Arc::as_ptr(input)]);
+        let (all, deciding): (Vec<usize>, Vec<usize>) = inputs.unzip();
+        let place = std::ptr::from_ref(node);
         // How far is read ahead, what becomes of an epoch's last rows, and where the shards lie, changes no order.
         let stage = match node {
             Node::Prefetch { .. } | Node::Remainder { .. } => {
-                numbers.insert(std::ptr::from_ref(node), inputs[0]);
+                numbers.insert(place, (all[0], deciding[0]));
                 return;
             }
             Node::Files(files) => {
@@ -283,12 +288,28 @@ fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, seed: u64) -> 
             Node::Apply { name, .. } => format!("{verb} {name}"),
             _ => verb.to_owned(),
         };
-        numbers.insert(std::ptr::from_ref(node), graph.len());
+        // What such a stage makes decides which rows come: it is no transform like others.
+        let word = if early.contains(&place) { format!("early {word}") } else { word };
         // Which stages feed it belongs to what it does, where it is not the one before.
-        let fed = if inputs.is_empty() || inputs == [graph.len() - 1] { String::new() } else { format!("{inputs:?}") };
-        graph.push(Identity::mark(&word, &format!("{stage}{fed}")));
+        if !all.is_empty() && all != [graph.len() - 1] {
+            wiring.push((graph.len(), all));
+        }
+        if is_transform(&word) {
+            numbers.insert(place, (graph.len(), deciding[0]));
+            graph.push(Identity::mark(&word, &stage));
+        } else {
+            let is_next = deciding.is_empty() || deciders > 0 && deciding == [deciders - 1];
+            let fed = if is_next { String::new() } else { format!("{deciding:?}") };
+            numbers.insert(place, (graph.len(), deciders));
+            deciders += 1;
+            graph.push(Identity::mark(&word, &format!("{stage}{fed}")));
+        }
         stages.push(stage);
     });
+    if !wiring.is_empty() {
+        graph.push(Identity::mark("inputs", &format!("{wiring:?}")));
+        stages.push("inputs of stages".to_owned());
+    }
     if steps.stated.is_some() {
         // How many they are changes nothing but the epoch's end.
         graph.push(Identity::mark("steps_per_epoch", ""));
@@ -296,6 +317,20 @@ fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, seed: u64) -> 
     }
     let identity = Identity { seed, streams: steps.streams, rank: steps.rank, world: steps.world, data, graph, stages };
     identity.bounded()
+}
+
+/// Stages whose samples go through one that makes more or fewer of them, or moves them.
+fn in_front_of_row_changes(node: &Arc<Node>) -> HashSet<*const Node> {
+    fn walk(node: &Arc<Node>, is_early: bool, early: &mut HashSet<*const Node>) {
+        let changes = matches!(&**node, Node::Apply { function, .. } if function.changes_rows());
+        // What is known to be early was walked as such.
+        if !is_early || early.insert(Arc::as_ptr(node)) {
+            node.inputs().iter().for_each(|input| walk(input, is_early || changes, early));
+        }
+    }
+    let mut early = HashSet::new();
+    walk(node, false, &mut early);
+    early
 }
 
 impl Lowering<'_> {

@@ -247,13 +247,16 @@ impl State {
     /// Where a loader with this identity goes on.
     ///
     /// # Errors
-    /// A list of what is not as it was; `transforms` may be others where that is said.
+    /// A list of what is not as it was.
     pub(crate) fn progress_for(&self, identity: &Identity, transforms_may_differ: bool) -> Result<Progress> {
         self.check()?;
         let differences = self.differences(identity, transforms_may_differ);
         if !differences.is_empty() {
             let list: String = differences.iter().map(|difference| format!("\n  - {difference}")).collect();
-            let advice = "restore it with the data set and settings that it was saved with, or begin a new run";
+            let advice = match self.version {
+                VERSION => "restore it with the data set and settings that it was saved with, or begin a new run",
+                _ => "restore it with the release of forebay that saved it, or begin a new run",
+            };
             let only_transforms = !transforms_may_differ && self.differences(identity, true).is_empty();
             return Err(Error::config(format!("the state belongs to another run:{list}")).advice(
                 match only_transforms {
@@ -346,15 +349,17 @@ impl State {
 const MARK_BYTES: usize = 500;
 const SOURCES: usize = 4;
 
-/// Verbs that make something of each row and leave it where it is, and what stands for several of them.
-const TRANSFORMS: [&str; 8] = ["columns", "map", "map_batch", "image", "tokenize", "pad", "enumerate", "transforms"];
+/// First words of marks that decide nothing about which rows come: verbs that make something of each row and leave it where it is, several of them, and what feeds them.
+const TRANSFORMS: [&str; 9] =
+    ["columns", "map", "map_batch", "image", "tokenize", "pad", "enumerate", "transforms", "inputs"];
 
 /// What a mark says of its stage.
 fn name(mark: &str) -> &str {
     mark.rsplit_once('#').map_or(mark, |(name, _)| name)
 }
 
-fn is_transform(mark: &str) -> bool {
+/// Whether a mark, or the word of one, is of what may differ.
+pub(crate) fn is_transform(mark: &str) -> bool {
     name(mark).split(' ').next().is_some_and(|verb| TRANSFORMS.contains(&verb))
 }
 
@@ -362,25 +367,22 @@ impl Identity {
     /// Small enough for a state.
     pub(crate) fn bounded(mut self) -> Self {
         let is_large = |graph: &[String]| graph.iter().map(|mark| mark.len() + 3).sum::<usize>() > MARK_BYTES;
-        let count = format!("{} stages", self.graph.len());
         if is_large(&self.graph) {
-            // What stands between them is part of their digest.
-            let (mut kept, mut all) = ((Vec::new(), Vec::new()), String::new());
-            for (mark, stage) in self.graph.iter().zip(&self.stages) {
-                all += if is_transform(mark) { mark } else { "," };
-                if !is_transform(mark) {
-                    kept.0.push(mark.clone());
-                    kept.1.push(stage.clone());
-                }
+            let marks = self.graph.into_iter().zip(self.stages);
+            let (transforms, mut kept): (Vec<_>, Vec<_>) =
+                marks.enumerate().partition(|(_, (mark, _))| is_transform(mark));
+            // Where they stand among the others is part of what they are.
+            let transforms = (!transforms.is_empty()).then(|| {
+                let all: String = transforms.iter().map(|(number, (mark, _))| format!("{number} {mark}")).collect();
+                let count = format!("transforms {}", transforms.len());
+                (Self::mark(&count, &all), count)
+            });
+            let marks: Vec<String> = kept.iter().map(|(_, (mark, _))| mark.clone()).collect();
+            if is_large(&marks) {
+                let count = format!("{} stages", marks.len());
+                kept = vec![(0, (Self::mark(&count, &marks.concat()), count))];
             }
-            let transforms = format!("transforms {}", self.graph.len() - kept.0.len());
-            kept.0.push(Self::mark(&transforms, &all));
-            kept.1.push(transforms);
-            (self.graph, self.stages) = kept;
-        }
-        if is_large(&self.graph) {
-            self.graph = vec![Self::mark(&count, &self.graph.concat())];
-            self.stages = vec![count];
+            (self.graph, self.stages) = kept.into_iter().map(|(_, mark)| mark).chain(transforms).unzip();
         }
         if self.data.len() > SOURCES {
             let digests: String = self.data.iter().map(|mark| mark.digest.as_str()).collect();
