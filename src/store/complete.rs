@@ -1,6 +1,6 @@
 //! Whether a folder holds the shards that its manifest names.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -67,42 +67,74 @@ impl Incomplete {
     }
 }
 
+/// The largest manifest that is read: that of a million shards.
+const LARGEST: u64 = 256 << 20;
+
 /// The shards that patterns stand for, and that are missing among the `listed` or not as long as they were written.
 ///
-/// Only folders and globs are looked at, and only manifests in the folder itself. One that cannot be read is passed over: listings need none.
+/// Only folders and globs are looked at, and only manifests in the folder itself. Where one may not be read there is none.
 pub(super) async fn incomplete(store: &Store, patterns: &[&str], listed: &[Object]) -> Result<Vec<Incomplete>> {
-    let mut parsed = Vec::new();
-    for text in patterns {
-        parsed.extend(expand(text)?.iter().map(|text| Pattern::parse(text)).collect::<Result<Vec<_>>>()?);
-    }
     let sizes: HashMap<&str, u64> = listed.iter().map(|object| (&*object.url, object.size)).collect();
-    let found = futures::stream::iter(parsed).map(|pattern| incomplete_of(store, pattern, &sizes));
+    // By the URL that they have in common, as many patterns are of one folder.
+    let mut folders: BTreeMap<String, Vec<Pattern>> = BTreeMap::new();
+    for text in patterns {
+        for text in expand(text)? {
+            let pattern = folder_of(Pattern::parse(&text)?, &sizes).await?;
+            if pattern.is_literal() || !(pattern.folder || pattern.is_flat()) {
+                continue;
+            }
+            let url = url_of(&pattern, MANIFEST);
+            folders.entry(url).or_default().push(pattern);
+        }
+    }
+    let found = futures::stream::iter(folders).map(|(url, patterns)| incomplete_of(store, url, patterns, &sizes));
     let found: Vec<Vec<Incomplete>> = found.buffered(store.shared.options.concurrency).try_collect().await?;
     Ok(found.into_iter().flatten().collect())
 }
 
-async fn incomplete_of(store: &Store, mut pattern: Pattern, sizes: &HashMap<&str, u64>) -> Result<Vec<Incomplete>> {
+/// The pattern, which is one of a folder where it names a local one.
+async fn folder_of(mut pattern: Pattern, sizes: &HashMap<&str, u64>) -> Result<Pattern> {
     if let Root::Local(root) = &pattern.root
         && pattern.is_literal()
     {
         let path: PathBuf = pattern.literal_segments().fold(root.clone(), |path, segment| path.join(segment));
-        pattern.folder = blocking(move || Ok(path.is_dir())).await?;
+        let is_listed = sizes.contains_key(&*Location::Local(path.clone()).url());
+        pattern.folder = !is_listed && blocking(move || Ok(path.is_dir())).await?;
     }
-    if pattern.is_literal() || !(pattern.folder || pattern.is_flat()) {
-        return Ok(Vec::new());
-    }
+    Ok(pattern)
+}
+
+/// The URL of a name in the folder that a pattern lists.
+fn url_of(pattern: &Pattern, name: &str) -> String {
     let folder = pattern.literal_folder();
-    let url = |name: &str| match &pattern.root {
-        Root::Local(root) => Location::Local(root.join(&folder).join(name)).url(),
+    match &pattern.root {
+        Root::Local(root) => Location::Local(root.join(folder).join(name)).url(),
         Root::Remote(base) => base.join(&format!("{folder}{name}")),
+    }
+}
+
+async fn incomplete_of(
+    store: &Store,
+    manifest: String,
+    patterns: Vec<Pattern>,
+    sizes: &HashMap<&str, u64>,
+) -> Result<Vec<Incomplete>> {
+    let none = |error: &Error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Access);
+    let bytes = match store.head(&manifest).await {
+        Ok(object) if object.size > LARGEST => return Ok(Vec::new()),
+        Ok(object) => store.read(&object, 0..object.size).await?,
+        Err(error) if none(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
     };
-    let Ok(Some(bytes)) = store.read_whole_if_exists(&url(MANIFEST)).await else { return Ok(Vec::new()) };
-    let wanted = Manifest::shards(&bytes)
-        .into_iter()
-        .filter(|shard| !shard.name.contains('/') && pattern.matches(&format!("{folder}{}", shard.name)));
-    Ok(wanted
+    let Some(first) = patterns.first() else { return Ok(Vec::new()) };
+    let folder = first.literal_folder();
+    let shards = Manifest::shards(&bytes).into_iter().filter(|shard| {
+        let key = format!("{folder}{}", shard.name);
+        !shard.name.contains('/') && patterns.iter().any(|pattern| pattern.matches(&key))
+    });
+    Ok(shards
         .map(|Shard { name, bytes }| {
-            let url = url(&name);
+            let url = url_of(first, &name);
             Incomplete { found: sizes.get(&*url).copied(), written: bytes, url }
         })
         .filter(|shard| shard.found != Some(shard.written))

@@ -10,7 +10,7 @@ use serde_json::Value;
 use forebay::Compression;
 use forebay::format::example::Example;
 
-use crate::support::{Folder, interruptible, shard};
+use crate::support::{Folder, ids, interruptible, shard};
 
 fn convert(src: &Path, dest: &Path, options: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
@@ -282,4 +282,18 @@ fn the_renaming_that_is_proposed_is_taken() {
     let (_, proposed) = err.trim_end().split_once("--rename ").expect("it proposes one");
     assert_eq!(proposed, "=unnamed,b/c=b.c");
     folder.run_to(0, ["convert", &src, &folder.url("out"), "--to", "tar", "--rename", proposed]);
+}
+
+#[test]
+fn a_folder_from_which_a_shard_is_missing_is_not_converted() {
+    let folder = Folder::new();
+    folder.put("in.tfrecord", &shard(ids(0..30), Compression::None));
+    let (first, second) = (folder.url("first"), folder.url("second"));
+    folder.run_to(0, ["convert", &folder.url("in.tfrecord"), &first, "--to", "jsonl", "--rows-per-shard", "10"]);
+    std::fs::remove_file(folder.path("first/data-00001.jsonl")).unwrap();
+    let ended = folder.run_to(3, ["convert", &first, &second, "--to", "tfrecord"]);
+    assert!(ended.err.contains("no such shard, and the folder's _manifest.json names it"), "{}", ended.err);
+    assert!(!folder.path("second/_manifest.json").exists());
+    let named = folder.url("first/data-0000[02].jsonl");
+    folder.run_to(0, ["convert", &named, &second, "--to", "tfrecord"]);
 }

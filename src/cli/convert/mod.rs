@@ -329,7 +329,12 @@ impl ConvertArgs {
     fn list(&self, dest: &Path, terminal: &Terminal) -> Result<Listed> {
         let mut listed: Option<Listed> = None;
         for src in self.srcs() {
-            let found = ShardArgs { urls: vec![src.clone()], threads: self.threads }.find()?;
+            let args = ShardArgs { urls: vec![src.clone()], threads: self.threads };
+            let found = args.find()?;
+            // Or the manifest of DEST would say that less is all there is.
+            if let Some(missed) = args.missed(&found)?.into_iter().next() {
+                return Err(missed);
+            }
             let (objects, links) = source::inside(src, dest, &found)?;
             if let Some(link) = links.first() {
                 let number = plural(links.len(), "link");

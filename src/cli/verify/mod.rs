@@ -27,7 +27,7 @@ use crate::loader::default_index_dir;
 use crate::random::Key;
 use crate::schema::Dtype;
 use crate::source::Arrived;
-use crate::source::tfrecord::{Keeper, Kept, beside};
+use crate::source::tfrecord::{Keeper, Kept, Outdated, beside};
 use crate::store::Object;
 use crate::transform::image::{Image, Scratch};
 
@@ -154,11 +154,12 @@ pub(super) fn run(args: &VerifyArgs, terminal: &Terminal) -> Result<Verdict, Fai
 fn shortened(shards: &Shards) -> Vec<Error> {
     let keeper = Keeper::new(default_index_dir());
     let of = |object: &Object| {
-        let beside = shards.store.local_path(object).map(|path| beside(&path, object));
-        let shortened = [Some(keeper.look(object)), beside].into_iter().flatten().find_map(|kept| match kept {
-            Kept::Stale(why) => why.shortened(),
-            Kept::Index(_) | Kept::Nothing => None,
-        })?;
+        let shortened = |kept| if let Kept::Stale(why) = kept { Outdated::shortened(&why) } else { None };
+        let shortened = match keeper.look(object) {
+            // What was indexed since holds.
+            Kept::Index(_) => None,
+            kept => shortened(kept).or_else(|| shortened(beside(&shards.store.local_path(object)?, object))),
+        }?;
         let advice = format!("copy it again, or, if it was rewritten, index it anew: forebay index '{}'", object.url);
         Some(Error::corrupt(shortened.to_string()).url(object.url.clone()).advice(advice))
     };
@@ -211,7 +212,9 @@ fn print(report: &Report, terminal: &Terminal) -> Result<(), Failure> {
         if report.shards == 1 { "1 shard".to_owned() } else { format!("{} shards", count(report.shards as u64)) };
     let unread = match report.unread.len() {
         0 => String::new(),
-        unread => format!("; {}", terminal.mark(Mark::Bad, format_args!("{unread} could not be read"))),
+        unread => {
+            format!("; {}", terminal.mark(Mark::Bad, format_args!("{unread} missing, cut off or not to be read")))
+        }
     };
     writeln!(out, "{} records good, {bad}, in {shards} of {}{unread}", count(report.records), size(report.bytes))?;
     out.flush()?;
