@@ -31,15 +31,19 @@ pub(crate) unsafe trait Locked: Send + Sync {
 /// [`Ring`](super::Ring) and [`Track`](super::Track) decide what is called when, from the loop's thread and from workers, several at a time. Nothing here
 /// waits for the device, but `synchronize` and `drain`. An error is one of the device: it is lost, or has no memory left.
 pub(crate) trait Copier: Send + Sync {
+    /// The number of the CUDA device.
+    fn number(&self) -> usize;
+
     /// Locks memory. Called while a ring is built, and never after.
     fn lock(&self, len: usize) -> Result<Box<dyn Locked>>;
 
     /// A tensor `u8 [len]` of any content, in the order of the default stream: what was queued there may still use its memory.
     fn allocate(&self, len: usize) -> Result<tch::Tensor>;
 
+    /// Records an event. One of the copy stream is a mark too.
     fn record(&self, stream: Stream) -> Result<Event>;
 
-    /// Records an event that knows when it is done.
+    /// Records an event that knows when it was done, and orders nothing.
     fn mark(&self, stream: Stream) -> Result<Event>;
 
     /// Seconds from one mark to another, which may be the earlier one. Both are done.

@@ -318,6 +318,10 @@ impl Drop for CudaLocked {
 }
 
 impl Copier for Cuda {
+    fn number(&self) -> usize {
+        self.driver.index.unsigned_abs() as usize
+    }
+
     fn lock(&self, len: usize) -> Result<Box<dyn Locked>> {
         let driver = &self.driver;
         let current = driver.enter()?;
@@ -341,7 +345,8 @@ impl Copier for Cuda {
     }
 
     fn record(&self, stream: Stream) -> Result<Event> {
-        self.driver.record(stream, CUevent_flags::CU_EVENT_DISABLE_TIMING as u32)
+        let untimed = if stream == Stream::Copy { 0 } else { CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 };
+        self.driver.record(stream, untimed)
     }
 
     fn mark(&self, stream: Stream) -> Result<Event> {

@@ -26,7 +26,7 @@ pub(crate) enum Call {
     Lock,
     Allocate,
     Record,
-    /// Marks of the default stream, which measure and order nothing.
+    /// Marks, which order nothing.
     Mark,
     Wait,
     Copy,
@@ -98,7 +98,7 @@ impl Emulated {
             state.done.push(None);
             state.done.len() - 1
         };
-        let call = if (what, stream) == ("mark", Stream::Default) { Call::Mark } else { Call::Record };
+        let call = if what == "mark" { Call::Mark } else { Call::Record };
         self.shared.call(call, format!("{what} {event} on {stream:?}"))?;
         self.shared.push(stream, Op::Record(event));
         Ok(Arc::new(event))
@@ -280,6 +280,10 @@ fn number(event: &Event) -> usize {
 }
 
 impl Copier for Emulated {
+    fn number(&self) -> usize {
+        0
+    }
+
     fn lock(&self, len: usize) -> Result<Box<dyn Locked>> {
         self.shared.call(Call::Lock, format!("lock {len}"))?;
         self.shared.lock().locked += 1;

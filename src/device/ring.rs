@@ -200,6 +200,10 @@ impl Ring {
         (self.crossed.load(Ordering::Relaxed), self.late.load(Ordering::Relaxed))
     }
 
+    pub(crate) fn device(&self) -> usize {
+        self.copier.number()
+    }
+
     /// What the device did with its time, over the batches that it has come past.
     pub(crate) fn times(&self) -> Times {
         lock(&self.timing).settle(&*self.copier)
@@ -260,7 +264,7 @@ impl Ring {
         let copied = self.queue(&outgoing, &destination, &mut tensors);
         let memories: Vec<_> = outgoing.into_iter().map(|column| column.memory).collect();
         match copied {
-            Ok([begun, copied]) => {
+            Ok((begun, copied)) => {
                 let bytes = memories.iter().map(|memory| memory.bytes().len() as u64).sum();
                 lock(&self.under_way).push_back((copied.clone(), memories));
                 Ok(Copying { copier: self.copier.clone(), tensors, bytes, begun, copied })
@@ -277,17 +281,18 @@ impl Ring {
         }
     }
 
-    /// Queues the copies of all columns and gives the events in front of them and behind. Their tensors are put into `tensors`, each before anything is
+    /// Queues the copies of all columns and gives the mark in front of them and the event behind. Their tensors are put into `tensors`, each before anything is
     /// copied to it.
     fn queue(
         &self,
         outgoing: &[Outgoing],
         destination: &Destination,
         tensors: &mut Vec<tch::Tensor>,
-    ) -> Result<[Event; 2]> {
+    ) -> Result<(Option<Event>, Event)> {
         let layout = self.layout();
         self.copier.wait(Stream::Copy, &destination.ready)?;
-        let begun = self.copier.mark(Stream::Copy)?;
+        // A mark, without which nothing is measured.
+        let begun = self.copier.mark(Stream::Copy).ok();
         // What each group holds, up to the end of its last column, and the slot that it lies in.
         let mut ends = vec![None; layout.groups.len()];
         for column in outgoing {
@@ -311,7 +316,7 @@ impl Ring {
             // `Copying`, or drains the stream before it lets go of either.
             unsafe { self.copier.copy(slot.pointer(group.start), tensor, end - group.start)? };
         }
-        Ok([begun, self.copier.mark(Stream::Copy)?])
+        Ok((begun, self.copier.record(Stream::Copy)?))
     }
 
     /// Copies memory that lies in no slot through locked pieces; it need not be kept.
@@ -373,7 +378,7 @@ struct Copying {
     copier: Arc<dyn Copier>,
     tensors: Vec<tch::Tensor>,
     bytes: u64,
-    begun: Event,
+    begun: Option<Event>,
     copied: Event,
 }
 
@@ -493,8 +498,9 @@ impl Track {
                     ring.late.fetch_add(1, Ordering::Relaxed);
                 }
                 ring.copier.wait(Stream::Default, &copying.copied)?;
-                if let (Some(asked), Ok(arrived)) = (lock(&self.asked).take(), ring.copier.mark(Stream::Default)) {
-                    let (begun, copied, bytes) = (copying.begun.clone(), copying.copied.clone(), copying.bytes);
+                let (asked, begun) = (lock(&self.asked).take(), copying.begun.clone());
+                if let (Some(asked), Some(begun), Ok(arrived)) = (asked, begun, ring.copier.mark(Stream::Default)) {
+                    let (copied, bytes) = (copying.copied.clone(), copying.bytes);
                     lock(&ring.timing).push(Marks { asked, arrived, begun, copied, bytes });
                     ring.times();
                 }

@@ -80,6 +80,10 @@ mod tests {
     }
 
     impl Copier for At {
+        fn number(&self) -> usize {
+            unreachable!()
+        }
+
         fn lock(&self, _: usize) -> Result<Box<dyn Locked>> {
             unreachable!()
         }

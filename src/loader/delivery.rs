@@ -131,6 +131,7 @@ impl Delivery {
             let times = ring.times();
             let seconds = |seconds: f64| Duration::from_secs_f64(seconds);
             RingReport {
+                device: ring.device(),
                 slots,
                 bytes,
                 crossed,

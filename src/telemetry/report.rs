@@ -56,19 +56,21 @@ pub struct Report {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RingReport {
+    /// The number of the CUDA device.
+    pub device: usize,
     /// Batches that it has room for.
     pub slots: usize,
     /// Its bytes, locked when the loader was built.
     pub bytes: u64,
     /// Batches that were handed over.
     pub crossed: u64,
-    /// Those of them whose copy was not done then: the device waits for the rest of it, though the loop does not.
+    /// Those of them whose copy was not done then. The device waits for the rest of it, unless it has other work until then; the loop does not.
     pub late: u64,
     /// Batches that the times below are of: those that the device has come past. None with a driver older than CUDA 12.8.
     pub timed: u64,
     /// Their bytes.
     pub timed_bytes: u64,
-    /// How long their copies took, by the device's clock.
+    /// How long their copies took, by the device's clock; of columns without a bound, what these waited for on their way too.
     pub copying: Duration,
     /// How long the device had nothing to do for lack of a batch, by its own clock: from when all was done that the loop had queued before it asked for the
     /// batch, until that was there. Work on other streams is not seen.
@@ -186,21 +188,37 @@ impl Report {
         longest.filter(|(_, time)| !time.is_zero()).map(|(name, _)| &**name)
     }
 
+    /// The share of its time that its devices stood still for lack of a batch, and the share of that in which it was being copied; where all batches went to devices that tell.
+    fn device_wait(&self) -> Option<(f64, f64)> {
+        let total = (self.total_wait() + self.looped).as_secs_f64();
+        let used = || self.rings.iter().filter(|ring| ring.crossed > 0);
+        let crossed: u64 = used().map(|ring| ring.crossed).sum();
+        let tell = crossed > 0 && crossed == self.batches && used().all(|ring| ring.timed > 0);
+        let wait: f64 = used().map(|ring| ring.device_wait.as_secs_f64()).sum();
+        let for_copies: f64 = used().map(|ring| ring.device_wait_for_copies.as_secs_f64()).sum();
+        (tell && total > 0.0).then(|| (wait / total, if wait > 0.0 { for_copies / wait } else { 0.0 }))
+    }
+
     fn advice(&self) -> String {
-        let Some(name) = self.bottleneck() else { return "the loop never waited".into() };
         let share = self.wait_share() * 100.0;
-        if share < LITTLE {
+        let device = self.device_wait().map(|(wait, for_copies)| (wait * 100.0, for_copies));
+        match device {
+            Some((wait, _)) if wait < LITTLE_OF_A_DEVICE => {
+                return format!(
+                    "the loop waited {share:.1} % of its time, its device {wait:.1} %: what is done with the batches is what takes the time, and a faster loader would not help"
+                );
+            }
+            Some((wait, for_copies)) if for_copies > 0.5 => {
+                return format!(
+                    "the device stood still for {wait:.1} % of the loop's time, most of it until a batch was copied; what would help: more .prefetch(), or fewer bytes a batch: u8 instead of f32, normalised on the device"
+                );
+            }
+            _ => {}
+        }
+        let Some(name) = self.bottleneck() else { return "the loop never waited".into() };
+        if share < LITTLE && device.is_none() {
             return format!(
                 "the loop waited {share:.1} % of its time: what it does with its batches is what takes the time, and a faster loader would not \
-                 help"
-            );
-        }
-        let total = (self.total_wait() + self.looped).as_secs_f64();
-        let timed = self.rings.iter().all(|ring| ring.timed > 0) && !self.rings.is_empty();
-        let on_devices = self.rings.iter().map(|ring| ring.device_wait.as_secs_f64()).sum::<f64>() / total * 100.0;
-        if timed && on_devices < 1.0 {
-            return format!(
-                "the loop waited {share:.0} % of its time, while its device was busy: that stood still for {on_devices:.1} % of it, and a faster loader would not \
                  help"
             );
         }
@@ -220,15 +238,17 @@ impl Report {
             "deliver" => "fewer bytes a batch: u8 instead of f32, normalised on the device",
             _ => "a faster function, or more threads",
         };
-        format!("the loop waited {share:.0} % of its time, most for {name}; what would help: {advice}")
+        let device = device.map_or(String::new(), |(wait, _)| format!(", and its device {wait:.0} %"));
+        format!("the loop waited {share:.0} % of its time{device}, most for {name}; what would help: {advice}")
     }
 }
 
 /// The stage of operations on the device.
 const ON_DEVICE: &str = "on device";
 
-/// Percent of its time that a loop may wait before there is anything to gain.
+/// Percent of its time that a loop may wait before there is anything to gain; and of the loop's time, its device.
 const LITTLE: f64 = 5.0;
+const LITTLE_OF_A_DEVICE: f64 = 1.0;
 
 impl StageReport {
     /// The share of padding in what it laid out, 0 to 1; `None` where it laid out nothing.
@@ -348,11 +368,12 @@ impl fmt::Display for Report {
             self.peak_bytes as f64 / f64::from(1 << 20),
             self.budget_bytes as f64 / f64::from(1 << 20)
         )?;
-        for (number, ring) in self.rings.iter().enumerate().filter(|(_, ring)| ring.timed > 0) {
+        for ring in self.rings.iter().filter(|ring| ring.timed > 0) {
             let (wait, for_copies) = (ring.device_wait.as_secs_f64(), ring.device_wait_for_copies.as_secs_f64());
             writeln!(
                 f,
-                "device {number}: {} batches of {:.1} MiB copied in {:.3} s; it stood still for lack of one for {wait:.3} s, {for_copies:.3} s of which for its copy",
+                "cuda:{}: {} batches of {:.1} MiB copied in {:.3} s; it stood still for lack of one for {wait:.3} s, {for_copies:.3} s of which for its copy",
+                ring.device,
                 ring.timed,
                 ring.timed_bytes as f64 / f64::from(1 << 20) / ring.timed as f64,
                 ring.copying.as_secs_f64(),
@@ -371,5 +392,48 @@ impl fmt::Display for Report {
             writeln!(f, "note: {note}")?;
         }
         write!(f, "{}", self.advice())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A report of a loop that worked for ten seconds and took 100 batches from a device's ring.
+    fn of(waited: f64, device_wait: f64, for_copies: f64) -> String {
+        let counters = Counters::default();
+        counters.waited(WaitedFor::Decode, Duration::from_secs_f64(waited));
+        counters.looped(Duration::from_secs_f64(10.0 - waited));
+        (0..100).for_each(|_| counters.delivered(8));
+        let seconds = Duration::from_secs_f64;
+        let ring = RingReport {
+            crossed: 100,
+            timed: 100,
+            device_wait: seconds(device_wait),
+            device_wait_for_copies: seconds(for_copies),
+            ..RingReport::default()
+        };
+        // That of the loader itself is not used where its batches are split.
+        let rings = vec![RingReport::default(), ring];
+        Report::new(&counters, &[], (0, 0), (Vec::new(), 0), Vec::new(), rings).advice()
+    }
+
+    #[test]
+    fn advice_goes_by_what_the_device_waited_for() {
+        for (waited, device_wait, for_copies, said) in [
+            (4.0, 0.05, 0.0, "the loop waited 40.0 % of its time, its device 0.5 %"),
+            (0.0, 0.0, 0.0, "its device 0.0 %"),
+            // The loop is not kept waiting for copies, but its device is.
+            (
+                0.1,
+                3.0,
+                2.9,
+                "the device stood still for 30.0 % of the loop's time, most of it until a batch was copied",
+            ),
+            (4.0, 3.0, 0.2, "the loop waited 40 % of its time, and its device 30 %, most for decode"),
+        ] {
+            let advice = of(waited, device_wait, for_copies);
+            assert!(advice.contains(said), "{advice}");
+        }
     }
 }

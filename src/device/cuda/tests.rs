@@ -84,7 +84,7 @@ fn calls_of_the_driver_are_in_order_and_what_is_made_is_freed() {
     hold(true);
     // SAFETY: both ends are kept, and waited for.
     unsafe { cuda.copy(locked.pointer(), &to, 1 << 20).unwrap() };
-    let copied = cuda.mark(Stream::Copy).unwrap();
+    let copied = cuda.record(Stream::Copy).unwrap();
     assert!(!cuda.is_done(&copied).unwrap());
     std::thread::sleep(Duration::from_millis(2));
     hold(false);
