@@ -4,7 +4,7 @@
 //! runs every measurement, in some minutes, prints a table, and writes what was measured. The measurements, each by its own name too:
 //!
 //! - `stress`: 100,000 small steps beside random allocations, on a device that lags behind the host: a checksum of every batch, computed on the device, is the
-//!   host's (wanted: all of them, on a device that lags behind for half of the time at least); memory of host and device before and after.
+//!   host's (wanted: all of them, on a device that is kept waiting for less than half of the time); memory of host and device before and after.
 //! - `bandwidth`: bytes a second of batches that the loop only takes, from rows in memory, beside a bare copy of as many bytes from page-locked memory
 //!   (wanted: 90 %); and the same from files, where reading and checking them may be the limit.
 //! - `images`, `raw`: a ResNet-50 in bf16 trains on batches of 256 x 224 x 224, from JPEG decoded by the loader and from raw `u8`; the share of
