@@ -291,6 +291,7 @@ fn report<'a>(shared: &Shared, deliveries: impl Iterator<Item = &'a Delivery>) -
     if !rings.is_empty() {
         notes.extend(Delivery::notes(&pipeline.layouts));
     }
+    notes.extend(shared.store.note_of_cache());
     Report::new(&shared.counters, &functions, budget, shared.skipped.listed(), notes, rings)
 }
 

@@ -93,6 +93,7 @@ impl Loader {
             scheduler,
             pool: Pool::new(scheduler)?,
             io: Io::new(scheduler)?,
+            store: shared.store.clone(),
             account: Account::new(Budget::of_bytes(shared.account.total())),
             counters: Counters::default(),
             skipped: Log::default(),

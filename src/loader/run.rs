@@ -40,6 +40,7 @@ use crate::plan::order::{Arrivals, Order, Picked};
 use crate::plan::state::Progress;
 use crate::source::{self, Decoded};
 use crate::store::FirstByte;
+use crate::store::Store;
 use crate::telemetry::{Clock, Counters, Skipped, WaitedFor};
 use crate::transform::image::Scratch;
 
@@ -49,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) scheduler: Scheduler,
     pub(crate) pool: Pool,
     pub(crate) io: Io,
+    pub(crate) store: Store,
     pub(crate) account: Arc<Account>,
     pub(crate) counters: Counters,
     pub(crate) seed: u64,

@@ -23,6 +23,7 @@
 //!
 //! `[*]`, `[[]` and `[{]` are the characters themselves, as is `%2A` in a `file:` URL.
 
+mod cache;
 mod complete;
 mod first_byte;
 mod list;
@@ -51,13 +52,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use object_store::ObjectStoreExt as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
+use self::cache::{Cache, Found};
 pub(crate) use self::complete::Incomplete;
 pub(crate) use self::first_byte::FirstByte;
 use self::local::Files;
 pub use self::options::StoreOptions;
-use self::pool::Pool;
+use self::pool::{Buffer, Pool};
 use self::remote::Remote;
 use self::url::{Base, Location, Scheme};
 use crate::random::Key;
@@ -106,6 +108,8 @@ pub struct Transfers {
     pub retries: u64,
     /// Bytes of content received, those of failed tries included.
     pub bytes: u64,
+    /// Bytes that came out of the [cache](StoreOptions::cache) instead.
+    pub cached: u64,
 }
 
 /// Access to every store, local and remote; cheap to clone, shared by all threads.
@@ -142,6 +146,7 @@ struct Shared {
     files: Arc<Files>,
     pool: Arc<Pool>,
     turns: Semaphore,
+    cache: OnceCell<Arc<Cache>>,
     transfers: Counters,
     /// Differs between processes, so that they do not retry in step.
     jitter: Key,
@@ -152,6 +157,7 @@ struct Counters {
     requests: AtomicU64,
     retries: AtomicU64,
     bytes: AtomicU64,
+    cached: AtomicU64,
 }
 
 impl Default for Store {
@@ -173,6 +179,7 @@ impl Store {
                 files: Arc::new(Files::new(options.open_files)),
                 pool,
                 turns: Semaphore::new(options.concurrency),
+                cache: OnceCell::new(),
                 transfers: Counters::default(),
                 jitter: Key::new(RandomState::new().hash_one("jitter")),
                 options,
@@ -255,8 +262,68 @@ impl Store {
                 self.count(bytes.len() as u64);
                 Ok(bytes)
             }
-            Location::Remote(base, key) => range::read(&self.shared, &*self.remote(&base)?, &key, object, range).await,
+            Location::Remote(base, key) => {
+                let remote = self.remote(&base)?;
+                match self.cache().await? {
+                    Some(cache) => self.read_through(cache, &remote, &key, object, range).await,
+                    None => range::read(&self.shared, &remote, &key, object, range).await,
+                }
+            }
         }
+    }
+
+    async fn cache(&self) -> Result<Option<Arc<Cache>>> {
+        let Some((folder, limit)) = self.shared.options.cache.clone() else { return Ok(None) };
+        let open = || blocking(move || Cache::open(&folder, limit).map(Arc::new));
+        self.shared.cache.get_or_try_init(open).await.cloned().map(Some)
+    }
+
+    /// Reads from the cache, and what that lacks from the store.
+    async fn read_through(
+        &self,
+        cache: Arc<Cache>,
+        remote: &Remote,
+        key: &str,
+        object: &Object,
+        range: Range<u64>,
+    ) -> Result<Bytes> {
+        let (pool, listed, wanted, opened) = (self.shared.pool.clone(), object.clone(), range.clone(), cache.clone());
+        let turn = self.shared.turns.acquire().await.expect("the semaphore is never closed");
+        let look = move || {
+            let entry = opened.entry(&listed);
+            let found = entry.as_ref().map_or(Ok(Found::Nothing), |entry| entry.read(&pool, &wanted))?;
+            Ok((entry, found))
+        };
+        let (entry, found) = blocking(look).await?;
+        drop(turn);
+        let (missing, buffer) = match found {
+            Found::All(buffer) => (range.end..range.end, Some(buffer)),
+            Found::Part(buffer, missing) => (missing, Some(buffer)),
+            Found::Nothing => (range.clone(), None),
+        };
+        let cached = range.end - range.start - (missing.end - missing.start);
+        self.shared.transfers.cached.fetch_add(cached, Ordering::Relaxed);
+        let mut buffer = match buffer {
+            Some(buffer) if missing.is_empty() => {
+                first_byte::came();
+                return Ok(buffer.freeze());
+            }
+            other => other,
+        };
+        let read = range::read(&self.shared, remote, key, object, missing.clone()).await?;
+        if let Some(buffer) = &mut buffer {
+            let (start, len) = ((missing.start - range.start) as usize, buffer.len());
+            buffer.fill(len)[start..start + read.len()].copy_from_slice(&read);
+        }
+        if let Some(entry) = entry {
+            let (start, kept) = (missing.start, read.clone());
+            blocking(move || {
+                cache.keep(&entry, start, &kept);
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(buffer.map_or(read, Buffer::freeze))
     }
 
     /// Writes an object or file that appears whole or not at all; folders are made as needed.
@@ -325,9 +392,18 @@ impl Store {
 
     /// What has been moved since the store was made.
     pub fn transfers(&self) -> Transfers {
-        let Counters { requests, retries, bytes } = &self.shared.transfers;
+        let Counters { requests, retries, bytes, cached } = &self.shared.transfers;
         let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Transfers { requests: now(requests), retries: now(retries), bytes: now(bytes) }
+        Transfers { requests: now(requests), retries: now(retries), bytes: now(bytes), cached: now(cached) }
+    }
+
+    /// How much of what was read came out of the cache, if there is one.
+    pub(crate) fn note_of_cache(&self) -> Option<String> {
+        let (folder, _) = self.shared.options.cache.as_ref()?;
+        let Transfers { bytes, cached, .. } = self.transfers();
+        let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let (cached, all) = (mebibytes(cached), mebibytes(bytes + cached));
+        Some(format!("of {all:.1} MiB read, {cached:.1} MiB came out of the cache in {}", folder.display()))
     }
 
     fn count(&self, bytes: u64) {

@@ -1,6 +1,7 @@
 //! How a store behaves: retries, timeouts, endpoints, credentials.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ pub struct StoreOptions {
     pub(super) environment: bool,
     pub(super) open_files: usize,
     pub(super) idle_buffer_bytes: Option<usize>,
+    pub(super) cache: Option<(PathBuf, u64)>,
     endpoints: Vec<(Scheme, String)>,
     config: Vec<(Scheme, String, String)>,
     pub(super) registered: Vec<(String, Arc<dyn ObjectStore>)>,
@@ -53,6 +55,7 @@ impl Default for StoreOptions {
             environment: true,
             open_files: 128,
             idle_buffer_bytes: None,
+            cache: None,
             endpoints: Vec::new(),
             config: Vec::new(),
             registered: Vec::new(),
@@ -160,6 +163,35 @@ impl StoreOptions {
         self
     }
 
+    /// Keeps what is read of remote objects in a folder on a local disk, up to `max_bytes`, and reads it from there from then on: in later epochs, and by later processes.
+    ///
+    /// It is held against the version that each object has when it is listed, and against checksums when it is read. Several processes, such as the ranks of a machine, may share a folder.
+    /// When it is full, what is there stays, for data is read over and over, and the rest comes from the store; folders of data that no process uses make room, the
+    /// longest unused first. A disk that fails or is full costs speed alone. Objects without ETag and time are not kept, nor are local files.
+    ///
+    /// # Example
+    /// ```
+    /// use forebay::store::{Store, StoreOptions};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> forebay::Result<()> {
+    /// let folder = tempfile::tempdir().expect("a folder on a local disk");
+    /// Store::memory_put("memory://docs-cache/train.rec", "0123456789".into())?;
+    /// let store = StoreOptions::new().cache(folder.path(), 1 << 30).build();
+    /// let shard = store.head("memory://docs-cache/train.rec").await?;
+    /// for _ in 0..2 {
+    ///     assert_eq!(store.read(&shard, 4..7).await?, "456");
+    /// }
+    /// assert_eq!((store.transfers().bytes, store.transfers().cached), (3, 3));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn cache(mut self, folder: impl Into<PathBuf>, max_bytes: u64) -> Self {
+        self.cache = Some((folder.into(), max_bytes));
+        self
+    }
+
     /// Serves every URL below `base` (`gs://bucket`, `mine://name`) from a store of the user's own.
     ///
     /// # Example
@@ -223,6 +255,7 @@ impl fmt::Debug for StoreOptions {
             .field("environment", &self.environment)
             .field("endpoints", &self.endpoints)
             .field("config", &config)
+            .field("cache", &self.cache)
             .field("registered", &registered)
             .finish_non_exhaustive()
     }

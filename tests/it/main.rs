@@ -1,5 +1,6 @@
 //! One binary for all promises that need more than one module, a file each.
 
+mod cache;
 mod dag;
 mod damage;
 mod faults;
