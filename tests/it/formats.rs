@@ -606,6 +606,13 @@ mod text {
             assert_eq!((ids, error.place().record, error.place().column.as_deref()), (vec![0], Some(1), column));
             assert!(error.to_string().contains(words) && !error.to_string().contains(" line "), "{error}");
         }
+        // A character of which one row has the beginning, and the next the end.
+        let parted = Dataset::open(put("parted.csv", b"x\na\n\xef\n\xbb\xbfb\n"))?.columns([bytes("x")]).batch(1);
+        let mut batches = parted.loader().build()?.into_iter();
+        assert_eq!(batches.next().expect("a row")?.bytes("x")?.collect::<Vec<_>>(), [b"a"]);
+        let error = batches.next().expect("a bad row").expect_err("no UTF-8");
+        assert_eq!(error.place().record, Some(1));
+        assert!(error.to_string().contains("is 0xef, which is no UTF-8"), "{error}");
         for text in [&b"id,x\n0,\xe9\n"[..], b"id,\xe9\n0,1\n"] {
             let error = ids_of(Dataset::open(put("a.csv", text))?.batch(1).loader()).expect_err("no UTF-8");
             assert!(error.to_string().contains("no UTF-8") && error.to_string().contains("iconv"), "{error}");

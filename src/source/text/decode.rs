@@ -136,6 +136,10 @@ impl Shard {
         let capacity = decoder.capacity();
         for (number, row) in rows.iter().enumerate() {
             let (line, end) = line(text, row);
+            // The reader looks at all fields behind each other, where the beginning of a character and its end may come from two of them.
+            if std::str::from_utf8(line).is_err() {
+                return Err(Unread::Refused(ArrowError::CsvError("a row that is no UTF-8".into())));
+            }
             // The reader takes a byte order mark for none of its content, whatever row it begins with: it does not know one that comes in two pieces.
             let (first, line) = line.split_at(usize::from(line.starts_with(BYTE_ORDER_MARK)));
             for part in [first, line, end] {

@@ -3,7 +3,6 @@
 #[cfg(feature = "gcs")]
 pub(crate) mod fake_gcs;
 pub(crate) mod quality;
-#[cfg(feature = "parquet")]
 pub(crate) mod recording;
 pub(crate) mod shards;
 #[cfg(feature = "http")]
