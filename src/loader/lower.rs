@@ -321,16 +321,17 @@ fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, seed: u64) -> 
 
 /// Stages whose samples go through one that makes more or fewer of them, or moves them.
 fn in_front_of_row_changes(node: &Arc<Node>) -> HashSet<*const Node> {
-    fn walk(node: &Arc<Node>, is_early: bool, early: &mut HashSet<*const Node>) {
-        let changes = matches!(&**node, Node::Apply { function, .. } if function.changes_rows());
-        // What is known to be early was walked as such.
-        if !is_early || early.insert(Arc::as_ptr(node)) {
-            node.inputs().iter().for_each(|input| walk(input, is_early || changes, early));
+    /// `seen`: whether as early, too.
+    fn walk(node: &Arc<Node>, is_early: bool, seen: &mut HashMap<*const Node, bool>) {
+        let known = seen.insert(Arc::as_ptr(node), is_early || seen.get(&Arc::as_ptr(node)) == Some(&true));
+        if known.is_none_or(|known| is_early && !known) {
+            let changes = matches!(&**node, Node::Apply { function, .. } if function.changes_rows());
+            node.inputs().iter().for_each(|input| walk(input, is_early || changes, seen));
         }
     }
-    let mut early = HashSet::new();
-    walk(node, false, &mut early);
-    early
+    let mut seen = HashMap::new();
+    walk(node, false, &mut seen);
+    seen.into_iter().filter_map(|(node, is_early)| is_early.then_some(node)).collect()
 }
 
 impl Lowering<'_> {

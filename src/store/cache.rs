@@ -1,12 +1,12 @@
 //! What was read from stores, kept on a local disk for the next time.
 //!
-//! A folder of data (`gs://bucket/train`) has a folder in the cache. There an object has two files: its bytes, as far as they were read, each at its own
-//! offset in a sparse file, and a log of the ranges that are there, each with a checksum. Nothing else says what is there: a record of the log is written
-//! behind its bytes, by one call, so that several processes share a cache, and one that is killed leaves nothing that is believed in and wrong. Whatever
-//! cannot be read, or is not what its checksum says, is asked of the store again.
+//! An object has two files: its bytes, as far as they were read, each at its own offset in a sparse file, and a log of the pieces that are there, each with a checksum.
+//! Nothing else says what is there: a record of the log is written behind its bytes, so that several processes share a cache, and one that is killed leaves
+//! nothing that is believed in and wrong. Whatever cannot be read, or is not what its checksum says, is asked of the store again.
 //!
-//! Where it is full nothing is thrown out for what comes: of a data set that is larger than the cache, and read over and over, the same part stays. Room is made of folders that no
-//! process uses, which hold a lock on those that they do, the longest unused first.
+//! Where it is full nothing is thrown out for what comes: of a data set that is larger than the cache, and read over and over, the same part stays. Room is made of objects that
+//! no process uses, the longest unused first. Objects lie in buckets, by the folder of their URL; a process holds a lock on those that it uses, and what is in
+//! them counts as used for a day.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -14,7 +14,7 @@ use std::io::{self, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -32,52 +32,64 @@ const HEADER: usize = 32;
 /// Start, length, checksum of the bytes, checksum of this record, version. None lies on two pages of memory, so that nobody sees a half of one.
 const RECORD: usize = 32;
 
-/// The file of a folder that says whose it is, and is locked by processes that use it.
-const FOLDER: &str = "folder";
-
-/// Bytes that are read or written by one call, as of local files.
+/// Pieces end at multiples of this: of one that is wanted in part all has to be read for its checksum. Also what is read or written by one call, as of local files.
 const PIECE: usize = 256 << 10;
 
-/// For so long a cache that found nothing to make room of does not look again.
-const FULL_FOR: Duration = Duration::from_secs(60);
+/// Pieces that a process knows of: 40 bytes each. What is more is read from the store.
+const MOST_PIECES: i64 = 8 << 20;
+
+/// Folders that objects lie in, by the folder of their URL.
+const BUCKETS: u64 = 64;
+/// The file of a bucket that is locked by processes that use it.
+const LOCK: &str = "lock";
+
+/// For so long room is not looked for again where there was none.
+const LOOK_AFTER: Duration = Duration::from_secs(60);
+
+/// Objects in buckets that are in use, and that nobody opened for so long, make room.
+const UNUSED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A folder on a local disk, and what this process knows of it.
 #[derive(Debug)]
 pub(super) struct Cache {
     root: PathBuf,
     limit: u64,
-    /// Bytes in it, of all processes; as of the last look, and what was added since.
+    /// Bytes in it, of all processes, as of the last look, and what was added since.
     used: AtomicU64,
     added: AtomicU64,
-    /// Whether it cannot be written to any more.
+    looked: Mutex<Option<Instant>>,
+    /// Whether it cannot be written to (any more).
     broken: AtomicBool,
-    full_until: Mutex<Option<Instant>>,
-    folders: Mutex<HashMap<String, Folder>>,
+    /// How many more pieces may be known.
+    pieces: Arc<AtomicI64>,
+    buckets: Mutex<HashMap<u64, Option<Bucket>>>,
     entries: Mutex<HashMap<Arc<str>, Arc<Entry>>>,
 }
 
-/// The folder of a folder of data, locked for as long as this process may use it.
+/// A bucket, locked for as long as this process may use it.
 #[derive(Debug)]
-struct Folder {
-    path: PathBuf,
+struct Bucket {
+    path: Arc<Path>,
     _lock: File,
 }
 
 /// One object of one version.
 #[derive(Debug)]
 pub(super) struct Entry {
-    data: PathBuf,
-    log: PathBuf,
+    bucket: Arc<Path>,
+    name: u128,
     version: u64,
     known: Mutex<Known>,
+    room: Arc<AtomicI64>,
 }
 
-/// The ranges that are there, by their starts. They may overlap, but none lies within another.
+/// The pieces that are there, by their starts. They may overlap, but none lies within another.
 #[derive(Debug, Default)]
 struct Known {
     pieces: BTreeMap<u64, Piece>,
-    /// Bytes of the log that were read; 0 before its header was.
+    /// Bytes of the log that were read, 0 before its header was; and which file that was.
     read_to: u64,
+    inode: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,42 +98,43 @@ struct Piece {
     crc: u32,
 }
 
-/// What the cache has of a range.
-pub(super) enum Found {
-    All(Buffer),
-    /// All but this part of it, which the rest of the buffer lacks.
-    Part(Buffer, Range<u64>),
-    /// Nothing, or so little that it is not worth while.
-    Nothing,
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether an error of writing lasts.
+fn lasts(error: &io::Error) -> bool {
+    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull)
+}
+
 impl Cache {
-    /// Opens a cache, or makes one (blocking).
+    /// Opens a cache, or makes one (blocking). One on a disk that is full or read-only is read alone.
     ///
     /// # Errors
-    /// A folder that cannot be made or written to.
+    /// A folder that cannot be made.
     pub(super) fn open(root: &Path, limit: u64) -> Result<Self> {
-        let failed = |e| {
-            io_error(e, "the cache's folder cannot be used")
-                .url(root.to_string_lossy().into_owned())
-                .advice("name a folder on a local disk that can be written to: StoreOptions::cache(folder, bytes)")
-        };
         let probe = root.join(format!(".probe-{}", std::process::id()));
-        fs::create_dir_all(root).and_then(|()| File::create(&probe)).map_err(failed)?;
+        let probed = fs::create_dir_all(root).and_then(|()| File::create(&probe));
         _ = fs::remove_file(probe);
-        let used = bytes_in(root);
+        match &probed {
+            Err(error) if !(root.is_dir() && lasts(error)) => {
+                let error = io_error(io::Error::from(error.kind()), "the cache's folder cannot be used");
+                return Err(error.url(root.to_string_lossy().into_owned()).advice(
+                    "name a folder on a local disk that can be written to: StoreOptions::cache(folder, bytes)",
+                ));
+            }
+            _ => {}
+        }
         Ok(Self {
             root: root.to_owned(),
             limit,
-            used: AtomicU64::new(used),
+            used: AtomicU64::new(bytes_in(root)),
             added: AtomicU64::new(0),
-            broken: AtomicBool::new(false),
-            full_until: Mutex::default(),
-            folders: Mutex::default(),
+            looked: Mutex::default(),
+            broken: AtomicBool::new(probed.is_err()),
+            pieces: Arc::new(AtomicI64::new(MOST_PIECES)),
+            buckets: Mutex::default(),
             entries: Mutex::default(),
         })
     }
@@ -129,168 +142,171 @@ impl Cache {
     /// The entry of an object (blocking); none of one whose versions cannot be told apart.
     pub(super) fn entry(&self, object: &Object) -> Option<Arc<Entry>> {
         let version = match (&object.etag, object.modified) {
+            (Some(etag), _) => etag.to_string(),
+            (None, Some(modified)) => modified.to_string(),
             (None, None) => return None,
-            (etag, modified) => xxh3_64(format!("{} {etag:?} {modified:?} {}", object.url, object.size).as_bytes()),
         };
+        let version = xxh3_64(format!("{} {} {version}", object.url, object.size).as_bytes());
         let mut entries = lock(&self.entries);
         if let Some(entry) = entries.get(&object.url).filter(|entry| entry.version == version) {
             return Some(entry.clone());
         }
-        let folder = self.folder(object.url.rsplit_once('/').map_or("", |(folder, _)| folder)).ok()?;
-        let name = format!("{:032x}", xxh3_128(object.url.as_bytes()));
-        let [data, log] = ["data", "log"].map(|kind| folder.join(format!("{name}.{kind}")));
-        let entry = Arc::new(Entry { data, log, version, known: Mutex::default() });
+        let folder = object.url.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let (bucket, name) = (self.bucket(xxh3_64(folder.as_bytes()) % BUCKETS)?, xxh3_128(object.url.as_bytes()));
+        let entry = Arc::new(Entry { bucket, name, version, known: Mutex::default(), room: self.pieces.clone() });
+        // It was used now. (Files of another user's stay as old as they are.)
+        _ = File::open(entry.log()).and_then(|log| log.set_modified(SystemTime::now()));
         entries.insert(object.url.clone(), entry.clone());
         Some(entry)
     }
 
-    /// The folder of a folder of data, which is held from now on.
-    fn folder(&self, url: &str) -> io::Result<PathBuf> {
-        let mut folders = lock(&self.folders);
-        if let Some(folder) = folders.get(url) {
-            return Ok(folder.path.clone());
-        }
-        let path = self.root.join(format!("{:016x}", xxh3_64(url.as_bytes())));
-        let held = path.join(FOLDER);
-        let lock = loop {
-            fs::create_dir_all(&path)?;
-            let mut file = OpenOptions::new().create(true).append(true).open(&held)?;
-            file.lock_shared()?;
-            // Another process may have removed the folder while this one waited for the lock.
-            if fs::metadata(&held).is_ok_and(|now| file.metadata().is_ok_and(|mine| now.ino() == mine.ino())) {
-                if file.metadata()?.len() == 0 {
-                    file.write_all(url.as_bytes())?;
-                }
-                file.set_modified(SystemTime::now())?;
-                break file;
-            }
-        };
-        folders.insert(url.to_owned(), Folder { path: path.clone(), _lock: lock });
-        Ok(path)
+    /// A bucket, which is held from now on; none where that cannot be.
+    fn bucket(&self, number: u64) -> Option<Arc<Path>> {
+        let mut buckets = lock(&self.buckets);
+        let bucket = buckets.entry(number).or_insert_with(|| {
+            let path = self.root.join(format!("bucket-{number:02}"));
+            let lock = fs::create_dir_all(&path).and_then(|()| {
+                let lock = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path.join(LOCK));
+                let lock = lock.or_else(|_| File::open(path.join(LOCK)))?;
+                // Held for a moment by one that makes room.
+                lock.lock_shared()?;
+                Ok(lock)
+            });
+            lock.ok().map(|lock| Bucket { path: path.into(), _lock: lock })
+        });
+        bucket.as_ref().map(|bucket| bucket.path.clone())
     }
 
     /// Keeps what was read of an object (blocking). Where that fails it is read again another time, and a disk that is full is not tried again.
     pub(super) fn keep(&self, entry: &Entry, start: u64, bytes: &Bytes) {
-        let len = bytes.len() as u64;
-        if self.broken.load(Ordering::Relaxed) || !self.has_room(len) {
+        let is_closed = self.broken.load(Ordering::Relaxed) || self.pieces.load(Ordering::Relaxed) <= 0;
+        if is_closed || !self.has_room(bytes.len() as u64) {
             return;
         }
         match entry.write(start, bytes) {
-            Ok(()) => {
-                self.used.fetch_add(len, Ordering::Relaxed);
-                self.added.fetch_add(len, Ordering::Relaxed);
+            Ok(grown) => {
+                self.used.fetch_add(grown, Ordering::Relaxed);
+                self.added.fetch_add(grown, Ordering::Relaxed);
             }
-            Err(error) => {
-                use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-                let lasts = matches!(error.kind(), PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull);
-                self.broken.fetch_or(lasts, Ordering::Relaxed);
-            }
+            Err(error) => _ = self.broken.fetch_or(lasts(&error), Ordering::Relaxed),
         }
     }
 
     /// Whether so many bytes more fit, once room is made where it can be.
     fn has_room(&self, len: u64) -> bool {
-        // Other processes add too.
-        if self.added.load(Ordering::Relaxed) > self.limit / 32 {
-            self.added.store(0, Ordering::Relaxed);
-            // What was written a moment ago may not be on the disk yet.
-            self.used.fetch_max(bytes_in(&self.root), Ordering::Relaxed);
-        }
         let fits = || self.used.load(Ordering::Relaxed).saturating_add(len) <= self.limit;
-        if fits() {
-            return true;
+        // One thread looks, others go by what it found before.
+        let Ok(mut looked) = self.looked.try_lock() else { return fits() };
+        // Other processes add as well.
+        let has_grown = self.added.load(Ordering::Relaxed) > self.limit / 256;
+        if !has_grown && (fits() || looked.is_some_and(|at| at.elapsed() < LOOK_AFTER)) {
+            return fits();
         }
-        let Ok(mut full_until) = self.full_until.try_lock() else { return false };
-        if len > self.limit || full_until.is_some_and(|until| Instant::now() < until) {
-            return false;
+        *looked = Some(Instant::now());
+        self.added.store(0, Ordering::Relaxed);
+        self.used.store(bytes_in(&self.root), Ordering::Relaxed);
+        if !fits() && len <= self.limit {
+            self.make_room(len);
         }
-        for folder in self.unused() {
-            if fits() {
-                break;
+        fits()
+    }
+
+    /// Removes what nobody uses, the longest unused first, until so many bytes fit.
+    fn make_room(&self, len: u64) {
+        // Exclusively held until all is done: a process that wants the bucket waits for that.
+        let mut held: HashMap<PathBuf, Option<File>> = HashMap::new();
+        let mut mine: Vec<PathBuf> = lock(&self.entries).values().map(|entry| entry.log()).collect();
+        mine.sort_unstable();
+        let mut logs: Vec<(SystemTime, PathBuf)> = files_in(&self.root)
+            .filter(|(path, _)| path.extension().is_some_and(|end| end == "log"))
+            .filter_map(|(path, metadata)| Some((metadata.modified().ok()?, path)))
+            .collect();
+        logs.sort_unstable();
+        for (used_at, log) in logs {
+            if self.used.load(Ordering::Relaxed).saturating_add(len) <= self.limit {
+                return;
             }
-            let freed = remove(&folder).unwrap_or(0);
+            let Some(bucket) = log.parent() else { continue };
+            let alone = held.entry(bucket.to_owned()).or_insert_with(|| {
+                let lock = OpenOptions::new().read(true).write(true).open(bucket.join(LOCK)).ok()?;
+                lock.try_lock().is_ok().then_some(lock)
+            });
+            let is_old = used_at.elapsed().is_ok_and(|age| age > UNUSED_FOR);
+            if mine.binary_search(&log).is_ok() || alone.is_none() && !is_old {
+                continue;
+            }
+            let freed: u64 = [log.with_extension("data"), log.clone()]
+                .iter()
+                .map(|file| {
+                    let bytes = fs::metadata(file).map_or(0, |metadata| metadata.blocks() * 512);
+                    if fs::remove_file(file).is_ok() { bytes } else { 0 }
+                })
+                .sum();
             _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| Some(used.saturating_sub(freed)));
         }
-        *full_until = (!fits()).then(|| Instant::now() + FULL_FOR);
-        full_until.is_none()
-    }
-
-    /// Folders that this process does not use, the longest unused first.
-    fn unused(&self) -> Vec<PathBuf> {
-        let mine: Vec<PathBuf> = lock(&self.folders).values().map(|folder| folder.path.clone()).collect();
-        let used_at = |path: &PathBuf| fs::metadata(path.join(FOLDER)).and_then(|at| at.modified()).ok();
-        let mut folders: Vec<_> = folders_of(&self.root).filter(|path| !mine.contains(path)).collect();
-        folders.sort_by_key(used_at);
-        folders
     }
 }
 
-/// Removes a folder that no process uses, and says how many bytes it had.
-fn remove(folder: &Path) -> io::Result<u64> {
-    let held = File::open(folder.join(FOLDER))?;
-    held.try_lock()?;
-    let mut freed = 0;
-    for file in fs::read_dir(folder)? {
-        let file = file?;
-        freed += file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
-        fs::remove_file(file.path())?;
-    }
-    fs::remove_dir(folder)?;
-    Ok(freed)
+/// The files in the buckets of a cache.
+fn files_in(root: &Path) -> impl Iterator<Item = (PathBuf, fs::Metadata)> {
+    let buckets = (0..BUCKETS).map(|number| root.join(format!("bucket-{number:02}")));
+    let files = buckets.flat_map(|bucket| fs::read_dir(bucket).into_iter().flatten().flatten());
+    files.filter_map(|file| Some((file.path(), file.metadata().ok()?)))
 }
 
-fn folders_of(root: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(root).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.join(FOLDER).is_file())
-}
-
-/// Bytes on the disk in the folders of a cache.
+/// Bytes on the disk in a cache.
 fn bytes_in(root: &Path) -> u64 {
-    let files = folders_of(root).flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
-    files.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.blocks() * 512).sum()
+    files_in(root).map(|(_, metadata)| metadata.blocks() * 512).sum()
 }
 
 impl Entry {
-    /// Reads a range as far as it is there (blocking).
+    fn data(&self) -> PathBuf {
+        self.bucket.join(format!("{:032x}.data", self.name))
+    }
+
+    fn log(&self) -> PathBuf {
+        self.bucket.join(format!("{:032x}.log", self.name))
+    }
+
+    /// Whether a range is there, as far as the log says (blocking).
+    pub(super) fn has(&self, range: &Range<u64>) -> bool {
+        lock(&self.known).cover(range).is_some() || self.refresh().is_ok() && lock(&self.known).cover(range).is_some()
+    }
+
+    /// Reads a range that is there (blocking); `None` where it is not after all.
     ///
     /// # Errors
     /// No memory for it.
-    pub(super) fn read(&self, pool: &Arc<Pool>, range: &Range<u64>) -> Result<Found> {
-        let (mut pieces, mut missing) = lock(&self.known).cover(range);
-        // Another thread may just have done so.
-        if !missing.is_empty() && self.refresh().is_ok() {
-            (pieces, missing) = lock(&self.known).cover(range);
-        }
-        let wanted = range.end - range.start;
-        if (missing.end - missing.start) * 2 > wanted {
-            return Ok(Found::Nothing);
-        }
-        let Ok(file) = File::open(&self.data) else {
-            return Ok(Found::Nothing);
-        };
-        let len = usize::try_from(wanted).map_err(|_| Error::config("a range longer than memory"))?;
+    pub(super) fn read(&self, pool: &Arc<Pool>, range: &Range<u64>) -> Result<Option<Buffer>> {
+        let pieces = lock(&self.known).cover(range);
+        let (Some(pieces), Ok(file)) = (pieces, File::open(self.data())) else { return Ok(None) };
+        let len = usize::try_from(range.end - range.start).map_err(|_| Error::config("a range longer than memory"))?;
         let mut buffer = pool.take(len)?;
         let memory = buffer.fill(len);
+        let mut scratch = Vec::new();
         for (start, piece) in pieces {
             let part = start.max(range.start)..piece.end.min(range.end);
             let into = &mut memory[(part.start - range.start) as usize..(part.end - range.start) as usize];
-            if read_piece(&file, start, piece, part, into).is_err() {
+            if read_piece(&file, start, piece, part, into, &mut scratch).is_err() {
                 // Another process replaced it, or the disk lost it.
-                lock(&self.known).pieces.remove(&start);
-                return Ok(Found::Nothing);
+                if lock(&self.known).pieces.remove(&start).is_some() {
+                    self.room.fetch_add(1, Ordering::Relaxed);
+                }
+                return Ok(None);
             }
         }
-        Ok(if missing.is_empty() { Found::All(buffer) } else { Found::Part(buffer, missing) })
+        Ok(Some(buffer))
     }
 
     /// Reads what the log has more than is known.
     fn refresh(&self) -> io::Result<()> {
         let mut known = lock(&self.known);
-        let log = File::open(&self.log)?;
-        let len = log.metadata()?.len();
-        if len < known.read_to {
+        let log = File::open(self.log())?;
+        let metadata = log.metadata()?;
+        if metadata.ino() != known.inode || metadata.len() < known.read_to {
             // It was begun anew.
-            *known = Known::default();
+            self.room.fetch_add(known.pieces.len() as i64, Ordering::Relaxed);
+            *known = Known { inode: metadata.ino(), ..Known::default() };
         }
         if known.read_to == 0 {
             let mut header = [0; HEADER];
@@ -300,16 +316,28 @@ impl Entry {
             }
             known.read_to = HEADER as u64;
         }
-        let mut records = vec![0; ((len - known.read_to) as usize) / RECORD * RECORD];
-        log.read_exact_at(&mut records, known.read_to)?;
-        for record in records.chunks_exact(RECORD) {
-            // What is damaged is passed over, for records behind it stand where they should; and so is what another process wrote of another version.
-            if let Some((start, piece)) = parse(self.version, record) {
-                known.add(start, piece);
+        let mut records = vec![0; PIECE];
+        loop {
+            let left = metadata.len().saturating_sub(known.read_to) as usize / RECORD * RECORD;
+            if left == 0 || self.room.load(Ordering::Relaxed) <= 0 {
+                return Ok(());
             }
-            known.read_to += RECORD as u64;
+            let records = &mut records[..left.min(PIECE)];
+            log.read_exact_at(records, known.read_to)?;
+            for record in records.chunks_exact(RECORD) {
+                // What is damaged is passed over, for records behind it stand where they should; and so is what another process wrote of another version.
+                if let Some((start, piece)) = parse(self.version, record) {
+                    self.add(&mut known, start, piece);
+                }
+                known.read_to += RECORD as u64;
+            }
         }
-        Ok(())
+    }
+
+    fn add(&self, known: &mut Known, start: u64, piece: Piece) {
+        let before = known.pieces.len() as i64;
+        known.add(start, piece);
+        self.room.fetch_sub(known.pieces.len() as i64 - before, Ordering::Relaxed);
     }
 
     fn header(&self) -> [u8; HEADER] {
@@ -319,33 +347,50 @@ impl Entry {
         header
     }
 
-    fn write(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
+    /// Writes bytes and says by how much the files grew on the disk.
+    fn write(&self, start: u64, bytes: &[u8]) -> io::Result<u64> {
         self.begin()?;
-        let data = OpenOptions::new().create(true).truncate(false).write(true).open(&self.data)?;
-        for (piece, at) in bytes.chunks(PIECE).zip((start..).step_by(PIECE)) {
-            data.write_all_at(piece, at)?;
+        let data = OpenOptions::new().create(true).truncate(false).write(true).open(self.data())?;
+        let before = data.metadata()?.blocks();
+        let (mut records, mut pieces, mut at) = (Vec::new(), Vec::new(), start);
+        while at < start + bytes.len() as u64 {
+            let end = (at / PIECE as u64 * PIECE as u64 + PIECE as u64).min(start + bytes.len() as u64);
+            let chunk = &bytes[(at - start) as usize..(end - start) as usize];
+            data.write_all_at(chunk, at)?;
+            let piece = Piece { end, crc: crc32c::crc32c(chunk) };
+            records.extend(record(self.version, at, piece));
+            pieces.push((at, piece));
+            at = end;
         }
-        let piece = Piece { end: start + bytes.len() as u64, crc: crc32c::crc32c(bytes) };
-        OpenOptions::new().append(true).open(&self.log)?.write_all(&record(self.version, start, piece))?;
-        lock(&self.known).add(start, piece);
-        Ok(())
+        OpenOptions::new().append(true).open(self.log())?.write_all(&records)?;
+        let mut known = lock(&self.known);
+        pieces.into_iter().for_each(|(start, piece)| self.add(&mut known, start, piece));
+        Ok((data.metadata()?.blocks().saturating_sub(before)) * 512 + records.len() as u64)
     }
 
-    /// Sees to it that the log is of this version. Another is replaced as a whole (a process that still has that version reads bytes which are not what it
-    /// knows), and so is one that a process was killed in, which would part all records behind it in the middle.
+    /// Sees to it that the log is of this version, and whole. Another is replaced (a process that still has that version reads bytes which are not what it
+    /// knows); one that a process was killed in is filled up, so that no record behind it is parted.
     fn begin(&self) -> io::Result<()> {
-        let mut known = lock(&self.known);
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let _known = lock(&self.known);
         let mut header = [0; HEADER];
-        let log = File::open(&self.log).and_then(|log| log.read_exact_at(&mut header, 0).and(log.metadata()));
-        let is_whole = log.is_ok_and(|log| (log.len() - HEADER as u64).is_multiple_of(RECORD as u64));
-        if !is_whole || header != self.header() {
-            let part = self.log.with_extension(format!("part-{}", std::process::id()));
-            _ = fs::remove_file(&self.data);
-            fs::write(&part, self.header())?;
-            fs::rename(&part, &self.log)?;
-            *known = Known::default();
+        let log = OpenOptions::new().read(true).append(true).open(self.log());
+        let log = log.and_then(|log| log.read_exact_at(&mut header, 0).map(|()| log));
+        match log {
+            Ok(mut log) if header == self.header() => {
+                let torn = log.metadata()?.len() as usize % RECORD;
+                if torn == 0 { Ok(()) } else { log.write_all(&[0; RECORD][torn..]) }
+            }
+            _ => {
+                let unique = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+                let nanos =
+                    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+                let part = self.log().with_extension(format!("part-{}-{}-{nanos}", unique.0, unique.1));
+                _ = fs::remove_file(self.data());
+                fs::write(&part, self.header())?;
+                fs::rename(&part, self.log())
+            }
         }
-        Ok(())
     }
 }
 
@@ -361,46 +406,43 @@ impl Known {
         self.pieces.insert(start, piece);
     }
 
-    /// The piece that begins last of those that hold this byte or end before it. As none lies within another, it is also the one that ends last.
+    /// The piece that begins last of those that begin up to this byte. As none lies within another, it is also the one that ends last.
     fn before(&self, at: u64) -> Option<(u64, Piece)> {
         self.pieces.range(..=at).next_back().map(|(&start, &piece)| (start, piece))
     }
 
-    /// The pieces that a range is read from, and from the first byte to the last that is in none of them.
-    fn cover(&self, range: &Range<u64>) -> (Vec<(u64, Piece)>, Range<u64>) {
-        let (mut pieces, mut missing, mut at) = (Vec::new(), range.end..range.end, range.start);
+    /// The pieces that a range is read from; none where a byte of it is in no piece.
+    fn cover(&self, range: &Range<u64>) -> Option<Vec<(u64, Piece)>> {
+        let (mut pieces, mut at) = (Vec::new(), range.start);
         while at < range.end {
-            if let Some((start, piece)) = self.before(at).filter(|(_, piece)| piece.end > at) {
-                pieces.push((start, piece));
-                at = piece.end;
-            } else {
-                let next = self.pieces.range(at + 1..range.end).next().map_or(range.end, |(&start, _)| start);
-                missing = missing.start.min(at)..next;
-                at = next;
-            }
+            let (start, piece) = self.before(at).filter(|(_, piece)| piece.end > at)?;
+            pieces.push((start, piece));
+            at = piece.end;
         }
-        pieces.retain(|(start, piece)| missing.is_empty() || *start < missing.start || piece.end > missing.end);
-        (pieces, missing)
+        Some(pieces)
     }
 }
 
 /// Reads a part of a piece, all of which has to be what its checksum says.
-fn read_piece(file: &File, start: u64, piece: Piece, part: Range<u64>, into: &mut [u8]) -> io::Result<()> {
+fn read_piece(
+    file: &File,
+    start: u64,
+    piece: Piece,
+    part: Range<u64>,
+    into: &mut [u8],
+    scratch: &mut Vec<u8>,
+) -> io::Result<()> {
     let whole = (piece.end - start) as usize;
     let read = |memory: &mut [u8]| -> io::Result<()> {
-        let mut crc = 0;
-        for (chunk, at) in memory.chunks_mut(PIECE).zip((start..).step_by(PIECE)) {
-            file.read_exact_at(chunk, at)?;
-            crc = crc32c::crc32c_append(crc, chunk);
-        }
-        if crc == piece.crc { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+        file.read_exact_at(memory, start)?;
+        if crc32c::crc32c(memory) == piece.crc { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
     };
     if into.len() == whole {
         return read(into);
     }
-    let mut memory = vec![0; whole];
-    read(&mut memory)?;
-    into.copy_from_slice(&memory[(part.start - start) as usize..][..into.len()]);
+    scratch.resize(whole, 0);
+    read(scratch)?;
+    into.copy_from_slice(&scratch[(part.start - start) as usize..][..into.len()]);
     Ok(())
 }
 
@@ -423,7 +465,7 @@ fn parse(version: u64, record: &[u8]) -> Option<(u64, Piece)> {
     let number = |at: usize| u64::from_le_bytes(record[at..at + 8].try_into().expect("eight bytes"));
     let half = |at: usize| u32::from_le_bytes(record[at..at + 4].try_into().expect("four bytes"));
     let (start, len) = (number(0), number(8));
-    let counts = check(record) == half(20) && number(24) == version;
+    let counts = check(record) == half(20) && number(24) == version && len <= PIECE as u64;
     counts.then_some((start, Piece { end: start.checked_add(len)?, crc: half(16) }))
 }
 
@@ -472,16 +514,31 @@ mod tests {
         let (one, two) = (store(folder.path(), 10 * MIB), store(folder.path(), 10 * MIB));
         assert_eq!(read(&one, url, 100..2_000_000, &expected).await, 1_999_900);
         assert_eq!(read(&one, url, 100..2_000_000, &expected).await, 0);
-        // A part of it, and what is behind it as well; what the other has read since.
+        // Any part of it; what the other has read since; and where anything is missing, all.
         assert_eq!(read(&two, url, 5000..5001, &expected).await, 0);
-        assert_eq!(read(&two, url, 1_900_000..2_100_000, &expected).await, 100_000);
+        assert_eq!(read(&two, url, 1_900_000..2_100_000, &expected).await, 200_000);
         assert_eq!(read(&one, url, 1_900_000..2_100_000, &expected).await, 0);
-        // With a gap of a hundred bytes; from the first gap to the last by one request; where more than half is missing, all of it.
-        assert_eq!(read(&one, url, 2_100_100..2_200_000, &expected).await, 99_900);
-        assert_eq!(read(&two, url, 2_000_000..2_200_000, &expected).await, 100);
-        assert_eq!(read(&two, url, 2_200_010..2_210_000, &expected).await, 9990);
-        assert_eq!(read(&two, url, 0..2_210_000, &expected).await, 2_210_000);
-        assert_eq!(read(&one, url, 0..2_210_000, &expected).await, 0);
+        assert_eq!(read(&one, url, 100..2_100_000, &expected).await, 0);
+        assert_eq!(read(&one, url, 99..2_100_000, &expected).await, 2_099_901);
+        assert_eq!(read(&two, url, 99..2_100_000, &expected).await, 0);
+    }
+
+    #[test]
+    fn no_piece_is_longer_than_what_is_read_for_one_byte_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path(), 1 << 30).unwrap();
+        let object = Object { url: "gs://bucket/x".into(), size: 1 << 30, etag: Some("a".into()), modified: None };
+        let entry = cache.entry(&object).unwrap();
+        cache.keep(&entry, 1000, &content(1, 3 * PIECE));
+        let pieces: Vec<(u64, u64)> =
+            lock(&entry.known).pieces.iter().map(|(start, piece)| (*start, piece.end)).collect();
+        let at = |piece: usize| (piece * PIECE) as u64;
+        assert_eq!(pieces, [(1000, at(1)), (at(1), at(2)), (at(2), at(3)), (at(3), at(3) + 1000)]);
+        assert_eq!(cache.pieces.load(Ordering::Relaxed), MOST_PIECES - 4);
+        // Once there are as many as may be, nothing more is kept, or read from the log.
+        cache.pieces.store(0, Ordering::Relaxed);
+        cache.keep(&entry, 0, &content(2, 1000));
+        assert!(entry.has(&(1000..2000)) && !entry.has(&(0..1000)));
     }
 
     #[tokio::test]
@@ -491,10 +548,8 @@ mod tests {
             let url = format!("memory://cache-random-{seed}/x");
             let mut expected = put(&url, seed, 50_000);
             let stores = [0, 1].map(|_| store(folder.path(), 200_000));
-            let entry = || {
-                let files = fs::read_dir(folders_of(folder.path()).next()?).ok()?;
-                files.flatten().map(|file| file.path()).find(|path| path.extension().is_some_and(|end| end == "log"))
-            };
+            let is_log = |path: &PathBuf| path.extension().is_some_and(|end| end == "log");
+            let entry = || files_in(folder.path()).map(|(path, _)| path).find(is_log);
             for step in 0..300u64 {
                 let start = rng.random_range(0..50_000);
                 let end = rng.random_range(start..=50_000.min(start + 8000));

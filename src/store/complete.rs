@@ -120,9 +120,13 @@ async fn incomplete_of(
     sizes: &HashMap<&str, u64>,
 ) -> Result<Vec<Incomplete>> {
     let none = |error: &Error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Access);
-    let bytes = match store.head(&manifest).await {
+    let read = match store.head(&manifest).await {
         Ok(object) if object.size > LARGEST => return Ok(Vec::new()),
-        Ok(object) => store.read(&object, 0..object.size).await?,
+        Ok(object) => store.read(&object, 0..object.size).await,
+        Err(error) => Err(error),
+    };
+    let bytes = match read {
+        Ok(bytes) => bytes,
         Err(error) if none(&error) => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };

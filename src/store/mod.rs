@@ -54,12 +54,12 @@ use futures::FutureExt as _;
 use object_store::ObjectStoreExt as _;
 use tokio::sync::{OnceCell, Semaphore};
 
-use self::cache::{Cache, Found};
+use self::cache::Cache;
 pub(crate) use self::complete::Incomplete;
 pub(crate) use self::first_byte::FirstByte;
 use self::local::Files;
 pub use self::options::StoreOptions;
-use self::pool::{Buffer, Pool};
+use self::pool::Pool;
 use self::remote::Remote;
 use self::url::{Base, Location, Scheme};
 use crate::random::Key;
@@ -278,7 +278,7 @@ impl Store {
         self.shared.cache.get_or_try_init(open).await.cloned().map(Some)
     }
 
-    /// Reads from the cache, and what that lacks from the store.
+    /// Reads from the cache, or else from the store and into the cache.
     async fn read_through(
         &self,
         cache: Arc<Cache>,
@@ -287,43 +287,30 @@ impl Store {
         object: &Object,
         range: Range<u64>,
     ) -> Result<Bytes> {
-        let (pool, listed, wanted, opened) = (self.shared.pool.clone(), object.clone(), range.clone(), cache.clone());
-        let turn = self.shared.turns.acquire().await.expect("the semaphore is never closed");
-        let look = move || {
-            let entry = opened.entry(&listed);
-            let found = entry.as_ref().map_or(Ok(Found::Nothing), |entry| entry.read(&pool, &wanted))?;
-            Ok((entry, found))
-        };
-        let (entry, found) = blocking(look).await?;
-        drop(turn);
-        let (missing, buffer) = match found {
-            Found::All(buffer) => (range.end..range.end, Some(buffer)),
-            Found::Part(buffer, missing) => (missing, Some(buffer)),
-            Found::Nothing => (range.clone(), None),
-        };
-        let cached = range.end - range.start - (missing.end - missing.start);
-        self.shared.transfers.cached.fetch_add(cached, Ordering::Relaxed);
-        let mut buffer = match buffer {
-            Some(buffer) if missing.is_empty() => {
+        let (opened, listed, wanted) = (cache.clone(), object.clone(), range.clone());
+        let look = move || Ok(opened.entry(&listed).map(|entry| (entry.has(&wanted), entry)));
+        let entry = match blocking(look).await? {
+            Some((true, entry)) => {
                 first_byte::came();
-                return Ok(buffer.freeze());
+                let (pool, known, wanted) = (self.shared.pool.clone(), entry.clone(), range.clone());
+                if let Some(buffer) = blocking(move || known.read(&pool, &wanted)).await? {
+                    self.shared.transfers.cached.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+                    return Ok(buffer.freeze());
+                }
+                Some(entry)
             }
-            other => other,
+            looked => looked.map(|(_, entry)| entry),
         };
-        let read = range::read(&self.shared, remote, key, object, missing.clone()).await?;
-        if let Some(buffer) = &mut buffer {
-            let (start, len) = ((missing.start - range.start) as usize, buffer.len());
-            buffer.fill(len)[start..start + read.len()].copy_from_slice(&read);
-        }
+        let read = range::read(&self.shared, remote, key, object, range.clone()).await?;
         if let Some(entry) = entry {
-            let (start, kept) = (missing.start, read.clone());
+            let kept = read.clone();
             blocking(move || {
-                cache.keep(&entry, start, &kept);
+                cache.keep(&entry, range.start, &kept);
                 Ok(())
             })
             .await?;
         }
-        Ok(buffer.map_or(read, Buffer::freeze))
+        Ok(read)
     }
 
     /// Writes an object or file that appears whole or not at all; folders are made as needed.

@@ -166,7 +166,7 @@ impl StoreOptions {
     /// Keeps what is read of remote objects in a folder on a local disk, up to `max_bytes`, and reads it from there from then on: in later epochs, and by later processes.
     ///
     /// It is held against the version that each object has when it is listed, and against checksums when it is read. Several processes, such as the ranks of a machine, may share a folder.
-    /// When it is full, what is there stays, for data is read over and over, and the rest comes from the store; folders of data that no process uses make room, the
+    /// When it is full, what is there stays, for data is read over and over, and the rest comes from the store; objects that no process uses make room, the
     /// longest unused first. A disk that fails or is full costs speed alone. Objects without ETag and time are not kept, nor are local files.
     ///
     /// # Example

@@ -193,7 +193,8 @@ impl Report {
         let total = (self.total_wait() + self.looped).as_secs_f64();
         let used = || self.rings.iter().filter(|ring| ring.crossed > 0);
         let crossed: u64 = used().map(|ring| ring.crossed).sum();
-        let tell = crossed > 0 && crossed == self.batches && used().all(|ring| ring.timed > 0);
+        // A batch is counted as taken behind its hand-over.
+        let tell = crossed > 0 && crossed >= self.batches && used().all(|ring| ring.timed > 0);
         let wait: f64 = used().map(|ring| ring.device_wait.as_secs_f64()).sum();
         let for_copies: f64 = used().map(|ring| ring.device_wait_for_copies.as_secs_f64()).sum();
         (tell && total > 0.0).then(|| (wait / total, if wait > 0.0 { for_copies / wait } else { 0.0 }))

@@ -154,12 +154,12 @@ pub(super) fn run(args: &VerifyArgs, terminal: &Terminal) -> Result<Verdict, Fai
 fn shortened(shards: &Shards) -> Vec<Error> {
     let keeper = Keeper::new(default_index_dir());
     let of = |object: &Object| {
+        let beside = shards.store.local_path(object).map(|path| beside(&path, object));
+        let stored = [Some(keeper.look(object)), beside].map(|kept| kept.unwrap_or(Kept::Nothing));
+        // One that holds says that nothing is lost.
+        let holds = stored.iter().any(|kept| matches!(kept, Kept::Index(_)));
         let shortened = |kept| if let Kept::Stale(why) = kept { Outdated::shortened(&why) } else { None };
-        let shortened = match keeper.look(object) {
-            // What was indexed since holds.
-            Kept::Index(_) => None,
-            kept => shortened(kept).or_else(|| shortened(beside(&shards.store.local_path(object)?, object))),
-        }?;
+        let shortened = stored.into_iter().find_map(shortened).filter(|_| !holds)?;
         let advice = format!("copy it again, or, if it was rewritten, index it anew: forebay index '{}'", object.url);
         Some(Error::corrupt(shortened.to_string()).url(object.url.clone()).advice(advice))
     };
