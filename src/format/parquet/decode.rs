@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayData, ArrayRef, RecordBatch};
+use arrow::array::{Array, ArrayData, ArrayRef, RecordBatch, StringViewArray};
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use bytes::{Buf, Bytes};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection, RowSelector};
-use parquet::basic::Type as Physical;
+use parquet::basic::{ConvertedType, Type as Physical};
 use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{ChunkReader, Length};
 
@@ -412,22 +412,31 @@ fn decode_general(footer: &Footer, part: &Part, leaves: &[usize], fetched: &Fetc
         if batch.num_rows() as u64 != rows {
             return Err(Error::corrupt(format!("{} rows, where the footer says {rows}", batch.num_rows())));
         }
-        if !batch.columns().iter().all(|array| begins_with_characters(&array.to_data())) {
-            return Err(Error::corrupt("a text begins in the middle of a character"));
+        // The crate goes by the older of the two ways in which a footer says that a column is text.
+        let descr = footer.metadata().file_metadata().schema_descr();
+        let is_checked = leaves.iter().map(|&leaf| descr.column(leaf)).all(|column| {
+            column.physical_type() != Physical::BYTE_ARRAY || column.converted_type() == ConvertedType::UTF8
+        });
+        if !batch.columns().iter().all(|array| is_text(&array.to_data(), is_checked)) {
+            return Err(Error::corrupt("a text is no UTF-8"));
         }
         Ok(batch)
     })
 }
 
-/// Whether each text begins with a character. The crate holds the texts of delta encodings against UTF-8 on end, not each by itself: of a character that
-/// lies in two of them the second begins with its rest.
-fn begins_with_characters(array: &ArrayData) -> bool {
-    if *array.data_type() == DataType::Utf8View {
+/// Whether each text is one. Where that was checked it is left to see that each begins with a character: the crate holds the texts of delta encodings against UTF-8
+/// on end, not each by itself, so that of a character that lies in two of them the second begins with its rest.
+fn is_text(array: &ArrayData, is_checked: bool) -> bool {
+    if *array.data_type() != DataType::Utf8View {
+        return array.child_data().iter().all(|child| is_text(child, is_checked));
+    }
+    if is_checked {
         // A view has the length in its lowest 32 bits, and the first byte behind them.
         let views = &array.buffers()[0].typed_data::<u128>()[array.offset()..array.offset() + array.len()];
         return views.iter().all(|view| *view as u32 == 0 || (view >> 32) as u8 & 0xc0 != 0x80);
     }
-    array.child_data().iter().all(begins_with_characters)
+    let texts = StringViewArray::from(array.clone()).to_binary_view();
+    texts.iter().flatten().all(|text| std::str::from_utf8(text).is_ok())
 }
 
 /// Cuts rows into about so many parts, at the pages of their largest column; into one where it is not known where pages stand.
