@@ -6,7 +6,7 @@
 //!
 //! Where it is full nothing is thrown out for what comes: of a data set that is larger than the cache, and read over and over, the same part stays. Room is made of objects that
 //! no process uses, the longest unused first. Objects lie in buckets, by the folder of their URL; a process holds a lock on those that it uses, and what is in
-//! them counts as used for a day.
+//! them counts as used for a day after it was read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -46,8 +46,9 @@ const LOCK: &str = "lock";
 /// For so long room is not looked for again where there was none.
 const LOOK_AFTER: Duration = Duration::from_secs(60);
 
-/// Objects in buckets that are in use, and that nobody opened for so long, make room.
+/// Objects in buckets that are in use, and that nobody has read for so long, make room. What is read is marked once in a while.
 const UNUSED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+const MARK_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// A folder on a local disk, and what this process knows of it.
 #[derive(Debug)]
@@ -81,6 +82,8 @@ pub(super) struct Entry {
     version: u64,
     known: Mutex<Known>,
     room: Arc<AtomicI64>,
+    /// When it was last marked as used.
+    marked: Mutex<Instant>,
 }
 
 /// The pieces that are there, by their starts. They may overlap, but none lies within another.
@@ -153,9 +156,9 @@ impl Cache {
         }
         let folder = object.url.rsplit_once('/').map_or("", |(folder, _)| folder);
         let (bucket, name) = (self.bucket(xxh3_64(folder.as_bytes()) % BUCKETS)?, xxh3_128(object.url.as_bytes()));
-        let entry = Arc::new(Entry { bucket, name, version, known: Mutex::default(), room: self.pieces.clone() });
-        // It was used now. (Files of another user's stay as old as they are.)
-        _ = File::open(entry.log()).and_then(|log| log.set_modified(SystemTime::now()));
+        let (known, room, marked) = (Mutex::default(), self.pieces.clone(), Mutex::new(Instant::now()));
+        let entry = Arc::new(Entry { bucket, name, version, known, room, marked });
+        entry.mark();
         entries.insert(object.url.clone(), entry.clone());
         Some(entry)
     }
@@ -268,6 +271,11 @@ impl Entry {
         self.bucket.join(format!("{:032x}.log", self.name))
     }
 
+    /// Marks it as used now. (Files of another user stay as old as they are.)
+    fn mark(&self) {
+        _ = File::open(self.log()).and_then(|log| log.set_modified(SystemTime::now()));
+    }
+
     /// Whether a range is there, as far as the log says (blocking).
     pub(super) fn has(&self, range: &Range<u64>) -> bool {
         lock(&self.known).cover(range).is_some() || self.refresh().is_ok() && lock(&self.known).cover(range).is_some()
@@ -278,6 +286,12 @@ impl Entry {
     /// # Errors
     /// No memory for it.
     pub(super) fn read(&self, pool: &Arc<Pool>, range: &Range<u64>) -> Result<Option<Buffer>> {
+        if let Ok(mut marked) = self.marked.try_lock()
+            && marked.elapsed() > MARK_AFTER
+        {
+            *marked = Instant::now();
+            self.mark();
+        }
         let pieces = lock(&self.known).cover(range);
         let (Some(pieces), Ok(file)) = (pieces, File::open(self.data())) else { return Ok(None) };
         let len = usize::try_from(range.end - range.start).map_err(|_| Error::config("a range longer than memory"))?;
@@ -653,6 +667,30 @@ mod tests {
         );
         assert_eq!(pass(&using, "used", 0..1).await, 0, "a folder that is in use stays");
         assert_eq!(pass(&using, "old", 0..1).await, 1);
+    }
+
+    #[tokio::test]
+    async fn what_a_folder_in_use_has_lost_makes_room_in_a_day() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = |shard: u64| format!("memory://cache-lost/x/{shard}");
+        let expected: Vec<Bytes> = (0..3).map(|shard| put(&url(shard), shard, MIB)).collect();
+        let whole = async |store: &Store, shard: u64| {
+            read(store, &url(shard), 0..MIB as u64, &expected[shard as usize]).await / MIB as u64
+        };
+        let new = || store(folder.path(), 2 * MIB + MIB / 2);
+        let using = new();
+        assert_eq!((whole(&using, 0).await, whole(&using, 1).await), (1, 1));
+        let other = new();
+        assert_eq!((whole(&other, 2).await, whole(&other, 2).await), (1, 1), "there is no room");
+        let log = |shard: u64| {
+            let name = format!("{:032x}.log", xxh3_128(url(shard).as_bytes()));
+            files_in(folder.path()).map(|(path, _)| path).find(|path| path.ends_with(&name)).unwrap()
+        };
+        let old = SystemTime::now() - 2 * UNUSED_FOR;
+        File::options().write(true).open(log(1)).unwrap().set_modified(old).unwrap();
+        let other = new();
+        assert_eq!((whole(&other, 2).await, whole(&other, 2).await), (1, 0));
+        assert_eq!((whole(&using, 0).await, whole(&using, 1).await), (0, 1));
     }
 
     #[tokio::test]
