@@ -281,16 +281,20 @@ fn a_fault_of_the_device_is_an_error_in_its_place_and_loses_no_memory() {
 
 #[test]
 fn what_cannot_be_measured_is_delivered_all_the_same() {
-    // Three marks a batch.
-    for nth in 0..18 {
-        let device = Emulated::new(nth, Duration::ZERO);
-        let mut loader = on(&device, dataset(ROWS).batch(4).loader());
-        device.fail(Call::Mark, nth as usize);
-        assert_eq!(loader.epoch(0).map(Result::unwrap).count(), 6);
-        device.finish();
-        let ring = loader.report().rings[0];
-        assert_eq!((ring.crossed, ring.timed), (6, 5), "{nth}");
-    }
+    // Three marks a batch, some of them of the next epoch's, which is read ahead.
+    let timed: Vec<u64> = (0..18)
+        .map(|nth| {
+            let device = Emulated::new(nth, Duration::ZERO);
+            let mut loader = on(&device, dataset(ROWS).batch(4).loader());
+            device.fail(Call::Mark, nth as usize);
+            assert_eq!(loader.epoch(0).map(Result::unwrap).count(), 6);
+            device.finish();
+            let ring = loader.report().rings[0];
+            assert_eq!(ring.crossed, 6);
+            ring.timed
+        })
+        .collect();
+    assert!(timed.iter().all(|timed| [5, 6].contains(timed)) && timed[0] == 5, "{timed:?}");
 }
 
 #[test]
