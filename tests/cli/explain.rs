@@ -48,7 +48,10 @@ fn it_is_drawn_and_given_as_json() {
 fn pixels_shuffles_and_payloads_are_chosen() {
     let folder = Folder::new();
     let text = |args: &[&str]| folder.run_to(0, ["explain", "a"].iter().chain(args)).out;
-    assert!(text(&["--image", "x", "--f32"]).contains("normalize, bilinear, f32 [3, 224, 224]"));
+    assert!(
+        text(&["--image", "x", "--f32"])
+            .contains("normalize [0.485, 0.456, 0.406] [0.229, 0.224, 0.225], bilinear, f32 [3, 224, 224]")
+    );
     assert!(text(&["--image", "x", "--u8"]).contains("u8 [3, 224, 224]"));
     assert!(text(&["--shuffle", "global"]).contains("shuffle global"));
     assert!(text(&["--shuffle", "none"]).contains("shuffle none"));
