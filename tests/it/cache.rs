@@ -71,3 +71,27 @@ fn a_second_epoch_and_a_second_process_read_the_disk() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+#[cfg(all(feature = "cli", feature = "http"))]
+fn the_bench_reads_out_of_a_cache() {
+    use crate::support::shards::shard;
+    use crate::support::web::Web;
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let bench = |url: &str, cache: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_forebay"));
+        command.args(["bench", "raw", url, "--epochs", "1", "--quiet", "--json", "--cache", cache]);
+        let ended = command.current_dir(folder.path()).env("FOREBAY_INDEX_DIR", "index").output().expect("it runs");
+        ended.status.success()
+    };
+    let whole = shard((0..300).map(|number| vec![number as u8; 1000]), Compression::None);
+    let mut damaged = whole.clone();
+    damaged[100_000..].fill(0);
+    let web = Web::start(whole, "\"one\"");
+    assert!(bench(&web.url(), "cache"));
+    // What was read before is good; what the server says is of the same version is not.
+    web.replace(damaged, "\"one\"");
+    assert!(bench(&web.url(), "cache"));
+    assert!(!bench(&web.url(), "other"));
+}

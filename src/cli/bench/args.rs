@@ -90,6 +90,15 @@ pub(in crate::cli) struct BenchArgs {
     /// Bytes that the loader may have in flight, in MiB [default: a quarter of the memory].
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) budget: Option<u64>,
+    /// Batches that wait for the loop, or for each accelerator [default: 2, more of small ones].
+    #[arg(long, value_name = "BATCHES")]
+    pub(super) prefetch: Option<usize>,
+    /// Keep what is read of remote shards in this folder, on a local disk.
+    #[arg(long, value_name = "FOLDER", requires = "urls")]
+    pub(super) cache: Option<PathBuf>,
+    /// Bytes of the cache, in MiB.
+    #[arg(long, value_name = "MIB", requires = "cache", default_value_t = 100 << 10, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub(super) cache_size: u64,
     /// Measure the bare loops beside it.
     #[arg(long)]
     pub(super) limit: bool,

@@ -31,6 +31,9 @@ pub(super) struct Plan {
 /// Steps without time in front of a run, for the memory of all batches that are on their way or held at a time.
 const WARM_UP: u64 = 5;
 
+/// How long the loader's maximum is measured, at least, where the run behind it is no shorter.
+const LONG_ENOUGH: Duration = Duration::from_secs(2);
+
 /// How late timers fire on virtual machines. An accelerator's own clock does not: so long before a step's end one thread stays awake.
 const TIMERS_LATE: Duration = Duration::from_micros(150);
 
@@ -49,6 +52,10 @@ pub(super) struct Emulation {
 /// One run.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Ran {
+    /// What the same accelerators took just before when no step needed time: the loader's maximum, as it is asked for here.
+    pub(super) maximum_samples_per_s: f64,
+    /// What they ask for of it.
+    pub(super) demand_share: f64,
     /// Steps that each accelerator took.
     pub(super) steps: u64,
     /// Time in steps over all time.
@@ -222,42 +229,76 @@ fn run_all<B>(
     whole.ok_or_else(|| Error::new(ErrorKind::Corrupt, "the loader ended before the last step"))
 }
 
+impl Plan {
+    fn samples_per_step(&self) -> usize {
+        self.batch * self.accelerators as usize
+    }
+
+    /// Samples that they ask for in a second.
+    pub(super) fn demand(&self) -> f64 {
+        self.samples_per_step() as f64 / self.step.as_secs_f64()
+    }
+}
+
 /// Runs accelerators on a loader's batches.
 fn run_on(loader: &mut Loader, plan: &Plan) -> Result<Vec<Seen>> {
     let parts = loader.split(&vec![Device::Cpu; plan.accelerators as usize])?;
     run_all(parts, num_threads(plan.accelerators), Batch::len, plan)
 }
 
-/// The share of time in steps, from the end of the first on.
-fn behind_first(plan: &Plan, ends: &[Instant]) -> f64 {
+/// Steps a second, from the end of the first on.
+fn behind_first(ends: &[Instant]) -> f64 {
     let (Some(first), Some(last)) = (ends.first(), ends.last()) else { return f64::NAN };
-    plan.step.as_secs_f64() * (ends.len() - 1) as f64 / (*last - *first).as_secs_f64()
+    (ends.len() - 1) as f64 / (*last - *first).as_secs_f64()
+}
+
+/// Samples a second of the accelerators of a plan when no step needs time. They hold as many batches as with time, which counts: what one loop takes and lets go at
+/// once stays in the cores' caches.
+fn maximum_on(loader: &mut Loader, plan: &Plan) -> Result<f64> {
+    let long_enough = (plan.step * u32::try_from(plan.steps).unwrap_or(u32::MAX)).min(LONG_ENOUGH);
+    // The memory of all these batches is gigabytes for large ones, of which the kernel clears each page at its first use: seconds, which a training has behind it
+    // soon, and a short run would be measured by.
+    let mut steps = WARM_UP;
+    run_on(loader, &Plan { steps, step: Duration::ZERO, ..*plan })?;
+    loop {
+        let began = Instant::now();
+        let seen = run_on(loader, &Plan { steps, step: Duration::ZERO, ..*plan })?;
+        if began.elapsed() >= long_enough {
+            return Ok(behind_first(&seen[0].ends) * plan.samples_per_step() as f64);
+        }
+        steps *= 2;
+    }
+}
+
+/// See [`Ran::maximum_samples_per_s`].
+pub(super) fn maximum(bench: &Bench<'_>, scheduler: Scheduler, plan: &Plan) -> Result<f64> {
+    maximum_on(&mut bench.endless(plan.samples_per_step(), scheduler)?, plan)
 }
 
 /// The utilisation of accelerators that have nothing to wait for.
 pub(super) fn without_loader(plan: &Plan) -> Result<f64> {
     let parts = (0..plan.accelerators).map(|_| std::iter::repeat_with(|| Ok(()))).collect();
     let seen = run_all(parts, num_threads(plan.accelerators), |_| plan.batch, plan)?;
-    Ok(behind_first(plan, &seen[0].ends))
+    Ok(behind_first(&seen[0].ends) * plan.step.as_secs_f64())
 }
 
 /// Emulates once, on a loader of its own, whose batches go on as long as steps are to be taken.
 pub(super) fn emulate(bench: &Bench<'_>, scheduler: Scheduler, plan: &Plan) -> Result<(Measured, Ran, Loader)> {
-    let mut loader = bench.endless(plan.batch * plan.accelerators as usize, scheduler)?;
-    // Batches of many accelerators are gigabytes, of which the kernel clears each page at its first use: seconds, which a training has behind it soon, and a short
-    // run would be measured by.
-    run_on(&mut loader, &Plan { steps: WARM_UP, step: Duration::ZERO, ..*plan })?;
+    let mut loader = bench.endless(plan.samples_per_step(), scheduler)?;
+    let maximum_samples_per_s = maximum_on(&mut loader, plan)?;
     let meter = Meter::start(&loader);
     let seen = run_on(&mut loader, plan)?;
     let used = meter.stop(&loader);
     let (steps, step) = (plan.steps, plan.step.as_secs_f64());
     // Each step ends for all at once.
-    let utilisation_after_first = behind_first(plan, &seen[0].ends);
+    let utilisation_after_first = behind_first(&seen[0].ends) * step;
     let mut waits: Vec<Duration> = seen.into_iter().flat_map(|seen| seen.waits).collect();
     let waited: Duration = waits.iter().sum();
     waits.sort_unstable();
     let samples = waits.len() as u64 * plan.batch as u64;
     let ran = Ran {
+        maximum_samples_per_s,
+        demand_share: plan.demand() / maximum_samples_per_s,
         steps,
         utilisation: step * steps as f64 / used.wall_s,
         utilisation_after_first,

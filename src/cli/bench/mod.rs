@@ -34,6 +34,7 @@ use crate::engine::{Budget, Scheduler};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::tfrecord::{FOOTER_BYTES, HEADER_BYTES};
 use crate::loader::Loader;
+use crate::store::StoreOptions;
 
 /// How long accelerators run, and loaders that they are held against, where nobody says.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
@@ -112,9 +113,16 @@ struct Checked {
 
 impl Bench<'_> {
     fn loader(&self, batch: usize, endless: bool, scheduler: Scheduler) -> Result<Loader> {
-        let dataset = self.args.workload.dataset(&self.input, self.args.u8, batch, self.shuffle, endless)?;
+        let mut dataset = self.args.workload.dataset(&self.input, self.args.u8, batch, self.shuffle, endless)?;
+        if let Some(batches) = self.args.prefetch {
+            dataset = dataset.prefetch(batches);
+        }
         let budget = self.args.budget.map_or_else(Budget::default, Budget::mebibytes);
-        dataset.loader().scheduler(scheduler).budget(budget).build()
+        let mut store = StoreOptions::new();
+        if let Some(folder) = &self.args.cache {
+            store = store.cache(folder, self.args.cache_size << 20);
+        }
+        dataset.loader().scheduler(scheduler).budget(budget).store(store).build()
     }
 
     /// A loader of one epoch that does not end.
@@ -171,14 +179,13 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
     if bench.rows == 0 && (args.step().is_some() || args.jitter) {
         return Err(Error::new(ErrorKind::NotFound, "there are no samples to train on").into());
     }
-    let mut maxima = Vec::new();
     let (mut measured, loader) = match args.step().filter(|_| !args.find_accelerators) {
         Some(step) => {
             drop(loader);
             accelerators(&bench, scheduler, step)?
         }
         None => {
-            let measured = alone(&mut loader, args, &mut maxima)?;
+            let measured = alone(&mut loader, args)?;
             (measured, loader)
         }
     };
@@ -196,7 +203,7 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
     }
     drop(loader);
     if let Some(step) = args.step().filter(|_| args.find_accelerators) {
-        measured.search = Some(search::search(&bench, scheduler, step, maxima)?);
+        measured.search = Some(search::search(&bench, scheduler, step, measured.samples_per_s)?);
     }
     if args.jitter {
         let polite = args.polite_scheduler();
@@ -384,15 +391,15 @@ impl Measured {
     }
 }
 
-/// Measures the loader by itself; as often as accelerators run where they are held against it. `rates` are those of all times; the rest is of their median.
-fn alone(loader: &mut Loader, args: &BenchArgs, rates: &mut Vec<f64>) -> Result<Measured> {
+/// Measures the loader by itself; as often as accelerators run where they are held against it: then it is the median.
+fn alone(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
     let times = if args.find_accelerators { args.num_runs() } else { 1 };
     // What was read ahead before counts little then, however small the data.
     let is_held_against = args.find_accelerators || args.jitter;
     let at_least = if is_held_against && args.epochs.is_none() { LONG_ENOUGH } else { Duration::ZERO };
     let mut all = (0..times).map(|_| measure(loader, args.num_epochs(), at_least)).collect::<Result<Vec<_>>>()?;
-    rates.extend(all.iter().map(|measured| measured.samples_per_s));
-    let at = rates.iter().position(|rate| *rate == median(rates)).unwrap_or(0);
+    let rates: Vec<f64> = all.iter().map(|measured| measured.samples_per_s).collect();
+    let at = rates.iter().position(|rate| *rate == median(&rates)).unwrap_or(0);
     Ok(all.swap_remove(at))
 }
 

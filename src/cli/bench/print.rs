@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::Measured;
-use super::emulate::Emulation;
+use super::emulate::{Emulation, Ran};
 use super::jitter::Jitter;
 use super::search::{HOLDS, SHARE, Search, median};
 use crate::cli::Failure;
@@ -109,14 +109,26 @@ fn accelerators(
     let least = utilisations.iter().copied().fold(f64::INFINITY, f64::min);
     let middle = median(&utilisations);
     line("runs", format!("{}: utilisation at least {least:.4}, median {middle:.4}", utilisations.len()))?;
+    line("they ask for", format!("{} of what they take when no step needs time", demand(&emulation.runs)))?;
     line("without a loader", format!("utilisation {:.4}: the rest is waking threads", emulation.without_loader))
 }
 
+/// What runs asked for of the loader's maximum just before each: the least and the most.
+fn demand(runs: &[Ran]) -> String {
+    let mut shares: Vec<f64> = runs.iter().map(|ran| ran.demand_share * 100.0).collect();
+    shares.sort_unstable_by(f64::total_cmp);
+    match &shares[..] {
+        [] => "none".to_owned(),
+        [share] => format!("{share:.1} %"),
+        [least, .., most] => format!("{least:.1} to {most:.1} %"),
+    }
+}
+
 fn search(found: &Search, batch: usize, terminal: &Terminal, out: &mut impl Write) -> io::Result<()> {
-    let maximum = rate(found.maximum_samples_per_s);
+    let (alone, theirs) = (rate(found.alone_samples_per_s), rate(median(&found.maxima)));
     writeln!(
         out,
-        "\nAccelerators with a step of {} s and batches of {batch}; the loader alone gives {maximum}",
+        "\nAccelerators with a step of {} s and batches of {batch}; without time they take {theirs}, a loop alone {alone}",
         found.step_s
     )?;
     let rows: Vec<Vec<String>> = found
@@ -131,9 +143,9 @@ fn search(found: &Search, batch: usize, terminal: &Terminal, out: &mut impl Writ
             vec![
                 tried.accelerators.to_string(),
                 format!("{:.1} %", tried.demand_share * 100.0),
-                tried.utilisations.len().to_string(),
+                tried.runs.len().to_string(),
                 share(tried.min()),
-                share(tried.median()),
+                share(median(&tried.utilisations())),
                 share(tried.without_loader),
                 holds,
             ]

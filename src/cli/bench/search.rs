@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Bench;
-use super::emulate::{Plan, emulate, without_loader};
+use super::emulate::{Plan, Ran, emulate, maximum, without_loader};
 use crate::engine::Scheduler;
 use crate::error::{ErrorKind, Result};
 
@@ -19,10 +19,14 @@ pub(super) const SHARE: f64 = 0.95;
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Search {
     /// The loader alone, nobody holding its batches: the median of as many measurements as there are runs.
-    pub(super) maximum_samples_per_s: f64,
+    pub(super) alone_samples_per_s: f64,
+    /// As many accelerators as ask for 95 % of that, when no step needs time: likewise.
     pub(super) maxima: Vec<f64>,
+    /// The loader's maximum, the lower of both. Accelerators hold more batches, which then come out of memory instead of a core's caches; and of few files they share
+    /// what was read, which makes more of it.
+    pub(super) maximum_samples_per_s: f64,
     pub(super) step_s: f64,
-    /// The most accelerators whose demand is at most 95 % of that; 0 where one asks for more.
+    /// The most accelerators whose demand is at most 95 % of this maximum; 0 where one asks for more.
     pub(super) within_share: u32,
     /// Numbers of accelerators that were tried, in this order. The first is the one within the share, or 1, and has all runs.
     pub(super) tried: Vec<Tried>,
@@ -34,10 +38,10 @@ pub(super) struct Search {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Tried {
     pub(super) accelerators: u32,
-    /// What they ask for, of the loader's own maximum.
+    /// What they ask for of the loader's maximum, theirs just before each run or that of the loader alone: the median.
     pub(super) demand_share: f64,
-    /// Of each run, without its first step. Beside the first number of accelerators the first run that does not hold is the last.
-    pub(super) utilisations: Vec<f64>,
+    /// Beside the first number of accelerators the first run that does not hold is the last.
+    pub(super) runs: Vec<Ran>,
     /// Of as many accelerators with nothing to wait for.
     pub(super) without_loader: f64,
     pub(super) holds: bool,
@@ -46,12 +50,12 @@ pub(super) struct Tried {
 }
 
 impl Tried {
-    pub(super) fn min(&self) -> f64 {
-        self.utilisations.iter().copied().fold(f64::INFINITY, f64::min)
+    pub(super) fn utilisations(&self) -> Vec<f64> {
+        self.runs.iter().map(|ran| ran.utilisation_after_first).collect()
     }
 
-    pub(super) fn median(&self) -> f64 {
-        median(&self.utilisations)
+    pub(super) fn min(&self) -> f64 {
+        self.utilisations().into_iter().fold(f64::INFINITY, f64::min)
     }
 }
 
@@ -62,46 +66,41 @@ pub(super) fn median(values: &[f64]) -> f64 {
     values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Looks for the most accelerators of `step` that a loader keeps busy; `maxima` are its own rates.
-pub(super) fn search(bench: &Bench<'_>, scheduler: Scheduler, step: Duration, maxima: Vec<f64>) -> Result<Search> {
-    let maximum = median(&maxima);
-    let each = bench.batch as f64 / step.as_secs_f64();
-    let within = (SHARE * maximum / each) as u32;
+/// Looks for the most accelerators of `step` that a loader keeps busy, which gives `alone` samples a second when nobody holds its batches.
+pub(super) fn search(bench: &Bench<'_>, scheduler: Scheduler, step: Duration, alone: f64) -> Result<Search> {
+    let plan = |accelerators| Plan { accelerators, steps: bench.steps(step, accelerators), step, batch: bench.batch };
+    let num_runs = bench.args.num_runs();
+    let within = |maximum: f64| (SHARE * maximum / plan(1).demand()) as u32;
+    let asking = plan(within(alone).max(1));
+    let maxima = (0..num_runs).map(|_| maximum(bench, scheduler, &asking)).collect::<Result<Vec<_>>>()?;
+    let maximum_samples_per_s = median(&maxima).min(alone);
+    let within_share = within(maximum_samples_per_s);
     let mut tried = Vec::new();
-    let largest = largest(within.max(1), &mut |accelerators| {
-        let is_first = tried.is_empty();
-        let plan = Plan { accelerators, steps: bench.steps(step, accelerators), step, batch: bench.batch };
-        let mut this = Tried {
-            accelerators,
-            demand_share: f64::from(accelerators) * each / maximum,
-            utilisations: Vec::new(),
-            without_loader: without_loader(&plan)?,
-            holds: true,
-            refused: None,
-        };
-        for _ in 0..bench.args.num_runs() {
+    let largest = largest(within_share.max(1), &mut |accelerators| {
+        let (is_first, plan) = (tried.is_empty(), plan(accelerators));
+        let (mut runs, mut refused) = (Vec::<Ran>::new(), None);
+        let holds = |ran: &Ran| ran.utilisation_after_first >= HOLDS;
+        while refused.is_none() && runs.len() < num_runs as usize && (is_first || runs.iter().all(holds)) {
             match emulate(bench, scheduler, &plan) {
-                Ok((_, ran, _)) => this.utilisations.push(ran.utilisation_after_first),
+                Ok((_, ran, _)) => runs.push(ran),
                 // More than the budget holds is a bound like any other, where some were tried before.
-                Err(error) if error.kind() == ErrorKind::Memory && !is_first => {
-                    this.refused = Some(error.to_string());
-                    break;
-                }
+                Err(error) if error.kind() == ErrorKind::Memory && !is_first => refused = Some(error.to_string()),
                 Err(error) => return Err(error),
             }
-            if this.min() < HOLDS && !is_first {
-                break;
-            }
         }
-        this.holds = this.refused.is_none() && this.min() >= HOLDS;
-        tried.push(this.clone());
-        Ok(this.holds)
+        let holds = refused.is_none() && runs.iter().all(holds);
+        let shares: Vec<f64> = runs.iter().map(|ran| ran.demand_share.max(plan.demand() / alone)).collect();
+        let demand_share = median(&shares);
+        let without_loader = without_loader(&plan)?;
+        tried.push(Tried { accelerators, demand_share, runs, without_loader, holds, refused });
+        Ok(holds)
     })?;
     Ok(Search {
-        maximum_samples_per_s: maximum,
+        alone_samples_per_s: alone,
         maxima,
+        maximum_samples_per_s,
         step_s: step.as_secs_f64(),
-        within_share: within,
+        within_share,
         tried,
         largest,
     })
