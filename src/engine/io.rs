@@ -46,11 +46,13 @@ impl Io {
         future: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
         if self.inline {
-            if Handle::try_current().is_ok() {
-                return Err(Error::config("a single-threaded loader cannot wait inside an async task")
-                    .advice("call it from spawn_blocking, or take Scheduler::threads(n)"));
+            let runtime = self.runtime.as_ref().expect("there until dropped");
+            if Handle::try_current().is_err() {
+                return runtime.block_on(future);
             }
-            return self.runtime.as_ref().expect("there until dropped").block_on(future);
+            // A thread of another runtime may not drive this one.
+            let driven = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(future)).join());
+            return driven.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
         let (done, result) = mpsc::sync_channel(1);
         self.handle().spawn(async move { done.send(future.await) });

@@ -43,13 +43,13 @@ impl Scheduler {
 
     /// As many workers as this share of the cores that this process may use, rounded, and at least one: `share(0.5)` are 8 of 16.
     ///
-    /// It caps what is computed. Threads that only move bytes (sockets, disks) come on top; [`cores`](Self::cores) bounds all of them. Shares of several
-    /// processes on one machine do not get in each other's way.
+    /// It caps what is computed. Threads that only move bytes (sockets, disks) come on top; [`cores`](Self::cores) bounds all of them. Each process
+    /// takes its share of all cores that it may use: eight ranks of one machine take `share(1.0 / 8.0)` each.
     pub fn share(share: f64) -> Self {
         Self::threads((share.clamp(0.0, 1.0) * num_cores() as f64).round() as usize)
     }
 
-    /// Everything, reading included, on the thread that asks for a batch, in the same order: for debugging and profiling.
+    /// Everything but waiting for disks on the thread that asks for a batch, in the same order: for debugging and profiling.
     pub fn single_threaded() -> Self {
         Self { threads: 0, is_stated: true, neighbour: Neighbour::default() }
     }
@@ -180,6 +180,8 @@ pub(crate) struct Pool {
     waiting: Vec<Receiver<Task>>,
     stop: Option<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
+    /// The process that they are in: one that was forked off has none of them.
+    pub(crate) process: u32,
     /// The caller's own worker, for pools without threads.
     own: Mutex<Worker>,
     /// Tasks that run, by level.
@@ -197,6 +199,7 @@ impl Pool {
             waiting,
             stop: Some(stop),
             threads: Vec::new(),
+            process: std::process::id(),
             own: Mutex::default(),
             running: Arc::default(),
         };
@@ -238,6 +241,11 @@ impl Pool {
         _ = self.queues[level as usize].send(task);
     }
 
+    /// Whether this process was forked off that of the pool, whose threads it has not.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.process != std::process::id()
+    }
+
     /// What work of a level waits for: that level itself where a task of it runs, else the level that most workers are busy with.
     pub(crate) fn busy_instead_of(&self, level: Level) -> Level {
         let running = |level: &Level| self.running[*level as usize].load(Ordering::Relaxed);
@@ -275,6 +283,10 @@ impl Drop for Pool {
     fn drop(&mut self) {
         drop(self.stop.take());
         self.queues.clear();
+        if self.is_inherited() {
+            // There is nobody to wait for.
+            return self.threads.drain(..).for_each(std::mem::forget);
+        }
         let own: ThreadId = std::thread::current().id();
         for thread in self.threads.drain(..).filter(|thread| thread.thread().id() != own) {
             // A worker ends with its task; panics of tasks were caught and reported where they ran.

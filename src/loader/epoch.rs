@@ -36,6 +36,14 @@ impl Epoch {
     }
 }
 
+impl std::fmt::Debug for Epoch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { lane, epoch, run, .. } = self;
+        let mut shown = f.debug_struct("Epoch");
+        shown.field("epoch", epoch).field("lane", lane).field("has_ended", &run.is_none()).finish_non_exhaustive()
+    }
+}
+
 impl Iterator for Epoch {
     type Item = Result<Batch>;
 

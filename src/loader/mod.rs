@@ -93,6 +93,12 @@ impl Current {
     }
 }
 
+impl std::fmt::Debug for Loader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loader").field("start", &self.start).finish_non_exhaustive()
+    }
+}
+
 impl Loader {
     /// The batches of epoch `epoch`. It borrows nothing, and can be sent to another thread.
     ///
@@ -161,14 +167,15 @@ impl Loader {
     fn supersede(&mut self) {
         let mut current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         current.ended = None;
-        if let Some(superseded) = current.run.upgrade() {
+        // Taken out, so that an iterator that ends by it does not leave it behind as one to go on with.
+        if let Some(superseded) = std::mem::take(&mut current.run).upgrade() {
             superseded.cancel();
         }
     }
 
     /// Where `epoch` begins; the one behind it is next.
     fn start_of(&mut self, epoch: u64) -> Progress {
-        let start = std::mem::replace(&mut self.start, Progress::of_epoch(epoch + 1));
+        let start = std::mem::replace(&mut self.start, Progress::of_epoch(epoch.saturating_add(1)));
         if start.epoch == epoch { start } else { Progress::of_epoch(epoch) }
     }
 
@@ -176,7 +183,7 @@ impl Loader {
     fn begin(&mut self, epoch: u64, go_on: bool) -> Epoch {
         let start = self.start_of(epoch);
         let mut current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let going_on = current.ended.take().filter(|(_, ended)| ended + 1 == epoch);
+        let going_on = current.ended.take().filter(|(_, ended)| ended.checked_add(1) == Some(epoch));
         let run = going_on.map_or_else(
             || {
                 if let Some(superseded) = current.run.upgrade() {
@@ -193,6 +200,9 @@ impl Loader {
     /// One iterator for each device, to be moved to a thread each: the batches of the next epoch, each batch shared out in
     /// equal, contiguous parts. One reader and one pool serve all; the slowest iterator sets the pace. An iterator that is dropped
     /// leaves its part of every batch behind.
+    ///
+    /// `next()` waits until every other iterator has taken all but the last few parts. One thread that takes one iterator to its end, and the next one then, waits
+    /// forever: on one thread they are taken in turns.
     ///
     /// # Errors
     /// [`ErrorKind::Device`](crate::ErrorKind::Device) if there is no such device; a batch that the devices cannot share equally.

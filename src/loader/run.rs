@@ -14,8 +14,10 @@ mod waits;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -99,10 +101,25 @@ impl Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // The lock may be held by whoever drops the read, on this very thread: the count is taken over at the next change.
+        // The lock may be held by whoever drops the read, on this very thread: a worker takes the count over.
         if let Some(run) = self.run.upgrade() {
             run.aborted.fetch_add(1, Ordering::AcqRel);
+            run.send_errand();
         }
+    }
+}
+
+/// A read, which counts as alive until all that it holds is dropped: one that is ended holds its share of the budget until an I/O thread comes to it.
+struct Counted {
+    read: Pin<Box<dyn Future<Output = ()> + Send>>,
+    _alive: Alive,
+}
+
+impl Future for Counted {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.read.as_mut().poll(context)
     }
 }
 
@@ -115,7 +132,7 @@ impl Shared {
     /// Bytes of a batch of this rank, where its columns' sizes are fixed.
     pub(crate) fn batch_bytes(&self) -> u64 {
         let sample: usize = self.pipeline.layouts.iter().filter_map(|layout| layout.sample_bytes()).sum();
-        sample as u64 * self.pipeline.steps.batch / self.pipeline.steps.world
+        (sample as u64).saturating_mul(self.pipeline.steps.batch) / self.pipeline.steps.world
     }
 }
 
@@ -535,15 +552,26 @@ impl Run {
             return Fetch { cancel: None, first_byte };
         }
         let unfinished = Unfinished { run: this.clone() };
-        let cancel = self.shared.io.spawn(async move {
+        let read = async move {
             let result = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(future)).await;
             let result = result.unwrap_or_else(|panic| Err(panicked(&*panic)));
             unfinished.disarm();
             if let Some(run) = this.upgrade() {
                 run.guarded(|run| then(run, result));
             }
-        });
-        Fetch { cancel: Some(cancel), first_byte }
+        };
+        let counted = Counted { read: Box::pin(read), _alive: Alive::new(&self.shared.alive) };
+        Fetch { cancel: Some(self.shared.io.spawn(counted)), first_byte }
+    }
+
+    /// Has a worker see to what follows from a change that was made without the lock.
+    fn send_errand(&self) {
+        let this = self.this.clone();
+        self.shared.pool.submit(self.shared.pool.prepare_errand(Level::Collate, move |_| {
+            if let Some(run) = this.upgrade() {
+                run.guarded(|run| run.update(|_| {}));
+            }
+        }));
     }
 
     /// Does a piece of work that catches what user functions do; a panic that comes this far is a fault of ours, and the loop

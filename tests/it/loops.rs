@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::Int64Array;
-use forebay::{Dataset, Device, Epoch, Loader, Result, Scheduler, Shuffle, State};
+use forebay::{Budget, Dataset, Device, Epoch, Loader, Result, Scheduler, Shuffle, State};
 
 use crate::support::shards::Folder;
+use crate::support::source::Numbers;
 use crate::support::{eventually, threads_named, watched};
 
 fn numbers(rows: i64) -> Dataset {
@@ -120,7 +121,7 @@ fn split_shares_each_batch_over_threads() -> Result<()> {
         let wanted: Vec<i64> = (0..96).filter(|x| x % 12 / 4 == lane as i64).collect();
         assert_eq!(*part, wanted);
     }
-    let error = loader.split(&[Device::Cpu; 5]).err().expect("12 is no multiple of 5");
+    let error = loader.split(&[Device::Cpu; 5]).expect_err("12 is no multiple of 5");
     assert!(error.to_string().contains("cannot be shared by 5 devices"), "{error}");
     Ok(())
 }
@@ -225,8 +226,39 @@ fn a_lane_that_waits_hears_of_the_end() -> Result<()> {
 #[test]
 fn works_inside_an_async_runtime() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let rows = runtime.block_on(async { values(numbers(40).batch(8).loader().build()?.epoch(0)) })?;
-    assert_eq!(rows.len(), 40);
+    for scheduler in [Scheduler::threads(2), Scheduler::single_threaded()] {
+        let folder = Folder::with_ids(&[40]);
+        let loader = folder.loader(&folder.all().batch(8)).scheduler(scheduler);
+        let taken = runtime.block_on(async {
+            let batches = loader.build()?.epoch(0);
+            batches.map(|batch| batch.map(|batch| batch.len())).sum::<Result<usize>>()
+        });
+        assert_eq!(taken?, 40);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_epoch_that_is_asked_for_again_waits_for_the_memory_of_reads_that_are_being_ended() -> Result<()> {
+    // A budget for one block, which the read of the first run holds until it is dropped.
+    let mut source = Numbers::new(&[vec![60_000, 60_000]], 8);
+    source.fetch_stalls_at = Some(0);
+    let counts = source.counts();
+    let loader = source
+        .dataset()
+        .batch(1000)
+        .prefetch(1)
+        .loader()
+        .budget(Budget::of_bytes(700_000))
+        .scheduler(Scheduler::threads(1));
+    let taken = watched(move || {
+        let mut loader = loader.build()?;
+        let left = loader.epoch(0);
+        assert!(eventually(|| counts.fetches()[0] == 1));
+        drop(left);
+        loader.epoch(0).map(|batch| batch.map(|batch| batch.len())).sum::<Result<usize>>()
+    });
+    assert_eq!(taken?, 120_000);
     Ok(())
 }
 

@@ -155,7 +155,7 @@ fn a_state_without_an_index_needs_the_same_world() {
     let dataset = folder.all().columns([int64("id")]).batch(8);
     let state = folder.loader(&dataset).build().unwrap().epoch(0).next().unwrap().unwrap().state();
     let other = folder.loader(&dataset).restore(&state).world(World::new(0, 2).unwrap()).build();
-    let message = other.err().expect("one rank only").to_string();
+    let message = other.expect_err("one rank only").to_string();
     assert!(message.contains("without an index") && message.contains("Index::Build"), "{message}");
 }
 
@@ -249,9 +249,9 @@ fn a_damaged_state_is_refused() -> Result<()> {
     let cases: [Damage; 5] = [
         |state| state.read_from = None,
         |state| state.step = 0,
-        |state| state.read_from = Some(ReadPoint { row: 9, ..Default::default() }),
-        |state| state.read_from = Some(ReadPoint { shard: 1, ..Default::default() }),
-        |state| state.read_from = Some(ReadPoint { offset: 1 << 40, ..Default::default() }),
+        |state| state.read_from.insert(ReadPoint::default()).row = 9,
+        |state| state.read_from.insert(ReadPoint::default()).shard = 1,
+        |state| state.read_from.insert(ReadPoint::default()).offset = 1 << 40,
     ];
     for (number, damage) in cases.into_iter().enumerate() {
         let mut state = state.clone();
@@ -333,8 +333,7 @@ fn the_world_changes_behind_a_filter_with_merged_states() -> Result<()> {
         let (global, states, _) = in_world(&builder, state.as_ref(), world, to, ids)?;
         stitched.extend(global);
         if world > 1 {
-            let unmerged =
-                builder.clone().restore(&states[1]).build().err().expect("a rank knows its own streams only");
+            let unmerged = builder.clone().restore(&states[1]).build().expect_err("a rank knows its own streams only");
             assert!(unmerged.to_string().contains("State::merge"), "{unmerged}");
         }
         state = Some(State::merge(states)?);
@@ -346,7 +345,7 @@ fn the_world_changes_behind_a_filter_with_merged_states() -> Result<()> {
 #[test]
 fn ranks_behind_a_filter_take_equal_steps() -> Result<()> {
     let dataset = uneven(&numbers(500)).batch(8);
-    let refused = dataset.loader().world(World::new(0, 2)?).build().err().expect("steps are not known");
+    let refused = dataset.loader().world(World::new(0, 2)?).build().expect_err("steps are not known");
     assert!(refused.to_string().contains(".steps_per_epoch(n)"), "{refused}");
     for rank in 0..2 {
         let mut loader = dataset.loader().world(World::new(rank, 2)?).steps_per_epoch(50).build()?;
@@ -360,6 +359,16 @@ fn ranks_behind_a_filter_take_equal_steps() -> Result<()> {
     restores_everywhere(dataset.loader().steps_per_epoch(50))?;
     restores_everywhere(dataset.loader().steps_per_epoch(50).world(World::new(1, 2)?))?;
     restores_everywhere(noise(&numbers(50).shuffle(Shuffle::buffer(16))).batch(8).loader().steps_per_epoch(20))
+}
+
+#[test]
+fn steps_that_are_taken_away_are_not_stated() -> Result<()> {
+    let dataset = uneven(&numbers(500)).batch(8).take(5);
+    let refused = dataset.loader().steps_per_epoch(9).build().expect_err("five are left").to_string();
+    assert!(refused.contains("9 stated steps") && refused.contains("leave .take() out"), "{refused}");
+    let mut loader = dataset.loader().steps_per_epoch(4).build()?;
+    assert_eq!((loader.steps_per_epoch(), loader.epoch(0).count()), (Some(4), 4));
+    Ok(())
 }
 
 #[test]
@@ -409,7 +418,7 @@ fn a_state_of_another_run_is_refused_with_what_differs() -> Result<()> {
     };
     let dataset = graph("double@1", 16);
     let state = dataset.loader().seed(4).build()?.epoch(0).next().expect("a batch")?.state();
-    let refused = |builder: LoaderBuilder| builder.restore(&state).build().err().expect("another run").to_string();
+    let refused = |builder: LoaderBuilder| builder.restore(&state).build().expect_err("another run").to_string();
     for (builder, what) in [
         (dataset.loader().seed(5), vec!["the seed was 4, is 5"]),
         (dataset.loader().streams(4), vec!["the number of streams was 8, is 4"]),
@@ -430,7 +439,7 @@ fn a_state_of_another_run_is_refused_with_what_differs() -> Result<()> {
     assert!(message.contains("source 0 had 5 shards of 100 rows, has 1 shards of 99 rows"), "{message}");
     let mut newer = state.clone();
     newer.version = 4;
-    let message = dataset.loader().restore(&newer).build().err().expect("unknown").to_string();
+    let message = dataset.loader().restore(&newer).build().expect_err("unknown").to_string();
     assert!(message.contains("its version is 4"), "{message}");
     // Prefetch, threads and budget may differ; seed and streams come from the state.
     let mut again = dataset.prefetch(7).loader().scheduler(Scheduler::threads(3)).restore(&state).build()?;
@@ -444,7 +453,7 @@ fn a_world_that_cannot_share_the_streams_of_a_state_is_told_which_can() -> Resul
     let state = dataset.loader().build()?.epoch(0).next().expect("a batch")?.state();
     assert_eq!(state.streams, 5);
     let of = |world| dataset.loader().world(World::new(0, world).expect("a rank"));
-    let refused = |world| of(world).restore(&state).build().err().expect("ranks that share nothing").to_string();
+    let refused = |world| of(world).restore(&state).build().expect_err("ranks that share nothing").to_string();
     let text = refused(2);
     assert!(text.contains("the state has 5 streams, which stay: restore it with 1 or 5 ranks;"), "{text}");
     assert!(text.contains(".streams(10) can go on with 1, 2, 5 or 10"), "{text}");
@@ -483,7 +492,7 @@ fn a_state_is_small_and_readable() -> Result<()> {
     assert!(text.len() <= 1024, "{} bytes: {text}", text.len());
     assert!(dataset.loader().restore(&state).build().is_ok());
     let other = dataset.take(3);
-    let message = other.loader().restore(&state).build().err().expect("another run").to_string();
+    let message = other.loader().restore(&state).build().expect_err("another run").to_string();
     assert!(message.contains("batch, transforms 41`, are") && message.contains("take, transforms 41`"), "{message}");
     // And of very many whether they are the same.
     let dataset = (0..60).fold(dataset, |all, _| all.take(5));
@@ -515,7 +524,7 @@ fn samples_may_be_made_in_another_way_where_a_run_goes_on() -> Result<()> {
         ];
         let numbered = (!filtered).then(|| rows(false).enumerate("n").batch(8));
         for other in others.into_iter().chain(numbered) {
-            let strict = other.loader().restore(&state).build().err().expect("other transforms").to_string();
+            let strict = other.loader().restore(&state).build().expect_err("other transforms").to_string();
             assert!(strict.contains("say .transforms_may_differ()"), "{strict}");
             let loose = other.loader().restore(&state).transforms_may_differ().build()?;
             let rest = loose.into_iter().map(|batch| batch.map(|batch| ids(&batch))).collect::<Result<Vec<_>>>()?;
@@ -525,7 +534,7 @@ fn samples_may_be_made_in_another_way_where_a_run_goes_on() -> Result<()> {
         let sub = add(rows(!filtered), "one@1", 1).batch(8);
         for other in [add(numbers(400), "one@1", 1).batch(8), add(rows(filtered), "one@1", 1).batch(16), sub] {
             let builder = other.loader().restore(&state).transforms_may_differ();
-            let error = builder.build().err().expect("other rows").to_string();
+            let error = builder.build().expect_err("other rows").to_string();
             assert!(error.contains("another run") && !error.contains("say .transforms"), "{error}");
         }
     }
@@ -555,7 +564,7 @@ fn samples_may_be_made_in_another_way_where_a_run_goes_on() -> Result<()> {
     let state = numbers(100).map("even@1", [], |_, _, _| Ok(())).batch(8).loader().build()?.epoch(0).next();
     let state = state.expect("a batch")?.state();
     let builder = even(&numbers(100)).batch(8).loader().restore(&state).transforms_may_differ();
-    assert!(builder.build().err().expect("fewer rows").to_string().contains("read, filter even@1, batch"));
+    assert!(builder.build().expect_err("fewer rows").to_string().contains("read, filter even@1, batch"));
 
     // In a graph of many stages too, and of a loader that is there already.
     let many =
@@ -655,6 +664,35 @@ fn a_loader_goes_back_to_a_state() -> Result<()> {
 }
 
 #[test]
+fn epochs_behind_one_that_was_left_for_another_place_are_whole() -> Result<()> {
+    let dataset = noise(&numbers(100).shuffle(Shuffle::buffer(16))).batch(10);
+    let expected = dataset.loader().seed(8).build()?.epoch(3).collect::<Result<Vec<_>>>()?;
+    let state = dataset.loader().seed(8).build()?.epoch(2).nth(3).expect("ten steps")?.state();
+    type Leave<'a> = Box<dyn Fn(&mut forebay::Loader) -> Result<()> + 'a>;
+    // And the rows of the epoch behind: steps are skipped in the one that comes next.
+    let leaves: [(Leave<'_>, usize); 3] = [
+        (Box::new(|loader| loader.restore(&state)), 100),
+        (Box::new(|loader| loader.skip_steps(2)), 80),
+        (Box::new(|loader| loader.split(&[forebay::Device::Cpu]).map(drop)), 100),
+    ];
+    for (leave, rows) in leaves {
+        let mut loader = dataset.loader().seed(8).build()?;
+        // The loop goes on with its iterator, which has ended, and then with the epoch behind.
+        for batch in loader.epoch(2) {
+            batch?;
+            leave(&mut loader)?;
+        }
+        for (epoch, rows) in [(3, rows), (4, 100), (5, 100)] {
+            let taken = loader.epoch(epoch).map(|batch| batch.map(|batch| batch.len())).sum::<Result<usize>>()?;
+            assert_eq!(taken, rows, "epoch {epoch}");
+        }
+        let again = loader.epoch(3).collect::<Result<Vec<_>>>()?;
+        assert!(again.iter().map(ids).eq(expected.iter().map(ids)));
+    }
+    Ok(())
+}
+
+#[test]
 fn a_batch_is_made_again_with_where_its_samples_were_read() -> Result<()> {
     let folder = Folder::with_ids(&[20, 31, 9, 40]);
     let dataset = folder.all().columns([int64("id")]).shuffle(Shuffle::buffer(16)).batch(4);
@@ -737,7 +775,7 @@ fn what_becomes_of_the_last_rows_may_be_another_where_a_run_goes_on() -> Result<
         assert_eq!(rest, taken[5..16].iter().map(half).collect::<Vec<_>>(), "rank {rank}");
     }
     let longer = noise(&numbers(200).shuffle(Shuffle::buffer(40))).batch(12).loader().seed(3).restore(&state);
-    let error = longer.build().err().expect("another graph").to_string();
+    let error = longer.build().expect_err("another graph").to_string();
     assert!(
         error.contains("the stages were `read, shuffle, batch`, are `read, shuffle, map noise@1, batch`"),
         "{error}"

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::{Item, Lane, Out, Run, State};
 use crate::batch::Batch;
-use crate::engine::pool::Level;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader::arrival::ArrivalDriver;
 use crate::loader::assemble::{Assembled, Finished};
@@ -40,6 +39,12 @@ impl Run {
 
     /// The next batch of a lane; `None` at the end of `epoch`, and after an error.
     pub(crate) fn next(&self, lane: usize, epoch: u64) -> Option<Result<Batch>> {
+        if self.shared.pool.is_inherited() {
+            return Some(Err(Error::config(
+                "this process was forked off the one that built the loader, whose threads it has not",
+            )
+            .advice("build the loader in the process that uses it")));
+        }
         self.ways[lane].ask();
         let (mut batch, parcel) = match self.take(lane, epoch)? {
             Ok(taken) => taken,
@@ -160,12 +165,7 @@ impl Run {
             self.unlock(state);
         } else if !many {
             drop(state);
-            let this = self.this.clone();
-            self.shared.pool.submit(self.shared.pool.prepare_errand(Level::Collate, move |_| {
-                if let Some(run) = this.upgrade() {
-                    run.guarded(|run| run.update(|_| {}));
-                }
-            }));
+            self.send_errand();
         }
     }
 }
@@ -274,5 +274,23 @@ impl State {
                 "take .budget(Budget::mebibytes({smallest})) or more, or a smaller shuffle buffer or batch"
             )),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::dataset::Dataset;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn a_process_that_was_forked_off_is_told_so_and_waits_for_nobody() {
+        let x = Arc::new(arrow::array::Int64Array::from_iter_values(0..8));
+        let mut loader = Dataset::from_columns([("x", x as _)]).unwrap().batch(4).loader().build().unwrap();
+        // As memory looks in a child: the threads are another process's.
+        Arc::get_mut(&mut loader.shared).expect("nothing runs").pool.process += 1;
+        let error = loader.epoch(0).next().expect("an error").unwrap_err();
+        assert!(error.kind() == ErrorKind::Config && error.to_string().contains("forked off"), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{BlockStage, Shared, Stands, State};
-use crate::engine::pool::{Level, Pool};
+use crate::engine::pool::Level;
 use crate::loader::arrival::ArrivalDriver;
 use crate::telemetry::{Counters, WaitedFor};
 
@@ -13,7 +13,7 @@ impl State {
         let (from, to) = self.clock.lap();
         let counters = &shared.counters;
         if self.lanes.iter().any(|lane| lane.waits) {
-            match self.waits_for(&shared.pool) {
+            match self.waits_for(shared) {
                 Stands::Reading(first_byte) => {
                     let came = first_byte.map_or(to, |came| came.clamp(from, to));
                     counters.waited(WaitedFor::FirstByte, came - from);
@@ -56,7 +56,11 @@ impl State {
     }
 
     /// What the next batch is waiting for: where its next task has no worker, what the workers do instead.
-    pub(super) fn waits_for(&self, pool: &Pool) -> Stands {
+    fn waits_for(&self, shared: &Shared) -> Stands {
+        if self.assigned == self.taken && self.undelivered() >= shared.pipeline.window {
+            // There is no room for another batch until the slowest lane has taken one.
+            return Stands::In(WaitedFor::Lanes);
+        }
         let stands = self.next_stage();
         let level = match stands {
             Stands::In(WaitedFor::Assemble) => Level::Collate,
@@ -64,7 +68,7 @@ impl State {
             Stands::In(WaitedFor::Decode) => Level::Decode,
             _ => return stands,
         };
-        Stands::In(match pool.busy_instead_of(level) {
+        Stands::In(match shared.pool.busy_instead_of(level) {
             Level::Collate => WaitedFor::Assemble,
             Level::Transform => WaitedFor::Evaluate,
             Level::Decode => WaitedFor::Decode,
@@ -72,7 +76,7 @@ impl State {
     }
 
     /// Where the next batch stands.
-    pub(super) fn next_stage(&self) -> Stands {
+    fn next_stage(&self) -> Stands {
         if self.assigned > self.taken {
             return Stands::In(if self.stalled.is_empty() { WaitedFor::Assemble } else { WaitedFor::Budget });
         }

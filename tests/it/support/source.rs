@@ -37,8 +37,19 @@ pub(crate) struct Numbers {
     pub(crate) fetch_panics_at: Option<usize>,
     pub(crate) decode_fails_at: Option<usize>,
     pub(crate) decode_panics_at: Option<usize>,
+    /// The first read of this block never ends by itself, and takes its time to be ended.
+    pub(crate) fetch_stalls_at: Option<usize>,
     /// Rows that decoding gives too many.
     pub(crate) extra_rows: usize,
+}
+
+/// What is long in being dropped.
+struct Slow;
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        std::thread::sleep(std::time::Duration::from_millis(30));
+    }
 }
 
 impl Numbers {
@@ -59,6 +70,7 @@ impl Numbers {
             fetch_panics_at: None,
             decode_fails_at: None,
             decode_panics_at: None,
+            fetch_stalls_at: None,
             extra_rows: 0,
         }
     }
@@ -86,11 +98,15 @@ impl Source for Numbers {
     }
 
     fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Vec<Bytes>>>> {
-        self.counts.fetches[block].fetch_add(1, Ordering::SeqCst);
+        let is_first = self.counts.fetches[block].fetch_add(1, Ordering::SeqCst) == 0;
+        let stalls = (is_first && self.fetch_stalls_at == Some(block)).then(|| Slow);
         let (first, rows) = (self.catalog.block_start(block), self.catalog.block_rows(block));
         let (fails, panics) = (self.fetch_fails_at == Some(block), self.fetch_panics_at == Some(block));
         let read = async move {
             assert!(!panics, "the disk is upside down");
+            if let Some(_slow) = stalls {
+                return futures::future::pending().await;
+            }
             if fails {
                 return Err(Error::new(ErrorKind::Transfer, "the line is dead"));
             }
