@@ -1,5 +1,6 @@
 //! What user functions get and give: a row's context, its values, and a writer for new ones.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -45,7 +46,7 @@ impl Context {
 }
 
 /// One row, read by column name.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Row<'a> {
     pub(crate) rows: &'a RecordBatch,
     pub(crate) index: usize,
@@ -75,33 +76,51 @@ impl<'a> Row<'a> {
         Ok(column.value(self.index))
     }
 
-    /// The values of a fixed or ragged column, in row-major order.
+    /// The values of a fixed or ragged column, in row-major order. Truth values are packed into bits: see [`bools`](Self::bools).
     ///
     /// # Errors
     /// [`ErrorKind::Config`] if there is no such column or it holds another type: a slip of the function, and no bad record.
     pub fn values<T: Element>(&self, name: &str) -> Result<&'a [T]> {
-        let (start, end, mut items) = match self.column(name)?.data_type() {
+        let mismatch = || self.mismatch(name, &format!("a list of {}", std::any::type_name::<T>()));
+        let (range, items) = self.list(name)?.ok_or_else(mismatch)?;
+        let items = items.as_primitive_opt::<T::Arrow>().ok_or_else(mismatch)?;
+        Ok(&items.values()[range])
+    }
+
+    /// The truth values of a fixed or ragged column, in row-major order.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a slip of the function, and no bad record.
+    pub fn bools(&self, name: &str) -> Result<Vec<bool>> {
+        let mismatch = || self.mismatch(name, "a list of bool");
+        let (range, items) = self.list(name)?.ok_or_else(mismatch)?;
+        let items = items.as_boolean_opt().ok_or_else(mismatch)?;
+        Ok(range.map(|at| items.value(at)).collect())
+    }
+
+    /// This row's part of a list column's innermost elements; `None` where it is no list.
+    fn list(&self, name: &str) -> Result<Option<(Range<usize>, &'a ArrayRef)>> {
+        let column = self.column(name)?;
+        let (start, end, items) = match column.data_type() {
             DataType::List(_) => {
-                let list = self.column(name)?.as_list::<i32>();
+                let list = column.as_list::<i32>();
                 let offsets = list.value_offsets();
                 (offsets[self.index] as usize, offsets[self.index + 1] as usize, list.values())
             }
             DataType::FixedSizeList(_, _) => {
-                let list = self.column(name)?.as_fixed_size_list();
+                let list = column.as_fixed_size_list();
                 let start = list.value_offset(self.index) as usize;
                 (start, start + list.value_length() as usize, list.values())
             }
-            _ => return Err(self.mismatch(name, &format!("a list of {}", std::any::type_name::<T>()))),
+            _ => return Ok(None),
         };
-        let mut scale = 1;
-        if let Some(inner) = items.as_fixed_size_list_opt() {
-            scale = inner.value_length() as usize;
-            items = inner.values();
-        }
-        let items = items
-            .as_primitive_opt::<T::Arrow>()
-            .ok_or_else(|| self.mismatch(name, &format!("a list of {}", std::any::type_name::<T>())))?;
-        Ok(&items.values()[start * scale..end * scale])
+        Ok(Some(match items.as_fixed_size_list_opt() {
+            Some(inner) => {
+                let scale = inner.value_length() as usize;
+                (start * scale..end * scale, inner.values())
+            }
+            None => (start..end, items),
+        }))
     }
 
     /// The byte string of a column of bytes (or of a raw one, as stored).
@@ -159,6 +178,26 @@ impl RowWriter<'_> {
         column.push(values.len(), bytemuck::cast_slice(values))
     }
 
+    /// Sets a scalar column of truth values.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub fn set_bool(&mut self, name: &str, value: bool) -> Result<()> {
+        self.set_bools(name, &[value])
+    }
+
+    /// Sets a scalar, fixed or ragged column of truth values, in row-major order.
+    ///
+    /// # Errors
+    /// As [`set_values`](Self::set_values).
+    pub fn set_bools(&mut self, name: &str, values: &[bool]) -> Result<()> {
+        let column = self.column(name)?;
+        if column.column.dtype() != Dtype::Bool || column.column.is_raw() {
+            return Err(Error::config(format!("set to bool, declared {}", column.column)).column(name));
+        }
+        column.push(values.len(), bytemuck::cast_slice(values))
+    }
+
     /// Sets a column of bytes (or a raw one, to its memory).
     ///
     /// # Errors
@@ -180,6 +219,12 @@ impl RowWriter<'_> {
     }
 }
 
+impl std::fmt::Debug for RowWriter<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.columns.iter().map(|output| &output.column)).finish()
+    }
+}
+
 /// Takes the rows that a [`flat_map`](crate::Dataset::flat_map) makes of one row.
 pub struct RowsWriter<'a> {
     columns: &'a mut [OutputColumn],
@@ -190,11 +235,43 @@ impl RowsWriter<'_> {
     /// Adds a row, whose columns `set` sets.
     ///
     /// # Errors
-    /// What `set` returns, or a declared column that it did not set.
+    /// What `set` returns, or a declared column that it did not set. The row is not added then.
     pub fn push(&mut self, set: impl FnOnce(&mut RowWriter<'_>) -> Result<()>) -> Result<()> {
-        set(&mut RowWriter { columns: self.columns })?;
+        let mut begun = Begun::new(self.columns);
+        set(&mut RowWriter { columns: begun.columns })?;
+        begun.columns.iter_mut().try_for_each(OutputColumn::next_row)?;
+        begun.is_whole = true;
         self.rows += 1;
-        self.columns.iter_mut().try_for_each(OutputColumn::next_row)
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for RowsWriter<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let columns: Vec<_> = self.columns.iter().map(|output| &output.column).collect();
+        f.debug_struct("RowsWriter").field("columns", &columns).field("rows", &self.rows).finish()
+    }
+}
+
+/// Rows being written; what ends before they are whole, be it by a panic, leaves nothing of them.
+struct Begun<'a> {
+    columns: &'a mut [OutputColumn],
+    rows_before: usize,
+    is_whole: bool,
+}
+
+impl<'a> Begun<'a> {
+    fn new(columns: &'a mut [OutputColumn]) -> Self {
+        let rows_before = columns.first().map_or(0, |column| column.ends.len());
+        Self { columns, rows_before, is_whole: false }
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            self.columns.iter_mut().for_each(|column| column.undo(self.rows_before));
+        }
     }
 }
 
@@ -211,7 +288,7 @@ struct OutputColumn {
 impl OutputColumn {
     fn push(&mut self, elements: usize, data: &[u8]) -> Result<()> {
         let name = self.column.name().clone();
-        if std::mem::replace(&mut self.is_set, true) {
+        if self.is_set {
             return Err(Error::config("set twice in one row").column(name));
         }
         let fits = match self.column.shape() {
@@ -226,6 +303,7 @@ impl OutputColumn {
             );
         }
         self.data.extend_from_slice(data);
+        self.is_set = true;
         Ok(())
     }
 
@@ -238,9 +316,10 @@ impl OutputColumn {
         Ok(())
     }
 
-    /// Forgets what the unfinished row has set.
-    fn undo(&mut self) {
+    /// Forgets all behind so many rows.
+    fn undo(&mut self, rows: usize) {
         self.is_set = false;
+        self.ends.truncate(rows);
         self.data.truncate(self.ends.last().copied().unwrap_or(0));
     }
 
@@ -328,18 +407,14 @@ impl Outputs {
         written.map(|_| ())
     }
 
-    /// Lets `f` write any number of rows; how many. After an error nothing of them is left.
+    /// Lets `f` write any number of rows; how many. After an error or a panic nothing of them is left.
     pub(crate) fn many(&mut self, f: impl FnOnce(&mut RowsWriter<'_>) -> Result<()>) -> Result<usize> {
-        let before: Vec<usize> = self.columns.iter().map(|column| column.ends.len()).collect();
-        let mut writer = RowsWriter { columns: &mut self.columns, rows: 0 };
-        let written = f(&mut writer).map(|()| writer.rows);
-        if written.is_err() {
-            for (column, before) in self.columns.iter_mut().zip(before) {
-                column.ends.truncate(before);
-                column.undo();
-            }
-        }
-        written
+        let mut begun = Begun::new(&mut self.columns);
+        let mut writer = RowsWriter { columns: begun.columns, rows: 0 };
+        f(&mut writer)?;
+        let rows = writer.rows;
+        begun.is_whole = true;
+        Ok(rows)
     }
 
     /// The arrays, by column name.
@@ -396,9 +471,52 @@ mod tests {
         assert!(outputs.one(|out| out.set("a", 3i64).and_then(|()| out.set("a", 3i64))).is_err());
         assert!(outputs.one(|out| out.set("a", 3.0f32)).is_err());
         assert!(outputs.one(|out| out.set_values("a", &[1i64, 2])).is_err());
-        outputs.one(|out| out.set("a", 5i64).and_then(|()| out.set("b", 6i64))).unwrap();
+        let panics = || {
+            outputs.one(|out| {
+                out.set("a", 4i64)?;
+                panic!("in a function")
+            })
+        };
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
+        // A function may go on behind an error, by a value that fits or without the row.
+        outputs
+            .one(|out| {
+                out.set_values("a", &[1i64, 2]).or_else(|_| out.set("a", 5i64)).and_then(|()| out.set("b", 6i64))
+            })
+            .unwrap();
+        let rows = outputs.many(|out| {
+            assert!(out.push(|out| out.set("a", 7i64)).is_err());
+            out.push(|out| out.set("a", 8i64).and_then(|()| out.set("b", 9i64)))
+        });
+        assert_eq!(rows.unwrap(), 1);
         let arrays = outputs.finish().unwrap();
         let values = |i: usize| arrays[i].1.as_primitive::<arrow::datatypes::Int64Type>().values().to_vec();
-        assert_eq!((values(0), values(1)), (vec![1, 5], vec![2, 6]));
+        assert_eq!((values(0), values(1)), (vec![1, 5, 8], vec![2, 6, 9]));
+    }
+
+    #[test]
+    fn truth_values_are_written_and_read_back() {
+        let columns = [
+            Column::new("one", Dtype::Bool, Shape::Scalar),
+            Column::new("some", Dtype::Bool, Shape::Ragged(vec![])),
+            Column::new("pairs", Dtype::Bool, Shape::Ragged(vec![2])),
+        ];
+        let mut outputs = Outputs::new(&columns);
+        for row in 0..3 {
+            let written = outputs.one(|out| {
+                assert!(out.set("one", 1u8).unwrap_err().to_string().contains("set to u8, declared one: bool"));
+                out.set_bool("one", row == 1)?;
+                out.set_bools("some", &vec![true; row])?;
+                out.set_bools("pairs", &[row == 2, true])
+            });
+            written.unwrap();
+        }
+        let arrays = outputs.finish().unwrap().into_iter().map(|output| output.1).collect();
+        let rows = RecordBatch::try_new(crate::schema::arrow_schema(&columns), arrays).unwrap();
+        let row = Row { rows: &rows.slice(1, 2), index: 1 };
+        assert!(!row.bool("one").unwrap());
+        assert_eq!((row.bools("some").unwrap(), row.bools("pairs").unwrap()), (vec![true; 2], vec![true; 2]));
+        assert!(row.bools("one").unwrap_err().to_string().contains("asked for a list of bool"));
+        assert!(row.values::<u8>("some").unwrap_err().to_string().contains("a list of u8"));
     }
 }

@@ -25,18 +25,22 @@ fn failing(at: i64, panics: bool) -> Vec<(&'static str, Dataset)> {
     vec![
         (
             "map \"f\"",
-            numbers().map("f", [int64("y")], move |_, row, out| {
+            numbers().map("f", [int64("y"), int64("z")], move |_, row, out| {
+                out.set("y", 1i64)?;
                 trip(id(&row)?, at, panics)?;
-                out.set("y", 1i64)
+                out.set("z", 1i64)
             }),
         ),
         ("filter \"f\"", numbers().filter("f", move |_, row| trip(id(&row)?, at, panics).map(|()| true))),
         (
             "flat_map \"f\"",
-            numbers().flat_map("f", [int64("id")], move |_, row, out| {
+            numbers().flat_map("f", [int64("id"), int64("y")], move |_, row, out| {
                 let id = id(&row)?;
-                out.push(|row| row.set("id", id))?;
-                trip(id, at, panics)
+                out.push(|row| {
+                    row.set("id", id)?;
+                    trip(id, at, panics)?;
+                    row.set("y", 1i64)
+                })
             }),
         ),
     ]
