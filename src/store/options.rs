@@ -10,8 +10,9 @@ use object_store::ObjectStore;
 use super::Store;
 use super::pool::Pool;
 use super::retry::Policy;
-use super::url::Scheme;
+use super::url::{Scheme, Split, split};
 use crate::engine::budget::Account;
+use crate::error::{Error, Result};
 
 /// Buffers that a store by itself keeps, while nobody uses them.
 const IDLE_BYTES: usize = 64 << 20;
@@ -41,6 +42,8 @@ pub struct StoreOptions {
     endpoints: Vec<(Scheme, String)>,
     config: Vec<(Scheme, String, String)>,
     pub(super) registered: Vec<(String, Arc<dyn ObjectStore>)>,
+    /// What was said that cannot be: an error of the first request.
+    pub(super) mistake: Option<Error>,
 }
 
 impl Default for StoreOptions {
@@ -59,6 +62,7 @@ impl Default for StoreOptions {
             endpoints: Vec::new(),
             config: Vec::new(),
             registered: Vec::new(),
+            mistake: None,
         }
     }
 }
@@ -107,7 +111,7 @@ impl StoreOptions {
 
     /// Allows endpoints that begin with `http://` on other machines, where anybody on the way can read what is sent.
     ///
-    /// Endpoints on this machine, `http://` URLs and `STORAGE_EMULATOR_HOST` need no permission: no credentials go there.
+    /// Endpoints on this machine, `http://` URLs and `STORAGE_EMULATOR_HOST` need no permission. Of these, S3 and Azure endpoints get signed requests; the others no credentials.
     #[must_use]
     pub fn allow_http(mut self, allow: bool) -> Self {
         self.allow_http = allow;
@@ -132,19 +136,25 @@ impl StoreOptions {
     ///
     /// It stands above the environment's `STORAGE_EMULATOR_HOST`, `AWS_ENDPOINT_URL` and `AZURE_STORAGE_ENDPOINT`. Requests
     /// to a `gs` endpoint that begins with `http://` are unsigned. For `az` it ends in the account:
-    /// `http://127.0.0.1:10000/devstoreaccount1`.
+    /// `http://127.0.0.1:10000/devstoreaccount1`. Another scheme is an error of the first request.
     #[must_use]
     pub fn endpoint(mut self, scheme: &str, url: impl Into<String>) -> Self {
-        self.endpoints.push((Scheme::named(scheme), url.into()));
+        match scheme_of(scheme, &[Scheme::Gs, Scheme::S3, Scheme::Az]) {
+            Ok(scheme) => self.endpoints.push((scheme, url.into())),
+            Err(error) => _ = self.mistake.get_or_insert(error),
+        }
         self
     }
 
     /// Sets one of the client's own settings for a scheme, by the name that `object_store` gives it: `aws_region`,
     /// `google_service_account_key`, `azure_storage_account_key`, `proxy_url`, `pool_max_idle_per_host`. A name that it does not
-    /// know is an error of the first request.
+    /// know is an error of the first request, as is another scheme than `gs`, `s3`, `az` and `http`.
     #[must_use]
     pub fn config(mut self, scheme: &str, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.config.push((Scheme::named(scheme), key.into(), value.into()));
+        match scheme_of(scheme, &[Scheme::Gs, Scheme::S3, Scheme::Az, Scheme::Http]) {
+            Ok(scheme) => self.config.push((scheme, key.into(), value.into())),
+            Err(error) => _ = self.mistake.get_or_insert(error),
+        }
         self
     }
 
@@ -192,7 +202,8 @@ impl StoreOptions {
         self
     }
 
-    /// Serves every URL below `base` (`gs://bucket`, `mine://name`) from a store of the user's own.
+    /// Serves every URL below `base` (`gs://bucket`, `mine://name`) from a store of the user's own. A base that goes on behind its bucket or name is an error of the
+    /// first request.
     ///
     /// # Example
     /// ```
@@ -211,7 +222,10 @@ impl StoreOptions {
     /// ```
     #[must_use]
     pub fn register(mut self, base: &str, store: Arc<dyn ObjectStore>) -> Self {
-        self.registered.push((base.trim_end_matches('/').to_owned(), store));
+        match base_of(base) {
+            Ok(base) => self.registered.push((base, store)),
+            Err(error) => _ = self.mistake.get_or_insert(error),
+        }
         self
     }
 
@@ -240,6 +254,32 @@ impl StoreOptions {
     }
 }
 
+/// The scheme that an option names, as it stands in URLs or with their `://`.
+fn scheme_of(name: &str, known: &[Scheme]) -> Result<Scheme> {
+    let scheme = Scheme::named(&name.split(':').next().unwrap_or_default().to_ascii_lowercase());
+    if known.contains(&scheme) {
+        return Ok(scheme);
+    }
+    let known: Vec<String> = known.iter().map(Scheme::to_string).collect();
+    Err(Error::config(format!("the scheme {name:?} has no such option"))
+        .advice(format!("name one of {}", known.join(", "))))
+}
+
+/// The canonical URL of what a store is registered for.
+fn base_of(text: &str) -> Result<String> {
+    match split(text)? {
+        Split::Remote(base, "") => Ok(base.url),
+        Split::Remote(base, _) => Err(Error::config("a store cannot be registered for a part of a bucket")
+            .url(text)
+            .advice(format!("register it for {}, and write its keys in the URLs", base.url))),
+        Split::Path(_) | Split::File(_) => {
+            Err(Error::config("a store is registered for a scheme and a bucket or name")
+                .url(text)
+                .advice("write mine://name"))
+        }
+    }
+}
+
 /// Leaves out the values of the clients' settings: some of them are secrets.
 impl fmt::Debug for StoreOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -258,5 +298,55 @@ impl fmt::Debug for StoreOptions {
             .field("cache", &self.cache)
             .field("registered", &registered)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::super::remote::Remote;
+    use super::*;
+
+    fn first_request(options: &StoreOptions, url: &str) -> Result<Remote> {
+        let Ok(Split::Remote(base, _)) = split(url) else { panic!("{url} is remote") };
+        Remote::new(&base, options)
+    }
+
+    #[test]
+    #[cfg(feature = "gcs")]
+    fn schemes_are_named_in_any_way() {
+        for name in ["gs", "GS", "gcs", "gs://", "gs:"] {
+            let options = StoreOptions::new().endpoint(name, "http://127.0.0.1:1").config(name, "proxy_url", "");
+            assert_eq!(options.endpoint_of(Scheme::Gs), Some("http://127.0.0.1:1"), "{name}");
+            assert_eq!(options.config_of(Scheme::Gs).count(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn options_for_what_has_none_are_errors_of_the_first_request() {
+        let mine = || Arc::new(InMemory::new());
+        let cases = [
+            (StoreOptions::new().endpoint("minio", "http://127.0.0.1:1"), "\"minio\""),
+            (StoreOptions::new().endpoint("http", "http://127.0.0.1:1"), "one of gs, s3, az"),
+            (StoreOptions::new().config("", "aws_region", "x"), "one of gs, s3, az, http"),
+            (StoreOptions::new().register("mine://shards/train", mine()), "register it for mine://shards"),
+            (StoreOptions::new().register("shards", mine()), "write mine://name"),
+            (StoreOptions::new().register("mine://", mine()), "no bucket"),
+        ];
+        for (options, says) in cases {
+            let error = first_request(&options, "memory://m/x").unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_registered_store_serves_its_base_however_it_is_written() {
+        for (base, url) in [("gcs://b", "gs://b/x"), ("GS://b/", "gs://b/x"), ("mine://b/", "MINE://b/x")] {
+            let mine: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let options = StoreOptions::new().register(base, mine.clone());
+            let client = first_request(&options, url).unwrap();
+            assert_eq!(Arc::strong_count(&mine), 3, "{base} answers to {url}: {client:?}");
+        }
     }
 }

@@ -40,6 +40,9 @@ impl fmt::Debug for Remote {
 impl Remote {
     /// Makes the client of a base; connects to nothing.
     pub(super) fn new(base: &Base, options: &StoreOptions) -> Result<Self> {
+        if let Some(mistake) = &options.mistake {
+            return Err(mistake.clone());
+        }
         if let Some((_, store)) = options.registered.iter().rev().find(|(of, _)| *of == base.url) {
             return Ok(Self::plain(base, Arc::clone(store)));
         }
