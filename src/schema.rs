@@ -228,17 +228,56 @@ impl fmt::Display for Value {
 }
 
 /// What a missing feature becomes.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Missing {
     /// An error that names the record.
     Error,
     /// This value in every element (an empty list for ragged columns).
     Int(i64),
     /// This value in every element (an empty list for ragged columns).
-    Float(f64),
+    Float(#[serde(with = "number_or_name")] f64),
     /// This byte string (an empty list for ragged columns).
     Bytes(Vec<u8>),
+}
+
+/// Of the same kind and value; NaN is NaN.
+impl PartialEq for Missing {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Error, Self::Error) => true,
+            (Self::Int(a), Self::Int(b)) => a == b,
+            (Self::Float(a), Self::Float(b)) => a == b || a.is_nan() && b.is_nan(),
+            (Self::Bytes(a), Self::Bytes(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
+/// Numbers that JSON has none of, by name: `"NaN"`, `"inf"`, `"-inf"`.
+mod number_or_name {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum NumberOrName {
+        Number(f64),
+        Name(String),
+    }
+
+    pub(super) fn serialize<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        let stored =
+            if number.is_finite() { NumberOrName::Number(*number) } else { NumberOrName::Name(number.to_string()) };
+        stored.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        match NumberOrName::deserialize(deserializer)? {
+            NumberOrName::Number(number) => Ok(number),
+            NumberOrName::Name(name) => name.parse().map_err(serde::de::Error::custom),
+        }
+    }
 }
 
 /// One column of a data set: its name, dtype and shape, and what stands for a missing value.

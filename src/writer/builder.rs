@@ -59,7 +59,8 @@ pub struct WriterBuilder {
     name: String,
     scheduler: Scheduler,
     budget: Budget,
-    existing: Existing,
+    overwrite: bool,
+    resume: bool,
     source: Option<String>,
     shuffle: Option<u64>,
     narrow: bool,
@@ -85,7 +86,8 @@ impl WriterBuilder {
             name: "data".into(),
             scheduler: Scheduler::default(),
             budget: Budget::default(),
-            existing: Existing::Refuse,
+            overwrite: false,
+            resume: false,
             source: None,
             shuffle: None,
             narrow: false,
@@ -157,19 +159,21 @@ impl WriterBuilder {
     }
 
     /// Starts over where the folder holds a data set, or the beginning of one, that a writer wrote: its shards are removed. Files of
-    /// others stay, unless a shard takes their name.
+    /// others stay, unless a shard takes their name. Of folders of images everything goes that is called as their images are, by eight digits or more. It goes before
+    /// [`resume`](Self::resume).
     pub fn overwrite(mut self, overwrite: bool) -> Self {
-        self.existing = if overwrite { Existing::Overwrite } else { Existing::Refuse };
+        self.overwrite = overwrite;
         self
     }
 
-    /// Goes on where the same data set was interrupted, at [`Writer::resume_at`]. Where there is nothing yet it begins.
+    /// Goes on where the same data set was interrupted, at [`Writer::resume_at`]. Where there is nothing yet it begins; a data set that is finished
+    /// is refused ([`Manifest::read`](super::Manifest::read) tells).
     pub fn resume(mut self, resume: bool) -> Self {
-        self.existing = if resume { Existing::Resume } else { Existing::Refuse };
+        self.resume = resume;
         self
     }
 
-    /// What the rows are made from, in words or as a hash: a run that was interrupted is gone on with for the same source alone.
+    /// What the rows are made from, in words or as a hash: with another one, [`resume`](Self::resume) refuses to go on.
     pub fn source(mut self, source: impl Into<String>) -> Self {
         self.source = Some(source.into());
         self
@@ -264,7 +268,12 @@ impl WriterBuilder {
                 _ => None,
             },
         };
-        let folder = Arc::new(Folder::open(folder.as_ref(), identity, self.existing)?);
+        let existing = match (self.overwrite, self.resume) {
+            (true, _) => Existing::Overwrite,
+            (false, true) => Existing::Resume,
+            (false, false) => Existing::Refuse,
+        };
+        let folder = Arc::new(Folder::open(folder.as_ref(), identity, existing)?);
         let (shards, _, consumed) = folder.progress();
         let budget = self.budget.bytes();
         let shuffle = match self.shuffle {

@@ -371,9 +371,19 @@ pub(crate) fn clear_written(folder: &Path) -> Result<()> {
     remove_folder(&folder.join(SHUFFLE))
 }
 
+/// What is left where nobody knows which files were written before: shards that stayed would be read as part of the new data.
+fn unknown(error: Error) -> Error {
+    error.advice("what was written into the folder is not known: remove it by hand, or write into another")
+}
+
 /// Removes what was written before: by a whole run, or by one that was interrupted.
 fn clear(folder: &Path, journal: Option<&Journal>) -> Result<()> {
-    let manifest = Manifest::read(folder).ok();
+    let manifest = is_there(&folder.join(MANIFEST)).then(|| Manifest::read(folder)).transpose().map_err(unknown)?;
+    if journal.is_none() && is_there(&folder.join(JOURNAL)) {
+        return Err(unknown(
+            Error::corrupt("its journal is none of this version").url(folder.join(JOURNAL).display().to_string()),
+        ));
+    }
     let (name, labels): (Option<String>, Vec<String>) = match (&manifest, journal) {
         (Some(manifest), _) => {
             let name = manifest.options.get("name").and_then(|name| name.as_str()).map(str::to_owned);

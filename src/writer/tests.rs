@@ -468,6 +468,57 @@ fn whole_data_sets_and_those_of_others_are_not_written_over() {
 }
 
 #[test]
+fn what_is_asked_for_last_does_not_undo_what_was_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let builder = || Writer::builder(Output::JsonLines).rows_per_shard(2);
+    let mut writer = builder().create(folder.path(), [int64("n")]).unwrap();
+    writer.write(&numbers(0..5)).unwrap();
+    drop(writer);
+    let go_on = builder().resume(true).overwrite(false).create(folder.path(), [int64("n")]);
+    write_all(go_on.unwrap(), &numbers(0..5), 5).unwrap();
+    for start_over in [builder().overwrite(true).resume(false), builder().overwrite(true).resume(true)] {
+        assert_eq!(start_over.create(folder.path(), [int64("n")]).unwrap().resume_at(), 0);
+    }
+}
+
+#[test]
+fn numbers_that_json_has_none_of_stand_in_for_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    for missing in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.5] {
+        let columns = [int64("n"), float32("x").or(crate::Missing::Float(missing))];
+        let builder = || Writer::builder(Output::JsonLines).rows_per_shard(2).overwrite(true);
+        let rows = RecordBatch::try_from_iter([
+            ("n", Arc::new(Int64Array::from_iter_values(0..5)) as ArrayRef),
+            ("x", Arc::new(Float32Array::from(vec![1.0; 5])) as ArrayRef),
+        ])
+        .unwrap();
+        let mut writer = builder().create(folder.path(), columns.clone()).unwrap();
+        writer.write(&rows).unwrap();
+        drop(writer);
+        let go_on = builder().overwrite(false).resume(true).create(folder.path(), columns.clone()).unwrap();
+        write_all(go_on, &rows, 5).unwrap();
+        assert_eq!(Manifest::read(folder.path()).unwrap().columns, columns, "{missing}");
+    }
+}
+
+#[test]
+fn shards_that_nobody_knows_of_are_not_left_among_new_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let builder = || Writer::builder(Output::JsonLines).rows_per_shard(1);
+    write_all(builder().create(folder.path(), [int64("n")]).unwrap(), &numbers(0..5), 5).unwrap();
+    for file in ["_manifest.json", ".forebay-writer.journal"] {
+        let kept = std::fs::rename(folder.path().join("_manifest.json"), folder.path().join("kept"));
+        kept.unwrap();
+        std::fs::write(folder.path().join(file), "{\"version\": 9").unwrap();
+        let error = builder().overwrite(true).create(folder.path(), [int64("n")]).unwrap_err();
+        assert!(error.to_string().contains(file) && error.to_string().contains("remove it by hand"), "{error}");
+        assert_eq!(files(folder.path()).keys().filter(|name| name.starts_with("data-")).count(), 5);
+        std::fs::remove_file(folder.path().join(file)).unwrap();
+        std::fs::rename(folder.path().join("kept"), folder.path().join("_manifest.json")).unwrap();
+    }
+}
+
+#[test]
 fn a_manifest_that_names_files_elsewhere_removes_nothing_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let dest = folder.path().join("dest");
