@@ -1,6 +1,7 @@
 //! One byte budget for everything in flight.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,7 +9,8 @@ use super::memory::{Memory, Spare};
 
 /// How many bytes a loader may have in flight: fetched blocks, decoded rows, the shuffle buffer, batches not yet delivered.
 ///
-/// It is a hard bound. Where the plan needs more, the loader ends with an error that says how much would do.
+/// It is a hard bound of what it counts. Where the plan needs more, the loader ends with an error that says how much would do. Beside it are copies that gathering makes, columns
+/// that functions compute, the windows of packing, what a cache remembers of its folder, and the program itself.
 ///
 /// # Example
 /// ```
@@ -27,7 +29,7 @@ impl Budget {
 
     /// This many MiB.
     pub fn mebibytes(mebibytes: u64) -> Self {
-        Self(mebibytes << 20)
+        Self(mebibytes.saturating_mul(1 << 20))
     }
 
     /// The bytes.
@@ -37,9 +39,11 @@ impl Budget {
 }
 
 impl Default for Budget {
-    /// A quarter of the machine's memory, and 1 GiB where that cannot be read.
+    /// A quarter of the memory that the process may use: the machine's, or what its control groups (a container's limit) leave of it. 1 GiB where that cannot be read.
     fn default() -> Self {
-        Self(total_memory().map_or(1 << 30, |bytes| bytes / 4))
+        let of_process = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let limits = [total_memory(), group_limit(Path::new("/sys/fs/cgroup"), &of_process)];
+        Self(limits.into_iter().flatten().min().map_or(1 << 30, |bytes| bytes / 4))
     }
 }
 
@@ -54,6 +58,24 @@ fn total_memory() -> Option<u64> {
     let kibibytes: u64 =
         text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.split_whitespace().next()?.parse().ok()?;
     Some(kibibytes << 10)
+}
+
+/// The lowest limit of memory that control groups set for a process: its own, or one that it is in. `of_process` is its `/proc/self/cgroup`, where version 2 has one
+/// line without a controller, and version 1 a line for `memory`. In a container the folder of its own group is often all that is seen, as `root`.
+fn group_limit(root: &Path, of_process: &str) -> Option<u64> {
+    let limits = of_process.lines().flat_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, group) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let (root, file) = match controllers {
+            "" => (root.to_owned(), "memory.max"),
+            _ if controllers.split(',').any(|name| name == "memory") => (root.join("memory"), "memory.limit_in_bytes"),
+            _ => return Vec::new(),
+        };
+        let groups = Path::new(group.trim_start_matches('/')).ancestors();
+        groups.filter_map(|group| std::fs::read_to_string(root.join(group).join(file)).ok()).collect()
+    });
+    // Without a limit version 2 says `max`, and version 1 more bytes than any machine has.
+    limits.filter_map(|limit| limit.trim().parse().ok()).min()
 }
 
 /// The account behind a [`Budget`]: what is granted, and the most that ever was.
@@ -195,6 +217,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_lowest_limit_of_all_groups_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let set = |path: &str, limit: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, limit).unwrap();
+        };
+        let of = |of_process: &str| group_limit(root.path(), of_process);
+        assert_eq!(of(""), None);
+        set("pod/app/memory.max", "max\n");
+        assert_eq!(of("0::/pod/app\n"), None);
+        set("pod/memory.max", "17179869184\n");
+        assert_eq!(of("0::/pod/app\n"), Some(16 << 30));
+        assert_eq!(of("0::/elsewhere\n"), None);
+        // As seen in a container: the group's folder is the root.
+        set("memory.max", "1073741824\n");
+        assert_eq!(of("0::/pod/app\n"), Some(1 << 30));
+        assert_eq!(of("0::/\n"), Some(1 << 30));
+        set("memory/memory.limit_in_bytes", "9223372036854771712\n");
+        set("memory/docker/memory.limit_in_bytes", "2147483648\n");
+        assert_eq!(of("5:cpu,cpuacct:/docker\n4:hugetlb,memory:/docker\n"), Some(2 << 30));
+        assert_eq!(of("4:memory:/unseen/docker\n"), Some(9_223_372_036_854_771_712));
+    }
 
     #[test]
     fn grants_never_exceed_the_total_and_come_back() {
