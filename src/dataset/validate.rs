@@ -7,6 +7,11 @@ use super::graph::{Function, Node, visit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Exhausted, mix};
 
+/// Rows of one Arrow list.
+const LARGEST_BATCH: u64 = i32::MAX as u64;
+
+const MOST_PREFETCHED: usize = 1_000_000;
+
 /// One error for all mistakes of a configuration.
 pub(crate) fn all_of(mut mistakes: Vec<Error>) -> Result<()> {
     match mistakes.len() {
@@ -48,6 +53,15 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
                 if *size == 0 {
                     add("a batch of 0 samples".into(), ".batch(n) wants n of at least 1");
                 }
+                if *size > LARGEST_BATCH {
+                    add(format!("a batch of {size} samples"), ".batch(n) takes 2,147,483,647 at most");
+                }
+            }
+            Node::Prefetch { batches, .. } if *batches > MOST_PREFETCHED => {
+                add(
+                    format!("prefetch({batches})"),
+                    ".prefetch(n) takes 1,000,000 at most; room is kept for each of them, so as many as the budget holds is a number to be found",
+                );
             }
             Node::Interleave { cycle, run, .. } if *cycle == 0 || *run == 0 => {
                 add(format!("interleave({cycle}, {run})"), ".interleave(cycle, run) wants both to be at least 1");
@@ -264,5 +278,12 @@ mod tests {
         assert!(messages(&dataset).contains("stands behind the batch"));
         assert!(messages(&numbers().batch(2).zip(&numbers())).contains("below another stage"));
         assert!(messages(&numbers().batch(2).batch(2)).contains("one .batch(n)"));
+    }
+
+    #[test]
+    fn numbers_without_end_are_refused() {
+        assert!(messages(&numbers().batch(usize::MAX)).contains("a batch of 18446744073709551615 samples"));
+        assert!(messages(&numbers().batch(2).prefetch(usize::MAX)).contains(".prefetch(n) takes 1,000,000"));
+        assert_eq!(messages(&numbers().batch(i32::MAX as usize).prefetch(1_000_000)), "");
     }
 }

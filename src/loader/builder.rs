@@ -70,6 +70,20 @@ pub struct LoaderBuilder {
     on_device: Vec<OnDevice>,
 }
 
+impl std::fmt::Debug for LoaderBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { dataset, seed, world, device, scheduler, budget, .. } = self;
+        f.debug_struct("LoaderBuilder")
+            .field("dataset", dataset)
+            .field("seed", seed)
+            .field("world", world)
+            .field("device", device)
+            .field("scheduler", scheduler)
+            .field("budget", budget)
+            .finish_non_exhaustive()
+    }
+}
+
 impl LoaderBuilder {
     pub(crate) fn new(dataset: Dataset) -> Self {
         Self {
@@ -110,13 +124,15 @@ impl LoaderBuilder {
         self
     }
 
-    /// How work is spread over threads.
+    /// How work is spread over threads: as many workers as the process has cores, unless stated. Each process of a machine counts all of its cores: of eight ranks each takes
+    /// `Scheduler::share(1.0 / 8.0)`, or cores of its own.
     pub fn scheduler(mut self, scheduler: Scheduler) -> Self {
         self.scheduler = scheduler;
         self
     }
 
-    /// How many bytes may be in flight.
+    /// How many bytes may be in flight: a quarter of the memory that the process may use, unless stated. Each process of a machine takes as much: of eight ranks each has to state
+    /// its own.
     pub fn budget(mut self, budget: Budget) -> Self {
         self.budget = budget;
         self
@@ -384,9 +400,10 @@ fn check_budget(shared: &Shared, in_ring: bool) -> Result<()> {
         Leaf::Indexed(source) => source.catalog().largest_block(),
         Leaf::Arriving(_) => 2 * crate::source::ARRIVED_BYTES,
     });
-    let batches = if in_ring { shared.account.used() } else { shared.batch_bytes() * shared.pipeline.window };
+    let batches =
+        if in_ring { shared.account.used() } else { shared.batch_bytes().saturating_mul(shared.pipeline.window) };
     let largest = largest.max().unwrap_or(0);
-    let needed = largest + batches;
+    let needed = largest.saturating_add(batches);
     if needed > shared.account.total() {
         return Err(Error::new(
             crate::ErrorKind::Memory,
@@ -395,7 +412,10 @@ fn check_budget(shared: &Shared, in_ring: bool) -> Result<()> {
                 shared.account.total()
             ),
         )
-        .advice(format!("take .budget(Budget::mebibytes({})) or more", needed.div_ceil(1 << 20))));
+        .advice(format!(
+            "take .budget(Budget::mebibytes({})) or more, smaller batches or less .prefetch()",
+            needed.div_ceil(1 << 20)
+        )));
     }
     Ok(())
 }

@@ -50,7 +50,7 @@ const MANY: u64 = 64;
 fn window(prefetch: Option<usize>, layouts: &[Layout], rows: u64) -> u64 {
     let sample_bytes =
         layouts.iter().map(|layout| layout.sample_bytes().map(|bytes| bytes as u64)).sum::<Option<u64>>();
-    let small = sample_bytes.map_or(0, |bytes| SMALL_BYTES / (bytes * rows).max(1));
+    let small = sample_bytes.map_or(0, |bytes| SMALL_BYTES / bytes.saturating_mul(rows).max(1));
     prefetch.map_or_else(|| small.clamp(PREFETCH, MANY), |batches| batches as u64) + 1
 }
 
@@ -208,7 +208,13 @@ pub(crate) fn lower(
         lowering.mistake("the data set has no rows".into(), "look at its URLs, .take() and .skip()");
     }
     if let Some(stated) = steps.stated.filter(|_| expands) {
-        limit = Some(limit.map_or(stated, |limit| limit.min(stated)));
+        if let Some(taken) = limit.filter(|taken| *taken < stated) {
+            lowering.mistake(
+                format!("an epoch of {stated} stated steps, of which .take({taken}) behind the batch leaves {taken}"),
+                "leave .take() out: .steps_per_epoch(n) says how many there are",
+            );
+        }
+        limit = Some(stated);
     }
     if let Some(rows) = turn {
         if steps.remainder == Remainder::Drop && !expands {
@@ -576,6 +582,23 @@ impl Lowering<'_> {
         self.stages.len() - 1
     }
 
+    /// Says of a global shuffle what it reads of blocks that are not rows.
+    fn note_reads_of_rows(&mut self) {
+        let whole_blocks = self.leaves.iter().find_map(|(_, leaf, _)| match leaf {
+            Leaf::Indexed(source) => {
+                let catalog = source.catalog();
+                let rows = catalog.rows().checked_div(catalog.blocks() as u64).unwrap_or(0);
+                (catalog.is_indivisible() && catalog.total_bytes() > 0 && rows > 1).then(|| (source.name(), rows))
+            }
+            Leaf::Arriving(_) => None,
+        });
+        if let Some((name, rows)) = whole_blocks {
+            self.notes.push(format!(
+                "a global shuffle of {name}, whose blocks hold {rows} rows on average and are read as a whole, reads the data set up to {rows} times an epoch; take Shuffle::buffer(n), or plain TFRecord, of which single records are read"
+            ));
+        }
+    }
+
     fn shuffle(&mut self, mut lowered: Lowered, shuffle: Shuffle, number: u64) -> Lowered {
         let key = self.seed.with("shuffle").with_number(number);
         if let Some(buffer) = lowered.order.arrival_buffer() {
@@ -597,6 +620,9 @@ impl Lowering<'_> {
                 "{blocks} blocks that cannot be read in part are shuffled over {} streams: mixing is coarse; a larger shuffle buffer or smaller shards would help",
                 self.steps.streams
             ));
+        }
+        if shuffle.is_global() {
+            self.note_reads_of_rows();
         }
         let order = ShuffledOrder::new(key, shuffle, &starts, divisible, self.steps);
         lowered.order = Order::Shuffle { order, input: Box::new(lowered.order) };

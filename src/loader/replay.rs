@@ -21,6 +21,7 @@ use crate::telemetry::{Counters, Report, StageCounter};
 
 /// A batch that was made again.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Replay {
     /// The batch, in host memory.
     pub batch: Batch,

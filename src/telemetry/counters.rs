@@ -78,10 +78,12 @@ pub(crate) enum WaitedFor {
     Evaluate,
     /// Tasks that make batches: functions of whole batches, images, laying out, the copy to the device.
     Assemble,
+    /// The other iterators of a split loader, which have not taken their parts yet.
+    Lanes,
 }
 
 impl WaitedFor {
-    const COUNT: usize = Self::Assemble as usize + 1;
+    const COUNT: usize = Self::Lanes as usize + 1;
 }
 
 /// All counters of a loader.

@@ -34,7 +34,7 @@ pub struct Report {
     pub samples: u64,
     /// Time in which `next()` blocked, by what it waited for: `budget`, `first byte` (the answer of a store), `bandwidth` (the rest of what it
     /// sends; bytes of local files count as that), `decode` (records to columns), `transform` (gathering rows), each function by its name,
-    /// `image`, `collate`, `deliver` (the copy to the device), and `on device` (the time that `next()` itself took for operations there).
+    /// `image`, `collate`, `deliver` (the copy to the device), `other iterators` (of a [split](crate::Loader::split) loader, which take their parts later), and `on device` (the time that `next()` itself took for operations there).
     pub waited: Vec<(String, Duration)>,
     /// Time that the loop spent between calls of `next()`: its own work.
     pub looped: Duration,
@@ -230,6 +230,9 @@ impl Report {
                 "a faster store or line, or fewer bytes a sample: fewer columns, smaller images, compression"
             }
             "decode" => "fewer .columns(), uncompressed shards, or more threads",
+            "other iterators" => {
+                "a thread for each iterator of the split loader, and equal work in each: the slowest sets the pace"
+            }
             "transform" => "more threads, or columns of fewer bytes",
             "image" => "more threads, smaller stored images, or u8 instead of f32",
             "collate" => "more threads, or fewer columns",
@@ -293,6 +296,7 @@ fn waits(counters: &Counters, functions: &[FunctionCounter]) -> Vec<(String, Dur
         ("first byte", WaitedFor::FirstByte),
         ("bandwidth", WaitedFor::Bandwidth),
         ("decode", WaitedFor::Decode),
+        ("other iterators", WaitedFor::Lanes),
     ];
     let mut waits: Vec<_> = plain.map(|(name, what)| (name.to_owned(), counters.wait(what))).into();
     let levels = [(evaluating, WaitedFor::Evaluate), (assembling, WaitedFor::Assemble)];

@@ -268,8 +268,7 @@ fn integers_of_128_bits_are_their_bytes_and_refused_by_name_where_arrow_has_to_r
         .batch(3)
         .loader()
         .build()
-        .err()
-        .expect("a schema that is not read");
+        .expect_err("a schema that is not read");
     assert_eq!(error.kind(), ErrorKind::Schema);
     assert!(error.to_string().contains("column \"wide\" has integers of 128 bits"), "{error}");
     Ok(())
@@ -327,7 +326,7 @@ fn columns_that_are_not_there_or_are_other_are_named_before_anything_is_read() -
         (bytes("tokens").ragged(), "declare it as i32"),
     ] {
         let dataset = Dataset::open(path("pyarrow-rows-snappy-v1"))?.columns([column.clone()]).batch(10);
-        let error = dataset.loader().build().map(drop).expect_err("it cannot be read");
+        let error = dataset.loader().build().expect_err("it cannot be read");
         let text = error.to_string();
         assert_eq!(error.kind(), ErrorKind::Schema, "{text}");
         assert!(text.contains(words) && text.contains(column.name().as_ref()), "{words}: {text}");
@@ -341,7 +340,7 @@ fn shards_of_other_schemas_are_reported_with_both() -> Result<()> {
     folder.put("0.parquet", &content(&path("pyarrow-rows-snappy-v1")));
     folder.put("1.parquet", &content(&path("polars-zstd")));
     for dataset in [folder.open("*.parquet"), folder.open("*.parquet").columns([int64("id"), int64("few")])] {
-        let error = dataset.batch(4).loader().build().map(drop).expect_err("the schemas differ");
+        let error = dataset.batch(4).loader().build().expect_err("the schemas differ");
         let text = error.to_string();
         assert_eq!(error.kind(), ErrorKind::Schema, "{text}");
         for words in ["0.parquet", "1.parquet", "few: Int32", "category: "] {
@@ -386,6 +385,16 @@ fn every_row_comes_once_with_its_columns_whatever_the_world() -> Result<()> {
         ids.sort_unstable();
         let wanted: Vec<i64> = (0..100).flat_map(|id| [id; 3]).collect();
         assert_eq!(ids, wanted, "{size} ranks");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_global_shuffle_says_how_often_it_reads_the_data() -> Result<()> {
+    let dataset = Dataset::open(path("pyarrow-rows-snappy-v1"))?.columns([int64("id")]);
+    for (shuffle, said) in [(Shuffle::buffer(64), false), (Shuffle::global(), true)] {
+        let report = dataset.shuffle(shuffle).batch(8).loader().build()?.report();
+        assert_eq!(report.to_string().contains("a global shuffle of"), said, "{report}");
     }
     Ok(())
 }
@@ -731,7 +740,7 @@ fn large_row_groups_are_read_in_parts_within_a_budget_that_they_do_not_fit() -> 
 
     // Where the file does not say where pages stand, a row group is one block, unless it is larger than 64 MiB.
     let whole = folder.open("b.parquet").columns(columns()).batch(500);
-    let error = whole.loader().budget(Budget::mebibytes(40)).build().map(drop).expect_err("it does not fit");
+    let error = whole.loader().budget(Budget::mebibytes(40)).build().expect_err("it does not fit");
     let text = error.to_string();
     assert!(error.kind() == ErrorKind::Memory && text.contains("take .budget(Budget::mebibytes("), "{text}");
     assert_eq!(take_ids(whole.loader().budget(Budget::mebibytes(100)), "id")?.whole().concat().len(), 400_000);

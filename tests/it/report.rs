@@ -129,6 +129,29 @@ fn a_source_that_answers_late_is_what_the_loop_waited_for() {
     charged_to(&report(slow(Fetching::Sleeps(TIME), NONE), NONE), "first byte", ALL);
 }
 
+#[test]
+fn an_iterator_of_a_split_loader_waits_for_the_others() {
+    let report = watched(|| {
+        let dataset = quick().batch(ROWS as usize).prefetch(2);
+        let mut loader = dataset.loader().scheduler(Scheduler::threads(1)).build()?;
+        let [mut eager, slow] = <[_; 2]>::try_from(loader.split(&[forebay::Device::Cpu; 2])?).expect("two");
+        std::thread::scope(|scope| {
+            scope.spawn(move || eager.try_for_each(|batch| batch.map(drop)).expect("it ends well"));
+            scope.spawn(move || {
+                for batch in slow {
+                    batch.expect("it ends well");
+                    work(TIME);
+                }
+            });
+        });
+        Ok::<_, forebay::Error>(loader.report())
+    });
+    let report = report.expect("it ends well");
+    // Two batches lie ready for the slow one at its end, which the other has taken.
+    charged_to(&report, "other iterators", TIME * (BLOCKS as u32 - 3));
+    assert!(report.to_string().contains("a thread for each iterator"), "{report}");
+}
+
 /// Blocks read through a store.
 #[cfg(feature = "http")]
 fn read_at(pace: crate::support::slow_http::Pace) -> Report {
