@@ -185,8 +185,23 @@ impl Error {
         reason
     }
 
-    /// What the reader can change.
-    pub(crate) fn advised(&self) -> Option<&str> {
+    /// The error that led to this one, if there was one: of a function, what it was [because](Self::because) of. `Display` has printed it, so it is no
+    /// [`source`](std::error::Error::source).
+    ///
+    /// # Example
+    /// ```
+    /// use forebay::{Error, ErrorKind};
+    ///
+    /// let error = Error::new(ErrorKind::Transform, "no label").because("seven".parse::<i64>().unwrap_err());
+    /// assert!(error.cause().is_some_and(|cause| cause.is::<std::num::ParseIntError>()));
+    /// assert_eq!(error.to_string(), "no label: invalid digit found in string");
+    /// ```
+    pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
+        self.0.source.as_deref()
+    }
+
+    /// What the reader can change, if that is known.
+    pub fn advised(&self) -> Option<&str> {
         self.0.advice.as_deref()
     }
 

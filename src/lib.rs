@@ -2,8 +2,8 @@
 //! libtorch tensors before the training loop asks for them.
 //!
 //! A [`Dataset`] describes what is read and what happens to it; nothing is read until [`Dataset::loader`] is built. A [`Loader`]
-//! runs it; each of its [`Epoch`]s is an iterator of [`Batch`]es. The order of samples is a function of the seed: the same for any
-//! number of threads and ranks.
+//! runs it; each of its [`Epoch`]s is an iterator of [`Batch`]es. The order of samples is a function of the seed, the shards and
+//! the graph: the same for any number of threads, and of ranks that divides the plan's streams.
 //!
 //! # Example
 //! ```

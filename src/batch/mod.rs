@@ -53,6 +53,7 @@ pub struct Batch {
 
 /// Where a sample was read.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Origin {
     /// The sample id, as in [`Batch::samples`].
     pub sample: u64,

@@ -81,7 +81,9 @@ pub(super) fn run(args: &ReplayArgs, terminal: &Terminal) -> Result<Verdict, Fai
         other => other,
     };
     let dataset = Dataset::open_with(&args.urls[..], format.clone())?.shuffle(args.shuffle.0);
-    let dataset = dataset.batch(args.batch as usize).remainder(remainder(state.as_ref(), world));
+    // What becomes of the rows that fill no step is no part of a state, and changes no step before; this keeps several ranks to equal steps.
+    let remainder = if world > 1 { Remainder::Repeat } else { Remainder::Keep };
+    let dataset = dataset.batch(args.batch as usize).remainder(remainder);
     let mut builder = dataset.loader().world(World::new(rank, world)?).index(Index::Build);
     builder = builder.scheduler(Scheduler::single_threaded());
     if let Some(dir) = args.index.dir() {
@@ -141,16 +143,6 @@ fn state_in(line: &str) -> Result<State> {
         Error::config("the line holds no state")
             .advice("log what batch.state() serialises to as JSON, and give that line")
     })
-}
-
-/// What becomes of the rows that fill no step: what the state says; else nothing that keeps several ranks from equal steps.
-fn remainder(state: Option<&State>, world: usize) -> Remainder {
-    let said = |remainder: &Remainder| {
-        let mark = Identity::mark("remainder", &format!("remainder {remainder:?}"));
-        state.is_some_and(|state| state.graph.contains(&mark))
-    };
-    let known = [Remainder::Drop, Remainder::Repeat, Remainder::Refuse].into_iter().find(said);
-    known.unwrap_or(if world > 1 { Remainder::Repeat } else { Remainder::Keep })
 }
 
 /// Holds what the arguments say of the graph against the state's.

@@ -65,6 +65,7 @@ pub(crate) fn refuse_cuda(device: Device) -> Result<()> {
 /// assert!(matches!(device, Device::Cpu | Device::Cuda(0)));
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Device {
     /// Host memory.
     #[default]

@@ -43,6 +43,7 @@ const VERSION: u32 = 1;
 /// # Ok::<(), forebay::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Ledger {
     /// Version of this format: 1.
     pub version: u32,
@@ -70,6 +71,7 @@ pub struct Ledger {
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Sums {
     /// Samples delivered.
     pub samples: u64,

@@ -43,6 +43,7 @@ use crate::random::Key;
 /// # Ok::<(), forebay::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Exhausted {
     /// The mix ends, with a whole window.
     Stop,

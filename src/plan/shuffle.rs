@@ -40,7 +40,8 @@ impl Shuffle {
         Self(if samples <= 1 { Mode::None } else { Mode::Buffer(samples) })
     }
 
-    /// A permutation of all rows: the best mixing, and random reads.
+    /// A permutation of all rows: the best mixing, and random reads, of single records in plain TFRecord. Of Parquet, Arrow IPC and compressed shards a whole block is read for each
+    /// row: there a large [`buffer`](Self::buffer) is what to take.
     pub fn global() -> Self {
         Self(Mode::Global)
     }

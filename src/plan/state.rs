@@ -72,6 +72,7 @@ fn is_zero(number: &u64) -> bool {
 /// Where one stream stands: everything before was delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(from = "(u64, u64)", into = "(u64, u64)")]
+#[non_exhaustive]
 pub struct Cursor {
     /// Position in the stream before row-changing stages.
     pub position: u64,
@@ -93,6 +94,7 @@ impl From<Cursor> for (u64, u64) {
 
 /// Where a pass over shards without an index reads on: rows before it are not needed any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ReadPoint {
     /// Rows of this epoch before it.
     pub row: u64,
@@ -106,6 +108,7 @@ pub struct ReadPoint {
 
 /// What identifies a source: the URLs may change (shards may move), their names, order and contents may not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct DataMark {
     /// Number of shards.
     pub shards: u64,

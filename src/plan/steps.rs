@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 /// What becomes of the rows at the end of an epoch that do not fill a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Remainder {
     /// They come as a last, shorter batch. With more than one rank `build()` refuses this where there is a remainder.
     #[default]

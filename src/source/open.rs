@@ -25,6 +25,7 @@ use crate::store::{Object, Store};
 /// # Ok::<(), forebay::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Index {
     /// Indexes that are there are used; local plain shards are indexed by hopping from header to header; others are read
     /// as they come, and leave an index behind.

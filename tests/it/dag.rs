@@ -319,7 +319,7 @@ fn shards_of_two_branches_are_read_once() -> Result<()> {
 fn all_mistakes_of_a_graph_come_at_once_with_the_calls_that_mend_them() {
     let odd = |dataset: &Dataset| dataset.filter("odd", |_, row| Ok(row.get::<i64>("id")? % 2 == 1));
     let dataset = odd(&odd(&numbers())).take(3).interleave(0, 1).repeat(0).columns([]).prefetch(2);
-    let error = dataset.loader().build().err().expect("it cannot work");
+    let error = dataset.loader().build().expect_err("it cannot work");
     let text = error.to_string();
     assert_eq!(error.kind(), ErrorKind::Config);
     for part in
@@ -336,19 +336,13 @@ fn mistakes_that_only_the_data_shows_come_at_once_too() {
         .columns([int64("id"), int64("label")])
         .pad("id", Pad::longest())
         .image("id", Image::rgb().resize(2, 2));
-    let error = graph.batch(8).remainder(Remainder::Refuse).loader().build().err().expect("it cannot work");
+    let error = graph.batch(8).remainder(Remainder::Refuse).loader().build().expect_err("it cannot work");
     let text = error.to_string();
     for part in ["\"label\"", "`id: i64` is padded", "holds no encoded images", "60 rows leave 4"] {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
-    let text = numbers()
-        .concat(&numbers().enumerate("n"))
-        .batch(8)
-        .loader()
-        .build()
-        .err()
-        .expect("columns differ")
-        .to_string();
+    let text =
+        numbers().concat(&numbers().enumerate("n")).batch(8).loader().build().expect_err("columns differ").to_string();
     assert!(text.contains("concat of different columns") && text.contains(".columns()"), "{text}");
 }
 
@@ -360,7 +354,7 @@ fn worlds_and_batches_that_do_not_fit_name_values_that_do() -> Result<()> {
     };
     assert_eq!(error(2, 6), None);
     assert!(error(4, 6).is_some_and(|text| text.contains(".batch(4 or 8)")));
-    let kept = numbers().batch(8).loader().world(World::new(0, 2)?).build().err().expect("4 rows are left");
+    let kept = numbers().batch(8).loader().world(World::new(0, 2)?).build().expect_err("4 rows are left");
     assert!(kept.to_string().contains("Remainder::Drop"), "{kept}");
     let filtered = numbers().filter("f", |_, _| Ok(true)).batch(6).loader().world(World::new(0, 2)?).build();
     assert!(filtered.err().is_some_and(|e| e.to_string().contains("different numbers of steps")));

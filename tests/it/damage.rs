@@ -277,7 +277,7 @@ fn more_bad_records_than_allowed_end_the_epoch_and_the_next_counts_anew() -> Res
         assert!(report.num_skipped >= 6 * round, "{}", report.num_skipped);
         assert!(report.to_string().contains("record 31, byte"), "{report}");
     }
-    let error = folder.loader(&dataset).on_bad_record(Skip::rate(1.5)).build().err().expect("no share");
+    let error = folder.loader(&dataset).on_bad_record(Skip::rate(1.5)).build().expect_err("no share");
     assert!(error.to_string().contains("Skip::rate(1.5)"), "{error}");
     Ok(())
 }

@@ -203,7 +203,7 @@ fn blocks_of_rare_parts_in_their_own_order_are_read_once() {
 #[test]
 fn mixes_that_mean_nothing_are_refused_with_what_to_do() {
     let numbers = || part(100).0;
-    let refused = |dataset: Dataset| -> Error { dataset.batch(4).loader().build().err().expect("it is refused") };
+    let refused = |dataset: Dataset| -> Error { dataset.batch(4).loader().build().expect_err("it is refused") };
     let says = |dataset: Dataset, parts: &[&str]| {
         let text = refused(dataset).to_string();
         parts.iter().for_each(|part| assert!(text.contains(part), "{part} is missing in {text}"));
@@ -233,7 +233,7 @@ fn shards_without_an_index_are_refused_in_a_mix() {
     let shard = crate::support::shards::shard_of_ids(0..40, forebay::Compression::Gzip);
     folder.put("a.tfrecord.gz", &shard);
     let dataset = Dataset::mix([(folder.open("*.tfrecord.gz"), 1)], Exhausted::Stop).batch(4);
-    let error = folder.loader(&dataset).build().err().expect("it is refused").to_string();
+    let error = folder.loader(&dataset).build().expect_err("it is refused").to_string();
     assert!(error.contains("mix") && error.contains("Index::Build"), "{error}");
     let ids = take_ids(folder.loader(&dataset).index(Index::Build), "id").unwrap().whole().concat();
     assert_eq!(ids, (0..40).collect::<Vec<_>>());
@@ -271,7 +271,7 @@ fn parts_of_a_mix_may_decode_their_images_each_in_its_own_way() -> Result<()> {
     }
     // On the way of the same rows a name stands for one function.
     let twice = parts[0].map("f", [], |_, _, _| Ok(())).map("f", [], |_, _, _| Ok(())).batch(10);
-    let error = twice.loader().build().err().expect("two functions of one name");
+    let error = twice.loader().build().expect_err("two functions of one name");
     assert!(error.to_string().contains("two functions are called \"f\""), "{error}");
     Ok(())
 }

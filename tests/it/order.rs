@@ -76,6 +76,7 @@ fn covers(case: &Case, batches: &[Vec<i64>]) {
         Remainder::Keep => rows,
         Remainder::Drop | Remainder::Refuse => rows / batch * batch,
         Remainder::Repeat => rows.div_ceil(batch) * batch,
+        other => unreachable!("{other:?} is no case"),
     };
     assert_eq!(ids.len(), wanted);
     let own = &ids[..wanted.min(rows)];

@@ -22,7 +22,7 @@ fn run(loader: LoaderBuilder) -> Result<(Vec<i64>, Vec<String>)> {
 }
 
 fn refused(loader: LoaderBuilder) -> Error {
-    loader.build().err().expect("it needs an index")
+    loader.build().expect_err("it needs an index")
 }
 
 fn has(text: &str, words: &[&str]) {

@@ -208,7 +208,7 @@ fn what_needs_an_index_says_so_and_takes_one() -> Result<()> {
     for dataset in [all.shuffle(Shuffle::global()), all.repeat(2), all.skip(1), all.enumerate("n"), all.zip(&all)] {
         let dataset = dataset.batch(4);
         let folder = Folder::new();
-        let error = folder.loader(&dataset).build().err().expect("no index is there");
+        let error = folder.loader(&dataset).build().expect_err("no index is there");
         assert!(error.kind() == ErrorKind::Config && error.to_string().contains(".index(Index::Build)"), "{error}");
         let taken = take_ids(folder.loader(&dataset).index(Index::Build), "id")?;
         assert!(taken.whole().concat().len() >= 39);
@@ -393,13 +393,13 @@ fn a_wrong_statement_of_the_compression_is_an_error_that_names_the_shard() -> Re
 fn a_missing_shard_and_an_empty_pattern_are_refused_by_build() -> Result<()> {
     let folder = Folder::with_ids(&[3, 3]);
     for (pattern, named) in [("{00..02}.tfrecord", "02.tfrecord"), ("*.rec", "*.rec"), ("7.tfrecord", "7.tfrecord")] {
-        let error = folder.loader(&folder.open(pattern).batch(1)).build().err().expect("it is not there");
+        let error = folder.loader(&folder.open(pattern).batch(1)).build().expect_err("it is not there");
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
         assert!(error.to_string().contains(named), "{error}");
     }
     assert_eq!(Dataset::open(Vec::<String>::new()).expect_err("nothing").kind(), ErrorKind::Config);
     folder.put("empty", &[]);
-    let error = folder.loader(&folder.open("empty").batch(1)).build().err().expect("no records");
+    let error = folder.loader(&folder.open("empty").batch(1)).build().expect_err("no records");
     assert!(error.to_string().contains("no record"), "{error}");
     Ok(())
 }

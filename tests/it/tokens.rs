@@ -304,7 +304,7 @@ fn documents_with_an_element_too_few_are_bad_records() -> Result<()> {
 #[test]
 fn columns_that_cannot_stand_beside_the_tokens_are_mistakes() -> Result<()> {
     let all = with_beside(&documents(40), |_| false);
-    let message = |dataset: &Dataset| dataset.batch(4).loader().build().err().expect("mistakes").to_string();
+    let message = |dataset: &Dataset| dataset.batch(4).loader().build().expect_err("mistakes").to_string();
     let twice = Pack::best_fit(8).eos(1).beside("mask", 0).beside("mask", 0).beside("tokens", 0).beside("input_ids", 0);
     let text = message(&all.pack(twice.eos_beside("labels", 0)));
     for part in [
@@ -566,7 +566,7 @@ mod text {
         std::fs::write(&path, FILE.replace("\"5\": 5", "\"6\": 5")).expect("a disk");
         let other = texts(150).shuffle(Shuffle::buffer(32)).tokenize("text", tokenizer()?.dtype(Dtype::I32));
         let other = other.chunk("tokens", 9).pack(Pack::first_fit(16).window(12)).batch(8);
-        let refused = other.loader().restore(&state).build().err().expect("another tokenizer").to_string();
+        let refused = other.loader().restore(&state).build().expect_err("another tokenizer").to_string();
         assert!(refused.contains("another `tokenize text`"), "{refused}");
         Ok(())
     }
@@ -583,7 +583,7 @@ mod text {
         let batch = loader.epoch(0).next().expect("two texts")?;
         assert_eq!((batch.samples(), batch.lengths("tokens")?), (&[0, 2][..], &[2, 1][..]));
         let scalars = documents(3).tokenize("id", Tokenizer::from_bytes("words.json", FILE.as_bytes())?).batch(1);
-        let text = scalars.loader().build().err().expect("numbers").to_string();
+        let text = scalars.loader().build().expect_err("numbers").to_string();
         assert!(text.contains("holds no text"), "{text}");
         Ok(())
     }
@@ -610,7 +610,7 @@ fn the_report_names_columns_that_packing_ends() -> Result<()> {
 #[test]
 fn all_mistakes_come_at_once() -> Result<()> {
     let all = in_memory((0..40).map(|i| i % 7))?;
-    let message = |dataset: &Dataset| dataset.loader().build().err().expect("mistakes").to_string();
+    let message = |dataset: &Dataset| dataset.loader().build().expect_err("mistakes").to_string();
     let graph = all
         .chunk("tokens", 0)
         .bucket_by_length("tokens", Buckets::boundaries([3, 2]).window(64))
@@ -640,10 +640,10 @@ fn all_mistakes_come_at_once() -> Result<()> {
     let text = message(&all.bucket_by_length("tokens", Buckets::token_budget(3)).batch(4).pad("tokens", Pad::to(4)));
     assert!(text.contains("stands behind the batch"), "{text}");
     let loader = all.bucket_by_length("tokens", Buckets::token_budget(3)).batch(4).loader().streams(4);
-    let text = loader.build().err().expect("less than a token").to_string();
+    let text = loader.build().expect_err("less than a token").to_string();
     assert!(text.contains("less than one"), "{text}");
     let loader = all.pack(Pack::best_fit(8)).batch(4).loader().world(World::new(0, 2)?);
-    let text = loader.build().err().expect("steps are not known").to_string();
+    let text = loader.build().expect_err("steps are not known").to_string();
     assert!(text.contains(".steps_per_epoch(n)"), "{text}");
     Ok(())
 }
@@ -653,14 +653,14 @@ fn a_state_of_other_packing_is_refused() -> Result<()> {
     let graph = |pack: Pack| documents(100).pack(pack).batch(4);
     let state = graph(Pack::best_fit(24)).loader().build()?.epoch(0).next().expect("a batch")?.state();
     for other in [Pack::best_fit(25), Pack::first_fit(24), Pack::best_fit(24).window(5), Pack::best_fit(24).eos(3)] {
-        let refused = graph(other).loader().restore(&state).build().err().expect("another graph").to_string();
+        let refused = graph(other).loader().restore(&state).build().expect_err("another graph").to_string();
         assert!(refused.contains("another `pack`"), "{refused}");
     }
     let graph = |pack: Pack| with_beside(&documents(100), |_| false).pack(pack).batch(4);
     let state =
         graph(Pack::best_fit(24).beside("mask", 0)).loader().build()?.epoch(0).next().expect("a batch")?.state();
     for other in [Pack::best_fit(24), Pack::best_fit(24).beside("mask", 1), Pack::best_fit(24).beside("weights", 0)] {
-        let refused = graph(other).loader().restore(&state).build().err().expect("another graph").to_string();
+        let refused = graph(other).loader().restore(&state).build().expect_err("another graph").to_string();
         assert!(refused.contains("another `pack`"), "{refused}");
     }
     Ok(())

@@ -132,10 +132,10 @@ pub(super) struct ConvertArgs {
     /// To Parquet: columns that get Bloom filters.
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     bloom: Vec<String>,
-    /// To images: the column of encoded images [default: image/encoded, image, jpg, png].
+    /// To images: the column of encoded images [default: image/encoded, image, jpg, jpeg, png, webp].
     #[arg(long, value_name = "NAME")]
     image_column: Option<String>,
-    /// To images: the column of labels, which become folders [default: image/class/text, label, image/class/label].
+    /// To images: the column of labels, which become folders [default: image/class/text, label, image/class/label, class, cls].
     #[arg(long, value_name = "NAME")]
     label_column: Option<String>,
     /// Images: a CSV file that names files (from SRC on) in its first column and labels in its second. Only images that it names

@@ -122,6 +122,7 @@ fn write_failed(error: std::io::Error, (record, offset): (u64, u64)) -> Error {
 mod tests {
     use super::*;
 
+    #[derive(Debug)]
     struct Full;
 
     impl Write for Full {
@@ -139,7 +140,7 @@ mod tests {
             let mut writer = Writer::new(Full, compression);
             writer.write(b"small").unwrap();
             assert_eq!((writer.records(), writer.offset()), (1, 21));
-            let error = writer.finish().err().expect("nothing can be written");
+            let error = writer.finish().expect_err("nothing can be written");
             assert_eq!((error.kind(), error.place().record), (ErrorKind::Transfer, Some(1)));
             assert!(error.to_string().contains("could not be written: "), "{error}");
         }

@@ -71,6 +71,7 @@ pub enum Layout {
 
 /// The filter of a resize.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Interpolation {
     /// The nearest pixel.
     Nearest,

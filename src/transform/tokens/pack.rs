@@ -32,6 +32,7 @@ enum Algorithm {
 
 /// What becomes of a document that is longer than a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Long {
     /// It is cut into pieces of a row's length, and the last, shorter one is packed like a document.
     #[default]
