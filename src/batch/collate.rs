@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::DataType;
+use arrow::error::ArrowError;
 
 use super::buffer::{Allocator, Part, Whole};
 use super::{BatchColumn, Data};
@@ -30,7 +31,9 @@ impl Rows {
     /// The rows end to end.
     pub(crate) fn concat(chunks: &[Self]) -> Result<Self> {
         let Some(first) = chunks.first() else { return Err(Error::config("no rows to join")) };
-        let rows = arrow::compute::concat_batches(first.rows.schema_ref(), chunks.iter().map(|chunk| &chunk.rows));
+        let alike = chunks.iter().map(|chunk| in_order_of(&first.rows, &chunk.rows));
+        let alike = alike.collect::<Result<Vec<_>, _>>();
+        let rows = alike.and_then(|alike| arrow::compute::concat_batches(first.rows.schema_ref(), alike.iter()));
         let rows = rows.map_err(|e| Error::new(ErrorKind::Transform, "rows of different columns met").because(e))?;
         Ok(Self { rows, samples: chunks.iter().flat_map(|chunk| chunk.samples.iter().copied()).collect() })
     }
@@ -38,6 +41,17 @@ impl Rows {
     pub(crate) fn slice(&self, start: usize, len: usize) -> Self {
         Self { rows: self.rows.slice(start, len), samples: self.samples[start..start + len].to_vec() }
     }
+}
+
+/// Rows with their columns in the order of others': Arrow joins rows by their columns' numbers, and columns are known by name.
+pub(crate) fn in_order_of(first: &RecordBatch, rows: &RecordBatch) -> std::result::Result<RecordBatch, ArrowError> {
+    let (wanted, found) = (first.schema_ref().fields(), rows.schema_ref());
+    if wanted.iter().zip(found.fields()).all(|(a, b)| a.name() == b.name()) && wanted.len() == found.fields().len() {
+        return Ok(rows.clone());
+    }
+    let indices =
+        wanted.iter().map(|field| found.index_of(field.name())).collect::<std::result::Result<Vec<_>, _>>()?;
+    rows.project(&indices)
 }
 
 /// The identity of a row, behind all its randomness.

@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 pub(crate) use self::blocks::{Block, Blocks, locate};
 use super::pipeline::Stage;
 use super::skip::is_bad_record;
-use crate::batch::collate::{Rows, Sample};
+use crate::batch::collate::{Rows, Sample, in_order_of};
 use crate::dataset::function::{Context, Outputs, Row};
 use crate::dataset::graph::Function;
 use crate::engine::pool::no_panic;
@@ -486,7 +486,10 @@ fn part_of(sample: Sample, part: u32) -> u32 {
 /// Rows by number, each possibly not at all or several times.
 fn expand(input: Evaluated, from: Vec<u32>, parts: Option<Vec<u32>>, failing: Failing) -> Result<Evaluated> {
     let left_out = failing.left_out.into_iter().map(|(row, error)| (input.position(row), error));
-    let skipped = merge_skipped(input.skipped.iter().cloned().chain(left_out).collect());
+    let mut skipped: Vec<(u32, Error)> = input.skipped.iter().cloned().chain(left_out).collect();
+    // Rows that were made of one sample are one record; those of a window have one position and are many.
+    skipped.sort_by_key(|(position, error)| (*position, error.place().sample));
+    skipped.dedup_by_key(|(position, error)| (*position, error.place().sample));
     let origin = match &input.origin {
         Some(origin) => from.iter().map(|&row| origin[row as usize]).collect(),
         None => from.clone(),
@@ -540,18 +543,20 @@ fn regather(parts: &[Evaluated], from: &[(u32, u32)]) -> Result<Evaluated> {
             samples.push(evaluated.rows.samples[row]);
         }
     }
-    let sources: Vec<&RecordBatch> =
-        parts.iter().map(|part| &part.rows.rows).filter(|rows| rows.num_columns() > 0).collect();
-    let rows = match sources.first() {
-        None => RecordBatch::new_empty(Arc::new(Schema::empty())),
-        Some(first) if at.is_empty() => first.slice(0, 0),
-        Some(first) => {
-            let sources: Vec<&RecordBatch> = parts
-                .iter()
-                .map(|part| if part.rows.rows.num_columns() > 0 { &part.rows.rows } else { *first })
-                .collect();
-            interleave_record_batch(&sources, &at).map_err(internal)?
+    // A part without rows may have other columns than its rows would: functions are not called for it.
+    let sources = || parts.iter().map(|part| &part.rows.rows);
+    let rows = match sources().find(|rows| rows.num_rows() > 0) {
+        Some(first) if !at.is_empty() => {
+            let of =
+                |rows: &RecordBatch| if rows.num_rows() > 0 { in_order_of(first, rows) } else { Ok(first.clone()) };
+            let sources = sources().map(of).collect::<Result<Vec<_>, _>>().map_err(internal)?;
+            interleave_record_batch(&sources.iter().collect::<Vec<_>>(), &at).map_err(internal)?
         }
+        Some(first) => first.slice(0, 0),
+        None => match sources().find(|rows| rows.num_columns() > 0) {
+            Some(first) => first.slice(0, 0),
+            None => RecordBatch::new_empty(Arc::new(Schema::empty())),
+        },
     };
     Ok(Evaluated { rows: Rows { rows, samples }, origin: expanded.then_some(origin), shares: None, skipped, error })
 }

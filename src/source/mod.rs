@@ -123,16 +123,18 @@ pub(crate) fn decode(source: &dyn Source, block: usize, fetched: Vec<Bytes>) -> 
             Error::corrupt(format!("{found} rows, where the catalog says {rows}")).advice("build the index anew")
         );
     }
-    let mut nulls: BTreeMap<usize, &Column> = BTreeMap::new();
+    let (mut nulls, mut order) = (BTreeMap::<usize, &Column>::new(), Vec::with_capacity(decoded.rows.num_columns()));
     for column in source.columns() {
         let wrong = |what: String| {
             Err(Error::new(ErrorKind::Schema, what)
                 .column(column.name().clone())
                 .advice(format!("decode() of {:?} has to give the columns that it declares", source.name())))
         };
-        let Some(array) = decoded.rows.column_by_name(column.name()) else {
+        let Ok(number) = decoded.rows.schema_ref().index_of(column.name()) else {
             return wrong("a block without this column".into());
         };
+        let array = decoded.rows.column(number);
+        order.push(number);
         let declared = column.arrow_type();
         if !is_laid_out_as(array.data_type(), &declared) {
             return wrong(format!("an array of {}, where {column} is declared: {declared}", array.data_type()));
@@ -152,6 +154,13 @@ pub(crate) fn decode(source: &dyn Source, block: usize, fetched: Vec<Bytes>) -> 
             Some(_) => (row, error),
             None => (row, error.url(shard.clone()).record(first + row as u64)),
         }));
+    }
+    // Blocks are joined by their columns' numbers, which are a source's own business.
+    if order.iter().enumerate().any(|(place, &number)| place != number) {
+        order.extend((0..decoded.rows.num_columns()).filter(|number| !order.contains(number)).collect::<Vec<_>>());
+        let rows = decoded.rows.project(&order);
+        decoded.rows =
+            rows.map_err(|e| Error::new(ErrorKind::Schema, "columns of one block do not agree").because(e))?;
     }
     Ok(decoded)
 }

@@ -3,6 +3,7 @@
 mod cache;
 mod dag;
 mod damage;
+mod edges;
 mod faults;
 #[cfg(feature = "parquet")]
 mod filter_where;
