@@ -233,8 +233,13 @@ impl Chunk {
             return Vec::new();
         }
         let drawn: Vec<(u64, u64)> = self.parts.iter().flat_map(Picked::drawn).collect();
-        let terms = evaluated.skipped.iter().map(|&(position, _)| drawn[position as usize]);
-        terms.map(|(id, pass)| id_term(id, 0, pass)).collect()
+        let of = |(position, error): &(u32, Error)| {
+            let at = drawn[*position as usize];
+            // A window's rows all stand at its last position.
+            let own = error.place().sample.filter(|sample| *sample != at.0);
+            own.and_then(|sample| drawn.iter().find(|(id, _)| *id == sample).copied()).unwrap_or(at)
+        };
+        evaluated.skipped.iter().map(of).map(|(id, pass)| id_term(id, 0, pass)).collect()
     }
 }
 
@@ -322,6 +327,8 @@ pub(crate) struct State {
     planned_all: bool,
     /// The epoch that needs no more rows.
     cut: Option<u64>,
+    /// Where a failure broke an epoch off that comes as it is read, and the first row of the order that would be another if it had not.
+    broken_off: Option<(u64, u64)>,
     /// The ticket of step 0 of the epoch being planned, modulo 2^64: a run may begin behind it.
     base: u64,
     /// Where each of the rank's streams is planned to, where rows are not positions.
@@ -385,6 +392,7 @@ impl Run {
             go_on,
             planned_all: false,
             cut: None,
+            broken_off: None,
             base: 0u64.wrapping_sub(step),
             planned: pipeline.planned_at(&start.cursors),
             place: start.read_from,

@@ -115,7 +115,7 @@ impl Tally {
     /// Goes on counting where a run begins; `batch`: samples of a rank's batch, where rows are positions.
     pub(super) fn new(skip: Skip, expected: Option<u64>, start: &Progress, batch: u64) -> Self {
         let samples = match &start.cursors[..] {
-            [] => start.step * batch,
+            [] => start.step.saturating_mul(batch),
             cursors => cursors.iter().map(|cursor| cursor.position).sum(),
         };
         Self { limit: skip.limit, expected, epoch: start.epoch, samples, skipped: start.left_out, last: None }
@@ -142,17 +142,15 @@ impl Tally {
     /// Takes the next batch's; what is to be listed when the loop takes the batch, and an error if more than are allowed have been left out.
     pub(super) fn add(&mut self, drawn: Drawn) -> (Vec<Skipped>, Result<(), Error>) {
         self.samples += drawn.samples;
-        let mut listed = Vec::with_capacity(drawn.skipped.len());
+        let (mut listed, mut held) = (Vec::with_capacity(drawn.skipped.len()), Ok(()));
+        // All of them, also behind the first that is too many: the batch is delivered, and a run may go on behind it.
         for (error, term) in drawn.skipped {
             self.skipped += 1;
             self.last = Some(error.clone());
             listed.push(Skipped::new(self.epoch, error, term));
-            let seen = self.expected.unwrap_or(self.samples.max(AT_LEAST));
-            if let Err(error) = self.hold_against(seen) {
-                return (listed, Err(error));
-            }
+            held = held.and_then(|()| self.hold_against(self.expected.unwrap_or(self.samples.max(AT_LEAST))));
         }
-        (listed, Ok(()))
+        (listed, held)
     }
 
     /// The epoch is over, and the next one begins.

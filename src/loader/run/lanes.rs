@@ -28,8 +28,13 @@ impl Run {
         state.lanes[lane].open = false;
         let items = std::mem::take(&mut state.lanes[lane].items);
         let any_open = state.lanes.iter().any(|lane| lane.open);
+        // What batches do without is told once, by whichever lane takes it.
+        let (told, untaken): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| matches!(item, Item::LeftOut(_)));
+        if let Some(open) = state.lanes.iter_mut().find(|lane| lane.open) {
+            told.into_iter().rev().for_each(|item| open.items.push_front(item));
+        }
         drop(state);
-        drop(items);
+        drop(untaken);
         if any_open {
             self.update(|_| {});
         } else {
@@ -107,7 +112,7 @@ impl Run {
             self.unlock(state);
             let ran = self.shared.pool.run_one();
             state = self.lock_on_time();
-            if ran {
+            if ran || self.is_cancelled() {
                 return state;
             }
         }
@@ -126,11 +131,12 @@ impl Run {
             drop(state);
             let copied = self.ways.iter().any(Way::wait_for_one);
             state = self.lock_on_time();
-            if copied {
+            // Nobody rings for a run that was cancelled meanwhile.
+            if copied || self.is_cancelled() {
                 return state;
             }
         }
-        if let Some(error) = state.is_stuck(self) {
+        if state.is_stuck() {
             if self.shared.alive.load(Ordering::Acquire) > 0 {
                 // Tasks that are about to end still hold their share of the budget.
                 let moment = Duration::from_millis(1);
@@ -141,7 +147,8 @@ impl Run {
             }
             // The last of them may have given its bytes back just now.
             state.advance(self);
-            if state.is_stuck(self).is_some() {
+            if state.is_stuck() {
+                let error = state.why_stuck(self);
                 state.fail(error);
                 self.wake_all();
             }
@@ -188,6 +195,8 @@ impl State {
             };
             match out {
                 Out::Batch(Assembled { lanes, error, drawn }) => {
+                    let left_out = |tally: &Option<Tally>| tally.as_ref().map_or(0, Tally::left_out);
+                    let before = left_out(&self.tally);
                     let (listed, counted) = match &mut self.tally {
                         Some(tally) => tally.add(drawn),
                         None => (Vec::new(), Ok(())),
@@ -195,10 +204,11 @@ impl State {
                     if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.open && !listed.is_empty()) {
                         lane.items.push_back(Item::LeftOut(listed));
                     }
-                    let left_out = self.tally.as_ref().map_or(0, Tally::left_out);
+                    let behind = left_out(&self.tally);
                     for ((lane, way), finished) in self.lanes.iter_mut().zip(&run.ways).zip(lanes) {
                         let Finished { batch: Some(mut batch), grant, parcel } = finished else { continue };
-                        batch.progress.left_out = left_out;
+                        // One that an error cut short is taken again, with what it did without.
+                        batch.progress.left_out = if batch.progress.step > batch.step { behind } else { before };
                         if lane.open {
                             way.enqueue(&parcel);
                         }
@@ -242,21 +252,23 @@ impl State {
     }
 
     /// Nothing runs, nothing is ready, and what is needed next does not fit the budget.
-    fn is_stuck(&self, run: &Run) -> Option<Error> {
+    fn is_stuck(&self) -> bool {
+        self.in_flight == 0 && !self.is_ready() && !self.failed
+    }
+
+    /// The error of a run that is stuck. The plan is walked for it, which may take a second.
+    fn why_stuck(&self, run: &Run) -> Error {
         let shared = &run.shared;
-        if self.in_flight > 0 || self.is_ready() || self.failed {
-            return None;
-        }
         let wanted = match (self.stalled.front(), self.needs.front()) {
             (Some(assembly), _) => assembly.bytes,
             (None, Some(key)) => self.blocks.get(key).map_or(0, |entry| entry.bytes) + self.reserve(run),
             (None, None) => match self.drivers.values().find_map(ArrivalDriver::wanted_bytes) {
                 Some(bytes) => bytes + self.reserve(run),
                 None => {
-                    return Some(Error::new(
+                    return Error::new(
                         ErrorKind::Panicked,
                         "nothing is under way and nothing can be: a fault of forebay",
-                    ));
+                    );
                 }
             },
         };
@@ -265,15 +277,11 @@ impl State {
         let walked =
             smallest_budget(shared, self.tickets.front().map_or(self.epoch, |ticket| ticket.epoch), self.batch_bytes);
         let smallest = walked.unwrap_or(2 * (used + wanted)).max(used + wanted).div_ceil(1 << 20);
-        Some(
-            Error::new(
-                ErrorKind::Memory,
-                format!("the plan needs {} bytes more than the {used} in flight, of a budget of {total}", wanted),
-            )
-            .advice(format!(
-                "take .budget(Budget::mebibytes({smallest})) or more, or a smaller shuffle buffer or batch"
-            )),
+        Error::new(
+            ErrorKind::Memory,
+            format!("the plan needs {wanted} bytes more than the {used} in flight, of a budget of {total}"),
         )
+        .advice(format!("take .budget(Budget::mebibytes({smallest})) or more, or a smaller shuffle buffer or batch"))
     }
 }
 

@@ -29,6 +29,10 @@ impl State {
         let steps = pipeline.steps;
         let arrived = if self.order.arrives() { self.arrivals.iter().find_map(Arrivals::total) } else { None };
         let failure = arrived.and_then(|_| self.drivers.values().find_map(ArrivalDriver::error));
+        if let (Some(arrived), true) = (arrived, failure.is_some()) {
+            // The segment that it broke off in is permuted as a short one.
+            self.broken_off = self.order.first_arrival_for(arrived).map(|row| (self.epoch, row));
+        }
         let rows = match (self.order.rows(), arrived) {
             (Some(rows), arrived) => rows.min(arrived.unwrap_or(ENDLESS)),
             (None, arrived) => arrived.unwrap_or(ENDLESS),

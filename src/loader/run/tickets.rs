@@ -8,8 +8,8 @@ use crate::engine::pool::{Level, Prepared, no_panic};
 use crate::loader::assemble::Assembly;
 use crate::loader::evaluate::{Blocks, Env, Evaluated};
 use crate::loader::pipeline::Pipeline;
-use crate::plan::ReadPoint;
 use crate::plan::state::Progress;
+use crate::plan::{Cursor, ReadPoint};
 
 /// Tickets of windows that are evaluated at a time.
 const WINDOWS_UNDER_WAY: u64 = 2;
@@ -80,6 +80,17 @@ impl State {
         self.yielded = assemblies.len();
         for mut assembly in assemblies {
             for progress in [&mut assembly.before, &mut assembly.progress] {
+                if let Some((_, row)) = self.broken_off.filter(|(broken, _)| *broken == epoch) {
+                    // What is delivered from there on comes in another order once the failure is mended, and so comes again.
+                    let (step, share) =
+                        (row / run.shared.pipeline.steps.batch, run.shared.pipeline.steps.stream_share());
+                    if progress.cursors.is_empty() {
+                        progress.step = progress.step.min(step);
+                    }
+                    for cursor in progress.cursors.iter_mut().filter(|cursor| cursor.position > step * share) {
+                        *cursor = Cursor { position: step * share, expanded: 0 };
+                    }
+                }
                 progress.read_from = self.read_point_behind(&run.shared.pipeline, progress);
             }
             if assembly.error.is_some() {
