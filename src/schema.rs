@@ -230,7 +230,6 @@ impl fmt::Display for Value {
 /// What a missing feature becomes.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[non_exhaustive]
 pub enum Missing {
     /// An error that names the record.
     Error,

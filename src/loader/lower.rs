@@ -204,6 +204,7 @@ pub(crate) fn lower(
         lowering.mistakes.push(error);
     }
     let turn = rows.filter(|_| steps.stated.is_some());
+    let barren_turn = turn.or_else(|| lowered.order.endless_turn());
     if turn == Some(0) && expands {
         lowering.mistake("the data set has no rows".into(), "look at its URLs, .take() and .skip()");
     }
@@ -243,7 +244,8 @@ pub(crate) fn lower(
         Leaf::Indexed(source) => source.catalog().mark(),
         Leaf::Arriving(source) => source.mark(),
     });
-    let identity = identity(dataset, data.collect(), steps, seed);
+    let drops = turn.is_some_and(|rows| steps.remainder == Remainder::Drop && !expands && rows % steps.batch != 0);
+    let identity = identity(dataset, data.collect(), steps, drops, seed);
     Ok(Pipeline {
         leaves: lowering.leaves.into_iter().map(|(_, leaf, _)| leaf).collect(),
         order: lowered.order,
@@ -259,7 +261,7 @@ pub(crate) fn lower(
         shares,
         limit,
         window,
-        turn,
+        barren_turn,
         identity: Arc::new(identity),
         transforms_may_differ: false,
         notes: lowering.notes,
@@ -267,7 +269,7 @@ pub(crate) fn lower(
 }
 
 /// What every state of a loader has in common.
-fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, seed: u64) -> Identity {
+fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, drops: bool, seed: u64) -> Identity {
     let early = in_front_of_row_changes(&dataset.node);
     let (mut graph, mut stages) = (Vec::new(), Vec::new());
     // By node: its number, and that of the last stage up to it that decides which rows come. How many of those there are.
@@ -317,9 +319,10 @@ fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, seed: u64) -> 
         stages.push("inputs of stages".to_owned());
     }
     if steps.stated.is_some() {
-        // How many they are changes nothing but the epoch's end.
-        graph.push(Identity::mark("steps_per_epoch", ""));
-        stages.push("steps_per_epoch".to_owned());
+        // How many they are changes nothing but the epoch's end; where rows that fill no batch are dropped each turn, all behind the first stand elsewhere.
+        let turns = if drops { "steps_per_epoch of whole batches" } else { "steps_per_epoch" };
+        graph.push(Identity::mark("steps_per_epoch", if drops { turns } else { "" }));
+        stages.push(turns.to_owned());
     }
     let identity = Identity { seed, streams: steps.streams, rank: steps.rank, world: steps.world, data, graph, stages };
     identity.bounded()
@@ -476,8 +479,11 @@ impl Lowering<'_> {
             Node::Skip { input, rows } => boxed(self.node(input), &|input| Order::Skip { rows: *rows, input }),
             Node::Enumerate { input, column } => {
                 let mut lowered = self.node(input);
-                lowered.columns.retain(|c| c.column.name() != column.name());
-                lowered.columns.push(Carried::new(column.clone(), None));
+                let numbers = Carried::new(column.clone(), None);
+                match lowered.columns.iter_mut().find(|carried| carried.column.name() == column.name()) {
+                    Some(carried) => *carried = numbers,
+                    None => lowered.columns.push(numbers),
+                }
                 self.enumerated.push(column.clone());
                 let number = self.enumerated.len() - 1;
                 boxed(lowered, &|input| Order::Enumerate { column: number, input })

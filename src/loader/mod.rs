@@ -35,10 +35,10 @@ pub use world::World;
 use crate::dataset::graph::Function;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::plan::State;
 #[cfg(feature = "cli")]
 use crate::plan::state::Identity;
 use crate::plan::state::Progress;
+use crate::plan::{Remainder, State};
 use crate::telemetry::{FunctionCounter, Report};
 use delivery::Delivery;
 use run::{Run, Shared};
@@ -205,12 +205,22 @@ impl Loader {
     /// forever: on one thread they are taken in turns.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`](crate::ErrorKind::Device) if there is no such device; a batch that the devices cannot share equally.
+    /// [`ErrorKind::Device`](crate::ErrorKind::Device) if there is no such device; a batch that the devices cannot share equally, or the last one of an epoch. Where nobody knows
+    /// how many rows there are (behind a filter, without an index) the last one may leave some without a part: `.drop_remainder()` leaves it out.
     pub fn split(&mut self, devices: &[Device]) -> Result<Vec<Epoch>> {
         let batch = self.shared.pipeline.steps.batch / self.shared.pipeline.steps.world;
         if devices.is_empty() || !batch.is_multiple_of(devices.len() as u64) {
             return Err(Error::config(format!("a batch of {batch} cannot be shared by {} devices", devices.len()))
                 .advice("make the batch a multiple of the number of devices"));
+        }
+        let steps = self.shared.pipeline.steps;
+        let rest = self.shared.pipeline.known_rows().map_or(0, |rows| rows % steps.batch / steps.world);
+        if steps.remainder == Remainder::Keep && steps.stated.is_none() && !rest.is_multiple_of(devices.len() as u64) {
+            return Err(Error::config(format!(
+                "the last batch of an epoch has {rest} samples, which {} devices cannot share equally",
+                devices.len()
+            ))
+            .advice("say what becomes of them: .remainder(Remainder::Drop) or .remainder(Remainder::Repeat)"));
         }
         self.supersede();
         if self.split.0 != devices {

@@ -48,7 +48,7 @@ pub(crate) struct Pipeline {
     /// Batches of an epoch at most, where they are counted behind an expanding stage.
     pub(crate) limit: Option<u64>,
     /// Rows after which an epoch of stated steps begins them anew.
-    pub(crate) turn: Option<u64>,
+    pub(crate) barren_turn: Option<u64>,
     /// Batches between the start of their tickets and the loop, at most.
     pub(crate) window: u64,
     /// What every state of the loader has in common.

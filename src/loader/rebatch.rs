@@ -26,7 +26,7 @@ pub(crate) struct Rebatch {
     limit: Option<u64>,
     /// Positions of an epoch, [`ENDLESS`] where they are not known or do not end.
     rows: u64,
-    /// Rows of one turn of an endless order: a stream that none of so many leaves a row of is not waited for any longer.
+    /// Rows of one turn of an order that does not end: a stream that none of so many leaves a row of is not waited for any longer.
     turn: Option<u64>,
     /// What changes the number of rows, for messages.
     changer: &'static str,
@@ -65,6 +65,8 @@ struct Piece {
     origin: Option<Vec<u32>>,
     /// The number of the share of each row, where they are marked.
     shares: Option<Vec<u32>>,
+    /// Whether an error stands behind the last row, which may be in the middle of what a position became.
+    is_cut: bool,
     /// Rows already taken.
     taken: usize,
     position: u64,
@@ -112,7 +114,8 @@ impl Piece {
     fn cursor_behind(&self, row: usize) -> Cursor {
         let position = self.position(row);
         let behind = row + 1;
-        if behind == self.rows.len() || self.position(behind) != position {
+        let is_whole = if behind == self.rows.len() { !self.is_cut } else { self.position(behind) != position };
+        if is_whole {
             return Cursor { position: self.position + u64::from(position) + 1, expanded: 0 };
         }
         let first = self.origin.as_ref().map_or(row, |origin| origin.partition_point(|&o| o < position));
@@ -127,7 +130,7 @@ impl Rebatch {
             steps: pipeline.steps,
             limit: pipeline.limit,
             rows,
-            turn: pipeline.turn,
+            turn: pipeline.barren_turn,
             changer: pipeline.changer,
             shares: pipeline.shares,
             points,
@@ -205,8 +208,9 @@ impl Rebatch {
                         batches.push(self.take(counts, None));
                         continue;
                     }
-                    let skipped = self.streams.iter().any(|stream| !stream.skipped.is_empty());
-                    if skipped || counts.iter().any(|&count| count > 0) {
+                    // Positions that became no row are counted as seen, too.
+                    let unseen = self.streams.iter().any(|stream| stream.cursor.position < stream.end);
+                    if unseen || counts.iter().any(|&count| count > 0) {
                         let mut last = self.take(counts, None);
                         self.streams.iter_mut().for_each(|stream| stream.pass(stream.end, &mut last.drawn));
                         last.progress = self.progress();
@@ -319,6 +323,7 @@ impl Stream {
             rows: evaluated.rows,
             origin: evaluated.origin,
             shares: evaluated.shares,
+            is_cut: evaluated.error.is_some(),
             taken: 0,
             position,
             kept: kept.clone(),
@@ -330,7 +335,7 @@ impl Stream {
         if self.error.is_none() && turn.is_some_and(|turn| self.barren > turn) {
             self.error =
                 Some(Error::config(format!("of {} samples in a row {changer} left none", self.barren)).advice(
-                    "an epoch of stated steps waits for some: look at what it lets through, the .filter() above all",
+                    "an epoch that goes on until it has them waits for some: look at what it lets through, the .filter() above all",
                 ));
         }
         if piece.left() > 0 {

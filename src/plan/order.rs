@@ -214,16 +214,34 @@ impl Order {
         })
     }
 
+    /// Rows of one turn of what is repeated without end, where that is known.
+    pub(crate) fn endless_turn(&self) -> Option<u64> {
+        match self {
+            Order::Repeat { turns: Turns::Forever | Turns::Stated, input } => {
+                input.rows().filter(|&rows| rows != ENDLESS)
+            }
+            Order::Repeat { input, .. }
+            | Order::Interleave { input, .. }
+            | Order::Shuffle { input, .. }
+            | Order::Take { input, .. }
+            | Order::Skip { input, .. }
+            | Order::Enumerate { input, .. }
+            | Order::Apply { input, .. } => input.endless_turn(),
+            Order::Concat(inputs) | Order::Zip(inputs) => inputs.iter().filter_map(Order::endless_turn).max(),
+            Order::Rows { .. } | Order::Arrival { .. } | Order::Mix { .. } => None,
+        }
+    }
+
     /// Row numbers at which blocks start that a shuffle above may permute, the total, and whether they may be cut.
     pub(crate) fn blocks(&self) -> (Arc<Vec<u64>>, bool) {
         match self {
             Order::Rows { catalog, .. } => (catalog.starts().clone(), !catalog.is_indivisible()),
             Order::Concat(inputs) => {
-                let (mut starts, mut divisible) = (vec![0], true);
+                let (mut starts, mut divisible) = (vec![0u64], true);
                 for input in inputs {
                     let (inner, cuttable) = input.blocks();
                     let before = starts[starts.len() - 1];
-                    starts.extend(inner[1..].iter().map(|start| before + start));
+                    starts.extend(inner[1..].iter().map(|start| before.saturating_add(*start)));
                     divisible &= cuttable;
                 }
                 (starts.into(), divisible)

@@ -389,7 +389,7 @@ mod tests {
 
     #[test]
     fn one_that_fails_ends_all_with_its_error() {
-        let dataset = numbers(100)
+        let dataset = numbers(96)
             .map("check", [crate::schema::int64("x")], |_, row, out| match row.get::<i64>("x")? {
                 61 => Err(Error::new(ErrorKind::Transform, "sixty-one")),
                 x => out.set("x", x),
@@ -421,7 +421,7 @@ mod tests {
         let mut loader = numbers(96).batch(12).loader().build().unwrap();
         let error = on_threads(&mut loader, 3).unwrap_err();
         assert!(error.to_string().contains("before the last step"), "{error}");
-        let mut loader = numbers(100).batch(12).loader().build().unwrap();
+        let mut loader = numbers(99).batch(12).loader().build().unwrap();
         let error = on_threads(&mut loader, 3).unwrap_err();
         assert!(error.to_string().contains("instead of 4"), "{error}");
     }

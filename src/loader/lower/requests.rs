@@ -94,9 +94,13 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
                     self.go(input, above.with_all_rows(), shuffle, needs_index.or(below));
                 }
                 Node::Remainder { input, remainder } => {
-                    // What has arrived is gone when the last batch is to be filled up from the front.
-                    let again = (*remainder == Remainder::Repeat).then_some("a remainder made up by repetition");
-                    self.go(input, above, shuffle, needs_index.or(again));
+                    let reason = match remainder {
+                        // What has arrived is gone when the last batch is to be filled up from the front.
+                        Remainder::Repeat => Some("a remainder made up by repetition"),
+                        Remainder::Refuse => Some("Remainder::Refuse, which goes by the number of rows,"),
+                        Remainder::Keep | Remainder::Drop => None,
+                    };
+                    self.go(input, above, shuffle, needs_index.or(reason));
                 }
                 Node::Apply { input, .. } => self.go(input, Above::unknown(), shuffle, needs_index),
                 other => {
