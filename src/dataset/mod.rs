@@ -554,6 +554,8 @@ impl Dataset {
     }
 
     /// How a ragged column is padded; without it, with zeros to the longest of each batch.
+    ///
+    /// Of the `cu_seqlens` that [`pack`](Self::pack) makes it settles the length alone: they end in the row's length, whatever they are padded to.
     #[must_use]
     pub fn pad(&self, column: impl Into<String>, pad: crate::batch::Pad) -> Self {
         let column = column.into();

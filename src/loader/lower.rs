@@ -9,8 +9,8 @@ use std::sync::Arc;
 pub(crate) use requests::{Request, requests};
 
 use super::pipeline::{Leaf, Pipeline, Stage};
-use crate::batch::Pad;
 use crate::batch::collate::Layout;
+use crate::batch::{Pad, Side};
 use crate::dataset::Dataset;
 use crate::dataset::files::Format;
 use crate::dataset::graph::{Function, Node, visit};
@@ -491,6 +491,17 @@ impl Lowering<'_> {
             Node::Pad { input, column, pad } => {
                 let mut lowered = self.node(input);
                 match lowered.columns.iter_mut().find(|c| c.column.name().as_ref() == column) {
+                    Some(carried) if carried.is_index => {
+                        // What stands behind a row's own entries is a place like these: another filler would point elsewhere.
+                        let own = carried.pad.map_or(0.0, |pad| pad.value);
+                        carried.pad = Some(pad.value(own));
+                        if pad.truncate || pad.side == Side::Left || ![0.0, own].contains(&pad.value) {
+                            self.mistake(
+                                format!("{column:?} says where each row's documents lie, and is padded {pad}"),
+                                "take Pad::to(n) or Pad::longest(), without .value() and .side(): what it is filled with is settled",
+                            );
+                        }
+                    }
                     Some(carried) => carried.pad = Some(*pad),
                     None => self.no_column(&lowered.columns, column, ".pad()"),
                 }

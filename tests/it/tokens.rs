@@ -524,6 +524,23 @@ fn rows_of_fewer_segments_end_in_empty_ones() -> Result<()> {
 }
 
 #[test]
+fn padded_segments_stay_empty_ones() -> Result<()> {
+    let packed = in_memory([2, 3, 5, 8].into_iter())?.pack(Pack::best_fit(10).cu_seqlens());
+    let wanted = [[0, 2, 5, 10, 10, 10], [0, 8, 10, 10, 10, 10]].concat();
+    for pad in [Pad::to(6), Pad::longest().multiple_of(6), Pad::to(6).value(10.0)] {
+        let graph = packed.pad("cu_seqlens", Pad::to(5)).pad("cu_seqlens", pad).batch(2);
+        let batch = graph.loader().streams(1).build()?.epoch(0).next().expect("a batch")?;
+        assert_eq!(*batch.values::<i32>("cu_seqlens")?, wanted, "{pad}");
+        assert_eq!(batch.lengths("cu_seqlens")?, [4, 3]);
+    }
+    for pad in [Pad::truncate_to(6), Pad::to(6).side(Side::Left), Pad::to(6).value(-1.0)] {
+        let refused = packed.pad("cu_seqlens", pad).batch(2).loader().build().expect_err("no such index").to_string();
+        assert!(refused.contains(&pad.to_string()) && refused.contains("Pad::to(n)"), "{refused}");
+    }
+    Ok(())
+}
+
+#[test]
 fn padding_stands_where_it_is_told() -> Result<()> {
     let pad = Pad::longest().multiple_of(4).side(Side::Left).value(-1.0);
     let graph = in_memory([2, 3].into_iter())?.pad("tokens", pad).batch(2);
