@@ -56,7 +56,7 @@ impl Pad {
         Self::new(Some(length), true)
     }
 
-    /// Fills with this value, converted to the column's dtype.
+    /// Fills with this value, which the column's dtype must hold; floats are rounded to it.
     #[must_use]
     pub fn value(mut self, value: f64) -> Self {
         self.value = value;

@@ -555,6 +555,9 @@ impl Dataset {
 
     /// How a ragged column is padded; without it, with zeros to the longest of each batch.
     ///
+    /// It holds for lists that a later function puts into a column of this name. Parts of a [`concat`](Self::concat) or [`mix`](Self::mix) must be padded alike: it is
+    /// simplest to say it once, behind them.
+    ///
     /// Of the `cu_seqlens` that [`pack`](Self::pack) makes it settles the length alone: they end in the row's length, whatever they are padded to.
     #[must_use]
     pub fn pad(&self, column: impl Into<String>, pad: crate::batch::Pad) -> Self {

@@ -25,7 +25,7 @@ use crate::plan::{DataMark, Exhausted, Remainder, Shuffle};
 use crate::random::Key;
 use crate::schema::{Column, Dtype, Shape};
 use crate::transform::image::Image;
-use crate::transform::tokens::Part;
+use crate::transform::tokens::{Part, holds};
 
 /// What is said about batches behind `.batch(n)`, read off the top of the graph.
 pub(crate) struct BatchSpec<'a> {
@@ -91,6 +91,11 @@ struct Carried {
 impl Carried {
     fn new(column: Column, leaf: Option<usize>) -> Self {
         Self { column, leaf, pad: None, image: None, is_index: false }
+    }
+
+    /// How it is padded, in words: those of equal padding are equal, NaN too.
+    fn padding(&self) -> String {
+        self.pad.unwrap_or_default().to_string()
     }
 }
 
@@ -188,11 +193,15 @@ pub(crate) fn lower(
     }
     let mut layouts = Vec::new();
     for Carried { column, pad, image, is_index, .. } in lowered.columns {
-        let ragged = matches!(column.shape(), Shape::Ragged(_)) && column.dtype() != Dtype::Bytes;
-        if pad.is_some() && !ragged {
-            lowering
-                .mistakes
-                .push(Error::config(format!("`{column}` is padded, but is not ragged")).advice("remove its .pad()"));
+        if let Some(pad) = pad {
+            if !is_padded(&column) {
+                lowering.mistake(format!("`{column}` is padded, but is not ragged"), "remove its .pad()");
+            } else if !holds(column.dtype(), pad.value) {
+                lowering.mistake(
+                    format!("`{column}` is padded {pad}, and holds no such element"),
+                    "take a value that its dtype holds, or make the column of another one in a .map()",
+                );
+            }
         }
         let image = image.map(|(image, key, _)| (image, key));
         layouts.push(Layout { column, pad: pad.unwrap_or_default(), image, is_index });
@@ -453,7 +462,11 @@ impl Lowering<'_> {
                     for carried in lowered.columns {
                         match columns.iter().find(|c| c.column.name() == carried.column.name()) {
                             None => columns.push(carried),
-                            Some(same) if same.leaf.is_some() && same.leaf == carried.leaf && path == lowered.path => {}
+                            Some(same)
+                                if same.leaf.is_some()
+                                    && same.leaf == carried.leaf
+                                    && path == lowered.path
+                                    && same.padding() == carried.padding() => {}
                             Some(_) => self.mistake(
                                 format!("zip of two columns called {:?}", carried.column.name()),
                                 "give one of them another name in a .map(), or leave it out with .columns()",
@@ -523,6 +536,18 @@ impl Lowering<'_> {
                 format!("{verb} of different columns: {first} and {other}"),
                 "choose the same with .columns() in both",
             );
+        }
+        // A batch has rows of several parts, and is padded one way: none of theirs is taken for the others'.
+        for part in &parts[1..] {
+            for (first, other) in parts[0].columns.iter().zip(&part.columns) {
+                let ([first_pad, other_pad], name) = ([first, other].map(Carried::padding), first.column.name());
+                if name == other.column.name() && first_pad != other_pad {
+                    self.mistake(
+                        format!("{verb} of {name:?} padded {first_pad} and {other_pad}"),
+                        "state one .pad() behind it, and none in the parts",
+                    );
+                }
+            }
         }
         let mut columns = parts[0].columns.clone();
         columns.iter_mut().for_each(|carried| carried.leaf = None);
@@ -645,6 +670,11 @@ impl Lowering<'_> {
         lowered.order = Order::Shuffle { order, input: Box::new(lowered.order) };
         lowered
     }
+}
+
+/// Whether samples of a column are brought to one length in the batch.
+fn is_padded(column: &Column) -> bool {
+    matches!(column.shape(), Shape::Ragged(_)) && column.dtype() != Dtype::Bytes
 }
 
 /// The number of a node among those of its kind, in the order in which they were met.

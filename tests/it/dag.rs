@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, Int64Array, RecordBatch};
+use arrow::array::{Array, AsArray, Int64Array, ListArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use forebay::{
-    Dataset, Device, ErrorKind, Image, Pad, Remainder, Result, Scheduler, Shuffle, World, bytes, float32, int64,
+    Column, Dataset, Device, Dtype, ErrorKind, Exhausted, Image, Pad, Remainder, Result, Scheduler, Shape, Shuffle,
+    World, bytes, float32, int64,
 };
 
 use crate::support::shards::Folder;
@@ -182,6 +183,54 @@ fn ragged_columns_are_padded_as_told() -> Result<()> {
     let taken = padded(&dataset.pad("tokens", Pad::to(2)))?;
     let error = taken.failure();
     assert_eq!((error.place().column.as_deref(), error.place().sample), (Some("tokens"), Some(3)), "{error}");
+    Ok(())
+}
+
+#[test]
+fn padding_stays_with_the_lists_of_its_name() -> Result<()> {
+    let lists = || [int64("tokens").ragged()];
+    let made = numbers().take(2).map("tokens", lists(), |_, _, out| out.set_values("tokens", &[7i64]));
+    let made = made.pad("tokens", Pad::to(2).value(-1.0));
+    let again = made.map("again", lists(), |_, _, out| out.set_values("tokens", &[8i64]));
+    let in_batches = made.map_batch("again", lists(), |_, rows| {
+        let tokens = (0..rows.num_rows()).map(|_| Some([Some(8)]));
+        let tokens = ListArray::from_iter_primitive::<Int64Type, _, _>(tokens);
+        Ok(RecordBatch::try_from_iter([("tokens", Arc::new(tokens) as _)]).expect("one column"))
+    });
+    for graph in [again, in_batches] {
+        let batch = graph.batch(2).loader().build()?.epoch(0).next().expect("a batch")?;
+        assert_eq!(*batch.values::<i64>("tokens")?, [8, -1, 8, -1]);
+    }
+    // Numbers that take the lists' place need none.
+    let sums = made.map("sum", [int64("tokens")], |_, _, out| out.set("tokens", 8i64));
+    let batch = sums.batch(2).loader().build()?.epoch(0).next().expect("a batch")?;
+    assert_eq!(*batch.values::<i64>("tokens")?, [8, 8]);
+    Ok(())
+}
+
+#[test]
+fn padding_that_cannot_be_had_is_refused() -> Result<()> {
+    let lists = |column: Column| numbers().map("lists", [column.ragged()], |_, _, _| Ok(()));
+    let said = |graph: Dataset| graph.batch(2).loader().build().expect_err("another padding").to_string();
+    for (dtype, value) in
+        [(Dtype::U8, -100.0), (Dtype::I32, f64::NAN), (Dtype::I64, 0.5), (Dtype::Bool, -100.0), (Dtype::F16, 1e6)]
+    {
+        let column = Column::new("x", dtype, Shape::Scalar);
+        let text = said(lists(column.clone()).pad("x", Pad::longest().value(value)));
+        assert!(text.contains(&format!("with {value}, and holds no such element")), "{text}");
+        lists(column).pad("x", Pad::longest().value(1.0)).batch(2).loader().build()?;
+    }
+    // A batch has rows of all parts, and is padded one way.
+    let (plain, padded) = (lists(int64("x")), lists(int64("x")).pad("x", Pad::longest().value(-100.0)));
+    let mix = |a: &Dataset, b: &Dataset| Dataset::mix([(a.clone(), 1.0), (b.clone(), 1.0)], Exhausted::Stop);
+    for (a, b) in [(&plain, &padded), (&padded, &plain)] {
+        for (verb, graph) in [("concat", a.concat(b)), ("mix", mix(a, b))] {
+            let text = said(graph);
+            assert!(text.contains(&format!("{verb} of \"x\" padded to the longest with")), "{text}");
+        }
+    }
+    padded.concat(&padded).batch(2).loader().build()?;
+    plain.pad("x", Pad::longest()).concat(&plain).batch(2).loader().build()?;
     Ok(())
 }
 

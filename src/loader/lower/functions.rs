@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Carried, Lowered, Lowering};
+use super::{Carried, Lowered, Lowering, is_padded};
 use crate::batch::Pad;
 use crate::dataset::graph::Function;
 use crate::schema::{Column, Dtype, Shape};
@@ -15,13 +15,7 @@ impl Lowering<'_> {
         if let Function::Map { outputs, .. } | Function::MapBatch { outputs, .. } | Function::FlatMap { outputs, .. } =
             function
         {
-            for output in outputs {
-                let made = Carried::new(output.clone(), None);
-                match columns.iter_mut().find(|c| c.column.name() == output.name()) {
-                    Some(carried) => *carried = made,
-                    None => columns.push(made),
-                }
-            }
+            outputs.iter().for_each(|output| make(columns, output.clone()));
         }
         if let Function::Where { condition } = function {
             let columns: Vec<&Column> = columns.iter().map(|carried| &carried.column).collect();
@@ -66,11 +60,7 @@ impl Lowering<'_> {
                         );
                     }
                 }
-                let made = Carried::new(tokenizer.column(), None);
-                match columns.iter_mut().find(|carried| carried.column.name() == made.column.name()) {
-                    Some(carried) => *carried = made,
-                    None => columns.push(made),
-                }
+                make(columns, tokenizer.column());
             }
             Function::Chunk { column, chunk } => {
                 let is_ragged = |column: &Column| matches!(column.shape(), Shape::Ragged(_));
@@ -226,6 +216,19 @@ impl Lowering<'_> {
             lowered = self.applied(stage, lowered);
         }
         lowered
+    }
+}
+
+/// Puts a column that a function makes where one of its name stood, or behind the others.
+fn make(columns: &mut Vec<Carried>, column: Column) {
+    let made = Carried::new(column, None);
+    match columns.iter_mut().find(|carried| carried.column.name() == made.column.name()) {
+        // What was said of the lists by this name holds for those that take their place.
+        Some(carried) if is_padded(&made.column) => {
+            *carried = Carried { pad: carried.pad, is_index: carried.is_index, ..made };
+        }
+        Some(carried) => *carried = made,
+        None => columns.push(made),
     }
 }
 

@@ -164,6 +164,11 @@ fn write(elements: &ListArray, pad: &Filler, at_eos: Option<&Filler>, layout: &L
     fixed(make_array(cells.freeze()), len)
 }
 
+/// Whether a dtype has an element of this value.
+pub(crate) fn holds(dtype: Dtype, value: impl Into<Value>) -> bool {
+    Filler::from(value.into()).elements(dtype, 1).is_some()
+}
+
 /// What stands where a column has no element. Floats are kept by their bits, so that each is equal to itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Filler {

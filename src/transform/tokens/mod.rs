@@ -16,7 +16,7 @@ use arrow::datatypes::DataType;
 
 use crate::error::{Error, ErrorKind, Result};
 
-pub(crate) use beside::uneven;
+pub(crate) use beside::{holds, uneven};
 pub use bucket::Buckets;
 pub(crate) use bucket::{Dealt, Part, deal, unfit_to_deal};
 pub use chunk::Chunk;
