@@ -150,7 +150,7 @@ pub(crate) struct Slots {
 /// Allocates a batch for these chunks of rows.
 ///
 /// # Errors
-/// A sample longer than its bound; no memory.
+/// A column that is gone; no memory.
 pub(crate) fn begin(layouts: &[Layout], chunks: &[Rows], allocator: &Allocator) -> Result<(Filling, Vec<Slots>)> {
     let len = chunks.iter().map(Rows::len).sum();
     let mut slots: Vec<Slots> = chunks.iter().map(|_| Slots { parts: Vec::with_capacity(layouts.len()) }).collect();
@@ -182,16 +182,7 @@ pub(crate) fn begin(layouts: &[Layout], chunks: &[Rows], allocator: &Allocator) 
                 let mut lengths: Vec<i64> = arrays.iter().flat_map(|array| list_lengths(array)).collect();
                 let longest = lengths.iter().max().copied().unwrap_or(0) as usize;
                 let extent = layout.pad.extent(longest);
-                if let Some(row) =
-                    lengths.iter().position(|&length| length as usize > extent).filter(|_| !layout.pad.truncate)
-                {
-                    let sample = chunks.iter().flat_map(|chunk| &chunk.samples).nth(row).map_or(0, |sample| sample.id);
-                    let message = format!("a sample of {} rows, where {extent} are the bound", lengths[row]);
-                    let error = Error::new(ErrorKind::Transform, message).column(name.clone()).stage("collate");
-                    return Err(error
-                        .sample(sample)
-                        .advice("raise the bound of Pad::to(n), or cut samples with Pad::truncate_to(n)"));
-                }
+                // What is longer is cut here, or refused when it is to be written.
                 lengths.iter_mut().for_each(|length| *length = (*length).min(extent as i64));
                 shape.push(extent);
                 shape.extend(inner);
@@ -256,7 +247,7 @@ pub(crate) fn fill(
                 }
             }
             None if layout.column.is_raw() => copy_raw(&layout.column, array, part.bytes(), *sample_bytes, &mut bad),
-            None => fill_values(layout, array, part.bytes(), *sample_bytes),
+            None => fill_values(layout, array, part.bytes(), *sample_bytes, &mut bad),
         }
     }
     // Of a row that two columns fail for, one reason will do.
@@ -299,7 +290,13 @@ fn widen(value: &[u8], slot: &mut [u8], element: impl Fn([u8; 4]) -> [u8; 8]) {
     }
 }
 
-fn fill_values(layout: &Layout, array: &ArrayRef, out: &mut [u8], sample_bytes: usize) {
+fn fill_values(
+    layout: &Layout,
+    array: &ArrayRef,
+    out: &mut [u8],
+    sample_bytes: usize,
+    bad: &mut dyn FnMut(usize, Error) -> bool,
+) {
     match array.data_type() {
         DataType::List(_) => {
             let list = array.as_list::<i32>();
@@ -308,7 +305,19 @@ fn fill_values(layout: &Layout, array: &ArrayRef, out: &mut [u8], sample_bytes: 
             let Shape::Ragged(inner) = layout.column.shape() else { unreachable!("lists are ragged") };
             let item = inner.iter().product::<usize>() * size;
             let filler = filler(layout.column.dtype(), layout.pad.value);
-            for (offsets, slot) in list.value_offsets().windows(2).zip(out.chunks_exact_mut(sample_bytes.max(1))) {
+            for (row, offsets) in list.value_offsets().windows(2).enumerate() {
+                let length = (offsets[1] - offsets[0]) as usize;
+                if !layout.pad.truncate && layout.pad.extent(length) < length {
+                    let message =
+                        format!("a sample of {length} rows, where {} are the bound", layout.pad.extent(length));
+                    let error = Error::new(ErrorKind::Transform, message).stage("collate");
+                    if !bad(row, error.advice("raise the bound of Pad::to(n), or cut samples with Pad::truncate_to(n)"))
+                    {
+                        return;
+                    }
+                    continue;
+                }
+                let slot = &mut out[row * sample_bytes..(row + 1) * sample_bytes];
                 let value = &items[offsets[0] as usize * item..offsets[1] as usize * item];
                 let kept = value.len().min(slot.len());
                 let value = match layout.pad.cut {
@@ -506,7 +515,10 @@ mod tests {
         assert_eq!(values::<i64>(&to(Pad::to(4)).unwrap()[0]), [1, 2, 3, 0, 4, 0, 0, 0]);
         let cut = to(Pad::truncate_to(2)).unwrap();
         assert_eq!((values::<i64>(&cut[0]), cut[0].lengths.clone()), (vec![1, 2, 4, 0], Some(vec![2, 1])));
-        assert!(to(Pad::to(2)).err().unwrap().to_string().contains("a sample of 3 rows, where 2 are the bound"));
+        for bound in [2, 0] {
+            let error = to(Pad::to(bound)).err().unwrap().to_string();
+            assert!(error.contains(&format!("a sample of 3 rows, where {bound} are the bound")), "{error}");
+        }
     }
 
     #[test]

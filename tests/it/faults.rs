@@ -1,6 +1,8 @@
 //! What goes wrong, and what the loop sees of it: the batches before, one error that names the place, the end.
 
-use forebay::{Budget, Dataset, Error, ErrorKind, LoaderBuilder, Result, Scheduler, Shuffle, float32, int64};
+use forebay::{
+    Budget, Dataset, Error, ErrorKind, LoaderBuilder, Pad, Result, Scheduler, Shuffle, Skip, float32, int64,
+};
 
 use crate::support::shards::Folder;
 use crate::support::source::Numbers;
@@ -44,6 +46,27 @@ fn failing(at: i64, panics: bool) -> Vec<(&'static str, Dataset)> {
             }),
         ),
     ]
+}
+
+#[test]
+fn a_sample_longer_than_its_bound_is_a_bad_one_among_others() -> Result<()> {
+    let lists = numbers().take(3).map("lists", [int64("list").ragged()], |_, row, out| {
+        out.set_values("list", &vec![1i64; [2, 9, 3][row.get::<i64>("id")? as usize]])
+    });
+    for scheduler in SCHEDULERS {
+        let loader = || lists.pad("list", Pad::to(4)).batch(3).loader().streams(1).scheduler(scheduler());
+        let taken = take_ids(loader(), "id")?;
+        let (error, place) = (taken.failure(), taken.failure().place());
+        assert_eq!((taken.batches.concat(), place.sample, place.column.as_deref()), (vec![0], Some(1), Some("list")));
+        let text = error.to_string();
+        assert!(text.contains("9 rows, where 4 are the bound") && text.contains("on_bad_record"), "{text}");
+        let mut loader = loader().on_bad_record(Skip::up_to(1)).build()?;
+        let batch = loader.epoch(0).next().expect("a batch")?;
+        assert_eq!((batch.samples(), batch.lengths("list")?), (&[0, 2][..], &[2, 3][..]));
+        assert_eq!(*batch.values::<i64>("list")?, [1, 1, 0, 0, 1, 1, 1, 0]);
+        assert_eq!(loader.report().num_skipped, 1);
+    }
+    Ok(())
 }
 
 #[test]
