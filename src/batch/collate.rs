@@ -250,10 +250,14 @@ pub(crate) fn fill(
             None => fill_values(layout, array, part.bytes(), *sample_bytes, &mut bad),
         }
     }
-    // Of a row that two columns fail for, one reason will do.
-    all_bad.sort_by_key(|(row, _)| *row);
-    all_bad.dedup_by_key(|(row, _)| *row);
-    all_bad
+    one_a_row(all_bad, may_leave_out)
+}
+
+/// One reason for each row, in their order. Of several it is one that ends the run, if any does: the column that it is of was left there.
+fn one_a_row(mut bad: Vec<(usize, Error)>, may_leave_out: &dyn Fn(&Error) -> bool) -> Vec<(usize, Error)> {
+    bad.sort_by_key(|(row, error)| (*row, may_leave_out(error)));
+    bad.dedup_by_key(|(row, _)| *row);
+    bad
 }
 
 fn copy_raw(
@@ -555,6 +559,21 @@ mod tests {
             let extent = found[0].len() as i64;
             assert_eq!(lengths.as_deref(), Some(&[5.min(extent), 1, 0][..]), "{pad}");
         }
+    }
+
+    #[test]
+    fn a_reason_that_ends_the_run_is_not_hidden_by_one_that_does_not() {
+        let error = |kind, message| Error::new(kind, message);
+        let bad = vec![
+            (1, error(ErrorKind::Corrupt, "first column")),
+            (4, error(ErrorKind::Corrupt, "first column")),
+            (1, error(ErrorKind::Config, "second column")),
+            (0, error(ErrorKind::Corrupt, "third column")),
+            (4, error(ErrorKind::Corrupt, "third column")),
+        ];
+        let left = one_a_row(bad, &|error| error.kind() == ErrorKind::Corrupt);
+        let left: Vec<_> = left.iter().map(|(row, error)| (*row, error.kind())).collect();
+        assert_eq!(left, [(0, ErrorKind::Corrupt), (1, ErrorKind::Config), (4, ErrorKind::Corrupt)]);
     }
 
     #[test]
