@@ -163,10 +163,9 @@ impl Image {
     /// # Ok::<(), forebay::Error>(())
     /// ```
     pub fn decode_into(&self, encoded: &[u8], key: Key, out: &mut [u8], scratch: &mut Scratch) -> Result<()> {
-        let (height, width) = match self.fixed_size() {
-            Some(size) if self.mistakes.is_empty() => size,
-            _ => return Err(self.validate().err().unwrap_or_else(|| Error::config("the image has no fixed size"))),
-        };
+        // What it refuses would read or write elsewhere, or never end. It costs far less than the smallest image.
+        self.validate()?;
+        let (height, width) = self.fixed_size().expect("validated: the size is fixed");
         let samples = height as usize * width as usize * self.channels();
         if Some(out.len()) != self.dtype().size().map(|size| size * samples) {
             return Err(Error::config(format!(

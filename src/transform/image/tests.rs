@@ -396,6 +396,22 @@ fn every_mistake_is_reported_at_once_with_what_mends_it() {
 }
 
 #[test]
+fn what_validation_refuses_is_not_decoded() {
+    for image in [
+        Image::rgb().resize(5, 5).normalize([0.5], [0.5]),
+        Image::rgb().resize(5, 5).normalize(IMAGENET_MEAN, IMAGENET_STD).to_u8(),
+        Image::rgb().resize(0, 5),
+    ] {
+        for bytes in [0, 75, 300] {
+            let mut out = vec![0f32; bytes / 4 + 1];
+            let out = &mut bytemuck::cast_slice_mut(&mut out)[..bytes];
+            let error = image.decode_into(&golden("rgb8.png"), Key::new(0), out, &mut Scratch::default()).unwrap_err();
+            assert!(error.kind() == ErrorKind::Config && image.validate().is_err(), "{image}: {error}");
+        }
+    }
+}
+
+#[test]
 fn what_is_no_image_says_so() {
     let image = Image::rgb().resize(4, 4);
     for bytes in
