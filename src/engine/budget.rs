@@ -190,12 +190,11 @@ impl Grant {
     /// Gives back all but `bytes`, or asks for more up to `bytes`; whether it was possible.
     pub(crate) fn resize(&mut self, bytes: u64) -> bool {
         if bytes > self.bytes {
-            let Some(more) = self.account.grant(bytes - self.bytes, 0) else { return false };
-            std::mem::forget(more);
+            let Some(mut more) = self.account.grant(bytes - self.bytes, 0) else { return false };
+            self.bytes += std::mem::take(&mut more.bytes);
         } else {
-            self.account.used.fetch_sub(self.bytes - bytes, Ordering::AcqRel);
+            drop(self.split_off(self.bytes - bytes));
         }
-        self.bytes = bytes;
         true
     }
 }
@@ -256,6 +255,15 @@ mod tests {
         drop((first, second));
         assert_eq!(account.used(), 0);
         assert!(account.grant(u64::MAX, 1).is_none());
+    }
+
+    #[test]
+    fn grants_that_grew_let_go_of_their_account() {
+        let account = Account::new(Budget::of_bytes(100));
+        let mut grant = account.grant(10, 0).unwrap();
+        assert!(grant.resize(60) && grant.resize(20) && grant.resize(100));
+        drop(grant);
+        assert_eq!((account.used(), Arc::strong_count(&account)), (0, 1));
     }
 
     #[test]
