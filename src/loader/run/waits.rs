@@ -7,6 +7,10 @@ use crate::engine::pool::Level;
 use crate::loader::arrival::ArrivalDriver;
 use crate::telemetry::{Counters, WaitedFor};
 
+/// Blocks of a ticket that are looked at, which happens under the run's lock whenever one of them gets further. Under a global shuffle a ticket has as many as rows:
+/// all of them each time would be the square of a batch.
+const MOST_LOOKED_AT: usize = 64;
+
 impl State {
     /// Charges the time since the last change to what stood still, and to what the loop waits for.
     pub(super) fn account_time(&mut self, shared: &Shared) {
@@ -91,7 +95,8 @@ impl State {
         };
         let (mut reading, mut first_byte) = (false, None::<Instant>);
         let (mut wanted, mut decoding) = (false, false);
-        for entry in ticket.blocks.iter().filter_map(|key| self.blocks.get(key)) {
+        let every = ticket.blocks.len().div_ceil(MOST_LOOKED_AT).max(1);
+        for entry in ticket.blocks.iter().step_by(every).filter_map(|key| self.blocks.get(key)) {
             match &entry.stage {
                 BlockStage::Fetching(fetch) => {
                     reading = true;
@@ -101,6 +106,11 @@ impl State {
                 BlockStage::Decoding => decoding = true,
                 BlockStage::Ready(_) => {}
             }
+        }
+        if ticket.missing > 0 && (reading, wanted, decoding) == (false, false, false) {
+            // Those that are missing are among the others: most likely with what is under way.
+            (reading, decoding) = (self.fetching > 0, self.decoding > 0);
+            wanted = !reading && !decoding;
         }
         match (reading, wanted, decoding) {
             (true, ..) => Stands::Reading(first_byte),
