@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak};
 
 use super::copier::{Copier, Event, Locked, Stream};
 use super::timing::{Marks, Times, Timing};
@@ -156,7 +156,15 @@ pub(crate) struct Ring {
 struct Pieces {
     memory: Arc<dyn Locked>,
     next: usize,
-    busy: [Option<Event>; PIECES],
+    busy: [Option<Busy>; PIECES],
+}
+
+/// A piece that a copy reads from.
+#[derive(Clone)]
+struct Busy {
+    /// What the copy waits for: kernels of the loop, which take as long as they take. Behind them it is a matter of moments.
+    kernels: Event,
+    copied: Event,
 }
 
 impl Ring {
@@ -257,93 +265,135 @@ impl Ring {
         drop(under_way);
         Ok(())
     }
+}
 
-    /// Queues the copies of a batch.
-    fn copy(&self, outgoing: Vec<Outgoing>, destination: Destination) -> Result<Copying> {
-        let mut tensors = Vec::with_capacity(outgoing.len());
-        let copied = self.queue(&outgoing, &destination, &mut tensors);
-        let memories: Vec<_> = outgoing.into_iter().map(|column| column.memory).collect();
-        match copied {
-            Ok((begun, copied)) => {
-                let bytes = memories.iter().map(|memory| memory.bytes().len() as u64).sum();
-                lock(&self.under_way).push_back((copied.clone(), memories));
-                Ok(Copying { copier: self.copier.clone(), tensors, bytes, begun, copied })
-            }
-            Err(error) => {
-                // Some of it may be under way.
-                if let Err(lost) = self.copier.drain() {
-                    // Nobody can say what the device still reads: it is never used again.
-                    std::mem::forget(memories);
-                    _ = self.broken.set(lost);
-                }
-                Err(error)
-            }
-        }
+/// A batch whose copies are being queued: of what lies in its slot all at once, of other columns piece by piece, as pieces become free.
+///
+/// Dropped before [`finish`](Self::finish), it waits until the device does nothing more with its memory.
+struct Queueing {
+    ring: Arc<Ring>,
+    outgoing: Vec<Outgoing>,
+    /// Their tensors, each of which is here before anything is copied to it.
+    tensors: Vec<tch::Tensor>,
+    begun: Option<Event>,
+    /// Columns without a place, by their number in `outgoing`, and what they are copied to.
+    left: VecDeque<(usize, tch::Tensor)>,
+    /// Bytes of the first of them whose copies are queued.
+    at: usize,
+    /// Behind what may still use the memory of those tensors.
+    allocated: Option<Event>,
+}
+
+impl Queueing {
+    /// Queues the copies of what lies in the slot.
+    fn begin(ring: &Arc<Ring>, outgoing: Vec<Outgoing>, destination: &Destination) -> Result<Self> {
+        let (tensors, left) = (Vec::with_capacity(outgoing.len()), VecDeque::new());
+        let mut queueing = Self { ring: ring.clone(), outgoing, tensors, begun: None, left, at: 0, allocated: None };
+        queueing.copy_slot(destination)?;
+        Ok(queueing)
     }
 
-    /// Queues the copies of all columns and gives the mark in front of them and the event behind. Their tensors are put into `tensors`, each before anything is
-    /// copied to it.
-    fn queue(
-        &self,
-        outgoing: &[Outgoing],
-        destination: &Destination,
-        tensors: &mut Vec<tch::Tensor>,
-    ) -> Result<(Option<Event>, Event)> {
-        let layout = self.layout();
-        self.copier.wait(Stream::Copy, &destination.ready)?;
+    fn copy_slot(&mut self, destination: &Destination) -> Result<()> {
+        let (copier, layout) = (&self.ring.copier, self.ring.layout());
+        copier.wait(Stream::Copy, &destination.ready)?;
         // A mark, without which nothing is measured.
-        let begun = self.copier.mark(Stream::Copy).ok();
+        self.begun = copier.mark(Stream::Copy).ok();
         // What each group holds, up to the end of its last column, and the slot that it lies in.
         let mut ends = vec![None; layout.groups.len()];
-        for column in outgoing {
+        for (number, column) in self.outgoing.iter().enumerate() {
             let len = column.memory.bytes().len();
             if let Some((slot, start)) = column.memory.slot() {
                 let place = layout.places[column.column].expect("a slot has a place for what lies in it");
                 let known = ends[place.group].get_or_insert((slot, start + len));
                 known.1 = known.1.max(start + len);
                 let start = start - layout.groups[place.group].start;
-                tensors.push(view(&destination.tensors[place.group], start, len, column)?);
+                self.tensors.push(view(&destination.tensors[place.group], start, len, column)?);
             } else {
-                let whole = self.copier.allocate(len)?;
-                tensors.push(view(&whole, 0, len, column)?);
-                self.copy_in_pieces(column.memory.bytes(), &whole)?;
+                let whole = copier.allocate(len)?;
+                self.tensors.push(view(&whole, 0, len, column)?);
+                self.left.push_back((number, whole));
             }
         }
         for ((group, end), tensor) in layout.groups.iter().zip(ends).zip(&destination.tensors) {
             let Some((slot, end)) = end.filter(|(_, end)| *end > group.start) else { continue };
-            // SAFETY: the group is a part of the slot, and the tensor as large. The slot's memory and the tensor are kept, and the slot is not
-            // given to another batch, until the event behind this copy is done: `copy` puts the memory under way and the tensor's views into
-            // `Copying`, or drains the stream before it lets go of either.
-            unsafe { self.copier.copy(slot.pointer(group.start), tensor, end - group.start)? };
+            // SAFETY: the group is a part of the slot, and the tensor as large. The slot's memory and the tensor's views are kept here, and the slot
+            // is not given to another batch, until the event behind this copy is done: `finish` puts the memory under way and the views into
+            // `Copying`, or the stream is drained before either is let go of.
+            unsafe { copier.copy(slot.pointer(group.start), tensor, end - group.start)? };
         }
-        Ok((begun, self.copier.record(Stream::Copy)?))
+        if !self.left.is_empty() {
+            let allocated = copier.record(Stream::Default)?;
+            copier.wait(Stream::Copy, &allocated)?;
+            self.allocated = Some(allocated);
+        }
+        Ok(())
     }
 
-    /// Copies memory that lies in no slot through locked pieces; it need not be kept.
-    fn copy_in_pieces(&self, bytes: &[u8], whole: &tch::Tensor) -> Result<()> {
-        let allocated = self.copier.record(Stream::Default)?;
-        self.copier.wait(Stream::Copy, &allocated)?;
-        let mut pieces = lock(&self.pieces);
-        for (chunk, at) in bytes.chunks(PIECE).zip((0i64..).step_by(PIECE)) {
+    /// Queues the copies of what lies in no slot, through locked pieces; whether they all are. Where a piece is read behind kernels that are not done,
+    /// it is waited for only if `wait` says so.
+    fn go_on(&mut self, wait: bool) -> Result<bool> {
+        let (ring, copier) = (&self.ring, &self.ring.copier);
+        let mut pieces = lock(&ring.pieces);
+        while let Some((number, whole)) = self.left.front() {
+            let bytes = &self.outgoing[*number].memory.bytes()[self.at..];
+            let chunk = &bytes[..bytes.len().min(PIECE)];
+            if chunk.is_empty() {
+                (self.at, _) = (0, self.left.pop_front());
+                continue;
+            }
             let piece = pieces.next;
-            pieces.next = (piece + 1) % PIECES;
-            if let Some(copied) = pieces.busy[piece].take() {
-                self.copier.synchronize(&copied)?;
+            if let Some(Busy { kernels, copied }) = pieces.busy[piece].clone() {
+                if !wait && !copier.is_done(&kernels)? {
+                    return Ok(false);
+                }
+                if !copier.is_done(&copied)? {
+                    // Others may need no piece, or have one by then.
+                    drop(pieces);
+                    copier.synchronize(&copied)?;
+                    pieces = lock(&ring.pieces);
+                    continue;
+                }
             }
             let memory = pieces.memory.pointer().wrapping_add(piece * PIECE);
             let to = whole
-                .f_narrow(0, at, chunk.len() as i64)
+                .f_narrow(0, self.at as i64, chunk.len() as i64)
                 .map_err(|e| Error::new(crate::ErrorKind::Device, "no piece of a tensor").because(e))?;
             // SAFETY: the piece is `PIECE` bytes of memory that lives as long as the ring, which drains the stream before it is dropped; no copy
-            // reads from it, for its last one was waited for, and the lock keeps others from it. A view of `whole` is in the caller's
-            // `tensors`, which it keeps until the copies are done.
+            // reads from it, for its last one is done, and the lock keeps others from it. A view of `whole` is in `tensors`, which are kept until
+            // the copies are done.
             unsafe {
                 std::ptr::copy_nonoverlapping(chunk.as_ptr(), memory, chunk.len());
-                self.copier.copy(memory, &to, chunk.len())?;
+                copier.copy(memory, &to, chunk.len())?;
             }
-            pieces.busy[piece] = Some(self.copier.record(Stream::Copy)?);
+            let kernels = self.allocated.clone().expect("recorded behind the tensors of such columns");
+            pieces.busy[piece] = Some(Busy { kernels, copied: copier.record(Stream::Copy)? });
+            pieces.next = (piece + 1) % PIECES;
+            self.at += chunk.len();
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Behind the last copy.
+    fn finish(mut self) -> Result<Copying> {
+        let copied = self.ring.copier.record(Stream::Copy)?;
+        let memories: Vec<_> = std::mem::take(&mut self.outgoing).into_iter().map(|column| column.memory).collect();
+        let bytes = memories.iter().map(|memory| memory.bytes().len() as u64).sum();
+        lock(&self.ring.under_way).push_back((copied.clone(), memories));
+        let (copier, tensors) = (self.ring.copier.clone(), std::mem::take(&mut self.tensors));
+        Ok(Copying { copier, tensors, bytes, begun: self.begun.take(), copied })
+    }
+}
+
+impl Drop for Queueing {
+    fn drop(&mut self) {
+        // Some of it may be under way.
+        if !self.outgoing.is_empty()
+            && let Err(lost) = self.ring.copier.drain()
+        {
+            // Nobody can say what the device still reads: it is never used again.
+            std::mem::forget(std::mem::take(&mut self.outgoing));
+            _ = self.ring.broken.set(lost);
+        }
     }
 }
 
@@ -398,6 +448,7 @@ pub(crate) struct Crossing {
 
 enum Stage {
     OnHost(Vec<Outgoing>),
+    Queueing(Queueing),
     Copying(Copying),
     Failed(Error),
     Gone,
@@ -408,11 +459,34 @@ impl Crossing {
         Self { stage: Mutex::new(Stage::OnHost(outgoing)) }
     }
 
-    fn begin(&self, ring: &Ring, destination: Result<Destination>) {
+    /// Whether some of its copies are not queued.
+    fn is_behind(&self) -> bool {
+        matches!(*lock(&self.stage), Stage::OnHost(_) | Stage::Queueing(_))
+    }
+
+    /// Queues its copies, once there are tensors for them; whether it is done with. See [`Queueing::go_on`].
+    fn go_on(&self, ring: &Arc<Ring>, ready: &Mutex<VecDeque<Result<Destination>>>, wait: bool) -> bool {
         let mut stage = lock(&self.stage);
-        let Stage::OnHost(outgoing) = std::mem::replace(&mut *stage, Stage::Gone) else { return };
-        let copying = destination.and_then(|destination| ring.copy(outgoing, destination));
-        *stage = copying.map_or_else(Stage::Failed, Stage::Copying);
+        let queueing = match std::mem::replace(&mut *stage, Stage::Gone) {
+            Stage::OnHost(outgoing) => {
+                let Some(destination) = lock(ready).pop_front() else {
+                    *stage = Stage::OnHost(outgoing);
+                    return false;
+                };
+                destination.and_then(|destination| Queueing::begin(ring, outgoing, &destination))
+            }
+            Stage::Queueing(queueing) => Ok(queueing),
+            other => {
+                *stage = other;
+                return true;
+            }
+        };
+        let gone_on = queueing.and_then(|mut queueing| {
+            let is_all = queueing.go_on(wait)?;
+            if is_all { queueing.finish().map(Stage::Copying) } else { Ok(Stage::Queueing(queueing)) }
+        });
+        *stage = gone_on.unwrap_or_else(Stage::Failed);
+        !matches!(*stage, Stage::Queueing(_))
     }
 }
 
@@ -421,10 +495,12 @@ pub(crate) struct Track {
     ring: Arc<Ring>,
     /// Tensors for the batches that come next, oldest first; or why there are none.
     ready: Mutex<VecDeque<Result<Destination>>>,
-    /// Batches that have none yet.
+    /// Batches that have none yet, behind one whose copies are being queued.
     waiting: Mutex<VecDeque<Weak<Crossing>>>,
-    /// Held while copies are queued: they are in the order of batches.
+    /// Held while copies are queued: they are in the order of batches. But for the loop's own thread nobody waits for it, or while he has it.
     pumping: Mutex<()>,
+    /// Whether whoever has `pumping` shall look once more.
+    again: AtomicBool,
     /// Behind what was queued when the loop asked for the batch that is handed over next.
     asked: Mutex<Option<Event>>,
 }
@@ -437,6 +513,7 @@ impl Track {
             ready: Mutex::default(),
             waiting: Mutex::default(),
             pumping: Mutex::default(),
+            again: AtomicBool::new(false),
             asked: Mutex::default(),
         };
         (0..ahead).for_each(|_| track.prepare());
@@ -463,15 +540,31 @@ impl Track {
         lock(&self.waiting).push_back(Arc::downgrade(crossing));
     }
 
-    /// Queues the copies of batches that there are tensors for.
+    /// Queues the copies of batches that there are tensors for, as far as none has to wait. Where somebody is at it, he does this too.
     pub(crate) fn pump(&self) {
-        let _pumping = lock(&self.pumping);
-        while !lock(&self.ready).is_empty() {
-            let Some(crossing) = lock(&self.waiting).pop_front() else { return };
+        self.again.store(true, Ordering::SeqCst);
+        while self.again.load(Ordering::SeqCst) {
+            let _pumping = match self.pumping.try_lock() {
+                Ok(pumping) => pumping,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            self.again.store(false, Ordering::SeqCst);
+            self.queue(None);
+        }
+    }
+
+    /// Queues copies, in the order of batches. Up to `wanted` pieces are waited for.
+    fn queue(&self, wanted: Option<&Crossing>) {
+        loop {
+            let Some(first) = lock(&self.waiting).front().cloned() else { return };
             // A batch that was dropped needs none.
-            let Some(crossing) = crossing.upgrade() else { continue };
-            let Some(destination) = lock(&self.ready).pop_front() else { return };
-            crossing.begin(&self.ring, destination);
+            if let Some(crossing) = first.upgrade()
+                && !crossing.go_on(&self.ring, &self.ready, wanted.is_some_and(Crossing::is_behind))
+            {
+                return;
+            }
+            lock(&self.waiting).pop_front();
         }
     }
 
@@ -487,7 +580,10 @@ impl Track {
     /// What went wrong with its copy.
     pub(crate) fn hand_over(&self, crossing: &Crossing) -> Result<Vec<tch::Tensor>> {
         // Tensors were prepared for this batch: it is copied now, if it is not yet.
-        self.pump();
+        {
+            let _pumping = lock(&self.pumping);
+            self.queue(Some(crossing));
+        }
         self.prepare();
         let stage = std::mem::replace(&mut *lock(&crossing.stage), Stage::Gone);
         let tensors = match stage {
@@ -507,7 +603,9 @@ impl Track {
                 std::mem::take(&mut copying.tensors)
             }
             Stage::Failed(error) => return Err(error),
-            Stage::OnHost(_) | Stage::Gone => unreachable!("batches are handed over in order, each once"),
+            Stage::OnHost(_) | Stage::Queueing(_) | Stage::Gone => {
+                unreachable!("batches are handed over in order, each once")
+            }
         };
         self.pump();
         Ok(tensors)

@@ -155,6 +155,49 @@ fn every_batch_is_whole_when_its_kernels_run_whatever_the_device_does_first() {
 }
 
 #[test]
+fn nobody_but_the_loop_waits_for_pieces_behind_kernels() {
+    let device = Emulated::new(0, Duration::ZERO);
+    let wrong = Wrong::default();
+    // One column more than there are pieces, one of which takes several.
+    let columns = ["a", "b", "c"];
+    let of = |name, id| if (name, id) == ("b", 0) { (0..600_000).collect() } else { list(id) };
+    let lists = |name| {
+        let lists = (0..48).map(|id| Some(of(name, id).into_iter().map(Some)));
+        Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(lists))
+    };
+    let (made, rows) = std::sync::mpsc::channel();
+    let dataset = Dataset::from_columns(columns.map(|name| (name, lists(name) as _))).unwrap();
+    let counted = dataset.map("count", [], move |_, _, _| {
+        _ = made.send(());
+        Ok(())
+    });
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    device.launch(move || _ = ended.recv());
+    let mut loader = on(&device, counted.batch(4).prefetch(6).loader().scheduler(Scheduler::threads(2)));
+    let mut batches = loader.epoch(0);
+    // The window is filled: six batches, and the one that is being made.
+    let filled = (0..28).take_while(|_| rows.recv_timeout(Duration::from_secs(10)).is_ok()).count();
+    drop(end);
+    assert_eq!(filled, 28);
+    for batch in &mut batches {
+        let batch = batch.unwrap();
+        for name in columns {
+            let extent = batch.shape(name).unwrap()[1];
+            let ids = batch.samples().iter();
+            let wanted =
+                ids.flat_map(|&id| of(name, id).into_iter().chain(std::iter::repeat(0)).take(extent)).collect();
+            look::<i64>(&device, &wrong, name, &batch.tensor(name).unwrap(), wanted);
+        }
+    }
+    drop(batches);
+    assert_eq!(loader.report().rings[0].crossed, 12);
+    drop(loader);
+    device.finish();
+    assert_eq!(*wrong.lock().unwrap(), [""; 0]);
+    assert!(device.is_given_back());
+}
+
+#[test]
 fn devices_share_each_batch_and_one_may_stop() {
     for seed in 0..10 {
         let devices = [0, 1].map(|device| Emulated::new(seed * 2 + device, Duration::from_micros(200)));
