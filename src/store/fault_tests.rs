@@ -182,6 +182,36 @@ async fn serve(mut stream: TcpStream, state: Arc<State>) -> Option<()> {
     }
 }
 
+/// Answers the first line of a request with a status and a body, or with silence.
+type Answer = dyn Fn(&str) -> Option<(&'static str, String)> + Send + Sync;
+
+/// A server that answers by a function.
+async fn answering(answer: impl Fn(&str) -> Option<(&'static str, String)> + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let answer: Arc<Answer> = Arc::new(answer);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(answer_all(stream, Arc::clone(&answer)));
+        }
+    });
+    address
+}
+
+async fn answer_all(mut stream: TcpStream, answer: Arc<Answer>) -> Option<()> {
+    loop {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.ok()?);
+        }
+        let head = String::from_utf8(head).ok()?;
+        let Some((status, body)) = answer(head.lines().next()?) else { std::future::pending().await };
+        let length = body.len();
+        let text = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}");
+        stream.write_all(text.as_bytes()).await.ok()?;
+    }
+}
+
 /// Reads bytes 100 to 900 through a server that answers by the script.
 async fn read(scheme: &str, etag: bool, script: &[Reply]) -> (Result<Bytes>, Vec<(String, String)>, Transfers) {
     let server = Server::start(script, etag).await;
@@ -330,6 +360,27 @@ async fn lacking_credentials_is_said_at_once_and_with_what_to_do() {
     assert!(text.starts_with("s3://bucket/key (list): no credentials") && text.contains("AWS_ACCESS_KEY_ID"), "{text}");
     assert_eq!(store.transfers().retries, 0);
     assert!(server.state.seen.lock().unwrap().is_empty(), "the store was not even asked");
+}
+
+#[tokio::test]
+async fn what_is_beside_a_missing_object_leaves_out_the_mark_of_its_folder() {
+    let address = answering(|line| {
+        if line.starts_with("HEAD") {
+            return Some(("404 Not Found", String::new()));
+        }
+        let entry = |key: &str| {
+            format!(
+                "<Contents><Key>{key}</Key><LastModified>2026-11-22T10:00:00.000Z</LastModified><ETag>\"a\"</ETag>\
+                 <Size>0</Size></Contents>"
+            )
+        };
+        let listed = [entry("train/"), entry("train/a.tfrecord")].concat();
+        Some(("200 OK", format!("<ListBucketResult><Name>bucket</Name>{listed}</ListBucketResult>")))
+    });
+    let store = Server { address: address.await, state: Server::start(&[], true).await.state }.options().build();
+    let error = store.list(&["s3://bucket/train/b.tfrecord"]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.to_string().contains("one file at s3://bucket/train/: a.tfrecord"), "{error}");
 }
 
 #[tokio::test]

@@ -351,7 +351,9 @@ async fn near_remote(store: &Store, base: &Base, pattern: &Pattern) -> Result<St
     if folders.iter().any(|folder| folder.as_ref() == key) {
         return Ok("it is a folder: write it with a / at the end for everything below".to_owned());
     }
-    let mut names: Vec<String> = objects.iter().map(|meta| meta.location.as_ref()[folder.len()..].to_owned()).collect();
+    // The folder's own mark has lost its slash, and is no file in it.
+    let below = |meta: &ObjectMeta| meta.location.as_ref().strip_prefix(&*folder).map(str::to_owned);
+    let mut names: Vec<String> = objects.iter().filter_map(below).collect();
     names.sort();
     Ok(describe(names.len(), more, &names, &format!("{}/{folder}", base.url)))
 }
