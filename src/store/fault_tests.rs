@@ -363,6 +363,36 @@ async fn lacking_credentials_is_said_at_once_and_with_what_to_do() {
 }
 
 #[tokio::test]
+async fn renewing_credentials_that_stalls_once_is_tried_again() {
+    let asked = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&asked);
+    let metadata = answering(move |line| {
+        // Long expired, so that each request asks for others.
+        let credentials =
+            r#"{"AccessKeyId":"a","SecretAccessKey":"b","Token":"c","Expiration":"2020-01-01T00:00:00Z"}"#;
+        if line.starts_with("PUT") {
+            let mut asked = count.lock().unwrap();
+            *asked += 1;
+            return (*asked != 2).then(|| ("200 OK", "token".to_owned()));
+        }
+        let body = if line.contains("security-credentials/role") { credentials } else { "role" };
+        Some(("200 OK", body.to_owned()))
+    });
+    let metadata = metadata.await;
+    let server = Server::start(&[], true).await;
+    let store = StoreOptions::new()
+        .environment(false)
+        .backoff(Duration::from_millis(1), Duration::from_millis(2))
+        .stall_timeout(Duration::from_millis(500))
+        .endpoint("s3", format!("http://{}", server.address))
+        .config("s3", "aws_metadata_endpoint", format!("http://{metadata}"))
+        .build();
+    let object = store.head("s3://bucket/key").await.unwrap();
+    assert_eq!(store.read(&object, 100..900).await.unwrap(), content()[100..900]);
+    assert!(*asked.lock().unwrap() > 2 && store.transfers().retries > 0);
+}
+
+#[tokio::test]
 async fn what_is_beside_a_missing_object_leaves_out_the_mark_of_its_folder() {
     let address = answering(|line| {
         if line.starts_with("HEAD") {

@@ -108,9 +108,11 @@ async fn attempt(
 async fn start<'a>(shared: &'a Shared, remote: &Remote) -> Result<SemaphorePermit<'a>, Fault> {
     let permit = shared.turns.acquire().await.expect("the semaphore is never closed");
     shared.transfers.requests.fetch_add(1, Ordering::Relaxed);
+    // As with a refusal: a machine without a metadata server must not wait for one through all retries.
+    let again = || remote.had_credentials.load(Ordering::Relaxed);
     within(shared.options.stall_timeout, remote.authenticate())
         .await
-        .map_err(|fault| Fault { again: false, ..fault })??;
+        .map_err(|fault| Fault { again: again(), ..fault })??;
     Ok(permit)
 }
 

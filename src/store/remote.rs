@@ -26,7 +26,7 @@ pub(super) struct Remote {
     pub(super) pages: Option<Arc<dyn PaginatedListStore>>,
     credentials: Option<Credentials>,
     /// Credentials were had once, so that failing to renew them may pass.
-    had_credentials: AtomicBool,
+    pub(super) had_credentials: AtomicBool,
     /// A part of an object was answered once, so that a whole one instead may pass.
     pub(super) answered_range: AtomicBool,
 }
