@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::slice::Iter;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use bytes::Bytes;
 use parquet::DecodeResult;
 use parquet::arrow::ARROW_SCHEMA_META_KEY;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
+use parquet::basic::Type as Physical;
 use parquet::file::metadata::{
     ColumnChunkMetaData, OffsetIndexBuilder, PageIndexPolicy, ParquetMetaData, ParquetMetaDataBuilder,
     ParquetMetaDataPushDecoder,
@@ -274,8 +276,10 @@ impl Footer {
                 |skip| ArrowReaderMetadata::try_new(metadata.clone(), options.clone().with_skip_arrow_metadata(skip));
             // What another writer noted of its own types may not fit; then Parquet's types have to do.
             let known = read(notes.any(notes_strange_integer)).or_else(|_| read(true)).map_err(unreadable)?;
+            let columns = metadata.file_metadata().schema_descr().columns();
+            let int96: Vec<bool> = columns.iter().map(|column| column.physical_type() == Physical::INT96).collect();
             let with = |days| {
-                let schema = with_views(known.schema(), days);
+                let schema = with_views(known.schema(), days, &int96);
                 ArrowReaderMetadata::try_new(metadata.clone(), options.clone().with_schema(schema))
             };
             // Few writers store dates as something else than days.
@@ -386,28 +390,35 @@ fn check_chunk(column: &ColumnChunkMetaData, file_bytes: u64) -> Result<(), Stri
     Ok(())
 }
 
-/// The schema with byte strings and text as views, dictionaries as their values, and dates in `days` if they are so stored.
-fn with_views(schema: &Schema, days: bool) -> SchemaRef {
-    fn field(of: &Field, days: bool) -> Arc<Field> {
+/// The schema with byte strings and text as views, dictionaries as their values, dates in `days` if they are so stored, and INT96 in microseconds: nanoseconds
+/// would wrap around outside of 1677 to 2262. `int96` says of each column of the file whether it is such.
+fn with_views(schema: &Schema, days: bool, int96: &[bool]) -> SchemaRef {
+    fn field(of: &Field, days: bool, int96: &mut Iter<'_, bool>) -> Arc<Field> {
         let data_type = match of.data_type() {
             DataType::Dictionary(_, values) => {
-                field(&Field::new("", (**values).clone(), true), days).data_type().clone()
+                field(&Field::new("", (**values).clone(), true), days, int96).data_type().clone()
             }
-            DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
-            DataType::Binary | DataType::LargeBinary => DataType::BinaryView,
-            DataType::Struct(children) => DataType::Struct(fields(children, days)),
-            DataType::List(item) => DataType::List(field(item, days)),
-            DataType::LargeList(item) => DataType::LargeList(field(item, days)),
-            DataType::FixedSizeList(item, n) => DataType::FixedSizeList(field(item, days), *n),
-            DataType::Map(entries, sorted) => DataType::Map(field(entries, days), *sorted),
-            // As pyarrow reads it: Parquet has dates in days alone, whatever they were before.
-            DataType::Date64 if days => DataType::Date32,
-            other => other.clone(),
+            DataType::Struct(children) => DataType::Struct(fields(children, days, int96)),
+            DataType::List(item) => DataType::List(field(item, days, int96)),
+            DataType::LargeList(item) => DataType::LargeList(field(item, days, int96)),
+            DataType::ListView(item) => DataType::ListView(field(item, days, int96)),
+            DataType::LargeListView(item) => DataType::LargeListView(field(item, days, int96)),
+            DataType::FixedSizeList(item, n) => DataType::FixedSizeList(field(item, days, int96), *n),
+            DataType::Map(entries, sorted) => DataType::Map(field(entries, days, int96), *sorted),
+            leaf => match (leaf, int96.next() == Some(&true)) {
+                (DataType::Timestamp(..), true) => DataType::Timestamp(TimeUnit::Microsecond, None),
+                (DataType::Utf8 | DataType::LargeUtf8, _) => DataType::Utf8View,
+                (DataType::Binary | DataType::LargeBinary, _) => DataType::BinaryView,
+                // As pyarrow reads it: Parquet has dates in days alone, whatever they were before.
+                (DataType::Date64, _) if days => DataType::Date32,
+                _ => leaf.clone(),
+            },
         };
         Arc::new(of.clone().with_data_type(data_type))
     }
-    fn fields(of: &Fields, days: bool) -> Fields {
-        of.iter().map(|of| field(of, days)).collect()
+    fn fields(of: &Fields, days: bool, int96: &mut Iter<'_, bool>) -> Fields {
+        of.iter().map(|of| field(of, days, int96)).collect()
     }
-    Arc::new(Schema::new_with_metadata(fields(schema.fields(), days), schema.metadata().clone()))
+    let fields = fields(schema.fields(), days, &mut int96.iter());
+    Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()))
 }

@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BinaryArray, BooleanArray, Float32Array, Float64Array, Int32Array, Int64Array, ListArray,
+    Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Float32Array, Float64Array, Int32Array, Int64Array, ListArray,
     RecordBatch, StringArray, StructArray,
 };
-use arrow::datatypes::{DataType, Field, Int32Type, Int64Type};
+use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, TimestampMicrosecondType};
 use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -183,6 +183,38 @@ fn chosen_columns_alone_are_read() {
     let part = Part { group: 0, rows: 100..110 };
     let few: u64 = ranges(footer, &projection, &part).iter().map(|range| range.end - range.start).sum();
     assert!(few * 3 < read, "{few} of {read} bytes for 10 of 200 rows");
+}
+
+#[test]
+fn timestamps_of_96_bits_are_right_in_any_year() {
+    use parquet::data_type::{ByteArray, ByteArrayType, Int96, Int96Type};
+    use parquet::file::writer::SerializedFileWriter;
+
+    // Beside a column of bytes within a struct, whose place in the file is not that in the schema.
+    let schema = "message m { optional group s { required binary b; required int96 t; } }";
+    let schema = Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema, Default::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    let bytes = [ByteArray::from("a"), ByteArray::from("b")];
+    column.typed::<ByteArrayType>().write_batch(&bytes, Some(&[1, 1]), None).unwrap();
+    column.close().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    // The last day of 9999, and noon of the first of 2020.
+    let noon = 43_200_000_000_000u64;
+    let times = [[0, 0, 5_373_484], [noon as u32, (noon >> 32) as u32, 2_458_850]];
+    let times = times.map(|[a, b, c]| {
+        let mut time = Int96::new();
+        time.set_data(a, b, c);
+        time
+    });
+    column.typed::<Int96Type>().write_batch(&times, Some(&[1, 1]), None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    let opened = Opened::new(writer.into_inner().unwrap().into()).unwrap();
+    let found = decoded(&opened, None, &Part { group: 0, rows: 0..2 }).unwrap();
+    let times = found.column(0).as_struct().column(1).as_primitive::<TimestampMicrosecondType>();
+    assert_eq!(*times.values(), [253_402_214_400_000_000, 1_577_880_000_000_000]);
 }
 
 #[test]

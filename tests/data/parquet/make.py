@@ -96,7 +96,8 @@ def leaves(array, name):
 
 
 def describe(path):
-    table = pq.read_table(path)
+    # In the unit that holds all years.
+    table = pq.read_table(path, coerce_int96_timestamp_unit="us")
     columns, left_out = {}, []
     for name in table.column_names:
         whole = table[name].combine_chunks()
