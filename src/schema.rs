@@ -35,6 +35,10 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    pub(crate) fn is_int(self) -> bool {
+        matches!(self, Dtype::U8 | Dtype::I8 | Dtype::I16 | Dtype::I32 | Dtype::I64)
+    }
+
     /// Bytes of one element; `None` for byte strings.
     pub fn size(self) -> Option<usize> {
         Some(match self {
@@ -310,10 +314,31 @@ pub struct Column {
 /// What is asked of shards beyond what a column says of itself. Columns are equal whatever they ask.
 #[derive(Clone, Debug, Default)]
 struct Demands {
-    /// The kind and unit of time that the first shard stores.
-    time: Option<DataType>,
+    /// What the first shard that has the column counts in it.
+    unit: Option<Unit>,
     /// Nulls within lists are errors, also where something stands for a missing value.
     whole_lists: bool,
+}
+
+/// What stored numbers count: as integers, those of two units look alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Nothing but themselves.
+    Plain,
+    /// The last digit of decimals of this scale.
+    Decimal(i8),
+    /// Times of this kind and unit.
+    Time(DataType),
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain => f.write_str("plain numbers"),
+            Self::Decimal(scale) => write!(f, "decimals of scale {scale}"),
+            Self::Time(time) => time.fmt(f),
+        }
+    }
 }
 
 impl PartialEq for Demands {
@@ -412,15 +437,15 @@ impl Column {
         self
     }
 
-    /// Every shard that stores times in this column has to store this kind, in this unit.
-    pub(crate) fn in_time(mut self, time: Option<DataType>) -> Self {
-        self.demands.time = time;
+    /// Every shard has to count the same in this column, where it is one of integers.
+    pub(crate) fn in_unit(mut self, unit: Option<Unit>) -> Self {
+        self.demands.unit = unit;
         self
     }
 
-    /// The kind and unit of time that shards have to store.
-    pub(crate) fn time(&self) -> Option<&DataType> {
-        self.demands.time.as_ref()
+    /// What shards have to count.
+    pub(crate) fn unit(&self) -> Option<&Unit> {
+        self.demands.unit.as_ref()
     }
 
     /// Nulls within lists are errors, whatever stands for a missing value.

@@ -9,7 +9,7 @@ use arrow::ipc::MetadataVersion;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::carry::{Carrier, in_times_of, inferred, leaves};
+use super::carry::{Carrier, in_units_of, inferred, leaves};
 use super::cut::{Block, Blocks, Cut, Parsed, Reading, Window, row_bytes, with_also};
 use super::open::{Opened, Opening, Wanted};
 use super::tfrecord::INDEXING;
@@ -61,14 +61,14 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: ArrowIpc,
         .buffered(INDEXING)
         .collect()
         .await;
-    let mut schemas = layouts.iter().filter_map(|(object, found)| Some((object, found.as_ref().ok()?.as_ref()?)));
+    let schemas = layouts.iter().filter_map(|(object, found)| Some((object, found.as_ref().ok()?.as_ref()?)));
     let mut notes = Vec::new();
-    let first = schemas.next().map(|(object, layout)| (object, leaves(&layout.schema)));
+    let first = schemas.clone().next().map(|(object, layout)| (object, leaves(&layout.schema)));
     let columns = match (&wanted.columns, first) {
         (Some(declared), None) => Some(declared.clone()),
         (Some(declared), Some((_, stored))) => {
             let also = |name: &str| stored.iter().find(|leaf| leaf.name == name)?.column().ok();
-            Some(in_times_of(with_also(declared, &wanted, also), &stored))
+            Some(in_units_of(with_also(declared, &wanted, also), schemas.map(|(_, layout)| leaves(&layout.schema))))
         }
         (None, Some((object, stored))) => {
             Some(inferred(&stored, &mut notes).map_err(|e| e.url(object.url.clone()).stage("infer"))?)

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, try_join_all};
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::carry::{Carrier, Leaf, column_for, in_times_of, inferred, leaves};
+use super::carry::{Carrier, Leaf, column_for, in_units_of, inferred, leaves};
 use super::open::{Opened, Opening, Wanted};
 use super::{Decoded, RecordPlaces, Source};
 use crate::dataset::bounds::{Bounds, Excludes};
@@ -180,7 +180,7 @@ fn settle_columns(
             let found = stored.iter().find(|leaf| !is_known && leaf.name == name.as_ref());
             columns.extend(found.and_then(|leaf| leaf.column().ok()));
         }
-        return Ok(in_times_of(columns, &stored));
+        return Ok(in_units_of(columns, footers.iter().map(|footer| leaves(footer.schema()))));
     }
     let url = objects.first().map(|object| object.url.clone()).unwrap_or_default();
     inferred(&stored, notes).map_err(|e| e.url(url).stage("infer"))

@@ -13,7 +13,7 @@ use arrow::datatypes::{DataType, Fields, Schema};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 
-use super::carry::{self, Carrier, in_times_of, leaves};
+use super::carry::{self, Carrier, in_units_of, leaves};
 use super::cut::{Block, Blocks, Cut, Parsed, Reading, row_bytes, target_bytes, with_also};
 use super::open::{Opened, Opening, Wanted};
 use super::rows::{RowIndex, Scan, Shelf, beginning, notes_of, rows_of};
@@ -159,7 +159,7 @@ async fn open(
         Some(declared) => {
             let stored = leaves(&inferred);
             let also = |name: &str| stored.iter().find(|leaf| leaf.name == name)?.column().ok();
-            in_times_of(with_also(declared, &wanted, also), &stored)
+            in_units_of(with_also(declared, &wanted, also), [stored.clone()])
         }
         None => carry::inferred(&leaves(&inferred), &mut notes)?,
     };

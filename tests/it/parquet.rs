@@ -682,6 +682,68 @@ pub(crate) fn asked(file: &[u8], names: &[&str]) -> Vec<Range<u64>> {
 }
 
 #[test]
+fn integers_of_several_units_are_no_column() -> Result<()> {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, Decimal128Array, Int64Array, RecordBatch, TimestampSecondArray};
+
+    let decimal = |scale| -> ArrayRef {
+        Arc::new(Decimal128Array::from(vec![1234]).with_precision_and_scale(9, scale).expect("a scale"))
+    };
+    let plain = || -> ArrayRef { Arc::new(Int64Array::from(vec![1])) };
+    let rows = |array: Option<ArrayRef>| {
+        let columns = [("id", plain())].into_iter().chain(array.map(|array| ("n", array)));
+        RecordBatch::try_from_iter(columns).expect("columns of one length")
+    };
+    let as_parquet = |rows: &RecordBatch| {
+        let writer = parquet::arrow::ArrowWriter::try_new(Vec::new(), rows.schema(), None);
+        let mut writer = writer.expect("a writer");
+        writer.write(rows).expect("memory takes it");
+        writer.into_inner().expect("memory takes it")
+    };
+    let as_ipc = |rows: &RecordBatch| {
+        let mut writer = arrow::ipc::writer::FileWriter::try_new(Vec::new(), &rows.schema()).expect("a writer");
+        writer.write(rows).expect("memory takes it");
+        writer.into_inner().expect("memory takes it")
+    };
+    let cases = [
+        (Some(plain()), decimal(2), Some("decimals of scale 2, and plain numbers")),
+        (Some(decimal(2)), decimal(3), Some("decimals of scale 3, and decimals of scale 2")),
+        (Some(plain()), Arc::new(TimestampSecondArray::from(vec![1])), Some("Timestamp(s), and plain numbers")),
+        (Some(decimal(2)), decimal(2), None),
+    ];
+    for (first, second, refused) in cases {
+        for is_parquet in [true, false] {
+            let folder = Folder::new();
+            // The column may be missing from the first shard of all.
+            for (number, array) in [None, first.clone(), Some(second.clone())].into_iter().enumerate() {
+                let rows = rows(array);
+                match is_parquet {
+                    true => folder.put(&format!("{number}.parquet"), &as_parquet(&rows)),
+                    false => folder.put(&format!("{number}.arrow"), &as_ipc(&rows)),
+                };
+            }
+            let dataset = Dataset::open(folder.url("*"))?.columns([int64("id"), int64("n").optional()]);
+            let loader = dataset.batch(3).loader().build();
+            match refused {
+                None => assert!(loader.is_ok()),
+                Some(words) => {
+                    let error = loader.expect_err("two units");
+                    assert_eq!(
+                        (error.kind(), error.place().column.as_deref()),
+                        (ErrorKind::Schema, Some("n")),
+                        "{error}"
+                    );
+                    assert!(error.place().url.as_deref().is_some_and(|url| url.contains("/2.")), "{error}");
+                    assert!(error.to_string().contains(words), "{error}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn only_the_end_of_a_file_and_the_wanted_columns_are_asked_for() -> Result<()> {
     use std::sync::Arc;
 

@@ -63,10 +63,6 @@ pub(super) fn default_dtype(data_type: &DataType) -> Option<Dtype> {
     })
 }
 
-fn is_int(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::U8 | Dtype::I8 | Dtype::I16 | Dtype::I32 | Dtype::I64)
-}
-
 fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F16 | Dtype::F32 | Dtype::F64)
 }
@@ -78,8 +74,8 @@ pub(super) fn castable(data_type: &DataType, dtype: Dtype) -> bool {
         Some(Kind::Bytes) => dtype == Dtype::Bytes,
         Some(Kind::Bool | Kind::Int) => dtype != Dtype::Bytes,
         Some(Kind::Float) => is_float(dtype),
-        Some(Kind::Decimal) => is_int(dtype) || is_float(dtype),
-        Some(Kind::Time) => is_int(dtype),
+        Some(Kind::Decimal) => dtype.is_int() || is_float(dtype),
+        Some(Kind::Time) => dtype.is_int(),
         None => false,
     }
 }
@@ -113,7 +109,7 @@ pub(super) fn elements(array: &ArrayRef, dtype: Dtype) -> Result<(ArrayRef, Vec<
             let wide = cast(array, &DataType::Int64).map_err(|e| refused(Some(e)))?;
             if dtype == Dtype::I64 { wide } else { cast_to(&wide)? }
         }
-        Some(Kind::Decimal) if is_int(dtype) => {
+        Some(Kind::Decimal) if dtype.is_int() => {
             let wide = unscaled(array);
             if dtype == Dtype::I64 { wide } else { cast_to(&wide)? }
         }

@@ -396,7 +396,7 @@ fn times_are_of_the_kind_and_unit_of_the_first_shard() {
     let of = |data_type: DataType| Schema::new(vec![Field::new("t", data_type, true)]);
     let first = of(time(TimeUnit::Millisecond));
     let inferred = inferred(&leaves(&first), &mut Vec::new()).unwrap();
-    let declared = in_times_of(vec![int64("t").optional()], &leaves(&first));
+    let declared = in_units_of(vec![int64("t").optional()], [leaves(&first)]);
     for columns in [inferred, declared] {
         let zoned = DataType::Timestamp(TimeUnit::Millisecond, Some("+01:00".into()));
         for same in [time(TimeUnit::Millisecond), zoned, DataType::Null] {
@@ -409,8 +409,33 @@ fn times_are_of_the_kind_and_unit_of_the_first_shard() {
         }
     }
     let list = |unit| of(DataType::new_list(time(unit), true));
-    let columns = in_times_of(vec![int64("t").ragged()], &leaves(&list(TimeUnit::Second)));
+    let columns = in_units_of(vec![int64("t").ragged()], [leaves(&list(TimeUnit::Second))]);
     assert!(Carrier::new(&list(TimeUnit::Nanosecond), Some(&columns)).is_err());
+}
+
+#[test]
+fn integers_are_of_the_unit_of_the_first_shard_that_has_them() {
+    let of = |data_type: DataType| Schema::new(vec![Field::new("n", data_type, true)]);
+    let (time, cents) = (DataType::Timestamp(TimeUnit::Second, None), DataType::Decimal128(9, 2));
+    let cases = [
+        (DataType::Int64, vec![DataType::Int8, DataType::Boolean, DataType::Null], vec![cents.clone(), time.clone()]),
+        (cents.clone(), vec![DataType::Decimal64(5, 2)], vec![DataType::Decimal128(9, 3), DataType::Int64]),
+        (time, vec![], vec![DataType::Int64, cents]),
+    ];
+    for (first, same, others) in cases {
+        let shards = [Schema::empty(), of(DataType::Null), of(first)];
+        let columns = in_units_of(vec![int64("n").optional()], shards.iter().map(leaves));
+        for schema in shards.into_iter().chain(same.into_iter().map(of)) {
+            assert!(Carrier::new(&schema, Some(&columns)).is_ok(), "{schema}");
+        }
+        for other in others {
+            let error = Carrier::new(&of(other), Some(&columns)).err().unwrap();
+            assert_eq!((error.kind(), error.place().column.as_deref()), (ErrorKind::Schema, Some("n")), "{error}");
+        }
+    }
+    // Floats are what decimals say, whatever their scale.
+    let columns = inferred(&leaves(&of(DataType::Decimal128(9, 2))), &mut Vec::new()).unwrap();
+    assert!(Carrier::new(&of(DataType::Decimal128(9, 3)), Some(&columns)).is_ok());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use arrow::datatypes::{DataType, Field};
 use super::Leaf;
 use super::elements::{self, castable, stand_in};
 use crate::error::{Error, ErrorKind, Result};
-use crate::schema::{Column, Dtype, Shape};
+use crate::schema::{Column, Dtype, Shape, Unit};
 
 /// Elements of one sample, at most: a batch's offsets are 31 bits wide.
 const MAX_ELEMENTS: usize = i32::MAX as usize / 8;
@@ -21,17 +21,23 @@ pub(crate) fn column_for(field: &Field) -> Result<Column> {
             .column(name)
             .advice("name the columns to read, without this one: .columns([..])")
     })?;
-    let column = Column::new(name, dtype, shape).in_time(time_of(field.data_type()));
+    let column = Column::new(name, dtype, shape).in_unit(unit_of(field.data_type()));
     validate(&column)?;
     Ok(column)
 }
 
-/// The kind and unit of the times that a type holds; time zones do not change what is stored.
-fn time_of(data_type: &DataType) -> Option<DataType> {
+/// What the numbers of a type count; time zones do not change what is stored. None where there are no numbers.
+fn unit_of(data_type: &DataType) -> Option<Unit> {
+    use DataType::*;
     match leaf_of(data_type) {
-        DataType::Timestamp(unit, _) => Some(DataType::Timestamp(*unit, None)),
-        time if time.is_temporal() => Some(time.clone()),
-        _ => None,
+        Timestamp(unit, _) => Some(Unit::Time(Timestamp(*unit, None))),
+        time if time.is_temporal() => Some(Unit::Time(time.clone())),
+        Decimal32(_, scale) | Decimal64(_, scale) | Decimal128(_, scale) | Decimal256(_, scale) => {
+            Some(Unit::Decimal(*scale))
+        }
+        Null => None,
+        leaf if elements::is_bytes(leaf) => None,
+        _ => Some(Unit::Plain),
     }
 }
 
@@ -56,14 +62,22 @@ fn list_item(data_type: &DataType) -> Option<&DataType> {
     }
 }
 
-/// Declared columns, which hold all shards to the times that the first of them stores.
-pub(in crate::source) fn in_times_of(columns: Vec<Column>, first: &[Leaf]) -> Vec<Column> {
-    let settled = |column: Column| match (column.time(), first.iter().find(|leaf| leaf.name == column.name().as_ref()))
-    {
-        (None, Some(leaf)) => column.in_time(time_of(leaf.field.data_type())),
-        _ => column,
-    };
-    columns.into_iter().map(settled).collect()
+/// Declared columns, of which those of integers hold all shards to what the first that has them counts.
+pub(in crate::source) fn in_units_of(
+    mut columns: Vec<Column>,
+    shards: impl IntoIterator<Item = Vec<Leaf>>,
+) -> Vec<Column> {
+    let is_open = |column: &Column| column.unit().is_none() && column.dtype().is_int() && !column.is_raw();
+    for leaves in shards {
+        for column in columns.iter_mut().filter(|column| is_open(column)) {
+            let leaf = leaves.iter().find(|leaf| leaf.name == column.name().as_ref());
+            *column = column.clone().in_unit(leaf.and_then(|leaf| unit_of(leaf.field.data_type())));
+        }
+        if !columns.iter().any(is_open) {
+            break;
+        }
+    }
+    columns
 }
 
 fn described(data_type: &DataType) -> Option<(Dtype, Shape)> {
@@ -193,7 +207,7 @@ pub(super) fn fits(stored: &DataType, column: &Column) -> Result<()> {
     };
     let sizes_differ = elements.zip(fixed).is_some_and(|(wanted, stored)| wanted != stored) && layers > 0;
     if castable(leaf, dtype) && layers <= deepest && !sizes_differ {
-        return in_time(stored, column);
+        return in_unit(stored, column);
     }
     let declared = if column.is_raw() { "raw bytes".into() } else { format!("{dtype}{}", column.shape()) };
     let error = Error::new(ErrorKind::Schema, format!("is stored as {stored} and declared as {declared}"));
@@ -204,12 +218,12 @@ pub(super) fn fits(stored: &DataType, column: &Column) -> Result<()> {
     Err(error.column(column.name().clone()).advice(advice))
 }
 
-/// Whether times are those of the first shard: integers of two units in one column look like any others.
-fn in_time(stored: &DataType, column: &Column) -> Result<()> {
-    let Some((wanted, found)) = column.time().cloned().zip(time_of(stored)).filter(|(a, b)| a != b) else {
-        return Ok(());
-    };
-    Err(Error::new(ErrorKind::Schema, format!("holds {found}, and {wanted} in the first shard"))
+/// Whether integers count what those of the first shard do.
+fn in_unit(stored: &DataType, column: &Column) -> Result<()> {
+    let is_counted = column.dtype().is_int() && !column.is_raw();
+    let units = column.unit().zip(unit_of(stored)).filter(|(wanted, found)| is_counted && *wanted != found);
+    let Some((wanted, found)) = units else { return Ok(()) };
+    Err(Error::new(ErrorKind::Schema, format!("holds {found}, and {wanted} in the first shard that has it"))
         .column(column.name().clone())
-        .advice("write the shards with one kind and unit of time, or open them apart"))
+        .advice("write the column with one type and unit in all shards, or open them apart"))
 }

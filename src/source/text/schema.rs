@@ -10,7 +10,7 @@ use arrow::json;
 
 use super::INFER_ROWS;
 use crate::error::{Error, ErrorKind, Result};
-use crate::schema::{Column, Dtype, Missing, Shape};
+use crate::schema::{Column, Dtype, Missing, Shape, Unit};
 use crate::source::carry::leaves;
 use crate::source::open::Wanted;
 
@@ -96,7 +96,7 @@ fn field_at(row: &[u8], at: usize, delimiter: u8) -> usize {
 /// The type that a field is read as, so that it can become the column: that of the column's elements, in lists as there were in the first rows.
 fn read_as(seen: Option<&DataType>, column: &Column) -> DataType {
     // Dates and times are integers, once they are read.
-    if let (Some(time), Dtype::I64) = (column.time(), column.dtype()) {
+    if let Some(Unit::Time(time)) = column.unit() {
         return time.clone();
     }
     let list = |item| DataType::List(Arc::new(Field::new_list_field(item, true)));
