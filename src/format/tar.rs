@@ -58,6 +58,7 @@ pub(crate) struct Walk {
     /// What is said of it before its header.
     name: Option<Vec<u8>>,
     length: Option<u64>,
+    is_sparse: bool,
     /// Content that is wanted: of a long name, or of a pax header.
     wanted: Option<(Range<u64>, EntryType)>,
     ended: Option<u64>,
@@ -66,7 +67,7 @@ pub(crate) struct Walk {
 impl Walk {
     /// Through an archive of so many bytes.
     pub(crate) fn new(size: u64) -> Self {
-        Self { size, at: 0, start: None, name: None, length: None, wanted: None, ended: None }
+        Self { size, at: 0, start: None, name: None, length: None, is_sparse: false, wanted: None, ended: None }
     }
 
     /// What to read next: a header, or what belongs to one.
@@ -143,7 +144,7 @@ impl Walk {
                 return Ok(None);
             }
             EntryType::GNULongLink | EntryType::XGlobalHeader => return Ok(None),
-            EntryType::GNUSparse => {
+            _ if self.is_sparse || kind == EntryType::GNUSparse => {
                 return Err(
                     broken("a sparse member, which is not read", at).advice("write the archive without --sparse")
                 );
@@ -157,7 +158,7 @@ impl Walk {
         Ok((is_file && !name.ends_with(b"/")).then_some(Member { name, start, data }))
     }
 
-    /// Takes a path and a length from `LENGTH KEY=VALUE\n` records.
+    /// Takes a path, a length and whether the member has holes from `LENGTH KEY=VALUE\n` records.
     fn pax(&mut self, mut records: &[u8]) -> Option<()> {
         while !records.is_empty() {
             let space = records.iter().position(|byte| *byte == b' ')?;
@@ -166,6 +167,8 @@ impl Walk {
             let equals = record.iter().position(|byte| *byte == b'=')?;
             match (&record[..equals], &record[equals + 1..]) {
                 (b"path", value) => self.name = Some(value.to_vec()),
+                // What is stored is not the content: holes are left out.
+                (key, _) if key.starts_with(b"GNU.sparse.") => self.is_sparse = true,
                 (b"size", value) => self.length = Some(std::str::from_utf8(value).ok()?.parse().ok()?),
                 _ => {}
             }
@@ -283,6 +286,27 @@ mod tests {
         let found = members(&builder.into_inner().unwrap()).unwrap();
         assert_eq!(found.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>(), ["from pax.txt", &deep]);
         assert_eq!(found[0].2, 0, "the pax header belongs to its member");
+    }
+
+    #[test]
+    fn members_with_holes_are_refused_however_the_archive_says_so() {
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_pax_extensions([("GNU.sparse.major", &b"1"[..]), ("GNU.sparse.name", b"a.bin")]).unwrap();
+        let mut header = Header::new_ustar();
+        header.set_size(2);
+        header.set_path("GNUSparseFile.1/a.bin").unwrap();
+        header.set_cksum();
+        builder.append(&header, &b"hi"[..]).unwrap();
+        let of_pax = builder.into_inner().unwrap();
+        let mut of_gnu = archive(&[("a.bin", b"hi")]);
+        let mut header = Header::from_byte_slice(&of_gnu[..512]).clone();
+        header.set_entry_type(EntryType::GNUSparse);
+        header.set_cksum();
+        of_gnu[..512].copy_from_slice(header.as_bytes());
+        for (archive, at) in [(of_pax, 1024), (of_gnu, 0)] {
+            let error = members(&archive).unwrap_err();
+            assert!(error.place().byte_offset == Some(at) && error.to_string().contains("sparse"), "{error}");
+        }
     }
 
     #[test]
