@@ -109,8 +109,8 @@ pub(super) trait Cell: Copy {
     /// Appends the values of a feature in the encoding writers use. `None` sends it the long way, whatever was appended.
     fn many(feature: &[u8], block: Block<'_>, values: &mut Vec<Self>) -> Option<()>;
 
-    /// Appends collected values; the first that does not fit is the error.
-    fn collected(from: &Collected<'_>, block: Block<'_>, values: &mut Vec<Self>) -> Result<(), i64>;
+    /// Appends collected values; the first that does not fit is the error, in words.
+    fn collected(from: &Collected<'_>, block: Block<'_>, values: &mut Vec<Self>) -> Result<(), String>;
 
     /// The bytes of a byte string.
     fn bytes(self) -> usize {
@@ -176,9 +176,10 @@ macro_rules! int_cell {
                 Some(())
             }
 
-            fn collected(from: &Collected<'_>, _: Block<'_>, values: &mut Vec<Self>) -> Result<(), i64> {
+            fn collected(from: &Collected<'_>, _: Block<'_>, values: &mut Vec<Self>) -> Result<(), String> {
                 let convert: fn(i64) -> Option<Self> = $convert;
-                from.ints.iter().try_for_each(|&value| convert(value).map(|v| values.push(v)).ok_or(value))
+                let fit = |&value: &i64| convert(value).map(|v| values.push(v)).ok_or_else(|| value.to_string());
+                from.ints.iter().try_for_each(fit)
             }
 
             fn array(values: Vec<Self>, _: &[Buffer]) -> ArrayRef {
@@ -204,7 +205,7 @@ int_cell!(bool, |values: Vec<bool>| Arc::new(BooleanArray::from(values)), |value
 });
 
 macro_rules! float_cell {
-    ($native:ty, $arrow:ty, $convert:expr) => {
+    ($native:ty, $arrow:ty, $convert:expr, $fits:expr) => {
         impl Cell for $native {
             const KIND: u32 = FLOAT;
 
@@ -212,7 +213,9 @@ macro_rules! float_cell {
             fn one(feature: &[u8], _: Block<'_>) -> Option<Self> {
                 match feature {
                     [0x12, 6, 0x0a, 4, a, b, c, d] | [0x12, 5, 0x0d, a, b, c, d] => {
-                        Some($convert(f32::from_le_bytes([*a, *b, *c, *d])))
+                        let value = f32::from_le_bytes([*a, *b, *c, *d]);
+                        let converted = $convert(value);
+                        $fits(&converted, value).then_some(converted)
                     }
                     _ => None,
                 }
@@ -221,13 +224,19 @@ macro_rules! float_cell {
             #[inline]
             fn many(feature: &[u8], _: Block<'_>, values: &mut Vec<Self>) -> Option<()> {
                 let (packed, rest) = sole_packed(feature, FLOAT)?.as_chunks::<4>();
+                let start = values.len();
                 values.extend(packed.iter().map(|value| $convert(f32::from_le_bytes(*value))));
-                rest.is_empty().then_some(())
+                let mut pairs = values[start..].iter().zip(packed);
+                let fits = pairs.all(|(converted, value)| $fits(converted, f32::from_le_bytes(*value)));
+                (rest.is_empty() && fits).then_some(())
             }
 
-            fn collected(from: &Collected<'_>, _: Block<'_>, values: &mut Vec<Self>) -> Result<(), i64> {
-                values.extend(from.floats.iter().map(|value| $convert(*value)));
-                Ok(())
+            fn collected(from: &Collected<'_>, _: Block<'_>, values: &mut Vec<Self>) -> Result<(), String> {
+                from.floats.iter().try_for_each(|&value| {
+                    let converted = $convert(value);
+                    values.push(converted);
+                    if $fits(&converted, value) { Ok(()) } else { Err(value.to_string()) }
+                })
             }
 
             fn array(values: Vec<Self>, _: &[Buffer]) -> ArrayRef {
@@ -237,9 +246,9 @@ macro_rules! float_cell {
     };
 }
 
-float_cell!(f32, types::Float32Type, std::convert::identity);
-float_cell!(f64, types::Float64Type, f64::from);
-float_cell!(f16, types::Float16Type, f16::from_f32);
+float_cell!(f32, types::Float32Type, std::convert::identity, |_: &f32, _| true);
+float_cell!(f64, types::Float64Type, f64::from, |_: &f64, _| true);
+float_cell!(f16, types::Float16Type, f16::from_f32, |half: &f16, value: f32| half.is_finite() || !value.is_finite());
 
 /// A byte string in Arrow's view layout: up to 12 bytes themselves, longer ones by block and offset.
 #[derive(Clone, Copy)]
@@ -273,7 +282,7 @@ impl Cell for View {
         list.is_empty().then_some(())
     }
 
-    fn collected(from: &Collected<'_>, block: Block<'_>, values: &mut Vec<Self>) -> Result<(), i64> {
+    fn collected(from: &Collected<'_>, block: Block<'_>, values: &mut Vec<Self>) -> Result<(), String> {
         values.extend(from.strings.iter().map(|data| View::new(data, block)));
         Ok(())
     }

@@ -193,7 +193,7 @@ enum Problem {
     Missing,
     Kind(u32),
     Count(usize),
-    Range(i64),
+    Range(String),
     RawBytes(usize),
     TooMany,
     Wire(Flaw),
@@ -673,9 +673,10 @@ fn in_words(layout: &Layout, kind: u32, step: Option<usize>, problem: Problem, p
             format!("wanted {wanted} {} value{}, found {found}", kind_name(kind), if wanted == "1" { "" } else { "s" }),
             "declare its shape: .fixed([..]) for the same number in every record, .ragged() for any number".to_owned(),
         ),
-        Problem::Range(value) => {
-            (format!("{value} does not fit into {}", column.dtype()), format!("declare it as int64({name:?})"))
-        }
+        Problem::Range(value) => (
+            format!("{value} does not fit into {}", column.dtype()),
+            format!("declare it as {}({name:?})", constructor(kind)),
+        ),
         Problem::RawBytes(found) => (
             format!("wanted {} bytes ({column}), found {found}", layout.raw_bytes.unwrap_or(0)),
             "declare the extents that the records hold, or read it as bytes".to_owned(),
