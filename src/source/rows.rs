@@ -118,7 +118,12 @@ impl Shelf {
         if let Some(shortened) = Shortened::of(&head.fingerprint, now) {
             return Some(Kept::Longer(shortened));
         }
-        matches(&head.fingerprint, now).ok()?;
+        // A store that tells neither may hold another version of the same size.
+        let then = &head.fingerprint;
+        let can_tell = then.etag.is_some() && now.etag.is_some() || then.modified.is_some() && now.modified.is_some();
+        if !can_tell || matches(then, now).is_err() {
+            return None;
+        }
         let packing = match head.packing {
             0 => Packing::Plain,
             1 => Packing::Gzip,
@@ -312,6 +317,14 @@ mod tests {
         assert_eq!(shelf.look(&object()), Kept::Index(index.clone()));
         assert_eq!(shelf.look(&Object { modified: Some(8), ..object() }), Kept::Nothing);
         assert_eq!(shelf.look(&Object { size: 101, ..object() }), Kept::Nothing);
+        for unknown in
+            [Object { modified: None, ..object() }, Object { modified: None, etag: Some("a".into()), ..object() }]
+        {
+            assert_eq!(shelf.look(&unknown), Kept::Nothing);
+            shelf.save(&unknown, &index);
+            assert_eq!(shelf.look(&Object { etag: None, ..unknown }), Kept::Nothing);
+        }
+        shelf.save(&object(), &index);
         assert_eq!(Shelf { kind: "CSV ;".into(), ..shelf.clone() }.look(&object()), Kept::Nothing);
         let shorter = Object { size: 99, ..object() };
         let Kept::Longer(shortened) = shelf.look(&shorter) else { panic!("it is shorter") };
