@@ -127,7 +127,8 @@ fn a_missing_feature_without_default_is_an_error_behind_the_good_samples() -> Re
 #[test]
 fn several_gzip_members_are_one_shard() -> Result<()> {
     let folder = Folder::new();
-    let members = [0..30, 30..31, 31..80].map(|ids| shard_of_ids(ids, Compression::Gzip));
+    // bgzip ends with a member that holds nothing.
+    let members = [0..30, 30..31, 31..80, 0..0].map(|ids| shard_of_ids(ids, Compression::Gzip));
     folder.put("a.tfrecord", &members.concat());
     for index in [Index::Auto, Index::Build] {
         let taken = take_ids(folder.loader(&folder.all().batch(7)).index(index), "id")?;
