@@ -42,6 +42,10 @@ enum Reply {
     Long,
     /// The object was replaced by one of the same length.
     Replaced,
+    /// The same, in an answer without an ETag.
+    ReplacedUntagged,
+    /// The right bytes, in an answer without an ETag.
+    Untagged,
     /// The object was replaced by a longer one.
     Grown,
 }
@@ -123,7 +127,7 @@ async fn serve(mut stream: TcpStream, state: Arc<State>) -> Option<()> {
         };
         let (mut body, mut tag) = (content(), "\"one\"");
         match reply {
-            Replaced => (body, tag) = (vec![0xaa; SIZE], "\"two\""),
+            Replaced | ReplacedUntagged => (body, tag) = (vec![0xaa; SIZE], "\"two\""),
             Grown => (body, tag) = (vec![0xbb; 2 * SIZE], "\"one\""),
             _ => {}
         }
@@ -135,10 +139,10 @@ async fn serve(mut stream: TcpStream, state: Arc<State>) -> Option<()> {
             Some(())
         });
         let mut common = "Last-Modified: Sun, 22 Nov 2026 10:00:00 GMT\r\n".to_owned();
-        if reply == Replaced {
+        if matches!(reply, Replaced | ReplacedUntagged) {
             common = "Last-Modified: Sun, 22 Nov 2026 10:00:01 GMT\r\n".to_owned();
         }
-        if state.etag {
+        if state.etag && !matches!(reply, Untagged | ReplacedUntagged) {
             common += &format!("ETag: {tag}\r\n");
         }
         let send = async |stream: &mut TcpStream, status: &str, headers: String, length: usize, body: &[u8]| {
@@ -159,7 +163,7 @@ async fn serve(mut stream: TcpStream, state: Arc<State>) -> Option<()> {
             Silence => std::future::pending().await,
             Whole => send(&mut stream, "200 OK", String::new(), size, &body).await?,
             _ if partial.is_none() => send(&mut stream, "200 OK", String::new(), size, &body).await?,
-            Good | Replaced | Grown => {
+            Good | Untagged | Replaced | ReplacedUntagged | Grown => {
                 send(&mut stream, "206 Partial", found, end - start, &body[start..end]).await?;
             }
             Cut(bytes) | Stall(bytes) => {
@@ -321,6 +325,22 @@ async fn an_object_that_changed_is_an_error_and_not_a_mixture() {
             assert_eq!(gets.len(), script.len());
         }
     }
+}
+
+#[tokio::test]
+async fn an_answer_without_the_etag_that_was_listed_is_told_by_its_time() {
+    for scheme in ["s3", "http"] {
+        let (good, ..) = read(scheme, true, &[Untagged]).await;
+        good.unwrap();
+        let error = read(scheme, true, &[ReplacedUntagged]).await.0.unwrap_err();
+        assert!(error.kind() == ErrorKind::NotFound && error.to_string().contains("written again"), "{error}");
+    }
+    let server = Server::start(&[Untagged], true).await;
+    let store = server.options().build();
+    let object = store.head(&server.url("s3")).await.unwrap();
+    // As a listing has it.
+    let finer = Object { modified: object.modified.map(|time| time + 123_000_000), ..object };
+    assert_eq!(store.read(&finer, 100..900).await.unwrap(), content()[100..900]);
 }
 
 #[tokio::test]

@@ -76,10 +76,10 @@ async fn attempt(
         (Some(listed), Some(now)) if opaque(listed) != opaque(now) => {
             return Err(changed(format!("its ETag was {listed} when it was listed and is {now} now")).into());
         }
-        (Some(_), _) => {}
-        // Where there are no ETags, the time of the last change is all there is to go by.
-        (None, _) => match (object.modified, modified(&answer.meta)) {
-            (Some(listed), Some(now)) if listed != now => {
+        (Some(_), Some(_)) => {}
+        // Where one of them is missing, the time of the last change is all there is to go by.
+        _ => match (object.modified, modified(&answer.meta)) {
+            (Some(listed), Some(now)) if !is_same_time(listed, now) => {
                 return Err(changed("it was written again since it was listed, with the same size").into());
             }
             _ => {}
@@ -169,6 +169,12 @@ async fn within<T>(limit: Duration, answer: impl Future<Output = T>) -> Result<T
 
 fn transfer(message: String) -> Fault {
     Error::new(ErrorKind::Transfer, message).into()
+}
+
+/// Whether two times of change are one, in nanoseconds: an answer's header has whole seconds where a listing may have fractions.
+fn is_same_time(listed: i64, now: i64) -> bool {
+    const SECOND: i64 = 1_000_000_000;
+    listed == now || now % SECOND == 0 && listed.div_euclid(SECOND) == now / SECOND
 }
 
 /// What of an ETag names the content.
