@@ -569,6 +569,22 @@ mod text {
     }
 
     #[test]
+    fn integers_beyond_64_bits_are_bad_lines_of_a_column_of_integers() -> Result<()> {
+        // 2^53 + 1, which no float is.
+        let (id, large) = ((1i64 << 53) + 1, "9223372036854775808");
+        let text = format!(
+            "{{\"id\": {large}, \"x\": [1]}}\n{{\"id\": {id}, \"x\": [{large}]}}\n{{\"id\": {id}, \"x\": [2, 3]}}\n"
+        );
+        let dataset = Dataset::open(put("a.jsonl", text))?.batch(1);
+        let (ids, error) = ids_of(dataset.loader().on_bad_record(Skip::up_to(2)))?;
+        assert_eq!((ids, error.map(|error| error.to_string())), (vec![id], None));
+        let (_, error) = ids_of(dataset.loader())?;
+        let error = error.expect("a line that does not fit");
+        assert_eq!((error.place().record, error.place().column.as_deref()), (Some(0), Some("id")), "{error}");
+        Ok(())
+    }
+
+    #[test]
     fn times_of_later_shards_are_read_in_the_unit_of_the_first() -> Result<()> {
         let shards = |x: [&str; 2]| {
             let text = |id: usize| format!("id,x\n{id},{}\n", x[id]).into_bytes();

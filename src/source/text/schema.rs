@@ -7,6 +7,7 @@ use arrow::csv;
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema};
 use arrow::error::ArrowError;
 use arrow::json;
+use serde_json::Value;
 
 use super::INFER_ROWS;
 use crate::error::{Error, ErrorKind, Result};
@@ -18,8 +19,11 @@ use crate::source::open::Wanted;
 pub(super) fn infer_json(sample: &[&[u8]], wanted: &Wanted) -> Result<Schema, (usize, Error)> {
     let mut values = Vec::new();
     for (row, line) in sample.iter().enumerate() {
-        match serde_json::from_slice::<serde_json::Value>(line) {
-            Ok(value @ serde_json::Value::Object(_)) => values.push(value),
+        match serde_json::from_slice::<Value>(line) {
+            Ok(mut value @ Value::Object(_)) => {
+                as_integers(&mut value);
+                values.push(value);
+            }
             _ if wanted.leave_out || wanted.columns.is_some() => {}
             _ if !values.is_empty() => break,
             Ok(_) => return Err((row, Error::corrupt("the line is no JSON object"))),
@@ -32,6 +36,16 @@ pub(super) fn infer_json(sample: &[&[u8]], wanted: &Wanted) -> Result<Schema, (u
         // What is declared is read by what it is declared as.
         Err(_) if wanted.columns.is_some() => Ok(Schema::empty()),
         Err(e) => Err((0, Error::new(ErrorKind::Schema, "the first lines are of several types").because(e))),
+    }
+}
+
+/// Makes integers beyond 64 bits with a sign be among others: one of them would make its whole column one of floats, of which large ones are rounded.
+fn as_integers(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_u64() && !number.is_i64() => *value = i64::MAX.into(),
+        Value::Array(items) => items.iter_mut().for_each(as_integers),
+        Value::Object(fields) => fields.values_mut().for_each(as_integers),
+        _ => {}
     }
 }
 
