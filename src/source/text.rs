@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
-use arrow::datatypes::{DataType, Fields, Schema};
+use arrow::datatypes::{DataType, FieldRef, Fields, Schema};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 
@@ -163,7 +163,9 @@ async fn open(
         }
         None => carry::inferred(&leaves(&inferred), &mut notes)?,
     };
-    let reading = Text { shards: shards_of(&store, &found, &inferred, &columns, limit).await?, columns, limit };
+    let is_declared = wanted.columns.is_some();
+    let shards = shards_of(&store, &found, &inferred, &columns, is_declared, limit).await?;
+    let reading = Text { shards, columns, limit };
     let good = || found.iter().filter_map(|found| Some((found, found.rows.as_ref().ok()?)));
     let (rows, bytes) =
         good().fold((0, 0), |(rows, bytes), (_, index)| (rows + index.starts.len() as u64, bytes + index.end));
@@ -245,12 +247,13 @@ async fn shards_of(
     found: &[Found],
     inferred: &Schema,
     columns: &[Column],
+    is_declared: bool,
     limit: usize,
 ) -> Result<Vec<Option<Shard>>> {
     let shards = found.iter().map(|found| async move {
         match &found.rows {
             Ok(index) if !index.starts.is_empty() => {
-                shard_of(store, found, index, inferred, columns, limit).await.map(Some)
+                shard_of(store, found, index, inferred, columns, is_declared, limit).await.map(Some)
             }
             _ => Ok(None),
         }
@@ -266,6 +269,7 @@ async fn shard_of(
     index: &RowIndex,
     inferred: &Schema,
     columns: &[Column],
+    is_declared: bool,
     limit: usize,
 ) -> Result<Shard> {
     let place = |error: Error| error.url(object.url.clone()).stage("index");
@@ -294,8 +298,11 @@ async fn shard_of(
         Dialect::Csv { .. } => DataType::is_temporal,
     };
     let read = schema.fields().iter().map(|field| exact::as_text(field, is_cut)).collect::<Fields>();
+    let is_int = |field: &FieldRef| *field.data_type() == DataType::Int64;
+    let has_integers = matches!(dialect, Dialect::Csv { .. }) && !is_declared && schema.fields().iter().any(is_int);
+    let integers = if has_integers { schema.fields().iter().map(is_int).collect() } else { Vec::new() };
     let (schema, read) = (Arc::new(schema), Arc::new(Schema::new(read)));
-    Ok(Shard { dialect: *dialect, packing: index.packing, schema, read, projection, carrier })
+    Ok(Shard { dialect: *dialect, packing: index.packing, schema, read, projection, integers, carrier })
 }
 
 /// Rows of text.

@@ -585,6 +585,32 @@ mod text {
     }
 
     #[test]
+    fn codes_that_begin_with_a_zero_are_no_numbers() -> Result<()> {
+        let codes = |text: &str, names: &str| {
+            let dataset = Dataset::open(put("a.csv", format!("{names}\n{text}")))?.batch(2);
+            let mut batches = dataset.loader().build()?.into_iter();
+            let batch = batches.next().expect("two rows")?;
+            Ok::<_, Error>(batch.bytes("zip")?.map(<[u8]>::to_vec).collect::<Vec<_>>())
+        };
+        assert_eq!(codes("0,10001\n1,00501\n", "id,zip")?, [b"10001", b"00501"]);
+        assert_eq!(codes("\"-007\",0\n8,1\n", "zip,id")?, [&b"-007"[..], b"8"]);
+        // Zeros, fractions, and what is said in quotes beside a number are none.
+        let rows = |last: &str| {
+            let rows = (0..300).map(|id| format!("{id},\"a,007\",0.5\n")).collect::<String>();
+            put("a.csv", format!("id,text,x\n{rows}{last}"))
+        };
+        assert_eq!(whole(Dataset::open(rows(""))?.batch(1).loader()).len(), 300);
+        for last in ["00501,a,0\n", "\"-01\",a,0\n"] {
+            let (ids, error) = ids_of(Dataset::open(rows(last))?.batch(1).loader())?;
+            let error = error.unwrap_or_else(|| panic!("{last}: no error"));
+            assert_eq!((ids.len(), error.place().record), (300, Some(300)), "{error}");
+            assert_eq!((error.kind(), error.place().column.as_deref()), (ErrorKind::Corrupt, Some("id")), "{error}");
+        }
+        assert_eq!(whole(Dataset::open(rows("00501,a,0\n"))?.columns([int64("id")]).batch(1).loader())[300], 501);
+        Ok(())
+    }
+
+    #[test]
     fn times_of_later_shards_are_read_in_the_unit_of_the_first() -> Result<()> {
         let shards = |x: [&str; 2]| {
             let text = |id: usize| format!("id,x\n{id},{}\n", x[id]).into_bytes();

@@ -12,7 +12,7 @@ use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::json;
 
-use super::schema::is_utf8;
+use super::schema::{codes, is_utf8, may_hold_codes};
 use super::{Dialect, exact};
 use crate::error::{Error, Result};
 use crate::format::data_uri::{DATA_URI, undo_base64};
@@ -30,6 +30,8 @@ pub(super) struct Shard {
     pub(super) read: SchemaRef,
     /// Those of them that are wanted.
     pub(super) projection: Vec<usize>,
+    /// Of each field of CSV whether its first rows made it one of integers; nothing where none did.
+    pub(super) integers: Vec<bool>,
     pub(super) carrier: Carrier,
 }
 
@@ -79,10 +81,41 @@ impl Shard {
     }
 
     fn try_decode(&self, text: &[u8], rows: &[Range<usize>]) -> Result<RecordBatch> {
+        if let Some(field) = self.code(text, rows) {
+            let error = Error::corrupt("a zero before other digits, where the first rows hold integers");
+            return Err(error
+                .column(self.schema.field(field).name().clone())
+                .advice("declare the column in .columns(): as bytes(..) to keep the zero, as int64(..) without it"));
+        }
+        let batch = self.read_as(text, rows, &self.read)?;
+        let schema = Arc::new(self.schema.project(&self.projection).map_err(unreadable)?);
+        let arrays = batch.columns().iter().zip(schema.fields()).map(|(array, field)| exact::from_text(array, field));
+        let arrays = arrays.collect::<Result<Vec<_>>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        let batch = RecordBatch::try_new_with_options(schema, arrays, &options).map_err(unreadable)?;
+        if self.dialect != (Dialect::Json { data_uris: true }) {
+            return Ok(batch);
+        }
+        let arrays = batch.columns().iter().map(undo_data_uris).collect::<Result<Vec<_>>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        RecordBatch::try_new_with_options(self.delivered()?, arrays, &options).map_err(unreadable)
+    }
+
+    /// A field of integers, as the first rows have it, that begins with a zero in one of these.
+    fn code(&self, text: &[u8], rows: &[Range<usize>]) -> Option<usize> {
+        let Dialect::Csv { delimiter, .. } = self.dialect else { return None };
+        let (first, last) = rows.first().zip(rows.last()).filter(|_| !self.integers.is_empty())?;
+        let is_clean = !may_hold_codes(&text[first.start..last.end], delimiter);
+        let rows = if is_clean { &rows[..1] } else { rows };
+        rows.iter().find_map(|row| codes(&text[row.clone()], delimiter, &self.integers).next())
+    }
+
+    /// Rows as columns of a schema.
+    fn read_as(&self, text: &[u8], rows: &[Range<usize>], schema: &SchemaRef) -> Result<RecordBatch> {
         let odd = |what: &str| Error::corrupt(what.to_owned());
         let batch = match self.dialect {
             Dialect::Json { .. } => {
-                let builder = json::ReaderBuilder::new(self.read.clone()).with_coerce_primitive(true);
+                let builder = json::ReaderBuilder::new(schema.clone()).with_coerce_primitive(true);
                 let mut decoder = builder.with_batch_size(rows.len() + 1).build_decoder().map_err(unreadable)?;
                 for (number, row) in rows.iter().enumerate() {
                     let (line, end) = line(text, row);
@@ -97,7 +130,7 @@ impl Shard {
                 decoder.flush().map_err(unreadable)?
             }
             Dialect::Csv { delimiter, .. } => {
-                let read = self.read_csv(text, rows, delimiter, self.read.clone(), &self.projection);
+                let read = self.read_csv(text, rows, delimiter, schema.clone(), &self.projection);
                 read.map_err(|error| match error {
                     // It counts lines from the first that it is shown.
                     Unread::Refused(_) if rows.len() == 1 => self.csv_fault(text, &rows[0], delimiter),
@@ -107,18 +140,7 @@ impl Shard {
             }
         };
         let batch = batch.filter(|batch| batch.num_rows() == rows.len());
-        let batch = batch.ok_or_else(|| odd("the line is no row"))?;
-        let schema = Arc::new(self.schema.project(&self.projection).map_err(unreadable)?);
-        let arrays = batch.columns().iter().zip(schema.fields()).map(|(array, field)| exact::from_text(array, field));
-        let arrays = arrays.collect::<Result<Vec<_>>>()?;
-        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-        let batch = RecordBatch::try_new_with_options(schema, arrays, &options).map_err(unreadable)?;
-        if self.dialect != (Dialect::Json { data_uris: true }) {
-            return Ok(batch);
-        }
-        let arrays = batch.columns().iter().map(undo_data_uris).collect::<Result<Vec<_>>>()?;
-        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-        RecordBatch::try_new_with_options(self.delivered()?, arrays, &options).map_err(unreadable)
+        batch.ok_or_else(|| odd("the line is no row"))
     }
 
     /// Rows of CSV as columns of a schema, those of the projection.
