@@ -358,7 +358,9 @@ fn values(column: &Column, places: &[Option<Range<u32>>], buffer: &Buffer) -> Re
     let mut spelt = |row: usize, what: &str| {
         let text = buffer.get(places[row].as_ref()?.start as usize..places[row].as_ref()?.end as usize)?;
         let spelt = std::str::from_utf8(text).ok().map(str::trim);
-        if spelt.is_none() || spelt.is_some_and(|text| text.parse::<f64>().is_err()) {
+        // What is infinite in digits is too large for any column; `inf` says so itself.
+        let is_number = |text: &str| text.parse().is_ok_and(|v: f64| v.is_finite() || !text.contains(char::is_numeric));
+        if !spelt.is_some_and(is_number) {
             let shown = text[..text.len().min(20)].escape_ascii();
             let error = Error::new(ErrorKind::Schema, format!("\"{shown}\" is no {what}"));
             misread.push((row, error.column(column.name().clone()).advice("declare it as bytes")));

@@ -298,11 +298,12 @@ async fn shard_of(
         Dialect::Csv { .. } => DataType::is_temporal,
     };
     let read = schema.fields().iter().map(|field| exact::as_text(field, is_cut)).collect::<Fields>();
+    let spelt = read.iter().map(|field| exact::as_text(field, DataType::is_floating)).collect::<Fields>();
     let is_int = |field: &FieldRef| *field.data_type() == DataType::Int64;
     let has_integers = matches!(dialect, Dialect::Csv { .. }) && !is_declared && schema.fields().iter().any(is_int);
     let integers = if has_integers { schema.fields().iter().map(is_int).collect() } else { Vec::new() };
-    let (schema, read) = (Arc::new(schema), Arc::new(Schema::new(read)));
-    Ok(Shard { dialect: *dialect, packing: index.packing, schema, read, projection, integers, carrier })
+    let (schema, read, spelt) = (Arc::new(schema), Arc::new(Schema::new(read)), Arc::new(Schema::new(spelt)));
+    Ok(Shard { dialect: *dialect, packing: index.packing, schema, read, projection, spelt, integers, carrier })
 }
 
 /// Rows of text.

@@ -611,6 +611,37 @@ mod text {
     }
 
     #[test]
+    fn finite_numbers_do_not_become_infinite() -> Result<()> {
+        let float = |dtype| Column::new("x", dtype, Shape::Scalar);
+        let cases = [
+            (Dtype::F16, "65504", "70000"),
+            (Dtype::F16, "1.0", "1e39"),
+            (Dtype::F32, "3e38", "-1e39"),
+            (Dtype::F64, "1e308", "1e400"),
+        ];
+        for (dtype, good, bad) in cases {
+            let json =
+                |x: &str| format!("{{\"id\": 0, \"x\": 1}}\n{{\"id\": 1, \"x\": {x}}}\n{{\"id\": 2, \"x\": 2}}\n");
+            let csv = |x: &str| format!("id,x\n0,1\n1,{x}\n2,2\n");
+            for (name, text) in [("a.jsonl", &json as &dyn Fn(&str) -> String), ("a.csv", &csv)] {
+                let open = |x| {
+                    Ok::<_, Error>(Dataset::open(put(name, text(x)))?.columns([int64("id"), float(dtype)]).batch(1))
+                };
+                assert_eq!(whole(open(good)?.loader()), [0, 1, 2], "{name} {dtype} {good}");
+                let (ids, error) = ids_of(open(bad)?.loader())?;
+                let error = error.unwrap_or_else(|| panic!("{name} {dtype} {bad}: no error"));
+                assert_eq!((ids, error.place().record, error.place().column.as_deref()), (vec![0], Some(1), Some("x")));
+            }
+            let infinite = Dataset::open(put("a.csv", csv("-inf")))?.columns([int64("id"), float(dtype)]).batch(1);
+            assert_eq!(whole(infinite.loader()), [0, 1, 2], "{dtype}");
+        }
+        // Within lists, and where nothing is declared.
+        let lists = put("a.jsonl", "{\"id\": 0, \"x\": [0.5, 1e300]}\n{\"id\": 1, \"x\": [0.5, 1e400]}\n".to_owned());
+        assert_eq!(ids_of(Dataset::open(lists)?.batch(1).loader().on_bad_record(Skip::up_to(1)))?.0, [0]);
+        Ok(())
+    }
+
+    #[test]
     fn times_of_later_shards_are_read_in_the_unit_of_the_first() -> Result<()> {
         let shards = |x: [&str; 2]| {
             let text = |id: usize| format!("id,x\n{id},{}\n", x[id]).into_bytes();
@@ -924,6 +955,23 @@ mod tar_archives {
                 let (ids, error) = ids_of(dataset.batch(2).loader().on_bad_record(Skip::up_to(1)))?;
                 assert_eq!((ids, error.is_none()), ((0..12).filter(|id| *id != 7).collect(), true));
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn finite_numbers_do_not_become_infinite() -> Result<()> {
+        let shard = |x: &str| archive(&[("0.id".into(), b"0".to_vec()), ("0.x".into(), x.into())]);
+        for (dtype, text, is_good) in [
+            (Dtype::F16, "70000", false),
+            (Dtype::F32, "1e39", false),
+            (Dtype::F64, "1e400", false),
+            (Dtype::F64, "1e300", true),
+            (Dtype::F32, "-inf", true),
+        ] {
+            let columns = [int64("id"), Column::new("x", dtype, Shape::Scalar)];
+            let (ids, error) = ids_of(Dataset::open(put("a.tar", shard(text)))?.columns(columns).batch(1).loader())?;
+            assert_eq!((ids.len(), error.is_none()), (usize::from(is_good), is_good), "{text}: {error:?}");
         }
         Ok(())
     }

@@ -30,6 +30,8 @@ pub(super) struct Shard {
     pub(super) read: SchemaRef,
     /// Those of them that are wanted.
     pub(super) projection: Vec<usize>,
+    /// The same with floats as text: infinite ones may be finite as they are spelt.
+    pub(super) spelt: SchemaRef,
     /// Of each field of CSV whether its first rows made it one of integers; nothing where none did.
     pub(super) integers: Vec<bool>,
     pub(super) carrier: Carrier,
@@ -87,7 +89,10 @@ impl Shard {
                 .column(self.schema.field(field).name().clone())
                 .advice("declare the column in .columns(): as bytes(..) to keep the zero, as int64(..) without it"));
         }
-        let batch = self.read_as(text, rows, &self.read)?;
+        let mut batch = self.read_as(text, rows, &self.read)?;
+        if batch.columns().iter().any(exact::has_infinite) {
+            batch = self.read_as(text, rows, &self.spelt)?;
+        }
         let schema = Arc::new(self.schema.project(&self.projection).map_err(unreadable)?);
         let arrays = batch.columns().iter().zip(schema.fields()).map(|(array, field)| exact::from_text(array, field));
         let arrays = arrays.collect::<Result<Vec<_>>>()?;

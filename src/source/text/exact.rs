@@ -1,4 +1,4 @@
-//! Text to integers and times as a whole: Arrow's readers cut off the fractions of both.
+//! Text to integers and times as a whole, and to floats that hold it: Arrow's readers cut off the fractions of the former, and make the latter infinite.
 
 use std::sync::Arc;
 
@@ -6,8 +6,8 @@ use arrow::array::timezone::Tz;
 use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, ListArray, PrimitiveArray, StructArray};
 use arrow::compute::kernels::cast_utils::{Parser, string_to_datetime};
 use arrow::datatypes::{
-    DataType, Date32Type, FieldRef, Int8Type, Int16Type, Int32Type, Int64Type, TimeUnit, TimestampMicrosecondType,
-    TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type,
+    DataType, Date32Type, FieldRef, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, TimeUnit,
+    TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type,
 };
 use arrow::error::ArrowError;
 
@@ -41,6 +41,8 @@ fn convert(array: &ArrayRef, field: &FieldRef, name: &str) -> Result<ArrayRef> {
         (DataType::Utf8, DataType::Int32) => values::<Int32Type>(array, name, int)?,
         (DataType::Utf8, DataType::Int64) => values::<Int64Type>(array, name, int)?,
         (DataType::Utf8, DataType::UInt8) => values::<UInt8Type>(array, name, int)?,
+        (DataType::Utf8, DataType::Float32) => floats::<Float32Type>(array, name, f32::is_infinite)?,
+        (DataType::Utf8, DataType::Float64) => floats::<Float64Type>(array, name, f64::is_infinite)?,
         (DataType::Utf8, DataType::Date32) => values::<Date32Type>(array, name, date)?,
         (DataType::Utf8, DataType::Timestamp(unit, _)) => match unit {
             TimeUnit::Second => values::<TimestampSecondType>(array, name, |text| time(text, 1))?,
@@ -75,6 +77,27 @@ where
         value.map(Some).ok_or_else(|| no_value(text, &T::DATA_TYPE, name))
     });
     Ok(Arc::new(parsed.collect::<Result<PrimitiveArray<T>>>()?))
+}
+
+/// Floats as the readers take them, but for digits that none of the dtype holds.
+fn floats<T: Parser>(array: &ArrayRef, name: &str, is_infinite: fn(T::Native) -> bool) -> Result<ArrayRef> {
+    let parsed = array.as_string::<i32>().iter().map(|text| {
+        let Some(text) = text else { return Ok(None) };
+        let value = T::parse(text).filter(|value| !is_infinite(*value) || !text.contains(|c: char| c.is_ascii_digit()));
+        value.map(Some).ok_or_else(|| no_value(text, &T::DATA_TYPE, name))
+    });
+    Ok(Arc::new(parsed.collect::<Result<PrimitiveArray<T>>>()?))
+}
+
+/// Whether there is an infinite float among what was read.
+pub(super) fn has_infinite(array: &ArrayRef) -> bool {
+    match array.data_type() {
+        DataType::Float32 => array.as_primitive::<Float32Type>().values().iter().any(|value| value.is_infinite()),
+        DataType::Float64 => array.as_primitive::<Float64Type>().values().iter().any(|value| value.is_infinite()),
+        DataType::List(_) => has_infinite(array.as_list::<i32>().values()),
+        DataType::Struct(_) => array.as_struct().columns().iter().any(has_infinite),
+        _ => false,
+    }
 }
 
 /// The error of a text that is no value of its column.
