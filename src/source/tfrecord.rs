@@ -194,6 +194,17 @@ async fn settle_columns(store: &Store, objects: &[Object], options: &TfRecord, w
     Ok(Parse { columns, parser: Some(parser) })
 }
 
+/// The columns that the first records have.
+#[cfg(feature = "cli")]
+pub(crate) async fn stored_columns(
+    store: &Store,
+    objects: &[Object],
+    options: &TfRecord,
+    max_bytes: usize,
+) -> Result<Vec<Column>> {
+    infer_columns(store, objects, options, false, max_bytes).await.map(|(_, columns)| columns)
+}
+
 /// Looks at the first records: those before a bad one, which the loop will come to, or all that are good where bad ones are left out.
 async fn infer_columns(
     store: &Store,

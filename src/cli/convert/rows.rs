@@ -22,7 +22,8 @@ use crate::engine::Budget;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schema::{Column, Missing, Shape, arrow_schema};
 use crate::source::Decoded;
-use crate::source::open::{Index, Opened, Wanted, open_listed};
+use crate::source::open::{Index, Opened, Wanted, doubt, open_listed};
+use crate::source::tfrecord::stored_columns;
 use crate::writer::{Output, Skipped, Writer};
 
 /// `OLD=NEW`.
@@ -80,14 +81,29 @@ pub(super) fn run_shards(
     let format = if as_they_are { TfRecord::new().records().into() } else { format };
     let from = if matches!(format, Format::TfRecord(_)) { From::Tfrecord } else { From::Shards };
     let source = hex(hash_objects(&listed.objects));
-    let (mut shards, notes) = open(args, &listed, &format, None)?;
+    let picked = |stored: &[Column]| Ok::<_, Error>(pick(args, stored)?.into_iter().map(demanded).collect::<Vec<_>>());
+    let (shards, notes, columns) = match &format {
+        // The first records tell the columns; opening shards may take reading them through, which is done once.
+        Format::TfRecord(options) if !as_they_are => {
+            let (store, objects, options) = (listed.found.store.clone(), listed.objects.clone(), options.clone());
+            let most = args.max_bytes();
+            let stored = async move { stored_columns(&store, &objects, &options, most).await };
+            let stored = listed.found.io.wait(stored);
+            let columns = picked(&stored.map_err(|e| doubt(&format, e))?)?;
+            let (shards, notes) = open(args, &listed, &format, Some(columns.clone()))?;
+            (shards, notes, columns)
+        }
+        _ => {
+            let (mut shards, notes) = open(args, &listed, &format, None)?;
+            let columns = picked(shards.columns())?;
+            // Others need not be read, and what is wrong in them is nobody's concern.
+            if columns != shards.columns() {
+                (shards, _) = open(args, &listed, &format, Some(columns.clone()))?;
+            }
+            (shards, notes, columns)
+        }
+    };
     let found = Found { from, source, classes: 0, ignored: 0, links: listed.links, notes };
-    let picked = pick(args, shards.columns())?;
-    let columns: Vec<Column> = picked.iter().cloned().map(demanded).collect();
-    if columns != picked || columns.len() < shards.columns().len() && from != From::Tfrecord {
-        // Others need not be read. Of TFRecord all is read anyway, and opening it may take reading it through.
-        (shards, _) = open(args, &listed, &format, Some(columns.clone()))?;
-    }
     convert(args, dest, &shards, &columns, args.shuffle, found, terminal)
 }
 
@@ -114,7 +130,7 @@ fn open(
         arrives: false,
         // A shard whose framing is damaged is never left out: nobody knows how many records are lost.
         leave_out: false,
-        max_bytes: usize::try_from(args.budget().bytes() / 2).unwrap_or(usize::MAX),
+        max_bytes: args.max_bytes(),
     };
     let (store, objects, format) = (listed.found.store.clone(), listed.objects.clone(), format.clone());
     let opening = listed.found.io.wait(open_listed(store, objects, Some(format), wanted))?;
@@ -308,5 +324,10 @@ fn builder(args: &ConvertArgs, found: &Found, bytes: u64, shuffle: Option<u64>) 
 impl ConvertArgs {
     fn budget(&self) -> Budget {
         self.budget.map_or_else(Budget::default, Budget::of_bytes)
+    }
+
+    /// The largest record that is held.
+    fn max_bytes(&self) -> usize {
+        usize::try_from(self.budget().bytes() / 2).unwrap_or(usize::MAX)
     }
 }

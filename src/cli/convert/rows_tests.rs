@@ -164,6 +164,28 @@ fn bad_records_name_their_place_and_a_run_that_leaves_them_out_goes_on() {
 }
 
 #[test]
+#[cfg(feature = "parquet")]
+fn what_is_wrong_in_columns_that_are_not_picked_makes_no_record_bad() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for compression in [Compression::None, Compression::Gzip] {
+        let src = at(compression.name());
+        std::fs::create_dir(&src).unwrap();
+        let mut writer = RecordWriter::new(Vec::new(), compression);
+        for number in 0..300 {
+            let b = if number == 299 { vec![1, 2] } else { vec![1] };
+            writer.write(&Example::new().with_int64("a", [number]).with_int64("b", b).encode()).unwrap();
+        }
+        std::fs::write(src.join("in.tfrecord"), writer.finish().unwrap()).unwrap();
+        let dest = at(&format!("{compression}-dest"));
+        let error = convert(&src, &dest, &["--to", "parquet"]).unwrap_err();
+        assert_eq!((error.place().record, error.place().column.as_deref()), (Some(299), Some("b")));
+        convert(&src, &dest, &["--to", "parquet", "--columns", "a", "--force"]).unwrap();
+        assert_eq!(Manifest::read(&dest).unwrap().rows, 300);
+    }
+}
+
+#[test]
 fn several_sources_are_one_and_a_shard_that_is_named_twice_is_read_once() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
