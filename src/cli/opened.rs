@@ -83,6 +83,7 @@ impl Opener {
             needs_index: Some("looking at blocks".into()),
             arrives: false,
             leave_out: false,
+            whole_shards: false,
             max_bytes: usize::try_from(Budget::default().bytes() / 2).unwrap_or(usize::MAX),
         };
         let Opening { opened, notes } = open_listed(store, part, Some(self.format), wanted).await?;

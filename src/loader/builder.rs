@@ -354,6 +354,7 @@ impl LoaderBuilder {
             needs_index,
             arrives,
             leave_out: self.skip.is_some(),
+            whole_shards: false,
             // As much again is taken by what is made of it.
             max_bytes: usize::try_from(self.budget.bytes() / 2).unwrap_or(usize::MAX),
         }

@@ -45,6 +45,7 @@ pub async fn open(url: &str, format: Format, asked: Asked) -> Result<Arc<dyn Sou
         needs_index: None,
         arrives: false,
         leave_out: false,
+        whole_shards: false,
         max_bytes,
     };
     let Opening { opened, .. } = open_listed(store, vec![object], Some(format), wanted).await?;

@@ -86,6 +86,9 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: ArrowIpc,
     for (object, found) in &layouts {
         blocks.push_shard(object);
         match found {
+            Ok(Some(Layout { damage: Some((error, at)), .. })) if wanted.whole_shards => {
+                return Err(error.clone().url(object.url.clone()).byte_offset(*at).stage("index"));
+            }
             Ok(Some(layout)) => parts.push(object, layout, &mut blocks)?,
             Ok(None) => parts.readers.push(None),
             Err(error) if wanted.leave_out && error.kind() == ErrorKind::Corrupt => {

@@ -64,6 +64,8 @@ pub(crate) struct Wanted {
     pub(crate) arrives: bool,
     /// Whether what cannot be read of a damaged shard counts as one bad record, instead of ending the pass.
     pub(crate) leave_out: bool,
+    /// Whether a shard that is damaged behind its first rows is not opened; else a bad row stands for what cannot be found of it.
+    pub(crate) whole_shards: bool,
     /// The largest record that the budget lets be held.
     pub(crate) max_bytes: usize,
 }

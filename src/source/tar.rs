@@ -55,11 +55,13 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: Tar, want
         .collect()
         .await;
     let notes = notes_of(found.iter().map(|(object, _, shortened)| (object, *shortened)));
-    // Of an archive that holds nothing else, the damage may be that it is none.
+    // Of an archive that holds nothing else, the damage may be that it is none. Else it follows the samples, unless those alone will not do.
     let mut archives = Vec::new();
     for (object, found, _) in found {
         let found = match found {
-            Ok((index, Some(error))) if index.starts.is_empty() => Err(error.url(object.url.clone()).stage("index")),
+            Ok((index, Some(error))) if index.starts.is_empty() || wanted.whole_shards => {
+                Err(error.url(object.url.clone()).stage("index"))
+            }
             found => found,
         };
         match found {

@@ -130,6 +130,7 @@ fn open(
         arrives: false,
         // A shard whose framing is damaged is never left out: nobody knows how many records are lost.
         leave_out: false,
+        whole_shards: true,
         max_bytes: args.max_bytes(),
     };
     let (store, objects, format) = (listed.found.store.clone(), listed.objects.clone(), format.clone());

@@ -186,6 +186,39 @@ fn what_is_wrong_in_columns_that_are_not_picked_makes_no_record_bad() {
 }
 
 #[test]
+#[cfg(feature = "tar")]
+fn a_shard_that_is_damaged_behind_its_first_rows_is_refused_whatever_may_be_left_out() {
+    use arrow::array::{Int64Array, RecordBatch};
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mut archive = tar::Builder::new(Vec::new());
+    for number in 0..10 {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(1);
+        archive.append_data(&mut header, format!("{number}.cls"), &b"1"[..]).unwrap();
+    }
+    let mut archive = archive.into_inner().unwrap();
+    // The checksum of the sixth header.
+    archive[5 * 1024 + 150] ^= 1;
+    std::fs::write(at("in.tar"), archive).unwrap();
+    let ids = std::sync::Arc::new(Int64Array::from_iter_values(0..100));
+    let batch = RecordBatch::try_from_iter([("id", ids as _)]).unwrap();
+    let mut stream = arrow::ipc::writer::StreamWriter::try_new(Vec::new(), &batch.schema()).unwrap();
+    (0..3).for_each(|_| stream.write(&batch).unwrap());
+    let mut stream = stream.into_inner().unwrap();
+    stream.truncate(stream.len() - 100);
+    std::fs::write(at("in.arrows"), stream).unwrap();
+    for name in ["in.tar", "in.arrows"] {
+        for options in [&["--to", "jsonl"][..], &["--to", "jsonl", "--skip-bad", "9"]] {
+            let error = convert(&at(name), &at("dest"), options).unwrap_err();
+            assert_eq!(super::super::exit_code(error.kind()), 1, "{error}");
+            assert!(error.to_string().contains(name) && !error.to_string().contains("--skip-bad"), "{error}");
+        }
+    }
+    assert!(!at("dest").exists());
+}
+
+#[test]
 fn several_sources_are_one_and_a_shard_that_is_named_twice_is_read_once() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
