@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::schema::Column;
 
 /// The manifest's name. It begins with `_` because listings of a folder pass over such names.
-pub(super) const MANIFEST: &str = "_manifest.json";
+pub(crate) const MANIFEST: &str = "_manifest.json";
 const VERSION: u32 = 1;
 
 /// What a folder of shards holds: `_manifest.json` beside them.

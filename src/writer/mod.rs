@@ -36,6 +36,8 @@ use self::cells::{Cells, value_ends};
 use self::folder::Folder;
 #[cfg(feature = "cli")]
 pub(crate) use self::folder::{clear_written, is_written, lock, save_index};
+#[cfg(feature = "cli")]
+pub(crate) use self::manifest::MANIFEST;
 pub use self::manifest::{Manifest, ShardEntry, Skipped};
 pub use self::output::{Codec, Output};
 use self::pipeline::{Chunk, Consumed, Pipeline};

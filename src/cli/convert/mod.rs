@@ -94,6 +94,10 @@ pub(super) struct ConvertArgs {
     from: Option<From>,
     #[command(flatten)]
     format: FormatArgs,
+    /// JSON Lines: strings that begin with `data:;base64,` are the bytes that the rest of them encodes, as forebay writes bytes that are
+    /// no text [default: so where the _manifest.json beside the shards says that forebay wrote them].
+    #[arg(long)]
+    data_uris: bool,
     /// Bytes of a shard at most [default: 256MiB, unless --shard-records is given]. Images and TFRecord to TFRecord: counted in inputs
     /// as they are stored (images before they are resized or encoded, records decompressed). Row by row: in what is written, before
     /// compression.
@@ -209,6 +213,16 @@ pub(super) fn run(args: &ConvertArgs, terminal: &Terminal) -> Result<Verdict, Fa
         From::Tfrecord => TfRecord::new().into(),
         _ => args.format.of(&listed.objects)?,
     };
+    let format = match format {
+        Format::JsonLines(options) if args.data_uris || source::has_data_uris(&listed)? => options.data_uris().into(),
+        Format::JsonLines(options) => options.into(),
+        format if args.data_uris => {
+            return Err(Error::config(format!("--data-uris is for JSON Lines, and the shards are {}", format.name()))
+                .advice("leave it out")
+                .into());
+        }
+        format => format,
+    };
     match args.to == Output::TfRecord
         && !args.needs_rows()
         && args.shuffle.is_none()
@@ -276,6 +290,11 @@ impl ConvertArgs {
             ("--quality", self.quality.is_some()),
             ("--verify", self.verify),
         ];
+        if from == From::Images && self.data_uris {
+            return Err(Error::config("--data-uris is for JSON Lines, and SRC is taken for images")
+                .url(self.src())
+                .advice("leave it out, or state --from shards"));
+        }
         let given =
             |options: &[(&'static str, bool)]| options.iter().find(|(_, given)| *given).map(|(option, _)| *option);
         if let (From::Tfrecord | From::Shards, Some(option)) = (from, given(&of_images)) {

@@ -39,6 +39,8 @@ pub(super) fn parse_rename(text: &str) -> Result<(String, String), String> {
 struct Found {
     from: From,
     source: String,
+    /// Whether strings of JSON Lines that are data URIs were read as their bytes.
+    data_uris: bool,
     classes: usize,
     ignored: u64,
     links: usize,
@@ -58,6 +60,7 @@ pub(super) fn run_images(
     let found = Found {
         from: From::Images,
         source: hex(hash),
+        data_uris: false,
         classes,
         ignored: tree.ignored,
         links: tree.links.len(),
@@ -80,6 +83,7 @@ pub(super) fn run_shards(
     let as_they_are = args.to == Output::TfRecord && !args.needs_rows() && matches!(format, Format::TfRecord(_));
     let format = if as_they_are { TfRecord::new().records().into() } else { format };
     let from = if matches!(format, Format::TfRecord(_)) { From::Tfrecord } else { From::Shards };
+    let data_uris = matches!(&format, Format::JsonLines(options) if options.data_uris);
     let source = hex(hash_objects(&listed.objects));
     let picked = |stored: &[Column]| Ok::<_, Error>(pick(args, stored)?.into_iter().map(demanded).collect::<Vec<_>>());
     let (shards, notes, columns) = match &format {
@@ -103,7 +107,7 @@ pub(super) fn run_shards(
             (shards, notes, columns)
         }
     };
-    let found = Found { from, source, classes: 0, ignored: 0, links: listed.links, notes };
+    let found = Found { from, source, data_uris, classes: 0, ignored: 0, links: listed.links, notes };
     convert(args, dest, &shards, &columns, args.shuffle, found, terminal)
 }
 
@@ -311,6 +315,9 @@ fn builder(args: &ConvertArgs, found: &Found, bytes: u64, shuffle: Option<u64>) 
     }
     if let Some(name) = &args.label_column {
         builder = builder.label_column(name);
+    }
+    if found.data_uris {
+        builder = builder.option("data_uris", json!(true));
     }
     if found.from == From::Images {
         builder = builder

@@ -112,6 +112,30 @@ fn images_become_rows_of_any_format() {
 }
 
 #[test]
+#[cfg(feature = "text")]
+fn bytes_come_back_from_json_lines_that_were_written_from_json_lines() {
+    let (folder, src, direct) = pictures(&["cat", "dog"], 6);
+    let at = |name: &str| folder.path().join(name);
+    convert(&src, &direct, &[]).unwrap();
+    convert(&src, &at("lines"), &["--to", "jsonl"]).unwrap();
+    convert(&at("lines"), &at("again"), &["--to", "jsonl"]).unwrap();
+    convert(&at("again"), &at("back"), &[]).unwrap();
+    assert!(payloads(&at("back")) == payloads(&direct));
+    // Without a manifest strings are text, unless it is said what they are.
+    std::fs::create_dir(at("bare")).unwrap();
+    std::fs::copy(at("again/data-00000.jsonl"), at("bare/a.jsonl")).unwrap();
+    convert(&at("bare"), &at("text"), &[]).unwrap();
+    assert!(text(&examples(&at("text"))[0], "image/encoded").starts_with("data:;base64,"));
+    convert(&at("bare"), &at("bytes"), &["--data-uris"]).unwrap();
+    assert!(payloads(&at("bytes")) == payloads(&direct));
+    let both = [at("bare"), at("mixed")].map(|path| path.to_str().unwrap().to_owned());
+    let error = convert(&at("lines"), Path::new(&both[0]), &[&both[1]]).unwrap_err();
+    assert!(error.kind() == ErrorKind::Config && error.to_string().contains("--data-uris"), "{error}");
+    let error = convert(&src, &at("x"), &["--data-uris"]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+}
+
+#[test]
 fn records_are_shuffled_as_they_are_whatever_they_hold() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);

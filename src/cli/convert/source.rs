@@ -1,10 +1,13 @@
 //! What SRC is: a folder of images or TFRecord shards; and that it and DEST keep out of each other's way.
 
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use super::Listed;
 use crate::cli::shards::Shards;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Object;
+use crate::writer::{MANIFEST, Manifest, Output};
 
 /// What is converted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
@@ -97,6 +100,39 @@ pub(super) fn inside(src: &str, dest: &Path, found: &Shards) -> Result<(Vec<Obje
         });
     }
     Ok((objects, links))
+}
+
+/// Whether lines have data URIs for bytes, as the manifests beside them say: a writer of ours made them.
+///
+/// # Errors
+/// [`ErrorKind::Config`] if that is said of some shards alone.
+pub(super) fn has_data_uris(listed: &Listed) -> Result<bool> {
+    let mut folders: BTreeMap<&str, HashSet<&str>> = BTreeMap::new();
+    for object in &listed.objects {
+        let (folder, name) = object.url.rsplit_once('/').unwrap_or(("", &object.url));
+        folders.entry(folder).or_default().insert(name);
+    }
+    let mut ours = 0;
+    for (folder, names) in folders {
+        let (store, url) = (listed.found.store.clone(), format!("{folder}/{MANIFEST}"));
+        let read = listed.found.io.wait(async move { store.read_whole_if_exists(&url).await });
+        let manifest = match read {
+            Ok(bytes) => bytes.and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok()),
+            Err(error) if error.kind() == ErrorKind::Access => None,
+            Err(error) => return Err(error),
+        };
+        let manifest = manifest.filter(|manifest| manifest.format == Output::JsonLines);
+        let shards = manifest.iter().flat_map(|manifest| &manifest.shards);
+        ours += shards.filter(|shard| names.contains(&*shard.name)).count();
+    }
+    if ours > 0 && ours < listed.objects.len() {
+        let others = listed.objects.len() - ours;
+        return Err(Error::config(format!(
+            "of {ours} shards a {MANIFEST} says that bytes are data URIs in them, of {others} there is none"
+        ))
+        .advice("state that they are in all of them with --data-uris, or convert them one kind after the other"));
+    }
+    Ok(ours > 0)
 }
 
 #[cfg(test)]
