@@ -247,9 +247,7 @@ impl WriterBuilder {
     /// [`ErrorKind::Schema`] for a column that the format cannot hold.
     pub fn create(self, folder: impl AsRef<Path>, columns: impl IntoIterator<Item = Column>) -> Result<Writer> {
         let columns: Vec<Column> = columns.into_iter().collect();
-        let packing = self.output.packing(self.codec, self.level)?;
-        self.check(&columns)?;
-        let encode = self.encoder(&columns, packing)?;
+        let (packing, encode) = self.settle(&columns)?;
         let default_rows = (self.output == Output::Images).then_some(IMAGE_ROWS);
         let default_bytes = (self.output != Output::Images && self.rows_per_shard.is_none()).then_some(SHARD_BYTES);
         let limits =
@@ -297,6 +295,18 @@ impl WriterBuilder {
             before: (shards, consumed),
             failed: None,
         })
+    }
+
+    /// Finds out what [`create`](Self::create) would refuse of the settings and the columns, for callers who clear its way.
+    #[cfg(feature = "cli")]
+    pub(crate) fn validate(&self, columns: &[Column]) -> Result<()> {
+        self.settle(columns).map(|_| ())
+    }
+
+    fn settle(&self, columns: &[Column]) -> Result<(Packing, Arc<dyn Encode>)> {
+        let packing = self.output.packing(self.codec, self.level)?;
+        self.check(columns)?;
+        Ok((packing, self.encoder(columns, packing)?))
     }
 
     fn check(&self, columns: &[Column]) -> Result<()> {

@@ -192,8 +192,11 @@ fn convert(
         columns.iter().map(|c| names.get(c.name().as_ref()).map_or(c.clone(), |new| c.clone().renamed(new))).collect();
     let num_blocks = starts.len() - 1;
     let bytes: u64 = (0..num_blocks).map(|block| supply.block_bytes(block)).sum();
+    let builder = builder(args, &found, bytes, shuffle);
+    // Nothing is removed for a conversion that cannot begin.
+    builder.validate(&renamed)?;
     destination::make_way(dest, args.force)?;
-    let mut writer = builder(args, &found, bytes, shuffle).create(dest, renamed)?;
+    let mut writer = builder.create(dest, renamed)?;
     let (there, from) = (writer.shards_before(), writer.resume_at());
     let (threads, budget) = (args.scheduler().num_threads(), args.budget().bytes() / 4);
     let places: Vec<usize> =

@@ -285,6 +285,21 @@ fn another_source_or_other_options_are_refused_with_what_differs() {
 }
 
 #[test]
+#[cfg(feature = "tar")]
+fn what_is_refused_removes_nothing_of_an_earlier_conversion() {
+    let (folder, src, dest) = pictures(&["cat"], 3);
+    convert(&src, &dest, &[]).unwrap();
+    let before = shards(&dest);
+    for options in [&["--to", "tar"][..], &["--columns", "image/encoded", "--to", "images", "--image-column", "x"]] {
+        let error = convert(&src, &dest, &[options, &["--force"]].concat()).unwrap_err();
+        assert!(error.place().column.is_some(), "{error}");
+        assert!(shards(&dest) == before, "{options:?}");
+        Manifest::read(&dest).unwrap().verify(&dest).unwrap();
+    }
+    drop(folder);
+}
+
+#[test]
 fn one_kind_of_conversion_does_not_write_over_another_unless_forced() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
