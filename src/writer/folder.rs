@@ -2,12 +2,13 @@
 //!
 //! | file | what | when |
 //! |---|---|---|
-//! | `.forebay-writer.journal` | what is written, how, and a line for each shard that is whole | until all is done |
+//! | `.forebay-writer.journal` | what is written, how, and a line for each shard that is begun, and that is whole | until all is done |
 //! | `_manifest.json` | the manifest | when all is done |
 //! | `_index/NAME.index` | where the records of a TFRecord shard are | with its shard |
 //! | `.NAME.part` | a file on its way | until it is whole |
 //!
-//! A shard gets its name before its line; what was interrupted between the two is written again, to the same bytes.
+//! A shard gets its name before the line that says that it is whole; what was interrupted between the two is written again, to the same
+//! bytes. The line that says that it is begun comes before its name, so no file is there that the journal does not name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
@@ -87,6 +88,7 @@ pub(super) struct Done {
 #[serde(rename_all = "lowercase")]
 enum Line {
     Begin(Identity),
+    Begun(String),
     Shard(Done),
     Skipped(Skipped),
 }
@@ -130,7 +132,7 @@ impl Folder {
         let journal = read_journal(path);
         let manifest = path.join(MANIFEST);
         let is_complete = is_there(&manifest);
-        let (mut done, mut skipped) = (BTreeMap::new(), Vec::new());
+        let (mut done, mut skipped, mut begun) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
         if existing == Existing::Overwrite {
             clear(path, journal.as_ref())?;
         } else if is_complete {
@@ -144,7 +146,7 @@ impl Folder {
                 return Err(refused("it holds the beginning of this data set", path)
                     .advice("go on with it: .resume(true), or start over: .overwrite(true)"));
             }
-            (done, skipped) = (journal.done, journal.skipped);
+            (done, skipped, begun) = (journal.done, journal.skipped, journal.begun);
         } else if let Some(name) = in_the_way(path, &identity)? {
             return Err(refused(
                 &format!("it holds `{name}`, which could be written over or be taken for a shard"),
@@ -154,7 +156,10 @@ impl Folder {
         // Only what follows the beginning without a gap is where a run can go on from.
         let number = (0..).take_while(|number| done.get(number).is_some_and(|shard| is_whole(path, &identity, shard)));
         let number = number.count() as u64;
-        _ = done.split_off(&number);
+        // The new journal names no others, so none may stay: nobody would remove them any more.
+        begun.extend(done.split_off(&number).into_values().map(|shard| shard.entry.name));
+        done.values().for_each(|shard| _ = begun.remove(&shard.entry.name));
+        begun.iter().try_for_each(|name| remove_shard(path, name, &identity.name))?;
         let end = done.values().next_back().map_or(0, |shard| shard.end);
         skipped.retain(|skipped: &Skipped| skipped.row < end);
         clear_parts(path, &identity)?;
@@ -190,6 +195,15 @@ impl Folder {
     #[cfg(feature = "cli")]
     pub(super) fn num_skipped(&self) -> u64 {
         self.state().skipped.len() as u64
+    }
+
+    /// Notes that a shard is begun, before there is anything of its name.
+    pub(super) fn begin(&self, name: &str) -> Result<()> {
+        // The names of images are those of rows.
+        if self.identity.format == Output::Images {
+            return Ok(());
+        }
+        self.append(&mut self.state(), &Line::Begun(name.to_owned()))
     }
 
     /// Notes that a shard is whole and has its name.
@@ -291,6 +305,8 @@ fn is_there(path: &Path) -> bool {
 
 struct Journal {
     identity: Identity,
+    /// Names of shards that were begun.
+    begun: BTreeSet<String>,
     done: BTreeMap<u64, Done>,
     skipped: Vec<Skipped>,
 }
@@ -301,10 +317,11 @@ fn read_journal(folder: &Path) -> Option<Journal> {
     // The last line may be half of one.
     let mut lines = text.lines().map_while(|line| serde_json::from_str(line).ok());
     let Some(Line::Begin(identity)) = lines.next() else { return None };
-    let mut journal = Journal { identity, done: BTreeMap::new(), skipped: Vec::new() };
+    let mut journal = Journal { identity, begun: BTreeSet::new(), done: BTreeMap::new(), skipped: Vec::new() };
     for line in lines {
         match line {
             Line::Begin(_) => return None,
+            Line::Begun(name) => _ = journal.begun.insert(name),
             Line::Shard(done) => _ = journal.done.insert(done.number, done),
             Line::Skipped(skipped) => journal.skipped.push(skipped),
         }
@@ -395,14 +412,11 @@ fn clear(folder: &Path, journal: Option<&Journal>) -> Result<()> {
         ),
         (None, None) => (None, Vec::new()),
     };
-    let entries = manifest.iter().flat_map(|manifest| &manifest.shards);
-    let entries = entries.chain(journal.iter().flat_map(|journal| journal.done.values().map(|shard| &shard.entry)));
-    for entry in entries {
-        // Names come from a file that anybody may have written: only such as a writer gives are removed.
-        if name.as_deref().is_some_and(|name| is_shard(&entry.name, name)) {
-            remove(&folder.join(&entry.name))?;
-            remove(&folder.join(INDEX_FOLDER).join(format!("{}.index", entry.name)))?;
-        }
+    let files = manifest.iter().flat_map(|manifest| &manifest.shards).map(|entry| &entry.name);
+    let done = journal.iter().flat_map(|journal| journal.done.values().map(|shard| &shard.entry.name));
+    let begun = journal.iter().flat_map(|journal| &journal.begun);
+    for file in files.chain(done).chain(begun) {
+        name.iter().try_for_each(|name| remove_shard(folder, file, name))?;
     }
     let is_images =
         manifest.as_ref().map(|manifest| manifest.format).or(journal.map(|journal| journal.identity.format));
@@ -421,6 +435,15 @@ fn clear(folder: &Path, journal: Option<&Journal>) -> Result<()> {
     _ = std::fs::remove_dir(folder.join(INDEX_FOLDER));
     remove(&folder.join(MANIFEST))?;
     remove(&folder.join(JOURNAL))
+}
+
+/// Removes a shard and its index. Names come from a file that anybody may have written: only such as a writer gives are removed.
+fn remove_shard(folder: &Path, file: &str, name: &str) -> Result<()> {
+    if !is_shard(file, name) {
+        return Ok(());
+    }
+    remove(&folder.join(file))?;
+    remove(&folder.join(INDEX_FOLDER).join(format!("{file}.index")))
 }
 
 /// Whether a file is called as images are: eight digits or more, and an extension; or is one on its way.

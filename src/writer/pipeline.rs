@@ -406,7 +406,10 @@ fn perform(
 ) -> Result<Option<Box<dyn Shard>>> {
     let mut shard = match shard {
         Some(shard) => shard,
-        None => shared.encode.begin(&folder.path, &lane.name)?,
+        None => {
+            folder.begin(&lane.name)?;
+            shared.encode.begin(&folder.path, &lane.name)?
+        }
     };
     match step {
         Step::Append(piece) => {

@@ -519,6 +519,43 @@ fn shards_that_nobody_knows_of_are_not_left_among_new_ones() {
 }
 
 #[test]
+fn what_was_interrupted_leaves_no_shard_among_new_ones() {
+    let builder = || Writer::builder(Output::TfRecord).rows_per_shard(10);
+    let interrupted = |folder: &Path| {
+        let mut writer = builder().create(folder, [int64("n")]).unwrap();
+        writer.write(&numbers(0..50)).unwrap();
+        writer.pipeline.finish().unwrap();
+    };
+    let shards = |folder: &Path| {
+        let names = files(folder).into_keys().filter(|name| name.starts_with("data-"));
+        (names.collect::<Vec<_>>(), std::fs::read_dir(folder.join("_index")).unwrap().count())
+    };
+    let anew = |folder: &Path| {
+        let writer = builder().rows_per_shard(50).overwrite(true).create(folder, [int64("n")]).unwrap();
+        write_all(writer, &numbers(0..50), 50).unwrap();
+        assert_eq!(shards(folder), (vec!["data-00000.tfrecord".to_owned()], 1));
+    };
+    // Of shards behind a gap nothing stays when a run goes on before the gap.
+    let folder = tempfile::tempdir().unwrap();
+    interrupted(folder.path());
+    std::fs::write(folder.path().join("data-00001.tfrecord"), "cut off").unwrap();
+    drop(builder().resume(true).create(folder.path(), [int64("n")]).unwrap());
+    assert_eq!(shards(folder.path()), (vec!["data-00000.tfrecord".to_owned()], 1));
+    anew(folder.path());
+    // Killed between a shard's name and its line.
+    let folder = tempfile::tempdir().unwrap();
+    interrupted(folder.path());
+    let path = folder.path().join(".forebay-writer.journal");
+    let journal = std::fs::read_to_string(&path).unwrap();
+    let lines: String =
+        journal.lines().filter(|line| !line.contains("\"shard\"")).map(|line| line.to_owned() + "\n").collect();
+    assert!(lines.len() < journal.len());
+    std::fs::write(&path, lines).unwrap();
+    assert_eq!(shards(folder.path()).0.len(), 5);
+    anew(folder.path());
+}
+
+#[test]
 fn a_manifest_that_names_files_elsewhere_removes_nothing_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let dest = folder.path().join("dest");
