@@ -13,7 +13,7 @@ use super::scan::{End, Outcome, Scan, Visitor};
 use super::shards::{ShardArgs, Shards};
 use super::terminal::{Mark, Terminal, Unit};
 use super::text::count;
-use super::{Failure, Verdict};
+use super::{Failure, Verdict, read_or_not};
 use crate::dataset::{Format, TfRecord};
 use crate::error::{Error, Result};
 use crate::format::tfrecord::{Check, ShardIndex};
@@ -133,11 +133,7 @@ pub(super) fn run(args: &IndexingArgs, terminal: &Terminal) -> Result<Verdict, F
         dir: dir.display().to_string(),
         note: None,
     };
-    if terminal.is_json() {
-        terminal.print_json(&report)?;
-    } else {
-        print(&report, args, terminal)?;
-    }
+    read_or_not(if terminal.is_json() { terminal.print_json(&report) } else { print(&report, args, terminal) })?;
     let bad = !report.bad.is_empty() || args.check && !report.stale.is_empty();
     match found.failed {
         Some(error) => Err(Failure::Error(error)),

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::terminal::{Mark, Terminal};
 use super::text::count;
-use super::{Failure, Verdict};
+use super::{Failure, Verdict, read_or_not};
 use crate::engine::Scheduler;
 use crate::engine::io::Io;
 use crate::error::{Error, ErrorKind, Result};
@@ -87,11 +87,7 @@ pub(super) fn run(args: &LedgerArgs, terminal: &Terminal) -> Result<Verdict, Fai
     });
     let others: Vec<Other> = others.collect();
     let compared = Compared { same: others.iter().all(|other| other.same), first: &args.urls[0], others };
-    if terminal.is_json() {
-        terminal.print_json(&compared)?;
-    } else {
-        print(&compared, first, terminal)?;
-    }
+    read_or_not(if terminal.is_json() { terminal.print_json(&compared) } else { print(&compared, first, terminal) })?;
     Ok(if compared.same { Verdict::Good } else { Verdict::Bad })
 }
 

@@ -127,6 +127,11 @@ impl From<serde_json::Error> for Failure {
     }
 }
 
+/// Whether something was printed, where what was found is said by the exit code all the same when nobody reads it.
+fn read_or_not(printed: Result<(), Failure>) -> Result<(), Failure> {
+    if matches!(printed, Err(Failure::Closed)) { Ok(()) } else { printed }
+}
+
 /// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -63,6 +63,34 @@ fn output_that_nobody_reads_ends_quietly() {
     }
 }
 
+#[test]
+fn what_nobody_reads_is_said_by_the_exit_code() {
+    let folder = Folder::new();
+    let mut bad = Vec::new();
+    for id in 0..1000 {
+        let mut record = shard(ids(id..id + 1), Compression::None);
+        // Its payload's checksum.
+        let last = record.len() - 1;
+        record[last] ^= 1;
+        bad.extend(record);
+    }
+    let bad = folder.put("bad", &bad);
+    let cut = shard(ids(0..10), Compression::None);
+    let cut = folder.put("cut", &cut[..cut.len() - 1]);
+    for (args, json) in [
+        (&["verify", &bad[..]][..], &["--json"][..]),
+        (&["verify", &bad], &[]),
+        (&["inspect", &cut], &[]),
+        (&["index", "--check", &cut], &["--json"]),
+        (&["index", "--check", &cut], &[]),
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let ended = folder.command(args.iter().chain(json)).stdout(writer).output().unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{args:?}");
+    }
+}
+
 /// Bytes that a process has read so far, as the kernel counts them.
 fn bytes_read(pid: u32) -> u64 {
     let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();

@@ -15,7 +15,7 @@ use super::scan::{End, Outcome, Scan, Visitor};
 use super::shards::{ShardArgs, Shards};
 use super::terminal::{Mark, Terminal, Unit};
 use super::text::{count, size, span};
-use super::{Failure, Verdict};
+use super::{Failure, Verdict, read_or_not};
 use crate::dataset::Format;
 use crate::error::{Error, Result};
 use crate::format::example::Kind;
@@ -130,10 +130,8 @@ pub(super) fn run(args: &InspectArgs, terminal: &Terminal) -> Result<Verdict, Fa
 
 /// Prints what was found, and says how it ends.
 fn finish(report: &Report, mut errors: Vec<Error>, terminal: &Terminal) -> Result<Verdict, Failure> {
-    if terminal.is_json() {
-        terminal.print_json(report)?;
-    } else {
-        print(report, terminal)?;
+    read_or_not(if terminal.is_json() { terminal.print_json(report) } else { print(report, terminal) })?;
+    if !terminal.is_json() {
         report.notes.iter().for_each(|note| terminal.note(note));
     }
     // Threads found them in any order, and what counting met was met again.

@@ -18,7 +18,7 @@ use super::shards::{ShardArgs, Shards};
 use super::terminal::{Mark, Terminal, Unit};
 use super::text::{count, size};
 use super::walk::{Step, Walk};
-use super::{Failure, Verdict};
+use super::{Failure, Verdict, read_or_not};
 use crate::dataset::Format;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::example::{Parser, either};
@@ -177,12 +177,10 @@ fn finish(
     let url = |error: &Error| error.place().url.as_deref().unwrap_or_default().to_owned();
     missed.retain(|error| urls.insert(url(error)));
     report.unread.extend(missed.iter().map(|error| Unread { url: url(error), reason: error.reason() }));
-    if terminal.is_json() {
-        terminal.print_json(&report)?;
-    } else {
+    if !terminal.is_json() {
         report.notes.iter().for_each(|note| terminal.note(note));
-        print(&report, terminal)?;
     }
+    read_or_not(if terminal.is_json() { terminal.print_json(&report) } else { print(&report, terminal) })?;
     // What is not there cannot be read; what is too short is bad data.
     match unread.or_else(|| missed.into_iter().min_by_key(|error| error.kind() == ErrorKind::Corrupt)) {
         Some(error) => Err(Failure::Error(error)),
