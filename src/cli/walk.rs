@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::tfrecord::{Check, Compression, ShardIndex};
 use crate::source::Arrived;
 use crate::source::open::doubt;
-use crate::source::tfrecord::ShardReader;
+use crate::source::tfrecord::{LARGEST_RECORD, ShardReader};
 
 /// Walks through the records of one shard.
 ///
@@ -23,6 +23,8 @@ pub(super) struct Walk<'a> {
     /// Where the next piece starts in the stored shard.
     at: u64,
     piece_bytes: u64,
+    /// The largest record that is held.
+    room: usize,
     ahead: Option<Piece>,
     reads_ahead: bool,
     over: bool,
@@ -57,7 +59,17 @@ impl<'a> Walk<'a> {
     /// A walk from the first record.
     pub(super) fn new(shards: &'a Shards, shard: usize, check: Check, piece_bytes: u64) -> Self {
         let reader = ShardReader::new(&shards.objects[shard], None, check);
-        Self { shards, shard, reader, at: 0, piece_bytes, ahead: None, reads_ahead: false, over: false }
+        Self {
+            shards,
+            shard,
+            reader,
+            at: 0,
+            piece_bytes,
+            room: LARGEST_RECORD,
+            ahead: None,
+            reads_ahead: false,
+            over: false,
+        }
     }
 
     /// Starts at a record of a plain shard, by its place.
@@ -110,10 +122,14 @@ impl<'a> Walk<'a> {
     /// The shard cannot be read.
     pub(super) fn next(&mut self, read: impl Fn(u64)) -> Result<Option<Step>> {
         while !self.over {
-            match self.reader.next_arrived() {
+            match self.reader.next_arrived(self.room) {
                 Ok(Some(block)) => return Ok(Some(Step::Block(Arrived { shard: self.shard, ..block }))),
                 Err(error) => {
                     self.over = true;
+                    // What is too large to be held may be good.
+                    if error.kind() != ErrorKind::Corrupt {
+                        return Err(self.placed(error));
+                    }
                     let (record, offset) = self.reader.position();
                     return Ok(Some(Step::Damage(Damage { record, offset, error: self.placed(error) })));
                 }
@@ -153,5 +169,27 @@ impl<'a> Walk<'a> {
         let (store, object) = (self.shards.store.clone(), object.clone());
         let cancel = self.shards.io.spawn(async move { _ = done.send(store.read(&object, range).await) });
         self.ahead = Some(Piece { bytes, last, result, _cancel: cancel });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::shards::ShardArgs;
+    use crate::format::tfrecord::Writer;
+
+    #[test]
+    fn what_is_too_large_to_be_held_is_an_error_and_no_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tfrecord");
+        let mut writer = Writer::new(Vec::new(), Compression::None);
+        writer.write(&vec![0; 5 << 20]).unwrap();
+        std::fs::write(&path, writer.finish().unwrap()).unwrap();
+        let shards = ShardArgs { urls: vec![path.to_string_lossy().into_owned()], threads: Some(1) }.find().unwrap();
+        let step = |room: usize| Walk { room, ..Walk::new(&shards, 0, Check::Full, 1 << 20) }.next(|_| {});
+        assert!(matches!(step(LARGEST_RECORD), Ok(Some(Step::Block(_)))));
+        let Err(error) = step(4 << 20) else { panic!("it does not fit") };
+        assert_eq!((error.kind(), error.place().record), (ErrorKind::Memory, Some(0)));
+        assert!(error.place().url.as_deref().is_some_and(|url| url.ends_with("a.tfrecord")), "{error}");
     }
 }

@@ -27,6 +27,8 @@ use crate::dataset::TfRecord;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::example::{Kind, Parser, infer};
 use crate::format::tfrecord::{Check, Compression, Decoder, Framed, HEADER_BYTES, ShardIndex, Shortened, frame_block};
+#[cfg(feature = "cli")]
+use crate::format::tfrecord::{FOOTER_BYTES, MAX_RECORD_BYTES};
 use crate::plan::Catalog;
 use crate::schema::{Column, bytes};
 use crate::store::{Object, Store};
@@ -40,9 +42,9 @@ pub(crate) const PIECE_BYTES: u64 = 4 << 20;
 /// The first piece of a shard whose first records are wanted.
 const FIRST_PIECE_BYTES: u64 = 1 << 20;
 
-/// Bytes of a record that commands hold in memory, at most.
+/// Bytes of a record that commands hold in memory, at most: whatever the format takes, so that none is called bad for its size.
 #[cfg(feature = "cli")]
-const LARGEST_RECORD: usize = 512 << 20;
+pub(crate) const LARGEST_RECORD: usize = HEADER_BYTES + MAX_RECORD_BYTES as usize + FOOTER_BYTES;
 
 /// Records that the schema is inferred from.
 const INFER_RECORDS: usize = 256;

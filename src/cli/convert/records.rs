@@ -13,7 +13,7 @@ use crate::engine::io::Io;
 use crate::error::{Error, Result};
 use crate::format::tfrecord::{Check, Compression, FOOTER_BYTES, Framed, HEADER_BYTES, ShardIndex, frame_block};
 use crate::source::open::Index;
-use crate::source::tfrecord::{Keeper, ShardReader, index_of};
+use crate::source::tfrecord::{Keeper, LARGEST_RECORD, ShardReader, index_of};
 use crate::store::{Object, Store};
 
 /// What is read of a shard at a time.
@@ -200,7 +200,7 @@ impl Stream {
     /// Goes on to the next records.
     fn next(&mut self, records: &Records, object: &Object) -> Result<()> {
         loop {
-            let block = self.reader.next_arrived();
+            let block = self.reader.next_arrived(LARGEST_RECORD);
             if let Some(block) = block.map_err(|e| e.url(object.url.clone()).stage("read"))? {
                 (self.first_record, self.framed, self.buffer) = (block.first_record, block.framed, block.buffer);
                 return Ok(());

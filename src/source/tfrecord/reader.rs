@@ -78,10 +78,10 @@ impl ShardReader {
         self.done
     }
 
-    /// The next block as [`next_block`](Self::next_block) gives it, for commands, which have no budget; `None` where another piece is wanted.
+    /// The next block as [`next_block`](Self::next_block) gives it, for commands; `None` where another piece is wanted.
     #[cfg(feature = "cli")]
-    pub(crate) fn next_arrived(&mut self) -> Result<Option<Arrived>> {
-        match self.next_block(super::LARGEST_RECORD)? {
+    pub(crate) fn next_arrived(&mut self, room: usize) -> Result<Option<Arrived>> {
+        match self.next_block(room)? {
             Next::Block(block) => Ok(Some(block)),
             Next::Piece => Ok(None),
             Next::Room(bytes) => Err(too_large(bytes, self)),
