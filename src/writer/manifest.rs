@@ -83,6 +83,8 @@ pub struct ShardEntry {
 #[non_exhaustive]
 pub struct Skipped {
     /// The row's number in the source.
+    // What convert noted before it took this down has none.
+    #[serde(default)]
     pub row: u64,
     /// Where it lies.
     pub url: String,
@@ -109,13 +111,14 @@ impl Skipped {
 impl Manifest {
     pub(super) const VERSION: u32 = VERSION;
 
-    /// Of TFRecord shards that another than a [`Writer`](super::Writer) wrote: name, rows, bytes and checksum of each.
+    /// Of TFRecord shards that another than a [`Writer`](super::Writer) wrote: name, rows, bytes and checksum of each; and what was left out.
     #[cfg(feature = "cli")]
     pub(crate) fn of_shards(
         columns: Vec<Column>,
         options: BTreeMap<String, serde_json::Value>,
         source: String,
         shards: impl IntoIterator<Item = (String, u64, u64, String)>,
+        skipped: Vec<Skipped>,
     ) -> Self {
         let entry = |(name, rows, bytes, crc32c)| ShardEntry { name, rows, bytes, crc32c };
         let shards: Vec<ShardEntry> = shards.into_iter().map(entry).collect();
@@ -129,7 +132,7 @@ impl Manifest {
             options,
             source: Some(source),
             labels: Vec::new(),
-            skipped: Vec::new(),
+            skipped,
         }
     }
 

@@ -157,11 +157,17 @@ impl Writer {
         self.write_rows(rows, Consumed::Rows(numbers), end)
     }
 
+    /// Rows of the source that are left out.
+    #[cfg(feature = "cli")]
+    pub(crate) fn num_left_out(&self) -> u64 {
+        self.folder.num_skipped()
+    }
+
     /// Notes that a row of the source is left out, once. Returns how many are.
     #[cfg(feature = "cli")]
     pub(crate) fn leave_out(&self, skipped: Skipped) -> Result<u64> {
         self.folder.note_skipped(skipped)?;
-        Ok(self.folder.num_skipped())
+        Ok(self.num_left_out())
     }
 
     fn write_rows(&mut self, rows: &RecordBatch, consumed: Consumed, end: u64) -> Result<()> {

@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::format::tfrecord::{Compression, INDEX_FOLDER, IndexBuilder};
 use crate::schema::Column;
 use crate::writer::part;
-use crate::writer::{Counted, clear_written, is_written, lock, save_index};
+use crate::writer::{Counted, Skipped, clear_written, is_written, lock, save_index};
 
 pub(super) const MANIFEST: &str = "_forebay-convert.json";
 pub(super) const LABELS: &str = "_labels.txt";
@@ -75,17 +75,9 @@ pub(super) struct Done {
     pub(super) bytes: u64,
     /// Of the file, in hexadecimal.
     pub(super) crc32c: String,
+    /// Inputs that were left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) skipped: Vec<Skipped>,
-}
-
-/// An input that was left out.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Skipped {
-    pub(super) url: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) record: Option<u64>,
-    pub(super) message: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -218,8 +210,11 @@ impl Destination {
         self.write_manifest(true)?;
         let mut options: BTreeMap<String, serde_json::Value> = self.identity.options.clone().into_iter().collect();
         options.insert("name".into(), self.identity.prefix.clone().into());
-        let shards = self.done().into_iter().map(|shard| (shard.name, shard.records, shard.bytes, shard.crc32c));
-        crate::Manifest::of_shards(self.columns.clone(), options, self.identity.inputs.clone(), shards)
+        let done = self.done();
+        let mut skipped: Vec<Skipped> = done.iter().flat_map(|shard| shard.skipped.iter().cloned()).collect();
+        skipped.sort_by_key(|skipped| skipped.row);
+        let shards = done.into_iter().map(|shard| (shard.name, shard.records, shard.bytes, shard.crc32c));
+        crate::Manifest::of_shards(self.columns.clone(), options, self.identity.inputs.clone(), shards, skipped)
             .write(&self.folder)?;
         remove(&self.folder, [JOURNAL.to_owned()])
     }

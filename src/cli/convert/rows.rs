@@ -13,7 +13,7 @@ use super::destination;
 use super::pictures::Pictures;
 use super::source::From;
 use super::supply::{Shards, Supply};
-use super::{ConvertArgs, Listed, folder, hash_objects, hex, pick_images, plural, size};
+use super::{ConvertArgs, Listed, folder, hash_objects, hex, pick_images, plural, size, work};
 use crate::cli::blocks;
 use crate::cli::terminal::{Mark, Terminal, Unit};
 use crate::cli::{Failure, Verdict};
@@ -197,6 +197,7 @@ fn convert(
     builder.validate(&renamed)?;
     destination::make_way(dest, args.force)?;
     let mut writer = builder.create(dest, renamed)?;
+    work::within(writer.num_left_out(), args.skip_bad)?;
     let (there, from) = (writer.shards_before(), writer.resume_at());
     let (threads, budget) = (args.scheduler().num_threads(), args.budget().bytes() / 4);
     let places: Vec<usize> =

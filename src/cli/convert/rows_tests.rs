@@ -210,6 +210,32 @@ fn what_is_wrong_in_columns_that_are_not_picked_makes_no_record_bad() {
 }
 
 #[test]
+fn what_the_run_before_left_out_counts_when_it_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("src")).unwrap();
+    for shard in 0..12 {
+        let mut writer = RecordWriter::new(Vec::new(), Compression::None);
+        (0..10).for_each(|number| writer.write(&Example::new().with_int64("n", [number]).encode()).unwrap());
+        let mut stored = writer.finish().unwrap();
+        if [0, 11].contains(&shard) {
+            // Within the payload of the last record.
+            let last = stored.len() - 6;
+            stored[last] ^= 1;
+        }
+        std::fs::write(at("src").join(format!("{shard:02}.tfrecord")), stored).unwrap();
+    }
+    let options = ["--to", "jsonl", "--rows-per-shard", "10", "--threads", "1"];
+    let error = convert(&at("src"), &at("dest"), &[&options[..], &["--skip-bad", "1"]].concat()).unwrap_err();
+    assert_eq!((error.kind(), error.place().record), (ErrorKind::Corrupt, Some(9)), "{error}");
+    let error = convert(&at("src"), &at("dest"), &options).unwrap_err();
+    assert!(error.kind() == ErrorKind::Config && error.to_string().contains("--skip-bad 1 or more"), "{error}");
+    convert(&at("src"), &at("dest"), &[&options[..], &["--skip-bad", "2"]].concat()).unwrap();
+    let manifest = Manifest::read(at("dest")).unwrap();
+    assert_eq!((manifest.rows, manifest.skipped.iter().map(|skipped| skipped.row).collect()), (118, vec![9, 119]));
+}
+
+#[test]
 #[cfg(feature = "tar")]
 fn a_shard_that_is_damaged_behind_its_first_rows_is_refused_whatever_may_be_left_out() {
     use arrow::array::{Int64Array, RecordBatch};

@@ -348,6 +348,8 @@ fn damaged_records_name_their_place_and_can_be_left_out() {
     assert_eq!((error.kind(), error.place().record), (ErrorKind::Corrupt, Some(9)));
     assert!(error.to_string().contains("in-1.rec, record 9, byte "), "{error}");
     convert(&src, &dest, &["--skip-bad", "1"]).unwrap();
+    let left_out = crate::Manifest::read(&dest).unwrap().skipped;
+    assert_eq!((left_out.len(), left_out[0].row, left_out[0].record), (1, 19, Some(9)));
     records.pop();
     assert!(payloads(&dest) == records);
 

@@ -6,11 +6,11 @@ use std::sync::{Mutex, PoisonError};
 
 use indicatif::ProgressBar;
 
-use super::destination::{Destination, Done, Skipped};
+use super::destination::{Destination, Done};
 use super::plan::Cut;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::tfrecord::{Compression, IndexBuilder, Writer};
-use crate::writer::Counted;
+use crate::writer::{Counted, Skipped};
 
 /// What is converted: inputs that are numbered from 0, in the order in which they go into shards.
 pub(super) trait Input: Sync {
@@ -50,6 +50,8 @@ pub(super) struct Settings {
 pub(super) struct Shard<'a> {
     writer: Writer<Counted>,
     index: IndexBuilder,
+    /// The number of its first input.
+    first: u64,
     skipped: Vec<Skipped>,
     run: &'a Run<'a>,
 }
@@ -84,13 +86,20 @@ impl Shard<'_> {
         if number > most {
             return Err(error.advice("mend or remove it, or leave out up to N of such inputs with --skip-bad N"));
         }
-        self.skipped.push(Skipped {
-            url: error.place().url.as_deref().unwrap_or_default().to_owned(),
-            record: error.place().record,
-            message: error.to_string(),
-        });
+        // Each input before it was written or left out.
+        let input = self.first + self.writer.records() + self.skipped.len() as u64;
+        self.skipped.push(Skipped::new(input, &error));
         Ok(())
     }
+}
+
+/// Refuses to go on where an interrupted run left out more than may be.
+pub(super) fn within(skipped: u64, most: u64) -> Result<()> {
+    if skipped <= most {
+        return Ok(());
+    }
+    Err(Error::config(format!("shards that are done leave {skipped} inputs out, and {most} may be"))
+        .advice(format!("continue with --skip-bad {skipped} or more, or start over with --force")))
 }
 
 /// Writes the shards that are not done yet. Each is a function of its inputs alone, so threads change no byte.
@@ -109,13 +118,7 @@ pub(super) fn run(
 ) -> Result<()> {
     let done = destination.done();
     let skipped = done.iter().map(|shard| shard.skipped.len() as u64).sum();
-    if skipped > settings.max_skipped {
-        return Err(Error::config(format!(
-            "shards that are done leave {skipped} inputs out, and {} may be",
-            settings.max_skipped
-        ))
-        .advice(format!("continue with --skip-bad {skipped} or more, or start over with --force")));
-    }
+    within(skipped, settings.max_skipped)?;
     let done: std::collections::HashSet<&str> = done.iter().map(|shard| &*shard.name).collect();
     let open: Vec<_> = shards.iter().filter(|(name, _)| !done.contains(&**name)).collect();
     bar.set_length(open.iter().map(|(_, cut)| cut.bytes).sum());
@@ -154,7 +157,7 @@ pub(super) fn run(
 fn write(worker: &mut dyn Worker, name: &str, cut: &Cut, destination: &Destination, run: &Run<'_>) -> Result<(), Halt> {
     let Settings { compression, level, .. } = *run.settings;
     let writer = Writer::with_level(destination.file(name)?, compression, level);
-    let mut shard = Shard { writer, index: IndexBuilder::new(), skipped: Vec::new(), run };
+    let mut shard = Shard { writer, index: IndexBuilder::new(), first: cut.inputs.start, skipped: Vec::new(), run };
     shard.advance(0)?;
     worker.fill(cut.inputs.clone(), &mut shard)?;
     let records = shard.writer.records();
