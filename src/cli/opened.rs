@@ -84,6 +84,7 @@ impl Opener {
             arrives: false,
             leave_out: false,
             whole_shards: false,
+            all_columns: false,
             max_bytes: usize::try_from(Budget::default().bytes() / 2).unwrap_or(usize::MAX),
         };
         let Opening { opened, notes } = open_listed(store, part, Some(self.format), wanted).await?;

@@ -355,6 +355,7 @@ impl LoaderBuilder {
             arrives,
             leave_out: self.skip.is_some(),
             whole_shards: false,
+            all_columns: false,
             // As much again is taken by what is made of it.
             max_bytes: usize::try_from(self.budget.bytes() / 2).unwrap_or(usize::MAX),
         }

@@ -31,7 +31,7 @@ use arrow::datatypes::{DataType, Field, Fields, Schema};
 use self::elements::{StandIn, elements, fill, stand_in};
 pub(crate) use self::types::column_for;
 use self::types::{fits, of_one_name, validate};
-pub(super) use self::types::{in_units_of, inferred};
+pub(super) use self::types::{in_units_of, inferred, inferred_of_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::schema::{Column, Dtype, Missing, Shape, arrow_schema};
 

@@ -46,6 +46,7 @@ pub async fn open(url: &str, format: Format, asked: Asked) -> Result<Arc<dyn Sou
         arrives: false,
         leave_out: false,
         whole_shards: false,
+        all_columns: false,
         max_bytes,
     };
     let Opening { opened, .. } = open_listed(store, vec![object], Some(format), wanted).await?;

@@ -9,7 +9,7 @@ use arrow::ipc::MetadataVersion;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::carry::{Carrier, in_units_of, inferred, leaves};
+use super::carry::{Carrier, in_units_of, inferred, inferred_of_all, leaves};
 use super::cut::{Block, Blocks, Cut, Parsed, Reading, Window, row_bytes, with_also};
 use super::open::{Opened, Opening, Wanted};
 use super::tfrecord::INDEXING;
@@ -71,7 +71,14 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: ArrowIpc,
             Some(in_units_of(with_also(declared, &wanted, also), schemas.map(|(_, layout)| leaves(&layout.schema))))
         }
         (None, Some((object, stored))) => {
-            Some(inferred(&stored, &mut notes).map_err(|e| e.url(object.url.clone()).stage("infer"))?)
+            let columns = match wanted.all_columns {
+                true => {
+                    let all: Vec<_> = schemas.map(|(_, layout)| leaves(&layout.schema)).collect();
+                    inferred_of_all(&all, &mut notes)
+                }
+                false => inferred(&stored, &mut notes),
+            };
+            Some(columns.map_err(|e| e.url(object.url.clone()).stage("infer"))?)
         }
         (None, None) => None,
     };

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, try_join_all};
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::carry::{Carrier, Leaf, column_for, in_units_of, inferred, leaves};
+use super::carry::{Carrier, Leaf, column_for, in_units_of, inferred, inferred_of_all, leaves};
 use super::open::{Opened, Opening, Wanted};
 use super::{Decoded, RecordPlaces, Source};
 use crate::dataset::bounds::{Bounds, Excludes};
@@ -183,7 +183,11 @@ fn settle_columns(
         return Ok(in_units_of(columns, footers.iter().map(|footer| leaves(footer.schema()))));
     }
     let url = objects.first().map(|object| object.url.clone()).unwrap_or_default();
-    inferred(&stored, notes).map_err(|e| e.url(url).stage("infer"))
+    let columns = match wanted.all_columns {
+        true => inferred_of_all(&footers.iter().map(|footer| leaves(footer.schema())).collect::<Vec<_>>(), notes),
+        false => inferred(&stored, notes),
+    };
+    columns.map_err(|e| e.url(url).stage("infer"))
 }
 
 /// What is read of the files with one schema.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, BinaryViewBuilder, Float64Array, Int64Array, RecordBatch, RecordBatchOptions};
 use arrow::buffer::Buffer;
 use bytes::Bytes;
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 
 use super::carry::carry;
 use super::cut::{Block, Blocks, Cut, Parsed, Reading, Window, row_bytes, target_bytes, with_also};
@@ -71,6 +71,7 @@ pub(crate) async fn open(store: Store, objects: Vec<Object>, _options: Tar, want
     }
     let columns = match &wanted.columns {
         Some(declared) => with_also(declared, &wanted, |name| Some(bytes(name))),
+        None if wanted.all_columns => infer_all(&store, &archives, limit).await?,
         None => infer(&store, &archives, limit).await?,
     };
     columns.iter().try_for_each(validate)?;
@@ -133,10 +134,7 @@ async fn hop_or_unpack(store: &Store, object: &Object, shelf: &Shelf, limit: usi
     let head = store.read(object, 0..object.size.min(4)).await?;
     let packing = Packing::of(&head);
     let (index, damage) = match packing {
-        Packing::Plain => {
-            let near = if store.local_path(object).is_some() { LOCAL_WINDOW_BYTES } else { WINDOW_BYTES };
-            hop(Window::new(store, object, near)).await?
-        }
+        Packing::Plain => hop(Window::new(store, object, near(store, object))).await?,
         _ => {
             let stored = whole(store, object, limit).await?;
             on_disk_thread(move || {
@@ -159,22 +157,33 @@ async fn hop_or_unpack(store: &Store, object: &Object, shelf: &Shelf, limit: usi
     Ok((index, damage))
 }
 
-async fn hop(mut window: Window<'_>) -> Found {
-    let (mut walk, mut starts, size) = (Walk::new(window.size()), Starts::default(), window.size());
-    let ended = loop {
+async fn hop(window: Window<'_>) -> Found {
+    let (mut starts, size) = (Starts::default(), window.size());
+    let ended = each_member(window, |member| starts.add(member)).await?;
+    Ok(starts.finish(Packing::Plain, ended, size))
+}
+
+/// Hops from header to header; returns where the members end, or what is wrong behind the last.
+async fn each_member(mut window: Window<'_>, mut take: impl FnMut(&Member)) -> Result<Result<u64>> {
+    let mut walk = Walk::new(window.size());
+    loop {
         let range = match walk.next() {
-            Ok(Step::End(end)) => break Ok(end),
+            Ok(Step::End(end)) => return Ok(Ok(end)),
             Ok(Step::Read(range)) => range,
-            Err(error) => break Err(error),
+            Err(error) => return Ok(Err(error)),
         };
         let bytes = window.get(range).await?;
         match walk.supply(&bytes) {
-            Ok(Some(member)) => starts.add(&member),
+            Ok(Some(member)) => take(&member),
             Ok(None) => {}
-            Err(error) => break Err(error),
+            Err(error) => return Ok(Err(error)),
         }
-    };
-    Ok(starts.finish(Packing::Plain, ended, size))
+    }
+}
+
+/// Headers that lie nearer to each other than this share a read.
+fn near(store: &Store, object: &Object) -> u64 {
+    if store.local_path(object).is_some() { LOCAL_WINDOW_BYTES } else { WINDOW_BYTES }
 }
 
 /// Where samples start, as members are found.
@@ -217,20 +226,64 @@ async fn infer(store: &Store, archives: &[(Object, Found)], limit: usize) -> Res
             .unwrap_or(0);
         let end = index.row_end(last);
         let archive = beginning(store, object, index, end, limit).await.map_err(place)?;
-        let (mut samples, mut rows, mut seen) = (Samples::default(), 0u64, BTreeMap::<String, u64>::new());
-        let walked = Walk::through(&archive[index.starts[0] as usize..], |member| {
-            if let Some((column, begins)) = samples.place(&member) {
-                rows += u64::from(begins);
-                *seen.entry(column).or_default() += 1;
-            }
-        });
-        walked.map_err(place)?;
-        let members =
-            seen.into_iter().map(|(name, count)| if count < rows { bytes(name).optional() } else { bytes(name) });
-        return Ok(std::iter::once(bytes(KEY)).chain(members).collect());
+        let mut seen = Seen::default();
+        Walk::through(&archive[index.starts[0] as usize..], |member| seen.add(&member)).map_err(place)?;
+        return Ok(seen.columns());
     }
-    Err(Error::new(ErrorKind::Schema, "the archives hold no sample to infer columns from")
-        .advice("name the columns with .columns(): by the extensions of members, such as bytes(\"jpg\")"))
+    Err(no_sample())
+}
+
+/// The same of all samples: headers are read once more.
+async fn infer_all(store: &Store, archives: &[(Object, Found)], limit: usize) -> Result<Vec<Column>> {
+    let seen = archives.iter().filter_map(|(object, found)| Some((object, &found.as_ref().ok()?.0)));
+    let seen = seen.map(|(object, index)| async move {
+        let mut seen = Seen::default();
+        let walked = match index.packing {
+            Packing::Plain => {
+                each_member(Window::new(store, object, near(store, object)), |member| seen.add(member)).await?
+            }
+            _ => {
+                let archive = beginning(store, object, index, index.end, limit).await?;
+                Walk::through(&archive, |member| seen.add(&member))
+            }
+        };
+        walked.map_err(|e| e.url(object.url.clone()).stage("infer"))?;
+        Ok::<_, Error>(seen)
+    });
+    let seen: Vec<Seen> = stream::iter(seen.collect::<Vec<_>>()).buffered(INDEXING).try_collect().await?;
+    let all = seen.into_iter().fold(Seen::default(), |mut all, seen| {
+        all.rows += seen.rows;
+        seen.members.into_iter().for_each(|(name, count)| *all.members.entry(name).or_default() += count);
+        all
+    });
+    if all.rows == 0 { Err(no_sample()) } else { Ok(all.columns()) }
+}
+
+/// The members that samples have.
+#[derive(Default)]
+struct Seen {
+    samples: Samples,
+    rows: u64,
+    members: BTreeMap<String, u64>,
+}
+
+impl Seen {
+    fn add(&mut self, member: &Member) {
+        if let Some((column, begins)) = self.samples.place(member) {
+            self.rows += u64::from(begins);
+            *self.members.entry(column).or_default() += 1;
+        }
+    }
+
+    fn columns(self) -> Vec<Column> {
+        let column = |(name, count)| if count < self.rows { bytes(name).optional() } else { bytes(name) };
+        std::iter::once(bytes(KEY)).chain(self.members.into_iter().map(column)).collect()
+    }
+}
+
+fn no_sample() -> Error {
+    Error::new(ErrorKind::Schema, "the archives hold no sample to infer columns from")
+        .advice("name the columns with .columns(): by the extensions of members, such as bytes(\"jpg\")")
 }
 
 fn validate(column: &Column) -> Result<()> {

@@ -11,7 +11,7 @@ use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, FieldRef, Fields, Schema};
 use bytes::Bytes;
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 
 use super::carry::{self, Carrier, in_units_of, leaves};
 use super::cut::{Block, Blocks, Cut, Parsed, Reading, row_bytes, target_bytes, with_also};
@@ -161,6 +161,11 @@ async fn open(
             let also = |name: &str| stored.iter().find(|leaf| leaf.name == name)?.column().ok();
             in_units_of(with_also(declared, &wanted, also), [stored.clone()])
         }
+        None if wanted.all_columns => {
+            let others = infer_others(&store, &found, &wanted).await?;
+            let schemas: Vec<_> = std::iter::once(&inferred).chain(&others).map(leaves).collect();
+            carry::inferred_of_all(&schemas, &mut notes)?
+        }
         None => carry::inferred(&leaves(&inferred), &mut notes)?,
     };
     let is_declared = wanted.columns.is_some();
@@ -239,6 +244,14 @@ async fn infer(store: &Store, found: &[Found], wanted: &Wanted) -> Result<Schema
     }
     Err(Error::new(ErrorKind::Schema, "the shards hold no row to infer columns from")
         .advice("name the columns with .columns()"))
+}
+
+/// The schemas of CSV behind the first that has rows: each shard has names of its own. Of JSON every line has.
+async fn infer_others(store: &Store, found: &[Found], wanted: &Wanted) -> Result<Vec<Schema>> {
+    let has_rows = |found: &&Found| found.rows.as_ref().is_ok_and(|rows| rows.starts.len() > found.dialect.heading());
+    let others = found.iter().filter(has_rows).skip(1).filter(|found| matches!(found.dialect, Dialect::Csv { .. }));
+    let schemas = others.map(|found| infer(store, std::slice::from_ref(found), wanted));
+    stream::iter(schemas.collect::<Vec<_>>()).buffered(INDEXING).try_collect().await
 }
 
 /// How each shard is read; none where it has no rows.

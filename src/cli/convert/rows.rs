@@ -135,6 +135,8 @@ fn open(
         // A shard whose framing is damaged is never left out: nobody knows how many records are lost.
         leave_out: false,
         whole_shards: true,
+        // What the first records or the first shard have not is not to be missed.
+        all_columns: true,
         max_bytes: args.max_bytes(),
     };
     let (store, objects, format) = (listed.found.store.clone(), listed.objects.clone(), format.clone());

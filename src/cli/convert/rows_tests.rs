@@ -310,6 +310,60 @@ fn another_source_or_other_options_are_refused_with_what_differs() {
     assert!(error.contains("take some of: ") && error.contains("number"), "{error}");
 }
 
+/// An archive of samples with members of these extensions.
+#[cfg(feature = "tar")]
+fn archive(samples: &[&[&str]]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (number, extensions) in samples.iter().enumerate() {
+        for extension in *extensions {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(1);
+            archive.append_data(&mut header, format!("{number}.{extension}"), &b"1"[..]).unwrap();
+        }
+    }
+    archive.into_inner().unwrap()
+}
+
+#[test]
+#[cfg(all(feature = "tar", feature = "parquet", feature = "text"))]
+fn columns_that_the_first_shard_has_not_are_not_dropped() {
+    use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let ipc = |columns: &[&str]| {
+        let ids = || std::sync::Arc::new(Int64Array::from_iter_values(0..3)) as ArrayRef;
+        let batch = RecordBatch::try_from_iter(columns.iter().map(|name| (*name, ids()))).unwrap();
+        let mut writer = arrow::ipc::writer::FileWriter::try_new(Vec::new(), &batch.schema()).unwrap();
+        writer.write(&batch).unwrap();
+        writer.finish().unwrap();
+        writer.into_inner().unwrap()
+    };
+    for (extension, first, second) in [
+        ("arrow", ipc(&["a"]), ipc(&["a", "b"])),
+        ("csv", b"a\n1\n2\n3\n".to_vec(), b"a,b\n1,1\n2,2\n3,3\n".to_vec()),
+        ("tar", archive(&[&["a"][..]; 3]), archive(&[&["a"], &["a"], &["a", "b"]])),
+    ] {
+        let src = at(extension);
+        std::fs::create_dir(&src).unwrap();
+        std::fs::write(src.join(format!("0.{extension}")), first).unwrap();
+        std::fs::write(src.join(format!("1.{extension}")), second).unwrap();
+        let dest = |name: &str| at(&format!("{extension}-{name}"));
+        let error = convert(&src, &dest("all"), &["--to", "jsonl"]).unwrap_err();
+        let text = error.to_string();
+        assert_eq!((super::super::exit_code(error.kind()), error.place().column.as_deref()), (1, Some("b")), "{text}");
+        assert!(text.contains(&format!("0.{extension}")) && text.contains("columns"), "{text}");
+        convert(&src, &dest("a"), &["--to", "jsonl", "--columns", "a"]).unwrap();
+        assert_eq!(json_rows(&dest("a")).len(), 6);
+    }
+    let options = ["--to", "parquet", "--columns", "a"];
+    convert(&at("arrow"), &at("parquet"), &options).unwrap();
+    convert(&at("arrow/1.arrow"), &at("parquet2"), &["--to", "parquet"]).unwrap();
+    std::fs::copy(at("parquet2/data-00000.parquet"), at("parquet/data-00001.parquet")).unwrap();
+    let error = convert(&at("parquet"), &at("parquet3"), &["--to", "jsonl"]).unwrap_err();
+    assert_eq!(error.place().column.as_deref(), Some("b"), "{error}");
+    convert(&at("parquet"), &at("parquet4"), &["--to", "jsonl", "--columns", "a"]).unwrap();
+}
+
 #[test]
 #[cfg(feature = "tar")]
 fn what_is_refused_removes_nothing_of_an_earlier_conversion() {

@@ -1,6 +1,7 @@
 //! Stored types and columns: which column a type becomes, and whether it can become the one that is declared.
 
 use arrow::datatypes::{DataType, Field};
+use std::collections::{HashMap, HashSet};
 
 use super::Leaf;
 use super::elements::{self, castable, stand_in};
@@ -141,6 +142,22 @@ pub(in crate::source) fn inferred(stored: &[Leaf], notes: &mut Vec<String>) -> R
         notes.push(format!("columns that no tensor can hold were left out: {}", left_out.join(", ")));
     }
     Ok(columns)
+}
+
+/// The columns of shards of these schemas, each as the first shard that has it stores it; those that are not in all of them are optional.
+///
+/// # Errors
+/// See [`inferred`].
+pub(in crate::source) fn inferred_of_all(schemas: &[Vec<Leaf>], notes: &mut Vec<String>) -> Result<Vec<Column>> {
+    let (mut stored, mut shards) = (Vec::new(), HashMap::<&str, usize>::new());
+    for leaves in schemas {
+        stored.extend(leaves.iter().filter(|leaf| !shards.contains_key(leaf.name.as_str())).cloned());
+        let names: HashSet<&str> = leaves.iter().map(|leaf| leaf.name.as_str()).collect();
+        names.into_iter().for_each(|name| *shards.entry(name).or_default() += 1);
+    }
+    let is_everywhere = |column: &Column| shards.get(column.name().as_ref()) == Some(&schemas.len());
+    let columns = inferred(&stored, notes)?.into_iter();
+    Ok(columns.map(|column| if is_everywhere(&column) { column } else { column.optional() }).collect())
 }
 
 /// A type that no tensor can hold, and why.
