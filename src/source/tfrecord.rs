@@ -4,7 +4,7 @@ mod arriving;
 pub(super) mod indexes;
 mod reader;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use super::open::{Opened, Opening, Wanted};
 use super::{Arrived, Decoded, Next, RecordPlaces, Source};
 use crate::dataset::TfRecord;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::example::{Kind, Parser, infer};
+use crate::format::example::{Kind, Parser, infer, stranger};
 use crate::format::tfrecord::{Check, Compression, Decoder, Framed, HEADER_BYTES, ShardIndex, Shortened, frame_block};
 #[cfg(feature = "cli")]
 use crate::format::tfrecord::{FOOTER_BYTES, MAX_RECORD_BYTES};
@@ -131,6 +131,25 @@ struct Parse {
     columns: Vec<Column>,
     /// `None`: payloads as they are.
     parser: Option<Parser>,
+    /// Names of features, where a record with values of another is bad.
+    known: Option<HashSet<Box<[u8]>>>,
+}
+
+impl Parse {
+    /// Adds the records to the bad ones that have values of a feature which is no column, where none may be missed.
+    fn with_strangers(&self, bad: Vec<(usize, Error)>, data: &[u8], payloads: &[Range<usize>]) -> Vec<(usize, Error)> {
+        let Some(known) = &self.known else { return bad };
+        let mut all: BTreeMap<usize, Error> = bad.into_iter().collect();
+        for (row, payload) in payloads.iter().enumerate() {
+            if let Some(name) = stranger(&data[payload.clone()], |name| known.contains(name)) {
+                let error = Error::new(ErrorKind::Schema, "has values here, and none in the first records");
+                let error =
+                    error.column(String::from_utf8_lossy(name)).advice("name the columns to read: .columns([..])");
+                all.entry(row).or_insert(error);
+            }
+        }
+        all.into_iter().collect()
+    }
 }
 
 impl Common {
@@ -150,7 +169,7 @@ impl Common {
         let (rows, bad) = match &self.parse.parser {
             Some(parser) => {
                 let parsed = parser.parse_except(&buffer, &framed.payloads, framed.bad);
-                (parsed.rows, parsed.bad)
+                (parsed.rows, self.parse.with_strangers(parsed.bad, &buffer, &framed.payloads))
             }
             None => (self.views(buffer, &framed)?, framed.bad),
         };
@@ -185,7 +204,7 @@ async fn settle_columns(store: &Store, objects: &[Object], options: &TfRecord, w
             return Err(Error::config("records as they are have one column of bytes, called \"record\"")
                 .advice("ask for bytes(\"record\") in .columns(), perhaps with .raw(dtype, shape), or for nothing"));
         }
-        return Ok(Parse { columns, parser: None });
+        return Ok(Parse { columns, parser: None, known: None });
     }
     let (kind, columns) = match &wanted.columns {
         Some(columns) if columns.iter().any(Column::is_sequence) => (Kind::SequenceExample, columns.clone()),
@@ -193,7 +212,8 @@ async fn settle_columns(store: &Store, objects: &[Object], options: &TfRecord, w
         None => infer_columns(store, objects, options, wanted.leave_out, wanted.max_bytes).await?,
     };
     let parser = Parser::new(&columns, kind)?;
-    Ok(Parse { columns, parser: Some(parser) })
+    let known = wanted.all_columns.then(|| columns.iter().map(|column| column.name().as_bytes().into()).collect());
+    Ok(Parse { columns, parser: Some(parser), known })
 }
 
 /// The columns that the first records have.

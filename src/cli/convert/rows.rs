@@ -118,6 +118,7 @@ fn open(
     format: &Format,
     columns: Option<Vec<Column>>,
 ) -> Result<(Shards, Vec<String>)> {
+    let is_inferring = columns.is_none();
     let wanted = Wanted {
         patterns: args.srcs().to_vec(),
         columns,
@@ -135,8 +136,8 @@ fn open(
         // A shard whose framing is damaged is never left out: nobody knows how many records are lost.
         leave_out: false,
         whole_shards: true,
-        // What the first records or the first shard have not is not to be missed.
-        all_columns: true,
+        // What the first records or the first shard have not is not to be missed, unless it is said what is wanted.
+        all_columns: is_inferring || args.columns.is_empty(),
         max_bytes: args.max_bytes(),
     };
     let (store, objects, format) = (listed.found.store.clone(), listed.objects.clone(), format.clone());

@@ -365,6 +365,38 @@ fn columns_that_the_first_shard_has_not_are_not_dropped() {
 }
 
 #[test]
+fn records_with_features_that_the_first_have_not_are_bad_unless_columns_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("src")).unwrap();
+    let mut writer = RecordWriter::new(Vec::new(), Compression::None);
+    for number in 0..300 {
+        let example = Example::new().with_int64("a", [number]);
+        // A feature without values is none.
+        let example = if number == 298 { example.with_int64("b", []) } else { example };
+        let example = if number == 299 { example.with_int64("b", [1]) } else { example };
+        writer.write(&example.encode()).unwrap();
+    }
+    std::fs::write(at("src/in.tfrecord"), writer.finish().unwrap()).unwrap();
+    let error = convert(&at("src"), &at("all"), &["--to", "jsonl"]).unwrap_err();
+    let place = error.place();
+    assert_eq!((error.kind(), place.record, place.column.as_deref()), (ErrorKind::Schema, Some(299), Some("b")));
+    assert!(error.to_string().contains("in.tfrecord") && error.to_string().contains("--columns"), "{error}");
+    convert(&at("src"), &at("a"), &["--to", "jsonl", "--columns", "a"]).unwrap();
+    assert_eq!(json_rows(&at("a")).len(), 300);
+    let mut writer = RecordWriter::new(Vec::new(), Compression::None);
+    let steps = |n: usize| vec![crate::format::example::Feature::int64([1]); n];
+    for number in 0..300 {
+        let record = crate::format::example::SequenceExample::new().with_steps("a", steps(2));
+        let record = if number == 299 { record.with_steps("b", steps(1)) } else { record.with_steps("b", steps(0)) };
+        writer.write(&record.encode()).unwrap();
+    }
+    std::fs::write(at("src/in.tfrecord"), writer.finish().unwrap()).unwrap();
+    let error = convert(&at("src"), &at("steps"), &["--to", "jsonl"]).unwrap_err();
+    assert_eq!((error.place().record, error.place().column.as_deref()), (Some(299), Some("b")), "{error}");
+}
+
+#[test]
 #[cfg(feature = "tar")]
 fn what_is_refused_removes_nothing_of_an_earlier_conversion() {
     let (folder, src, dest) = pictures(&["cat"], 3);

@@ -18,3 +18,4 @@ pub use parse::{Kind, Parsed, Parser};
 pub use proto::{
     BytesList, Example, Feature, FeatureList, FeatureLists, Features, FloatList, Int64List, SequenceExample, Values,
 };
+pub(crate) use scan::stranger;

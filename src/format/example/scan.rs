@@ -157,6 +157,26 @@ pub(super) fn names(payload: &[u8], limit: usize) -> Vec<String> {
     names
 }
 
+/// The name of a feature, or a feature list, that has values and is not known; nothing of a record that cannot be read.
+pub(crate) fn stranger(payload: &[u8], is_known: impl Fn(&[u8]) -> bool) -> Option<&[u8]> {
+    // A list without values takes two bytes.
+    let has_values = |feature: &[u8]| feature.len() > 2 || feature == ODD;
+    let maps = wire::fields(payload).map_while(Result::ok).filter(|(tag, _)| *tag == len(1) || *tag == len(2));
+    for (map_tag, map) in maps {
+        for (_, entry) in wire::fields(map).map_while(Result::ok).filter(|(tag, _)| *tag == len(1)) {
+            let Ok((name, value)) = usual(entry).map_or_else(|| unusual(entry), Ok) else { continue };
+            let is_filled = match map_tag == len(1) {
+                true => has_values(value),
+                false => value == ODD || wire::fields(value).map_while(Result::ok).any(|(_, step)| has_values(step)),
+            };
+            if is_filled && !is_known(name) {
+                return Some(name);
+            }
+        }
+    }
+    None
+}
+
 /// Whether every byte of a record belongs to a `tf.Example` (or `tf.SequenceExample`): no unknown field, no other type of field.
 ///
 /// Another message may parse as an Example that has nothing but unknown fields; this tells them apart.
