@@ -67,7 +67,7 @@ pub(crate) struct Wanted {
     /// Whether a shard that is damaged behind its first rows is not opened; else a bad row stands for what cannot be found of it.
     pub(crate) whole_shards: bool,
     /// Whether columns that are inferred are those of all shards of Parquet, Arrow, CSV and tar, instead of those of the first: what is not in every shard
-    /// is optional. A record of TFRecord with values beyond the columns is bad.
+    /// is optional. A record of TFRecord, or a line of JSON, with values beyond the columns is bad.
     pub(crate) all_columns: bool,
     /// The largest record that the budget lets be held.
     pub(crate) max_bytes: usize,

@@ -4,6 +4,7 @@ mod decode;
 mod exact;
 mod schema;
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ use crate::format::tfrecord::Shortened;
 use crate::schema::Column;
 use crate::store::{Object, Store};
 use decode::{Shard, unreadable};
-use schema::{csv_schema, infer_csv, infer_json, is_utf8, json_schema, or_empty};
+use schema::{csv_schema, infer_csv, infer_json, is_utf8, json_schema, known_fields, or_empty, stranger};
 
 /// Rows that the schema is inferred from.
 const INFER_ROWS: usize = 256;
@@ -170,7 +171,9 @@ async fn open(
     };
     let is_declared = wanted.columns.is_some();
     let shards = shards_of(&store, &found, &inferred, &columns, is_declared, limit).await?;
-    let reading = Text { shards, columns, limit };
+    let is_json = found.iter().all(|found| matches!(found.dialect, Dialect::Json { .. }));
+    let known = (wanted.all_columns && is_json).then(|| known_fields(&inferred, &columns));
+    let reading = Text { shards, columns, known, limit };
     let good = || found.iter().filter_map(|found| Some((found, found.rows.as_ref().ok()?)));
     let (rows, bytes) =
         good().fold((0, 0), |(rows, bytes), (_, index)| (rows + index.starts.len() as u64, bytes + index.end));
@@ -322,6 +325,8 @@ async fn shard_of(
 /// Rows of text.
 struct Text {
     columns: Vec<Column>,
+    /// JSON: fields, where a line with values of another is bad.
+    known: Option<HashSet<String>>,
     shards: Vec<Option<Shard>>,
     limit: usize,
 }
@@ -365,6 +370,12 @@ impl Reading for Text {
         };
         let (rows_read, unfit) = shard.carrier.projected_rows(&batch)?;
         // What is wrong with a line comes before what that leaves of its values.
+        if let Some(known) = &self.known {
+            let found: HashSet<usize> = bad.iter().map(|(row, _)| *row).collect();
+            let strangers = rows.iter().enumerate().filter(|(row, _)| !found.contains(row));
+            bad.extend(strangers.filter_map(|(row, line)| Some((row, stranger(&text[line.clone()], known)?))));
+            bad.sort_by_key(|(row, _)| *row);
+        }
         let known: Vec<usize> = bad.iter().map(|(row, _)| *row).collect();
         bad.extend(unfit.into_iter().filter(|(row, _)| known.binary_search(row).is_err()));
         bad.sort_by_key(|(row, _)| *row);

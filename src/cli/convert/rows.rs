@@ -101,7 +101,7 @@ pub(super) fn run_shards(
             let (mut shards, notes) = open(args, &listed, &format, None)?;
             let columns = picked(shards.columns())?;
             // Others need not be read, and what is wrong in them is nobody's concern.
-            if columns != shards.columns() {
+            if columns != shards.columns() || !args.columns.is_empty() {
                 (shards, _) = open(args, &listed, &format, Some(columns.clone()))?;
             }
             (shards, notes, columns)

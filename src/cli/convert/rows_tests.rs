@@ -365,6 +365,34 @@ fn columns_that_the_first_shard_has_not_are_not_dropped() {
 }
 
 #[test]
+#[cfg(feature = "text")]
+fn lines_with_fields_that_the_first_have_not_are_bad_unless_columns_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for (number, last, field) in
+        [(0, ", \"b\": 1", "b"), (1, ", \"o\": {\"x\": 1, \"y\": 2}", "o.y"), (2, ", \"n\": 4", "n")]
+    {
+        let line = |a: i32, more: &str| format!("{{\"a\": {a}{more}}}\n");
+        let first = (0..300).map(|a| line(a, ", \"o\": {\"x\": 1}"));
+        // Nulls and empty lists are no values.
+        let none = [line(300, ", \"o\": {\"x\": 1}, \"n\": null, \"l\": []")];
+        let last = if last.contains("\"o\"") { last.to_owned() } else { format!(", \"o\": {{\"x\": 1}}{last}") };
+        let text: String = first.chain(none).chain([line(301, &last)]).collect();
+        let src = at(&format!("{number}.jsonl"));
+        std::fs::write(&src, text).unwrap();
+        let dest = |name: &str| at(&format!("{number}-{name}"));
+        let error = convert(&src, &dest("all"), &["--to", "jsonl"]).unwrap_err();
+        let place = error.place();
+        assert_eq!((error.kind(), place.record, place.column.as_deref()), (ErrorKind::Schema, Some(301), Some(field)));
+        assert!(error.to_string().contains(".jsonl") && error.to_string().contains("--columns"), "{error}");
+        for columns in ["a", "a,o.x"] {
+            convert(&src, &dest(columns), &["--to", "jsonl", "--columns", columns]).unwrap();
+            assert_eq!(json_rows(&dest(columns)).len(), 302);
+        }
+    }
+}
+
+#[test]
 fn records_with_features_that_the_first_have_not_are_bad_unless_columns_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);

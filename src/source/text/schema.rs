@@ -1,6 +1,6 @@
 //! The columns of text: what its first rows look like, and the schema that Arrow reads it with.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::csv;
@@ -243,6 +243,40 @@ pub(super) fn json_schema(inferred: &Schema, columns: &[Column]) -> Schema {
         objects.insert(&path, data_type);
     }
     Schema::new(objects.fields())
+}
+
+/// The fields that are columns, or were seen in the first lines with other values than nulls.
+pub(super) fn known_fields(inferred: &Schema, columns: &[Column]) -> HashSet<String> {
+    fn has_values(data_type: &DataType) -> bool {
+        match data_type {
+            DataType::List(item) => has_values(item.data_type()),
+            other => *other != DataType::Null,
+        }
+    }
+    let seen = leaves(inferred).into_iter().filter(|leaf| has_values(leaf.field.data_type())).map(|leaf| leaf.name);
+    seen.chain(columns.iter().map(|column| column.name().to_string())).collect()
+}
+
+/// The error of a line with a value in a field that is not known. What cannot be read is for the reader to say.
+pub(super) fn stranger(line: &[u8], known: &HashSet<String>) -> Option<Error> {
+    fn find(
+        object: &serde_json::Map<String, serde_json::Value>,
+        prefix: &str,
+        known: &HashSet<String>,
+    ) -> Option<String> {
+        object.iter().find_map(|(key, value)| {
+            let name = format!("{prefix}{key}");
+            match value {
+                serde_json::Value::Object(inner) => find(inner, &format!("{name}."), known),
+                serde_json::Value::Null => None,
+                serde_json::Value::Array(elements) if elements.iter().all(serde_json::Value::is_null) => None,
+                _ => (!known.contains(&name)).then_some(name),
+            }
+        })
+    }
+    let name = find(&serde_json::from_slice(line).ok()?, "", known)?;
+    let error = Error::new(ErrorKind::Schema, "has a value here, and none in the first lines").column(name);
+    Some(error.advice("name the columns to read: .columns([..])"))
 }
 
 /// CSV knows no difference between an empty string and none.
