@@ -213,7 +213,10 @@ pub(crate) fn lower(
         lowering.mistakes.push(error);
     }
     let turn = rows.filter(|_| steps.stated.is_some());
-    let barren_turn = turn.or_else(|| lowered.order.endless_turn());
+    // Numbers and chance may keep a filter waiting for many turns, so it takes as many until it is believed to leave nothing.
+    let is_endless = lowered.order.rows() == Some(ENDLESS);
+    let endless = || lowered.order.endless_turn().map(|rows| rows.saturating_mul(64).max(1 << 16));
+    let barren_turn = turn.or_else(|| endless().filter(|_| is_endless));
     if turn == Some(0) && expands {
         lowering.mistake("the data set has no rows".into(), "look at its URLs, .take() and .skip()");
     }

@@ -47,7 +47,7 @@ pub(crate) struct Pipeline {
     pub(crate) shares: bool,
     /// Batches of an epoch at most, where they are counted behind an expanding stage.
     pub(crate) limit: Option<u64>,
-    /// Rows after which an epoch of stated steps begins them anew.
+    /// Rows of which none of a stream was left until it is believed that none ever will be: of orders that do not end.
     pub(crate) barren_turn: Option<u64>,
     /// Batches between the start of their tickets and the loop, at most.
     pub(crate) window: u64,

@@ -228,7 +228,7 @@ impl Chunk {
     }
 
     /// The terms in the ledger of the positions that were left out.
-    fn left_out(&self, evaluated: &Evaluated) -> Vec<u128> {
+    fn left_out(&self, evaluated: &Evaluated, in_windows: bool) -> Vec<u128> {
         if evaluated.skipped.is_empty() {
             return Vec::new();
         }
@@ -236,7 +236,7 @@ impl Chunk {
         let of = |(position, error): &(u32, Error)| {
             let at = drawn[*position as usize];
             // A window's rows all stand at its last position.
-            let own = error.place().sample.filter(|sample| *sample != at.0);
+            let own = error.place().sample.filter(|sample| in_windows && *sample != at.0);
             own.and_then(|sample| drawn.iter().find(|(id, _)| *id == sample).copied()).unwrap_or(at)
         };
         evaluated.skipped.iter().map(of).map(|(id, pass)| id_term(id, 0, pass)).collect()
@@ -329,6 +329,10 @@ pub(crate) struct State {
     cut: Option<u64>,
     /// Where a failure broke an epoch off that comes as it is read, and the first row of the order that would be another if it had not.
     broken_off: Option<(u64, u64)>,
+    /// Without an index: where the last batch stands that no failure can change.
+    settled: Option<Progress>,
+    /// Records left out up to the last whole batch.
+    left_out: u64,
     /// The ticket of step 0 of the epoch being planned, modulo 2^64: a run may begin behind it.
     base: u64,
     /// Where each of the rank's streams is planned to, where rows are not positions.
@@ -393,6 +397,8 @@ impl Run {
             planned_all: false,
             cut: None,
             broken_off: None,
+            settled: None,
+            left_out: start.left_out,
             base: 0u64.wrapping_sub(step),
             planned: pipeline.planned_at(&start.cursors),
             place: start.read_from,
@@ -503,6 +509,10 @@ impl Run {
 
     /// Ends the run: nothing is read or computed for it any more, and its memory is given back.
     pub(crate) fn cancel(&self) {
+        if self.shared.pool.is_inherited() {
+            // Whoever holds the lock is not in this process.
+            return;
+        }
         self.cancelled.store(true, Ordering::Release);
         let mut state = self.lock();
         let emptied = (

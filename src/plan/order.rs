@@ -214,7 +214,7 @@ impl Order {
         })
     }
 
-    /// Rows of one turn of what is repeated without end, where that is known.
+    /// Rows in which an order that does not end has had all that it repeats, where that is known.
     pub(crate) fn endless_turn(&self) -> Option<u64> {
         match self {
             Order::Repeat { turns: Turns::Forever | Turns::Stated, input } => {
@@ -227,7 +227,12 @@ impl Order {
             | Order::Skip { input, .. }
             | Order::Enumerate { input, .. }
             | Order::Apply { input, .. } => input.endless_turn(),
-            Order::Concat(inputs) | Order::Zip(inputs) => inputs.iter().filter_map(Order::endless_turn).max(),
+            Order::Concat(inputs) => {
+                let before = inputs.iter().filter_map(Order::rows).filter(|&rows| rows != ENDLESS);
+                Some(before.fold(inputs.iter().find_map(Order::endless_turn)?, u64::saturating_add))
+            }
+            // All pairs of two turns.
+            Order::Zip(inputs) => inputs.iter().filter_map(Order::endless_turn).reduce(u64::saturating_mul),
             Order::Rows { .. } | Order::Arrival { .. } | Order::Mix { .. } => None,
         }
     }

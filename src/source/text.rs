@@ -169,7 +169,9 @@ async fn open(
         }
         None => carry::inferred(&leaves(&inferred), &mut notes)?,
     };
-    let is_declared = wanted.columns.is_some();
+    // Of columns that were inferred it is known what they count.
+    let is_stated = |column: &Column| column.dtype().is_int() && column.unit().is_none();
+    let is_declared = wanted.columns.iter().flatten().any(is_stated);
     let shards = shards_of(&store, &found, &inferred, &columns, is_declared, limit).await?;
     let is_json = found.iter().all(|found| matches!(found.dialect, Dialect::Json { .. }));
     let known = (wanted.all_columns && is_json).then(|| known_fields(&inferred, &columns));

@@ -184,6 +184,24 @@ fn a_run_without_an_index_goes_on_from_in_front_of_what_a_failure_changed() -> R
         let settled = state.step as usize * 8;
         assert_eq!(first[..settled], expected[..settled]);
         assert!(settled <= damaged / buffer as usize * buffer as usize, "step {} of {buffer}", state.step);
+        // Of rows that are made of others, too: of the first one that would be another, none is behind the state.
+        folder.put("0.tfrecord", &gzip(shard));
+        std::fs::remove_dir_all(folder.index_dir()).expect("what the whole shard left");
+        let parts = folder.all().columns([int64("id")]).shuffle(Shuffle::buffer(buffer)).flat_map(
+            "five",
+            [int64("id")],
+            |_, row, out| {
+                let id = row.get::<i64>("id")?;
+                (0..5).try_for_each(|part| out.push(|row| row.set("id", 5 * id + part)))
+            },
+        );
+        let (first, failed, state) = run(&mut folder.loader(&parts.batch(8)).seed(3).streams(1).build()?, 0);
+        let state = state.expect("a batch");
+        assert!(failed.is_some() && first.len() == 5 * damaged);
+        let settled = state.step as usize * 8;
+        let expected: Vec<i64> = expected.iter().flat_map(|id| (0..5).map(move |part| 5 * id + part)).collect();
+        assert_eq!(first[..settled], expected[..settled]);
+        assert!(settled <= 5 * (damaged / buffer as usize * buffer as usize));
     }
     Ok(())
 }
@@ -228,6 +246,16 @@ fn a_filter_that_leaves_nothing_ends_an_endless_epoch() -> Result<()> {
         let error = error?.expect("an item").expect_err("there is nothing");
         assert!(error.to_string().contains("left none"), "{error}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_filter_that_leaves_little_is_waited_for() -> Result<()> {
+    let numbered = pairs(0..10).repeat_forever().take(30_000).enumerate("y");
+    let few = numbered.filter("few", |_, row| Ok(row.get::<i64>("y")? % 1000 == 999));
+    assert_eq!(whole(few.batch(4).loader())?.len(), 30);
+    let first = pairs(0..10).repeat_forever().enumerate("y").filter("few", |_, row| Ok(row.get::<i64>("y")? > 5000));
+    assert_eq!(first.batch(4).loader().build()?.epoch(0).take(3).filter_map(Result::ok).count(), 3);
     Ok(())
 }
 

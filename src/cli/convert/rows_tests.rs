@@ -67,6 +67,21 @@ fn there_and_back_through_parquet_gives_the_same_records() {
 }
 
 #[test]
+#[cfg(feature = "text")]
+fn codes_behind_numbers_are_refused_whatever_columns_are_picked() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let rows: String = (0..300).map(|row| format!("{},{row}\n", 10_000 + row)).collect();
+    std::fs::create_dir(at("src")).unwrap();
+    std::fs::write(at("src/a.csv"), format!("zip,id\n{rows}00501,300\n")).unwrap();
+    for picked in [&[][..], &["--columns", "zip"], &["--columns", "zip,id"]] {
+        let error = convert(&at("src"), &at("dest"), &[&["--to", "jsonl", "--force"], picked].concat()).unwrap_err();
+        assert_eq!((error.place().record, error.place().column.as_deref()), (Some(300), Some("zip")), "{error}");
+    }
+    convert(&at("src"), &at("dest"), &["--to", "jsonl", "--force", "--columns", "id"]).unwrap();
+}
+
+#[test]
 fn every_format_is_written_from_records() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);

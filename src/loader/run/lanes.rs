@@ -24,6 +24,9 @@ impl Run {
 
     /// A lane's consumer is gone; when it was the last one, the run ends.
     pub(crate) fn close_lane(&self, lane: usize) {
+        if self.shared.pool.is_inherited() {
+            return;
+        }
         let mut state = self.lock();
         state.lanes[lane].open = false;
         let items = std::mem::take(&mut state.lanes[lane].items);
@@ -207,8 +210,15 @@ impl State {
                     let behind = left_out(&self.tally);
                     for ((lane, way), finished) in self.lanes.iter_mut().zip(&run.ways).zip(lanes) {
                         let Finished { batch: Some(mut batch), grant, parcel } = finished else { continue };
-                        // One that an error cut short is taken again, with what it did without.
-                        batch.progress.left_out = if batch.progress.step > batch.step { behind } else { before };
+                        // One that an error cut short is taken again, with what it did without; behind a failure perhaps others too.
+                        batch.progress.left_out = match batch.progress.step.cmp(&batch.step) {
+                            std::cmp::Ordering::Greater => behind,
+                            std::cmp::Ordering::Equal => before,
+                            std::cmp::Ordering::Less => self.left_out,
+                        };
+                        if batch.progress.step > batch.step {
+                            self.left_out = behind;
+                        }
                         if lane.open {
                             way.enqueue(&parcel);
                         }
@@ -223,6 +233,7 @@ impl State {
                     if let Err(error) = self.tally.as_mut().map_or(Ok(()), Tally::end_epoch) {
                         return self.fail(error);
                     }
+                    self.left_out = 0;
                     self.lanes.iter_mut().for_each(|lane| send(lane, Item::EndOfEpoch(epoch)));
                 }
             }

@@ -8,8 +8,9 @@ use crate::engine::pool::{Level, Prepared, no_panic};
 use crate::loader::assemble::Assembly;
 use crate::loader::evaluate::{Blocks, Env, Evaluated};
 use crate::loader::pipeline::Pipeline;
+use crate::plan::ReadPoint;
 use crate::plan::state::Progress;
-use crate::plan::{Cursor, ReadPoint};
+use crate::plan::steps::Steps;
 
 /// Tickets of windows that are evaluated at a time.
 const WINDOWS_UNDER_WAY: u64 = 2;
@@ -79,18 +80,8 @@ impl State {
         };
         self.yielded = assemblies.len();
         for mut assembly in assemblies {
+            self.keep_settled(run.shared.pipeline.steps, &mut assembly);
             for progress in [&mut assembly.before, &mut assembly.progress] {
-                if let Some((_, row)) = self.broken_off.filter(|(broken, _)| *broken == epoch) {
-                    // What is delivered from there on comes in another order once the failure is mended, and so comes again.
-                    let (step, share) =
-                        (row / run.shared.pipeline.steps.batch, run.shared.pipeline.steps.stream_share());
-                    if progress.cursors.is_empty() {
-                        progress.step = progress.step.min(step);
-                    }
-                    for cursor in progress.cursors.iter_mut().filter(|cursor| cursor.position > step * share) {
-                        *cursor = Cursor { position: step * share, expanded: 0 };
-                    }
-                }
                 progress.read_from = self.read_point_behind(&run.shared.pipeline, progress);
             }
             if assembly.error.is_some() {
@@ -107,6 +98,30 @@ impl State {
             self.arrived.retain(|(delivered, _)| *delivered > epoch);
             self.ready.push_back(Ready::End(end_error.map_or(Out::EndOfEpoch(epoch), Out::Failed)));
         }
+    }
+
+    /// Where a failure broke an epoch off, rows come in another order once it is mended: states do not go beyond the last batch in front of them.
+    fn keep_settled(&mut self, steps: Steps, assembly: &mut Assembly) {
+        if !self.order.arrives() {
+            return;
+        }
+        let epoch = assembly.before.epoch;
+        let settled = self.settled.take().filter(|settled| settled.epoch == epoch);
+        let mut settled = settled.unwrap_or_else(|| assembly.before.clone());
+        let first = self.broken_off.filter(|(broken, _)| *broken == epoch).map(|(_, row)| row / steps.batch);
+        for progress in [&mut assembly.before, &mut assembly.progress] {
+            let is_beyond = first.is_some_and(|step| {
+                let position = step * steps.stream_share();
+                let cursors = || progress.cursors.iter().map(|cursor| (cursor.position, cursor.expanded));
+                progress.cursors.is_empty() && progress.step > step || cursors().any(|cursor| cursor > (position, 0))
+            });
+            if is_beyond {
+                progress.clone_from(&settled);
+            } else {
+                settled.clone_from(progress);
+            }
+        }
+        self.settled = Some(settled);
     }
 
     /// Where a pass over shards without an index would have to go on behind a batch.
@@ -179,7 +194,7 @@ fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) 
             };
             run.shared.counters.transform.add(evaluated.rows.len() as u64, 0);
             let Chunk { stream, position, .. } = *chunk;
-            let left_out = chunk.left_out(&evaluated);
+            let left_out = chunk.left_out(&evaluated, !run.shared.pipeline.on_windows.is_empty());
             _ = result.set(EvaluatedChunk { stream, position, positions: chunk.positions(), evaluated, left_out });
             if work.left.fetch_sub(1, Ordering::AcqRel) > 1 {
                 return;

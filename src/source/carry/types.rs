@@ -149,9 +149,19 @@ pub(in crate::source) fn inferred(stored: &[Leaf], notes: &mut Vec<String>) -> R
 /// # Errors
 /// See [`inferred`].
 pub(in crate::source) fn inferred_of_all(schemas: &[Vec<Leaf>], notes: &mut Vec<String>) -> Result<Vec<Column>> {
-    let (mut stored, mut shards) = (Vec::new(), HashMap::<&str, usize>::new());
+    let (mut stored, mut shards) = (Vec::<Leaf>::new(), HashMap::<&str, usize>::new());
     for leaves in schemas {
-        stored.extend(leaves.iter().filter(|leaf| !shards.contains_key(leaf.name.as_str())).cloned());
+        for leaf in leaves {
+            if !shards.contains_key(leaf.name.as_str()) {
+                stored.push(leaf.clone());
+                continue;
+            }
+            // A shard that has nothing but nulls says nothing of what others have.
+            let is_empty = |known: &&mut Leaf| *leaf_of(known.field.data_type()) == DataType::Null;
+            if let Some(known) = stored.iter_mut().filter(is_empty).find(|known| known.name == leaf.name) {
+                known.clone_from(leaf);
+            }
+        }
         let names: HashSet<&str> = leaves.iter().map(|leaf| leaf.name.as_str()).collect();
         names.into_iter().for_each(|name| *shards.entry(name).or_default() += 1);
     }
