@@ -42,8 +42,9 @@ fn shards(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let files = entries.filter_map(|entry| {
         let entry = entry.expect("an entry");
         let name = entry.file_name().into_string().expect("ASCII");
-        // A hidden part may be renamed while this looks; a shard stays.
-        (!name.starts_with(['.', '_'])).then(|| (name, std::fs::read(entry.path()).expect("a file")))
+        // A hidden part may be renamed while this looks, and a shard behind a gap is removed by the run that goes on.
+        let content = (!name.starts_with(['.', '_'])).then(|| std::fs::read(entry.path()).ok());
+        Some((name, content.flatten()?))
     });
     let mut files: Vec<_> = files.collect();
     files.sort();
