@@ -421,10 +421,14 @@ impl Failing {
     }
 }
 
-/// Skips in the order of their positions, one for each.
-fn merge_skipped(mut skipped: Vec<(u32, Error)>) -> Vec<(u32, Error)> {
-    skipped.sort_by_key(|skipped| skipped.0);
-    skipped.dedup_by_key(|skipped| skipped.0);
+/// Skips in the order of what they are of, one for each.
+fn merge_skipped<K: Ord>(
+    skipped: impl Iterator<Item = (u32, Error)>,
+    of: impl Fn(&(u32, Error)) -> K,
+) -> Vec<(u32, Error)> {
+    let mut skipped: Vec<_> = skipped.collect();
+    skipped.sort_by_key(&of);
+    skipped.dedup_by_key(|skipped| of(skipped));
     skipped
 }
 
@@ -486,10 +490,10 @@ fn part_of(sample: Sample, part: u32) -> u32 {
 /// Rows by number, each possibly not at all or several times.
 fn expand(input: Evaluated, from: Vec<u32>, parts: Option<Vec<u32>>, failing: Failing) -> Result<Evaluated> {
     let left_out = failing.left_out.into_iter().map(|(row, error)| (input.position(row), error));
-    let mut skipped: Vec<(u32, Error)> = input.skipped.iter().cloned().chain(left_out).collect();
     // Rows that were made of one sample are one record; those of a window have one position and are many.
-    skipped.sort_by_key(|(position, error)| (*position, error.place().sample));
-    skipped.dedup_by_key(|(position, error)| (*position, error.place().sample));
+    let skipped = merge_skipped(input.skipped.iter().cloned().chain(left_out), |(position, error)| {
+        (*position, error.place().sample)
+    });
     let origin = match &input.origin {
         Some(origin) => from.iter().map(|&row| origin[row as usize]).collect(),
         None => from.clone(),
@@ -567,7 +571,8 @@ fn zip(mut parts: Vec<Evaluated>) -> Result<Evaluated> {
         parts = aligned(parts)?;
     }
     let origin = parts[0].origin.clone();
-    let skipped = merge_skipped(parts.iter().flat_map(|part| part.skipped.iter().cloned()).collect());
+    // A row is one record, however many of its inputs are bad.
+    let skipped = merge_skipped(parts.iter().flat_map(|part| part.skipped.iter().cloned()), |skipped| skipped.0);
     let shortest = parts.iter().map(|part| part.rows.len()).min().unwrap_or(0);
     let error = parts.iter().filter(|part| part.rows.len() == shortest).find_map(|part| part.error.clone());
     let mut parts = parts.into_iter();

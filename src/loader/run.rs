@@ -3,25 +3,26 @@
 //! A *ticket* is one step of the plan on its way through the stages. All decisions are taken in [`State::advance`], under one
 //! lock, whenever something happened: a block arrived, a task ended, the loop took a batch. It never waits. The work itself
 //! runs on the pool without the lock. `src/loader/README.md` tells the life of a ticket. What is decided about rows stands in `planning.rs`, about
-//! blocks in `blocks.rs`, about tickets whose blocks are there in `tickets.rs`; `lanes.rs` is where loops take batches, and `waits.rs` keeps account of their waits.
+//! blocks in `blocks.rs`, how they are read in `reads.rs`, about tickets whose blocks are there in `tickets.rs`; `lanes.rs` is where loops take batches, and `waits.rs` keeps account of their waits.
 
 mod blocks;
 mod lanes;
 mod planning;
+mod reads;
 mod tickets;
 mod waits;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::ops::Range;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
-use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
 
+use self::reads::Alive;
+pub(crate) use self::reads::Fetch;
 use super::arrival::ArrivalDriver;
 use super::assemble::{Assembled, Assembly};
 use super::delivery::{Delivery, Parcel, Way};
@@ -32,8 +33,8 @@ use super::skip::{Log, Skip, Tally};
 use crate::batch::Batch;
 use crate::engine::Scheduler;
 use crate::engine::budget::{Account, Grant};
-use crate::engine::io::{Cancel, Io};
-use crate::engine::pool::{Level, Pool, Prepared, no_panic, panicked};
+use crate::engine::io::Io;
+use crate::engine::pool::{Level, Pool, Prepared, no_panic};
 use crate::engine::reorder::Reorder;
 use crate::error::{Error, Result};
 use crate::plan::ReadPoint;
@@ -41,7 +42,6 @@ use crate::plan::ledger::{Ledger, id_term};
 use crate::plan::order::{Arrivals, Order, Picked};
 use crate::plan::state::Progress;
 use crate::source::{self, Decoded};
-use crate::store::FirstByte;
 use crate::store::Store;
 use crate::telemetry::{Clock, Counters, Skipped, WaitedFor};
 use crate::transform::image::Scratch;
@@ -70,57 +70,6 @@ pub(crate) struct Shared {
     pub(crate) chunk_rows: usize,
     /// Tasks of any run that wait or run; what they hold of the budget comes back with them.
     pub(crate) alive: Arc<AtomicUsize>,
-}
-
-/// Counts a task for as long as it lives.
-struct Alive(Arc<AtomicUsize>);
-
-impl Alive {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(count.clone())
-    }
-}
-
-impl Drop for Alive {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// A read that is under way; when it is dropped before its end, nobody waits for it any more.
-struct Unfinished {
-    run: Weak<Run>,
-}
-
-impl Unfinished {
-    fn disarm(mut self) {
-        self.run = Weak::new();
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        // The lock may be held by whoever drops the read, on this very thread: a worker takes the count over.
-        if let Some(run) = self.run.upgrade() {
-            run.aborted.fetch_add(1, Ordering::AcqRel);
-            run.send_errand();
-        }
-    }
-}
-
-/// A read, which counts as alive until all that it holds is dropped: one that is ended holds its share of the budget until an I/O thread comes to it.
-struct Counted {
-    read: Pin<Box<dyn Future<Output = ()> + Send>>,
-    _alive: Alive,
-}
-
-impl Future for Counted {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        self.read.as_mut().poll(context)
-    }
 }
 
 impl Shared {
@@ -188,13 +137,6 @@ enum BlockStage {
     Fetching(Fetch),
     Decoding,
     Ready(Arc<Block>),
-}
-
-/// A read under way.
-pub(crate) struct Fetch {
-    #[expect(dead_code, reason = "held to be dropped: dropping it ends the read")]
-    cancel: Option<Cancel>,
-    pub(crate) first_byte: FirstByte,
 }
 
 /// One step of the plan.
@@ -554,42 +496,6 @@ impl Run {
                 run.guarded(|run| f(run, worker.scratch::<Scratch>()));
             }
         })
-    }
-
-    /// Runs a future on the I/O runtime (or, single-threaded, as a task of the pool), then `then` with its result.
-    pub(crate) fn fetch<T: Send + 'static>(
-        &self,
-        future: impl Future<Output = Result<T>> + Send + 'static,
-        then: impl FnOnce(&Run, Result<T>) + Send + 'static,
-    ) -> Fetch {
-        let this = self.this.clone();
-        let first_byte = FirstByte::default();
-        let future = first_byte.of(future);
-        if self.shared.scheduler.is_single_threaded() {
-            self.submit(Level::Decode, move |run, _| then(run, no_panic(|| run.shared.io.wait(future))));
-            return Fetch { cancel: None, first_byte };
-        }
-        let unfinished = Unfinished { run: this.clone() };
-        let read = async move {
-            let result = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(future)).await;
-            let result = result.unwrap_or_else(|panic| Err(panicked(&*panic)));
-            unfinished.disarm();
-            if let Some(run) = this.upgrade() {
-                run.guarded(|run| then(run, result));
-            }
-        };
-        let counted = Counted { read: Box::pin(read), _alive: Alive::new(&self.shared.alive) };
-        Fetch { cancel: Some(self.shared.io.spawn(counted)), first_byte }
-    }
-
-    /// Has a worker see to what follows from a change that was made without the lock.
-    fn send_errand(&self) {
-        let this = self.this.clone();
-        self.shared.pool.submit(self.shared.pool.prepare_errand(Level::Collate, move |_| {
-            if let Some(run) = this.upgrade() {
-                run.guarded(|run| run.update(|_| {}));
-            }
-        }));
     }
 
     /// Does a piece of work that catches what user functions do; a panic that comes this far is a fault of ours, and the loop

@@ -71,7 +71,7 @@ impl Env<'_> {
             }
         }
         let left_out = failing.left_out.iter().map(|(row, error)| (input.position(*row), error.clone()));
-        let skipped = merge_skipped(input.skipped.iter().cloned().chain(left_out).collect());
+        let skipped = merge_skipped(input.skipped.iter().cloned().chain(left_out), |skipped| skipped.0);
         if let Some(error) = input.error.take().or(failing.end.map(|end| end.1)) {
             let none = self.apply_to_nothing(stage, input.cut(0, error));
             return Ok(Evaluated { skipped, ..none });
