@@ -179,7 +179,7 @@ fn an_index_beside_a_file_tells_that_its_copy_was_cut_off() -> Result<()> {
     folder.put("_index/00.tfrecord.index", &index.to_bytes()?);
     let dataset = folder.all().batch(10);
     assert!(run(folder.loader(&dataset))?.1.is_empty());
-    assert_eq!(folder.indexes(), 0, "the one beside it will do");
+    assert!(folder.indexes().is_empty(), "the one beside it will do");
     folder.put("00.tfrecord", &rest);
     for _ in 0..2 {
         let (ids, notes) = run(folder.loader(&dataset))?;

@@ -30,10 +30,10 @@ impl Folder {
         self.root.path().join("index")
     }
 
-    /// How many indexes are stored, without one that is being written for an epoch read ahead.
-    pub(crate) fn indexes(&self) -> usize {
-        let names = std::fs::read_dir(self.index_dir()).into_iter().flatten().flatten().map(|file| file.file_name());
-        names.filter(|name| !name.to_string_lossy().contains(".part-")).count()
+    /// The indexes that are stored, without one that is being written for an epoch read ahead.
+    pub(crate) fn indexes(&self) -> Vec<PathBuf> {
+        let files = std::fs::read_dir(self.index_dir()).into_iter().flatten().flatten().map(|file| file.path());
+        files.filter(|file| file.extension().is_some_and(|ending| ending == "index")).collect()
     }
 
     pub(crate) fn put(&self, name: &str, content: &[u8]) {
