@@ -93,8 +93,9 @@ impl Shelf {
     }
 
     fn path(&self, object: &Object) -> Option<PathBuf> {
+        let dir = self.dir.as_ref().filter(|_| object.is_shared())?;
         let name = xxhash_rust::xxh3::xxh3_64(format!("{}\n{}", self.kind, object.url).as_bytes());
-        Some(self.dir.as_ref()?.join(format!("{name:016x}.rows")))
+        Some(dir.join(format!("{name:016x}.rows")))
     }
 
     /// What is kept of this version of the shard.
@@ -305,7 +306,7 @@ mod tests {
     }
 
     fn object() -> Object {
-        Object { url: "memory://rows/a".into(), size: 100, etag: None, modified: Some(7) }
+        Object { url: "gs://rows/a".into(), size: 100, etag: None, modified: Some(7) }
     }
 
     #[test]

@@ -145,6 +145,7 @@ impl Cache {
     /// The entry of an object (blocking); none of one whose versions cannot be told apart.
     pub(super) fn entry(&self, object: &Object) -> Option<Arc<Entry>> {
         let version = match (&object.etag, object.modified) {
+            (Some(etag), Some(modified)) if !object.is_shared() => format!("{etag} {modified}"),
             (Some(etag), _) => etag.to_string(),
             (None, Some(modified)) => modified.to_string(),
             (None, None) => return None,

@@ -92,6 +92,13 @@ pub struct Object {
     pub modified: Option<i64>,
 }
 
+impl Object {
+    /// Whether other processes may find it. What lies in this one's memory may be something else in the next, under the same name and version.
+    pub(crate) fn is_shared(&self) -> bool {
+        !self.url.starts_with("memory://")
+    }
+}
+
 /// What a store has moved so far.
 ///
 /// # Example

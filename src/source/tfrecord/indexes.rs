@@ -120,13 +120,14 @@ impl Keeper {
         Self { dir }
     }
 
-    fn path(&self, url: &str) -> Option<PathBuf> {
-        Some(self.dir.as_ref()?.join(format!("{:016x}.index", xxhash_rust::xxh3::xxh3_64(url.as_bytes()))))
+    fn path(&self, object: &Object) -> Option<PathBuf> {
+        let dir = self.dir.as_ref().filter(|_| object.is_shared())?;
+        Some(dir.join(format!("{:016x}.index", xxhash_rust::xxh3::xxh3_64(object.url.as_bytes()))))
     }
 
     /// What is stored of this object.
     pub(crate) fn look(&self, object: &Object) -> Kept {
-        match self.path(&object.url).and_then(|path| std::fs::read(path).ok()) {
+        match self.path(object).and_then(|path| std::fs::read(path).ok()) {
             Some(stored) => Kept::of(&stored, object),
             None => Kept::Nothing,
         }
@@ -142,7 +143,7 @@ impl Keeper {
     /// # Errors
     /// [`ErrorKind::Access`] if the folder cannot be written to.
     pub(crate) fn try_save(&self, object: &Object, index: &ShardIndex) -> Result<()> {
-        let Some(path) = self.path(&object.url) else { return Ok(()) };
+        let Some(path) = self.path(object) else { return Ok(()) };
         write_whole(&path, index.to_bytes()?)
     }
 }
