@@ -23,7 +23,7 @@ pub use cuda::init_cuda;
 #[cfg(feature = "tch")]
 pub use ops::OnDevice;
 #[cfg(feature = "tch")]
-pub(crate) use ring::{Crossing, HostBytes, Outgoing, Ring, Slot, SlotLayout, Track};
+pub(crate) use ring::{Crossing, HostBytes, Outgoing, Pieces, Ring, Slot, SlotLayout, Track};
 
 use crate::error::Result;
 #[cfg(not(all(feature = "tch", feature = "cuda")))]

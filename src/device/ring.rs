@@ -1,18 +1,19 @@
 //! A fixed ring of page-locked slots, one a batch, and how batches cross from them to their device.
 //!
 #![doc = include_str!("README.md")]
-#![expect(
-    unsafe_code,
-    reason = "copies run beside the host, from memory and to tensors that are kept until they are done"
-)]
+
+mod crossing;
+mod track;
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use super::copier::{Copier, Event, Locked, Stream};
-use super::timing::{Marks, Times, Timing};
+pub(crate) use self::crossing::{Crossing, Pieces};
+pub(crate) use self::track::Track;
+use super::copier::{Copier, Event, Locked};
+use super::timing::{Times, Timing};
 use crate::error::{Error, Result};
 
 /// Columns of a batch from this size on have a tensor of their own on the device; smaller ones share one, and one copy.
@@ -23,9 +24,9 @@ const OWN_TENSOR: usize = 1 << 20;
 /// What every place in a slot is aligned to: libtorch's kernels load up to 16 bytes at a time, devices move 128.
 const ALIGNMENT: usize = 256;
 
-/// Columns without a bound cross through pieces of this size.
-const PIECE: usize = 4 << 20;
-const PIECES: usize = 2;
+/// Columns without a bound cross through pieces of this size. Each holds bytes of one column, so that there are more of them than such columns, as a rule.
+const PIECE: usize = 1 << 20;
+const PIECES: usize = 8;
 
 /// Where the columns of a batch lie in a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,7 +142,7 @@ type UnderWay = VecDeque<(Event, Vec<Box<dyn HostBytes>>)>;
 pub(crate) struct Ring {
     copier: Arc<dyn Copier>,
     arena: Arc<Arena>,
-    pieces: Mutex<Pieces>,
+    pieces: Mutex<LockedPieces>,
     under_way: Mutex<UnderWay>,
     /// Why nothing more is copied, once the device is lost.
     broken: OnceLock<Error>,
@@ -153,7 +154,7 @@ pub(crate) struct Ring {
 }
 
 /// Locked memory that columns without a place go through, piece by piece.
-struct Pieces {
+struct LockedPieces {
     memory: Arc<dyn Locked>,
     next: usize,
     busy: [Option<Busy>; PIECES],
@@ -172,8 +173,8 @@ impl Ring {
     /// Of the device, which has no such memory.
     pub(crate) fn new(copier: Arc<dyn Copier>, layout: SlotLayout, slots: usize) -> Result<Self> {
         let memory = copier.lock((layout.bytes() * slots).max(ALIGNMENT))?;
-        let pieces =
-            Mutex::new(Pieces { memory: copier.lock(PIECE * PIECES)?.into(), next: 0, busy: Default::default() });
+        let memory_of_pieces = copier.lock(PIECE * PIECES)?.into();
+        let pieces = Mutex::new(LockedPieces { memory: memory_of_pieces, next: 0, busy: Default::default() });
         // The first slot is taken first.
         let free = Mutex::new((0..slots).rev().collect());
         Ok(Self {
@@ -267,348 +268,14 @@ impl Ring {
     }
 }
 
-/// A batch whose copies are being queued: of what lies in its slot all at once, of other columns piece by piece, as pieces become free.
-///
-/// Dropped before [`finish`](Self::finish), it waits until the device does nothing more with its memory.
-struct Queueing {
-    ring: Arc<Ring>,
-    outgoing: Vec<Outgoing>,
-    /// Their tensors, each of which is here before anything is copied to it.
-    tensors: Vec<tch::Tensor>,
-    begun: Option<Event>,
-    /// Columns without a place, by their number in `outgoing`, and what they are copied to.
-    left: VecDeque<(usize, tch::Tensor)>,
-    /// Bytes of the first of them whose copies are queued.
-    at: usize,
-    /// Behind what may still use the memory of those tensors.
-    allocated: Option<Event>,
-}
-
-impl Queueing {
-    /// Queues the copies of what lies in the slot.
-    fn begin(ring: &Arc<Ring>, outgoing: Vec<Outgoing>, destination: &Destination) -> Result<Self> {
-        let (tensors, left) = (Vec::with_capacity(outgoing.len()), VecDeque::new());
-        let mut queueing = Self { ring: ring.clone(), outgoing, tensors, begun: None, left, at: 0, allocated: None };
-        queueing.copy_slot(destination)?;
-        Ok(queueing)
-    }
-
-    fn copy_slot(&mut self, destination: &Destination) -> Result<()> {
-        let (copier, layout) = (&self.ring.copier, self.ring.layout());
-        copier.wait(Stream::Copy, &destination.ready)?;
-        // A mark, without which nothing is measured.
-        self.begun = copier.mark(Stream::Copy).ok();
-        // What each group holds, up to the end of its last column, and the slot that it lies in.
-        let mut ends = vec![None; layout.groups.len()];
-        for (number, column) in self.outgoing.iter().enumerate() {
-            let len = column.memory.bytes().len();
-            if let Some((slot, start)) = column.memory.slot() {
-                let place = layout.places[column.column].expect("a slot has a place for what lies in it");
-                let known = ends[place.group].get_or_insert((slot, start + len));
-                known.1 = known.1.max(start + len);
-                let start = start - layout.groups[place.group].start;
-                self.tensors.push(view(&destination.tensors[place.group], start, len, column)?);
-            } else {
-                let whole = copier.allocate(len)?;
-                self.tensors.push(view(&whole, 0, len, column)?);
-                self.left.push_back((number, whole));
-            }
-        }
-        for ((group, end), tensor) in layout.groups.iter().zip(ends).zip(&destination.tensors) {
-            let Some((slot, end)) = end.filter(|(_, end)| *end > group.start) else { continue };
-            // SAFETY: the group is a part of the slot, and the tensor as large. The slot's memory and the tensor's views are kept here, and the slot
-            // is not given to another batch, until the event behind this copy is done: `finish` puts the memory under way and the views into
-            // `Copying`, or the stream is drained before either is let go of.
-            unsafe { copier.copy(slot.pointer(group.start), tensor, end - group.start)? };
-        }
-        if !self.left.is_empty() {
-            let allocated = copier.record(Stream::Default)?;
-            copier.wait(Stream::Copy, &allocated)?;
-            self.allocated = Some(allocated);
-        }
-        Ok(())
-    }
-
-    /// Queues the copies of what lies in no slot, through locked pieces; whether they all are. Where a piece is read behind kernels that are not done,
-    /// it is waited for only if `wait` says so.
-    fn go_on(&mut self, wait: bool) -> Result<bool> {
-        let (ring, copier) = (&self.ring, &self.ring.copier);
-        let mut pieces = lock(&ring.pieces);
-        while let Some((number, whole)) = self.left.front() {
-            let bytes = &self.outgoing[*number].memory.bytes()[self.at..];
-            let chunk = &bytes[..bytes.len().min(PIECE)];
-            if chunk.is_empty() {
-                (self.at, _) = (0, self.left.pop_front());
-                continue;
-            }
-            let piece = pieces.next;
-            if let Some(Busy { kernels, copied }) = pieces.busy[piece].clone() {
-                if !wait && !copier.is_done(&kernels)? {
-                    return Ok(false);
-                }
-                if !copier.is_done(&copied)? {
-                    // Others may need no piece, or have one by then.
-                    drop(pieces);
-                    copier.synchronize(&copied)?;
-                    pieces = lock(&ring.pieces);
-                    continue;
-                }
-            }
-            let memory = pieces.memory.pointer().wrapping_add(piece * PIECE);
-            let to = whole
-                .f_narrow(0, self.at as i64, chunk.len() as i64)
-                .map_err(|e| Error::new(crate::ErrorKind::Device, "no piece of a tensor").because(e))?;
-            // SAFETY: the piece is `PIECE` bytes of memory that lives as long as the ring, which drains the stream before it is dropped; no copy
-            // reads from it, for its last one is done, and the lock keeps others from it. A view of `whole` is in `tensors`, which are kept until
-            // the copies are done.
-            unsafe {
-                std::ptr::copy_nonoverlapping(chunk.as_ptr(), memory, chunk.len());
-                copier.copy(memory, &to, chunk.len())?;
-            }
-            let kernels = self.allocated.clone().expect("recorded behind the tensors of such columns");
-            pieces.busy[piece] = Some(Busy { kernels, copied: copier.record(Stream::Copy)? });
-            pieces.next = (piece + 1) % PIECES;
-            self.at += chunk.len();
-        }
-        Ok(true)
-    }
-
-    /// Behind the last copy.
-    fn finish(mut self) -> Result<Copying> {
-        let copied = self.ring.copier.record(Stream::Copy)?;
-        let memories: Vec<_> = std::mem::take(&mut self.outgoing).into_iter().map(|column| column.memory).collect();
-        let bytes = memories.iter().map(|memory| memory.bytes().len() as u64).sum();
-        lock(&self.ring.under_way).push_back((copied.clone(), memories));
-        let (copier, tensors) = (self.ring.copier.clone(), std::mem::take(&mut self.tensors));
-        Ok(Copying { copier, tensors, bytes, begun: self.begun.take(), copied })
-    }
-}
-
-impl Drop for Queueing {
-    fn drop(&mut self) {
-        // Some of it may be under way.
-        if !self.outgoing.is_empty()
-            && let Err(lost) = self.ring.copier.drain()
-        {
-            // Nobody can say what the device still reads: it is never used again.
-            std::mem::forget(std::mem::take(&mut self.outgoing));
-            _ = self.ring.broken.set(lost);
-        }
-    }
-}
-
 impl Drop for Ring {
     fn drop(&mut self) {
         if self.copier.drain().is_err() {
             // Nobody can say what a lost device still reads: its memory is never given back.
             std::mem::forget(self.arena.clone());
-            std::mem::forget(lock(&self.pieces).memory.clone());
+            let pieces = self.pieces.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+            std::mem::forget(pieces.memory.clone());
         }
-    }
-}
-
-/// A column's part of a tensor of bytes.
-fn view(whole: &tch::Tensor, start: usize, len: usize, column: &Outgoing) -> Result<tch::Tensor> {
-    let part = whole.f_narrow(0, start as i64, len as i64);
-    let elements = part.and_then(|part| part.f_view_dtype(column.kind));
-    elements.and_then(|elements| elements.f_view(column.shape.as_slice())).map_err(|e| {
-        Error::new(crate::ErrorKind::Device, format!("no tensor of shape {:?} in {len} bytes", column.shape)).because(e)
-    })
-}
-
-/// Tensors on the device that a batch will be copied to, a group each, and the event behind what used their memory before.
-struct Destination {
-    tensors: Vec<tch::Tensor>,
-    ready: Event,
-}
-
-/// A batch whose copies are queued. Its tensors can only be had by [`Track::hand_over`], which orders the default stream behind them; dropped before, it
-/// waits for them, because the memory of tensors is given out again in the order of that stream.
-struct Copying {
-    copier: Arc<dyn Copier>,
-    tensors: Vec<tch::Tensor>,
-    bytes: u64,
-    begun: Option<Event>,
-    copied: Event,
-}
-
-impl Drop for Copying {
-    fn drop(&mut self) {
-        if !self.tensors.is_empty() {
-            // Of a device that is lost the memory is no more.
-            _ = self.copier.synchronize(&self.copied);
-        }
-    }
-}
-
-/// A batch between its slot and the loop.
-pub(crate) struct Crossing {
-    stage: Mutex<Stage>,
-}
-
-enum Stage {
-    OnHost(Vec<Outgoing>),
-    Queueing(Queueing),
-    Copying(Copying),
-    Failed(Error),
-    Gone,
-}
-
-impl Crossing {
-    pub(crate) fn new(outgoing: Vec<Outgoing>) -> Self {
-        Self { stage: Mutex::new(Stage::OnHost(outgoing)) }
-    }
-
-    /// Whether some of its copies are not queued.
-    fn is_behind(&self) -> bool {
-        matches!(*lock(&self.stage), Stage::OnHost(_) | Stage::Queueing(_))
-    }
-
-    /// Queues its copies, once there are tensors for them; whether it is done with. See [`Queueing::go_on`].
-    fn go_on(&self, ring: &Arc<Ring>, ready: &Mutex<VecDeque<Result<Destination>>>, wait: bool) -> bool {
-        let mut stage = lock(&self.stage);
-        let queueing = match std::mem::replace(&mut *stage, Stage::Gone) {
-            Stage::OnHost(outgoing) => {
-                let Some(destination) = lock(ready).pop_front() else {
-                    *stage = Stage::OnHost(outgoing);
-                    return false;
-                };
-                destination.and_then(|destination| Queueing::begin(ring, outgoing, &destination))
-            }
-            Stage::Queueing(queueing) => Ok(queueing),
-            other => {
-                *stage = other;
-                return true;
-            }
-        };
-        let gone_on = queueing.and_then(|mut queueing| {
-            let is_all = queueing.go_on(wait)?;
-            if is_all { queueing.finish().map(Stage::Copying) } else { Ok(Stage::Queueing(queueing)) }
-        });
-        *stage = gone_on.unwrap_or_else(Stage::Failed);
-        !matches!(*stage, Stage::Queueing(_))
-    }
-}
-
-/// The way of one iterator's batches through a ring, in order: so many are on the device or on their way there, ahead of the loop.
-pub(crate) struct Track {
-    ring: Arc<Ring>,
-    /// Tensors for the batches that come next, oldest first; or why there are none.
-    ready: Mutex<VecDeque<Result<Destination>>>,
-    /// Batches that have none yet, behind one whose copies are being queued.
-    waiting: Mutex<VecDeque<Weak<Crossing>>>,
-    /// Held while copies are queued: they are in the order of batches. But for the loop's own thread nobody waits for it, or while he has it.
-    pumping: Mutex<()>,
-    /// Whether whoever has `pumping` shall look once more.
-    again: AtomicBool,
-    /// Behind what was queued when the loop asked for the batch that is handed over next.
-    asked: Mutex<Option<Event>>,
-}
-
-impl Track {
-    /// Prepares for `ahead` batches, on the thread that will take them.
-    pub(crate) fn new(ring: Arc<Ring>, ahead: usize) -> Self {
-        let track = Self {
-            ring,
-            ready: Mutex::default(),
-            waiting: Mutex::default(),
-            pumping: Mutex::default(),
-            again: AtomicBool::new(false),
-            asked: Mutex::default(),
-        };
-        (0..ahead).for_each(|_| track.prepare());
-        track
-    }
-
-    pub(crate) fn ring(&self) -> &Ring {
-        &self.ring
-    }
-
-    /// Allocates tensors for one batch more. The event tells when nothing uses their memory any more that is queued now.
-    fn prepare(&self) {
-        let copier = &self.ring.copier;
-        let allocate = || {
-            let groups = self.ring.layout().groups.iter();
-            let tensors = groups.map(|group| copier.allocate(group.len())).collect::<Result<_>>()?;
-            Ok(Destination { tensors, ready: copier.record(Stream::Default)? })
-        };
-        lock(&self.ready).push_back(allocate());
-    }
-
-    /// A finished batch, behind all before it. It is copied by the next [`pump`](Self::pump) that has tensors for it.
-    pub(crate) fn enqueue(&self, crossing: &Arc<Crossing>) {
-        lock(&self.waiting).push_back(Arc::downgrade(crossing));
-    }
-
-    /// Queues the copies of batches that there are tensors for, as far as none has to wait. Where somebody is at it, he does this too.
-    pub(crate) fn pump(&self) {
-        self.again.store(true, Ordering::SeqCst);
-        while self.again.load(Ordering::SeqCst) {
-            let _pumping = match self.pumping.try_lock() {
-                Ok(pumping) => pumping,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
-            };
-            self.again.store(false, Ordering::SeqCst);
-            self.queue(None);
-        }
-    }
-
-    /// Queues copies, in the order of batches. Up to `wanted` pieces are waited for.
-    fn queue(&self, wanted: Option<&Crossing>) {
-        loop {
-            let Some(first) = lock(&self.waiting).front().cloned() else { return };
-            // A batch that was dropped needs none.
-            if let Some(crossing) = first.upgrade()
-                && !crossing.go_on(&self.ring, &self.ready, wanted.is_some_and(Crossing::is_behind))
-            {
-                return;
-            }
-            lock(&self.waiting).pop_front();
-        }
-    }
-
-    /// The loop asks for its next batch: from here on its device waits for nothing else. (A fault shows at the hand-over.)
-    pub(crate) fn ask(&self) {
-        *lock(&self.asked) = self.ring.copier.mark(Stream::Default).ok();
-    }
-
-    /// The tensors of the next batch, which what is queued on the default stream from now on may use; and tensors for one batch more, which go to
-    /// the first that has none.
-    ///
-    /// # Errors
-    /// What went wrong with its copy.
-    pub(crate) fn hand_over(&self, crossing: &Crossing) -> Result<Vec<tch::Tensor>> {
-        // Tensors were prepared for this batch: it is copied now, if it is not yet.
-        {
-            let _pumping = lock(&self.pumping);
-            self.queue(Some(crossing));
-        }
-        self.prepare();
-        let stage = std::mem::replace(&mut *lock(&crossing.stage), Stage::Gone);
-        let tensors = match stage {
-            Stage::Copying(mut copying) => {
-                let ring = &self.ring;
-                ring.crossed.fetch_add(1, Ordering::Relaxed);
-                if !ring.copier.is_done(&copying.copied)? {
-                    ring.late.fetch_add(1, Ordering::Relaxed);
-                }
-                ring.copier.wait(Stream::Default, &copying.copied)?;
-                let (asked, begun) = (lock(&self.asked).take(), copying.begun.clone());
-                if let (Some(asked), Some(begun), Ok(arrived)) = (asked, begun, ring.copier.mark(Stream::Default)) {
-                    let (copied, bytes) = (copying.copied.clone(), copying.bytes);
-                    lock(&ring.timing).push(Marks { asked, arrived, begun, copied, bytes });
-                    ring.times();
-                }
-                std::mem::take(&mut copying.tensors)
-            }
-            Stage::Failed(error) => return Err(error),
-            Stage::OnHost(_) | Stage::Queueing(_) | Stage::Gone => {
-                unreachable!("batches are handed over in order, each once")
-            }
-        };
-        self.pump();
-        Ok(tensors)
     }
 }
 

@@ -22,7 +22,7 @@ use crate::device::Device;
 #[cfg(not(feature = "tch"))]
 use crate::device::refuse_cuda;
 #[cfg(feature = "tch")]
-use crate::device::{Copier, Crossing, Outgoing, Ring, SlotLayout, Track, copier_for, kind_of};
+use crate::device::{Copier, Crossing, Outgoing, Pieces, Ring, SlotLayout, Track, copier_for, kind_of};
 use crate::engine::budget::Account;
 #[cfg(feature = "tch")]
 use crate::engine::budget::Grant;
@@ -287,7 +287,15 @@ impl Way {
     pub(crate) fn pump(&self) {
         #[cfg(feature = "tch")]
         if let Some(track) = &self.track {
-            track.pump();
+            track.pump(Pieces::Free);
+        }
+    }
+
+    /// The loop is gone.
+    pub(crate) fn close(&self) {
+        #[cfg(feature = "tch")]
+        if let Some(track) = &self.track {
+            track.close();
         }
     }
 
@@ -299,20 +307,24 @@ impl Way {
         }
     }
 
-    /// Hands the batch's tensors over, on the loop's thread.
+    /// Hands the batch's tensors over, on the loop's thread, which is `alone` where no worker can go on with the copies of the next ones; whether there
+    /// are some to go on with.
     ///
     /// # Errors
     /// What went wrong with its copy.
-    pub(crate) fn arrive(&self, batch: &mut Batch, parcel: Parcel) -> Result<()> {
+    pub(crate) fn arrive(&self, batch: &mut Batch, parcel: Parcel, alone: bool) -> Result<bool> {
         #[cfg(feature = "tch")]
         if let (Some(track), Some(crossing)) = (&self.track, parcel) {
-            let mut tensors = track.hand_over(&crossing)?.into_iter();
+            let how = if alone { Pieces::Free } else { Pieces::Later };
+            let (tensors, left) = track.hand_over(&crossing, how)?;
+            let mut tensors = tensors.into_iter();
             for column in batch.columns.iter_mut().filter(|column| matches!(column.data, Data::OnItsWay)) {
                 column.data = Data::Tensor(tensors.next().expect("a tensor for each column that left"));
             }
+            return Ok(left && !alone);
         }
         #[cfg(not(feature = "tch"))]
-        let _ = (batch, parcel);
-        Ok(())
+        let _ = (batch, parcel, alone);
+        Ok(false)
     }
 }

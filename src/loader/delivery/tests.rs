@@ -158,8 +158,8 @@ fn every_batch_is_whole_when_its_kernels_run_whatever_the_device_does_first() {
 fn nobody_but_the_loop_waits_for_pieces_behind_kernels() {
     let device = Emulated::new(0, Duration::ZERO);
     let wrong = Wrong::default();
-    // One column more than there are pieces, one of which takes several.
-    let columns = ["a", "b", "c"];
+    // More columns than there are pieces, and one that takes several.
+    let columns = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
     let of = |name, id| if (name, id) == ("b", 0) { (0..600_000).collect() } else { list(id) };
     let lists = |name| {
         let lists = (0..48).map(|id| Some(of(name, id).into_iter().map(Some)));
@@ -248,7 +248,7 @@ fn the_order_of_events_is_that_of_the_design() {
         new
     };
     let mut from = 0;
-    // Four slots of 256 bytes, and two pieces of 4 MiB.
+    // Four slots of 256 bytes, and eight pieces of 1 MiB.
     assert_eq!(at(&mut from), "lock 1024, lock 8388608");
     let mut batches = loader.epoch(0);
     // Before anything is read: tensors for two batches, each with an event behind what may still use their memory.
@@ -344,7 +344,10 @@ fn what_cannot_be_measured_is_delivered_all_the_same() {
 fn the_report_tells_how_long_a_device_stood_still() {
     let device = Emulated::new(0, Duration::ZERO);
     let late = Duration::from_millis(20);
+    let idle = device.clone();
     let slow = numbers(8).map("slow", [], move |_, row, _| {
+        // The mark of the loop's asking is done before the wait begins.
+        idle.finish();
         std::thread::sleep(if row.get::<i64>("x")? % 2 == 0 { late } else { Duration::ZERO });
         Ok(())
     });

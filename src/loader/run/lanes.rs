@@ -38,6 +38,7 @@ impl Run {
         }
         drop(state);
         drop(untaken);
+        self.ways[lane].close();
         if any_open {
             self.update(|_| {});
         } else {
@@ -58,8 +59,10 @@ impl Run {
             Ok(taken) => taken,
             Err(error) => return Some(Err(error)),
         };
-        if let Err(error) = self.ways[lane].arrive(&mut batch, parcel) {
-            return Some(Err(error.stage("device")));
+        match self.ways[lane].arrive(&mut batch, parcel, self.shared.scheduler.is_single_threaded()) {
+            Ok(true) => self.send_errand(),
+            Ok(false) => {}
+            Err(error) => return Some(Err(error.stage("device"))),
         }
         #[cfg(feature = "tch")]
         if let Err(error) = self.shared.on_device(&mut batch) {
