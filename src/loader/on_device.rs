@@ -1,6 +1,6 @@
 //! Operations on the device, brought to batches: checked against the columns at `build()`, applied where a batch is handed to the loop.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tch::{Kind, Tensor};
@@ -11,7 +11,7 @@ use crate::batch::{Batch, BatchColumn, Data};
 use crate::dataset::validate::all_of;
 use crate::device::OnDevice;
 use crate::device::ops::draw::{self, Mixed};
-use crate::device::ops::tensors;
+use crate::device::ops::tensors::{self, Normalization};
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::Key;
 use crate::schema::{Column, Dtype, Shape};
@@ -28,6 +28,8 @@ pub(crate) struct Prepared {
     layout: Layout,
     /// Height and width.
     size: (u32, u32),
+    /// One for each device, which its first batch brings there: brought with every batch, it would stand behind the copy of the next.
+    normalizations: Mutex<Vec<Normalization>>,
 }
 
 /// What is wrong with them whatever the columns are.
@@ -78,7 +80,8 @@ pub(super) fn prepare(all: Vec<OnDevice>, columns: &[collate::Layout], seed: u64
         }
         if before == wrong.len() {
             let key = Key::new(seed).with(STAGE).with(&what.images);
-            prepared.push(Prepared { what, key, layout, size: (height as u32, width as u32) });
+            let size = (height as u32, width as u32);
+            prepared.push(Prepared { what, key, layout, size, normalizations: Mutex::default() });
         }
     }
     all_of(wrong)?;
@@ -233,8 +236,8 @@ impl Prepared {
         // While they are bytes: a quarter of what floats would be to move.
         images = tensors::lay_out(&images, self.layout, layout)?;
         if what.makes_floats() {
-            let normalize = what.normalize.as_ref().map(|(mean, std)| (&mean[..], &std[..]));
-            images = tensors::to_floats(&images, layout, normalize)?;
+            let normalize = what.normalize.as_ref().map(|(mean, std)| self.normalization(&images, layout, mean, std));
+            images = tensors::to_floats(&images, normalize.transpose()?.as_ref())?;
         }
         match mixed {
             Mixed::Not => {}
@@ -245,6 +248,23 @@ impl Prepared {
             Some(kind) => images.f_to_kind(kind),
             None => Ok(images),
         }
+    }
+
+    /// What images of this device are normalised with.
+    fn normalization(
+        &self,
+        images: &Tensor,
+        layout: Layout,
+        mean: &[f32],
+        std: &[f32],
+    ) -> Result<Normalization, tch::TchError> {
+        let mut known = self.normalizations.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(found) = known.iter().find(|known| known.device() == images.device()) {
+            return Ok(found.share());
+        }
+        let made = Normalization::new(images, layout, mean, std)?;
+        known.push(made.share());
+        Ok(made)
     }
 
     /// Where asking costs nothing.

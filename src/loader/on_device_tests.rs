@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use tch::Kind;
 
 use crate::device::ops::draw::{self, Mixed, Window};
+use crate::device::ops::tensors::{Normalization, to_floats};
 use crate::random::Key;
 use crate::testing::restores_everywhere;
 use crate::transform::image::{IMAGENET_MEAN, IMAGENET_STD};
@@ -175,11 +176,12 @@ fn every_byte_is_normalised_as_by_the_tables() {
     let bytes: Vec<u8> = (0..=255).flat_map(|byte| [byte; 3]).collect();
     let tensor = tch::Tensor::from_slice(&bytes).view([1, 16, 16, 3]);
     let (mean, std) = (&IMAGENET_MEAN[..], &IMAGENET_STD[..]);
-    let floats = crate::device::ops::tensors::to_floats(&tensor, Layout::Nhwc, Some((mean, std))).unwrap();
+    let normalization = Normalization::new(&tensor, Layout::Nhwc, mean, std).unwrap();
+    let floats = to_floats(&tensor, Some(&normalization)).unwrap();
     let wanted: Vec<f32> =
         bytes.iter().enumerate().map(|(i, &b)| (f32::from(b) / 255.0 - mean[i % 3]) / std[i % 3]).collect();
     assert_close(&Vec::try_from(floats.reshape([-1])).unwrap(), &wanted, "normalised");
-    let floats = crate::device::ops::tensors::to_floats(&tensor, Layout::Nhwc, None).unwrap();
+    let floats = to_floats(&tensor, None).unwrap();
     let wanted: Vec<f32> = bytes.iter().map(|&b| f32::from(b) / 255.0).collect();
     assert_close(&Vec::try_from(floats.reshape([-1])).unwrap(), &wanted, "scaled");
 }

@@ -41,27 +41,48 @@ pub(crate) fn lay_out(images: &Tensor, from: Layout, to: Layout) -> Result<Tenso
     }
 }
 
-/// `u8` from 0 to 255, or floats from 0 to 1, to `f32` from 0 to 1, or less a mean, over a deviation, of each channel.
-///
-/// Bytes go through as (x - 255 mean) / (255 std): two passes over the floats instead of three, and not less exact.
-pub(crate) fn to_floats(images: &Tensor, layout: Layout, normalize: Option<(&[f32], &[f32])>) -> Result<Tensor> {
+/// What images are normalised with, on their device: a mean and a deviation for each channel.
+#[derive(Debug)]
+pub(crate) struct Normalization {
+    mean: Tensor,
+    deviation: Tensor,
+}
+
+impl Normalization {
+    /// For images as these are. Bytes go through as (x - 255 mean) / (255 std): two passes over the floats instead of three, and not less exact.
+    pub(crate) fn new(images: &Tensor, layout: Layout, mean: &[f32], std: &[f32]) -> Result<Self> {
+        let scale = if images.f_kind()? == Kind::Uint8 { 255.0 } else { 1.0 };
+        let channels = |numbers: &[f32]| -> Result<Tensor> {
+            let numbers: Vec<f32> = numbers.iter().map(|&number| (f64::from(number) * scale) as f32).collect();
+            let numbers = to_device_of(&Tensor::f_from_slice(&numbers)?, images)?;
+            match layout {
+                Layout::Nchw => numbers.f_view([-1, 1, 1]),
+                Layout::Nhwc => Ok(numbers),
+            }
+        };
+        Ok(Self { mean: channels(mean)?, deviation: channels(std)? })
+    }
+
+    pub(crate) fn device(&self) -> tch::Device {
+        self.mean.device()
+    }
+
+    /// The same tensors.
+    pub(crate) fn share(&self) -> Self {
+        Self { mean: self.mean.shallow_clone(), deviation: self.deviation.shallow_clone() }
+    }
+}
+
+/// `u8` from 0 to 255, or floats from 0 to 1, to `f32` from 0 to 1, or normalised.
+pub(crate) fn to_floats(images: &Tensor, normalize: Option<&Normalization>) -> Result<Tensor> {
     let is_u8 = images.f_kind()? == Kind::Uint8;
-    let Some((mean, std)) = normalize else {
+    let Some(Normalization { mean, deviation }) = normalize else {
         let mut floats = images.f_to_kind(Kind::Float)?;
         return if is_u8 { floats.f_div_scalar_(255.0) } else { Ok(floats) };
     };
-    let scale = if is_u8 { 255.0 } else { 1.0 };
-    let channels = |numbers: &[f32]| -> Result<Tensor> {
-        let numbers: Vec<f32> = numbers.iter().map(|&number| (f64::from(number) * scale) as f32).collect();
-        let numbers = to_device_of(&Tensor::f_from_slice(&numbers)?, images)?;
-        match layout {
-            Layout::Nchw => numbers.f_view([-1, 1, 1]),
-            Layout::Nhwc => Ok(numbers),
-        }
-    };
     // Bytes less floats are floats; of f16 and f64 the f32 would become those.
     let images = if is_u8 { images.shallow_clone() } else { images.f_to_kind(Kind::Float)? };
-    images.f_sub(&channels(mean)?)?.f_div_(&channels(std)?)
+    images.f_sub(mean)?.f_div_(deviation)
 }
 
 /// Class numbers `[n]` to `f32 [n, classes]`, smoothed; and which of the numbers, `bool [n]`, are no classes: their rows are NaN.
