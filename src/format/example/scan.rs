@@ -159,17 +159,20 @@ pub(super) fn names(payload: &[u8], limit: usize) -> Vec<String> {
 
 /// The name of a feature, or a feature list, that has values and is not known; nothing of a record that cannot be read.
 pub(crate) fn stranger(payload: &[u8], is_known: impl Fn(&[u8]) -> bool) -> Option<&[u8]> {
-    // A list without values takes two bytes.
-    let has_values = |feature: &[u8]| feature.len() > 2 || feature == ODD;
+    // Numbers may be packed into runs, also of none at all.
+    let has_values = |feature: &[u8]| {
+        let mut lists = wire::fields(feature).map_while(Result::ok);
+        feature == ODD || lists.any(|(kind, list)| list.chunks(2).any(|piece| kind == len(1) || piece != [0x0a, 0]))
+    };
     let maps = wire::fields(payload).map_while(Result::ok).filter(|(tag, _)| *tag == len(1) || *tag == len(2));
     for (map_tag, map) in maps {
         for (_, entry) in wire::fields(map).map_while(Result::ok).filter(|(tag, _)| *tag == len(1)) {
             let Ok((name, value)) = usual(entry).map_or_else(|| unusual(entry), Ok) else { continue };
-            let is_filled = match map_tag == len(1) {
+            let is_filled = || match map_tag == len(1) {
                 true => has_values(value),
                 false => value == ODD || wire::fields(value).map_while(Result::ok).any(|(_, step)| has_values(step)),
             };
-            if is_filled && !is_known(name) {
+            if !is_known(name) && is_filled() {
                 return Some(name);
             }
         }
@@ -209,4 +212,35 @@ pub(super) fn is_exactly(payload: &[u8], sequence: bool) -> bool {
         tag if tag == len(1) => map(part, &feature),
         tag => sequence && tag == len(2) && map(part, &|list| all(list, |tag, step| tag == len(1) && feature(step))),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_without_values_are_no_strangers() {
+        // A feature "a" of this list, of this kind.
+        let record = |kind: u8, list: &[u8]| {
+            let nested = |tag: u8, content: &[u8]| [&[tag, content.len() as u8], content].concat();
+            let entry = [nested(0x0a, b"a"), nested(0x12, &nested(kind, list))].concat();
+            nested(0x0a, &nested(0x0a, &entry))
+        };
+        let [bytes, floats, integers] = [0x0a, 0x12, 0x1a];
+        for (kind, list, is_filled) in [
+            (bytes, &[][..], false),
+            (bytes, &[0x0a, 0], true),
+            (floats, &[], false),
+            (floats, &[0x0a, 0, 0x0a, 0], false),
+            (floats, &[0x0a, 4, 0, 0, 0, 0], true),
+            (floats, &[0x0d, 0, 0, 0, 0], true),
+            (integers, &[0x0a, 0], false),
+            (integers, &[0x0a, 0, 0x08, 0], true),
+            (integers, &[0x0a, 1, 0], true),
+        ] {
+            let record = record(kind, list);
+            assert_eq!(stranger(&record, |_| false), is_filled.then_some(&b"a"[..]), "{kind} {list:?}");
+            assert_eq!(stranger(&record, |name| name == b"a"), None);
+        }
+    }
 }

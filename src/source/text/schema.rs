@@ -259,6 +259,9 @@ pub(super) fn known_fields(inferred: &Schema, columns: &[Column]) -> HashSet<Str
 
 /// The error of a line with a value in a field that is not known. What cannot be read is for the reader to say.
 pub(super) fn stranger(line: &[u8], known: &HashSet<String>) -> Option<Error> {
+    fn is_empty(value: &serde_json::Value) -> bool {
+        value.is_null() || value.as_array().is_some_and(|elements| elements.iter().all(is_empty))
+    }
     fn find(
         object: &serde_json::Map<String, serde_json::Value>,
         prefix: &str,
@@ -268,8 +271,7 @@ pub(super) fn stranger(line: &[u8], known: &HashSet<String>) -> Option<Error> {
             let name = format!("{prefix}{key}");
             match value {
                 serde_json::Value::Object(inner) => find(inner, &format!("{name}."), known),
-                serde_json::Value::Null => None,
-                serde_json::Value::Array(elements) if elements.iter().all(serde_json::Value::is_null) => None,
+                value if is_empty(value) => None,
                 _ => (!known.contains(&name)).then_some(name),
             }
         })
@@ -311,4 +313,24 @@ pub(super) fn csv_schema(
         Arc::new(Field::new(field.name(), data_type, true)) as FieldRef
     });
     Ok(Schema::new(fields.collect::<Fields>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_without_values_are_no_strangers() {
+        let known = HashSet::from(["x".to_owned(), "in.side".to_owned()]);
+        for line in [
+            r#"{"x": 1, "in": {"side": 2}}"#,
+            r#"{"y": null, "z": [null, [], [[null]]], "in": {"out": {}}}"#,
+            "no JSON",
+        ] {
+            assert!(stranger(line.as_bytes(), &known).is_none(), "{line}");
+        }
+        for (line, name) in [(r#"{"y": 0}"#, "y"), (r#"{"z": [[], [false]]}"#, "z"), (r#"{"in": {"x": ""}}"#, "in.x")] {
+            assert_eq!(stranger(line.as_bytes(), &known).unwrap().place().column.as_deref(), Some(name));
+        }
+    }
 }
