@@ -224,7 +224,7 @@ fn check(who: &str, result: CUresult, what: &str) -> Result<()> {
     let error = Error::new(ErrorKind::Device, format!("{who} cannot {what}: {name}, {reason}")).stage("device");
     Err(match result {
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-            error.advice("take smaller batches or less prefetch, or lift the limit of locked memory (ulimit -l)")
+            error.advice("leave more of the device's memory free: the model, and others on the device, have the rest")
         }
         CUresult::CUDA_ERROR_INVALID_DEVICE | CUresult::CUDA_ERROR_NO_DEVICE => {
             error.advice("choose another device, or Device::cuda_if_available()")
@@ -330,7 +330,12 @@ impl Copier for Cuda {
             // SAFETY: the pointer is written. The memory is freed by `CudaLocked`.
             unsafe { sys::cuMemHostAlloc(&raw mut pointer, len, sys::CU_MEMHOSTALLOC_PORTABLE) }
         });
-        driver.check(allocated, &format!("lock {len} bytes of host memory"))?;
+        driver.check(allocated, &format!("lock {len} bytes of host memory")).map_err(|error| match allocated {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => error.advice(
+                "take smaller batches or less prefetch, or give the process more host memory: its container may have a limit",
+            ),
+            _ => error,
+        })?;
         drop(current);
         Ok(Box::new(CudaLocked { driver: driver.clone(), pointer: pointer.cast() }))
     }

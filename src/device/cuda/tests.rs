@@ -103,7 +103,9 @@ fn calls_of_the_driver_are_in_order_and_what_is_made_is_freed() {
     assert_eq!(error.kind(), ErrorKind::Device);
     let text = error.to_string();
     assert!(text.contains("cuda:0 cannot lock 2199023255552 bytes of host memory: CUDA_ERROR_OUT_OF_MEMORY"), "{text}");
-    assert!(text.contains("ulimit -l"), "{text}");
+    assert!(text.contains("less prefetch") && text.contains("its container may have a limit"), "{text}");
+    let text = cuda.driver.check(CUresult::CUDA_ERROR_OUT_OF_MEMORY, "make an event").unwrap_err().to_string();
+    assert!(text.contains("the device's memory") && !text.contains("container"), "{text}");
     // A driver and a device are there; libtorch's runtime, where it is loaded, does not know this driver.
     let (text, runtime) = (why_not().to_string(), what_the_runtime_says());
     let words = if runtime.is_some() { "finds no device: " } else { "asked about CUDA before" };
