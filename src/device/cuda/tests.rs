@@ -4,7 +4,8 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use arrow::array::Int64Array;
+use arrow::array::{ArrayRef, Int64Array, ListArray};
+use arrow::datatypes::Int32Type;
 
 use super::*;
 use crate::device::ring::{Ring, SlotLayout};
@@ -115,26 +116,38 @@ fn calls_of_the_driver_are_in_order_and_what_is_made_is_freed() {
 
     // A whole loader, from threads that never saw the context before.
     let numbers = Int64Array::from_iter_values(0..1000);
-    let dataset = crate::Dataset::from_columns([("x", Arc::new(numbers) as _)]).unwrap().batch(10).prefetch(2);
+    // Without a bound: it crosses in pieces, once in three of them.
+    const LONGEST: usize = 220_000;
+    let len = |row: usize| if row == 505 { LONGEST } else { row % 7 };
+    let tokens = ListArray::from_iter_primitive::<Int32Type, _, _>(
+        (0..1000).map(|row| Some((0..len(row)).map(move |at| Some((row + at) as i32)))),
+    );
+    let sum_of_tokens: usize = (0..1000).flat_map(|row| (0..len(row)).map(move |at| row + at)).sum();
+    let columns = [("x", Arc::new(numbers) as ArrayRef), ("tokens", Arc::new(tokens) as ArrayRef)];
+    let dataset = crate::Dataset::from_columns(columns).unwrap().batch(10).prefetch(2);
     let cuda: Arc<dyn Copier> = Arc::new(cuda);
     let mut loader = dataset.loader().build().unwrap();
     loader.deliver_through(cuda.clone()).unwrap();
     for epoch in 0..2 {
-        let mut sum = 0;
+        let mut sums = [0; 2];
         for batch in loader.epoch(epoch) {
-            let x = batch.unwrap().tensor("x").unwrap();
+            let batch = batch.unwrap();
             // Memory of the CPU is not used again in the order of a stream: the test waits before it reads, or lets go.
             cuda.drain().unwrap();
-            sum += i64::try_from(&x.sum(tch::Kind::Int64)).unwrap();
+            for (name, sum) in ["x", "tokens"].iter().zip(&mut sums) {
+                *sum += i64::try_from(&batch.tensor(name).unwrap().sum(tch::Kind::Int64)).unwrap();
+            }
         }
-        assert_eq!(sum, 499_500);
+        assert_eq!(sums, [499_500, sum_of_tokens as i64]);
     }
     let begun = Instant::now();
     while loader.report().rings[0].timed < 200 && begun.elapsed() < Duration::from_secs(10) {
         std::thread::yield_now();
     }
     let ring = loader.report().rings[0];
-    assert_eq!((ring.crossed, ring.timed, ring.timed_bytes), (200, 200, 16_000));
+    // Padded to the longest of ten rows.
+    let bytes_of_tokens = 99 * 10 * 6 * 4 + 10 * LONGEST as u64 * 4;
+    assert_eq!((ring.crossed, ring.timed, ring.timed_bytes), (200, 200, 16_000 + 2 * bytes_of_tokens));
     assert!(ring.copying > Duration::ZERO && ring.device_wait_for_copies <= ring.device_wait, "{ring:?}");
     for batch in loader.epoch(2).take(3) {
         let batch = batch.unwrap();
@@ -151,5 +164,6 @@ fn calls_of_the_driver_are_in_order_and_what_is_made_is_freed() {
     }
     let (counts, wrong) = report();
     assert_eq!((&counts[..4], wrong.as_str()), (&[0; 4][..], ""));
-    assert!(counts[4] >= 201, "{counts:?}");
+    // Of each batch what lies in its slot and the pieces of its tokens, beside those of the test's own.
+    assert!(counts[4] > 2 * (100 + 99 + 3), "{counts:?}");
 }
