@@ -1,6 +1,7 @@
 //! Time as the device sees it: events on the default stream of a GPU, the host's clock where there is none.
 #![expect(unsafe_code, reason = "libtorch's crate has no events: these are the driver's")]
 
+use std::ffi::{CStr, c_char, c_int};
 use std::time::Instant;
 
 use cudarc::driver::sys::{self, CUresult};
@@ -28,6 +29,7 @@ fn within<T>(index: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
     let (mut device, mut context) = (0, std::ptr::null_mut());
     // SAFETY: each pointer is to what is written, and what is pushed is popped.
     unsafe {
+        check(sys::cuInit(0))?;
         check(sys::cuDeviceGet(&raw mut device, i32::try_from(index)?))?;
         check(sys::cuDevicePrimaryCtxRetain(&raw mut context, device))?;
         check(sys::cuCtxPushCurrent_v2(context))?;
@@ -38,8 +40,13 @@ fn within<T>(index: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 impl Clock {
-    pub(crate) fn new(device: Device) -> Self {
-        Self { device, marks: Vec::new() }
+    /// # Errors
+    /// A driver that does not have the call that tells time: those for CUDA before 12.8.
+    pub(crate) fn new(device: Device) -> Result<Self> {
+        if device != Device::Cpu && driver_version()? < 12_080 {
+            return Err("the driver is older than CUDA 12.8, and tells no time between events".into());
+        }
+        Ok(Self { device, marks: Vec::new() })
     }
 
     /// Marks the moment at which everything queued so far is done.
@@ -60,8 +67,8 @@ impl Clock {
         Ok(())
     }
 
-    /// The share of time between steps, each of which has a mark where it begins and one where it ends, once all of them have passed.
-    pub(crate) fn idle_share(&self) -> Result<f64> {
+    /// The share of time between the end of a step and the beginning of the next, once all have passed. Each has a mark at either.
+    pub(crate) fn share_between_steps(&self) -> Result<f64> {
         let (mut working, mut waiting) = (0.0, 0.0);
         for (number, lap) in self.laps()?.into_iter().enumerate() {
             *(if number % 2 == 0 { &mut working } else { &mut waiting }) += lap;
@@ -71,34 +78,46 @@ impl Clock {
 
     /// Seconds from each mark to the next.
     fn laps(&self) -> Result<Vec<f64>> {
-        if let Some(Mark::Event(last)) = self.marks.last() {
-            // SAFETY: the event was recorded.
-            check(unsafe { sys::cuEventSynchronize(*last) })?;
+        let laps = || self.marks.windows(2).map(lap).collect();
+        let Device::Cuda(index) = self.device else { return laps() };
+        within(index, || {
+            if let Some(Mark::Event(last)) = self.marks.last() {
+                // SAFETY: the event was recorded, in this context.
+                check(unsafe { sys::cuEventSynchronize(*last) })?;
+            }
+            laps()
+        })
+    }
+}
+
+/// Seconds between two marks that have passed; events in their context.
+fn lap(pair: &[Mark]) -> Result<f64> {
+    match pair {
+        [Mark::Host(from), Mark::Host(to)] => Ok((*to - *from).as_secs_f64()),
+        [Mark::Event(from), Mark::Event(to)] => {
+            let mut milliseconds = 0f32;
+            // SAFETY: both were recorded, and the pointer is written; `Clock::new` has seen that the driver has the call.
+            check(unsafe { sys::cuEventElapsedTime_v2(&raw mut milliseconds, *from, *to) })?;
+            Ok(f64::from(milliseconds) / 1e3)
         }
-        self.marks
-            .windows(2)
-            .map(|pair| match pair {
-                [Mark::Host(from), Mark::Host(to)] => Ok((*to - *from).as_secs_f64()),
-                [Mark::Event(from), Mark::Event(to)] => {
-                    let mut milliseconds = 0f32;
-                    // SAFETY: both events were recorded, and have passed, for the last has.
-                    check(unsafe { sys::cuEventElapsedTime_v2(&raw mut milliseconds, *from, *to) })?;
-                    Ok(f64::from(milliseconds) / 1e3)
-                }
-                _ => unreachable!("marks are of one kind"),
-            })
-            .collect()
+        _ => unreachable!("pairs, of one kind"),
     }
 }
 
 impl Drop for Clock {
     fn drop(&mut self) {
-        for mark in &self.marks {
-            if let Mark::Event(event) = mark {
-                // SAFETY: it was created once.
-                unsafe { sys::cuEventDestroy_v2(*event) };
+        let Device::Cuda(index) = self.device else { return };
+        let destroyed = within(index, || {
+            for mark in &self.marks {
+                if let Mark::Event(event) = mark {
+                    // SAFETY: it was created once.
+                    check(unsafe { sys::cuEventDestroy_v2(*event) })?;
+                }
             }
-        }
+            Ok(())
+        });
+        // What a device that is lost has is no more.
+        _ = destroyed;
     }
 }
 
@@ -111,17 +130,29 @@ pub(crate) fn device_bytes(device: Device) -> Result<u64> {
     Ok((total - free) as u64)
 }
 
-/// What the device is called, and its driver's version.
-pub(crate) fn describe(device: Device) -> Result<String> {
-    let Device::Cuda(index) = device else { return Ok("the CPU, a rehearsal".into()) };
-    let (mut cuda, mut version, mut name) = (0, 0, [0; 128]);
-    // SAFETY: the device is there, and each pointer is to as much as is written.
+/// As CUDA counts it: 12080 is 12.8.
+fn driver_version() -> Result<i32> {
+    let mut version = 0;
+    // SAFETY: the pointer is to an int, which is written.
+    check(unsafe { sys::cuDriverGetVersion(&raw mut version) })?;
+    Ok(version)
+}
+
+/// Asks the driver for text about a device.
+fn text_of(index: usize, ask: unsafe fn(*mut c_char, c_int, sys::CUdevice) -> CUresult) -> Result<String> {
+    let (mut device, mut text) = (0, [0u8; 128]);
+    // SAFETY: each pointer is to as much as is said to be written; text ends with a 0, for which there is room.
     unsafe {
         check(sys::cuInit(0))?;
-        check(sys::cuDeviceGet(&raw mut cuda, i32::try_from(index)?))?;
-        check(sys::cuDeviceGetName(name.as_mut_ptr(), 127, cuda))?;
-        check(sys::cuDriverGetVersion(&raw mut version))?;
+        check(sys::cuDeviceGet(&raw mut device, i32::try_from(index)?))?;
+        check(ask(text.as_mut_ptr().cast(), 127, device))?;
     }
-    let name: String = name.iter().take_while(|&&byte| byte != 0).map(|&byte| byte as u8 as char).collect();
+    Ok(CStr::from_bytes_until_nul(&text)?.to_string_lossy().into_owned())
+}
+
+/// What the device is called, and what its driver is for.
+pub(crate) fn describe(device: Device) -> Result<String> {
+    let Device::Cuda(index) = device else { return Ok("the CPU, a rehearsal".into()) };
+    let (name, version) = (text_of(index, sys::cuDeviceGetName)?, driver_version()?);
     Ok(format!("{name}, driver for CUDA {}.{}", version / 1000, version % 1000 / 10))
 }

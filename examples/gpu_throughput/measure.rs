@@ -260,7 +260,7 @@ impl Bench {
             optimizer.backward_step(&loss);
             Ok(())
         };
-        let (mut clock, mut seen, mut kept) = (Clock::new(self.device), 0, None);
+        let (mut clock, mut seen, mut kept) = (Clock::new(self.device)?, 0, None);
         let (steps, seconds, before) = self.take(&mut loader, |batch| {
             let (images, labels) = (batch.tensor("image")?, batch.tensor("label")?);
             let measured = seen >= self.sizes.warm_up;
@@ -278,12 +278,12 @@ impl Bench {
         })?;
         let report = loader.report();
         eprint!("{report}\n\n");
-        let idle = clock.idle_share()?;
+        let idle = clock.share_between_steps()?;
         drop(loader);
         let (images, labels) = kept.ok_or("no batch came")?;
         (0..self.sizes.warm_up).try_for_each(|_| step(&images, &labels))?;
         self.synchronize();
-        let (start, resident_steps, mut clock) = (Instant::now(), steps.min(100), Clock::new(self.device));
+        let (start, resident_steps, mut clock) = (Instant::now(), steps.min(100), Clock::new(self.device)?);
         for _ in 0..resident_steps {
             clock.mark()?;
             step(&images, &labels)?;
@@ -298,7 +298,7 @@ impl Bench {
             .with("samples_per_s_of_a_batch_that_stays", samples / resident)
             .with("share_of_a_batch_that_stays", resident * steps as f64 / seconds)
             .with("device_idle_share", idle)
-            .with("device_idle_share_with_a_batch_that_stays", clock.idle_share()?)
+            .with("device_idle_share_with_a_batch_that_stays", clock.share_between_steps()?)
             .with("device_wait_share_as_reported", lack.as_secs_f64() / seconds)
             .with("next_wait_share", (report.total_wait() - before.total_wait()).as_secs_f64() / seconds)
             .with("handed_over_before_copied", ring(&report).late as f64)
