@@ -1,7 +1,7 @@
 //! Measures on a GPU what the loader promises: that copies go at the speed of the bus beside the training step, arrive whole, and leave the GPU no time to wait.
 //!
-//! `cargo run --release --example gpu_throughput -- --all --json results.json` makes its own shards in a temporary folder (the JPEG photographs are part of the program),
-//! runs every measurement, in some minutes, prints a table, and writes what was measured. The measurements, each by its own name too:
+//! `cargo run --release --example gpu_throughput -- --all --json results.json` makes its own shards in a temporary folder, of raw images and of photographs as large as
+//! ImageNet's, runs every measurement, in some minutes, prints a table, and writes what was measured. The measurements, each by its own name too:
 //!
 //! - `stress`: 100,000 small steps beside random allocations, on a device that lags behind the host: a checksum of every batch, computed on the device, is the
 //!   host's (wanted: all of them, on a device that is kept waiting for less than half of the time); memory of host and device before and after.
@@ -23,6 +23,8 @@
 mod clock;
 #[path = "gpu_throughput/measure.rs"]
 mod measure;
+#[path = "gpu_throughput/photos.rs"]
+mod photos;
 #[path = "gpu_throughput/shards.rs"]
 mod shards;
 

@@ -40,7 +40,7 @@ impl Measured {
     }
 
     /// Adds a number; without a GPU some are shares of nothing, and left out.
-    fn with(mut self, name: &'static str, value: f64) -> Self {
+    pub(crate) fn with(mut self, name: &'static str, value: f64) -> Self {
         if value.is_finite() {
             self.values.insert(name, value);
         }
@@ -74,6 +74,8 @@ impl Measured {
 /// Sizes of everything: as they are published, and small ones for a rehearsal.
 struct Sizes {
     records: usize,
+    /// Different photographs among the records.
+    photos: usize,
     batch: usize,
     /// How long each part of a measurement runs, at most.
     time: Duration,
@@ -98,6 +100,7 @@ impl Bench {
         let sizes = if device == Device::Cpu {
             Sizes {
                 records: 64,
+                photos: 4,
                 batch: 16,
                 time: Duration::from_millis(500),
                 stress_steps: 300,
@@ -109,6 +112,7 @@ impl Bench {
         } else {
             Sizes {
                 records: 8192,
+                photos: 1024,
                 batch: 256,
                 time: Duration::from_secs(20),
                 stress_steps: 100_000,
@@ -118,7 +122,7 @@ impl Bench {
                 large_matrix: 4096,
             }
         };
-        Ok(Self { device, shards: Shards::make(sizes.records)?, sizes })
+        Ok(Self { device, shards: Shards::make(sizes.records, sizes.photos)?, sizes })
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -134,7 +138,10 @@ impl Bench {
             "data" => self.data(data),
             "bandwidth" => self.bandwidth(),
             "raw" => self.training(name, &self.raw()?),
-            "images" => self.training(name, &self.crops(&[&self.shards.jpeg], "image")?.drop_remainder()),
+            "images" => {
+                let measured = self.training(name, &self.crops(&[&self.shards.jpeg], "image")?.drop_remainder())?;
+                Ok(self.shards.describe_photos(measured))
+            }
             "stress" => self.stress(),
             "overlap" => self.overlap(),
             other => Err(format!("there is no measurement {other:?}").into()),

@@ -4,18 +4,12 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
+use forebay::Compression;
 use forebay::format::example::Example;
 use forebay::format::tfrecord::Writer;
-use forebay::{Compression, Dataset, bytes};
 
-use super::Result;
-
-/// Photographs in the public domain (`examples/data/README.md` says whose), a few in each shard.
-const PHOTOS: [&[u8]; 3] = [
-    include_bytes!("../data/photos/train-00000-of-00003.tfrecord"),
-    include_bytes!("../data/photos/train-00001-of-00003.tfrecord"),
-    include_bytes!("../data/photos/train-00002-of-00003.tfrecord"),
-];
+use super::measure::Measured;
+use super::{Result, photos};
 
 /// Bytes of an image of 224 x 224.
 pub(crate) const RAW_BYTES: usize = 224 * 224 * 3;
@@ -27,16 +21,25 @@ pub(crate) struct Shards {
     folder: PathBuf,
     pub(crate) jpeg: String,
     pub(crate) raw: String,
+    /// Different photographs, and the bytes of their mean.
+    photos: usize,
+    mean_photo_bytes: usize,
 }
 
 impl Shards {
-    /// So many records of either kind.
-    pub(crate) fn make(records: usize) -> Result<Self> {
+    /// So many records of either kind; the photographs are up to so many different ones.
+    pub(crate) fn make(records: usize, photos: usize) -> Result<Self> {
+        let photos = photos::make(photos as u64)?;
         let folder = std::env::temp_dir().join(format!("forebay-gpu-throughput-{}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
         let url = |name: &str| folder.join(name).join("*.tfrecord").display().to_string();
-        let shards = Self { jpeg: url("jpeg"), raw: url("raw"), folder: folder.clone() };
-        let photos = photos(&folder)?;
+        let shards = Self {
+            jpeg: url("jpeg"),
+            raw: url("raw"),
+            photos: photos.len(),
+            mean_photo_bytes: photos.iter().map(Vec::len).sum::<usize>() / photos.len(),
+            folder: folder.clone(),
+        };
         let jpeg = |record: usize| {
             let photo = &photos[record % photos.len()];
             Example::new().with_bytes("image", [photo]).with_int64("label", [label(record)]).encode()
@@ -54,6 +57,15 @@ impl Shards {
         write(&folder.join("raw"), records, raw)?;
         Ok(shards)
     }
+
+    /// Adds what the photographs are.
+    pub(crate) fn describe_photos(&self, measured: Measured) -> Measured {
+        measured
+            .with("photos", self.photos as f64)
+            .with("photo_mean_bytes", self.mean_photo_bytes as f64)
+            .with("photo_width", photos::WIDTH as f64)
+            .with("photo_height", photos::HEIGHT as f64)
+    }
 }
 
 impl Drop for Shards {
@@ -65,21 +77,6 @@ impl Drop for Shards {
 
 fn label(record: usize) -> i64 {
     record as i64 * 7 % 1000
-}
-
-/// The photographs, each as its JPEG file.
-fn photos(folder: &Path) -> Result<Vec<Vec<u8>>> {
-    let mut photos = Vec::new();
-    let folder = folder.join("photos");
-    std::fs::create_dir_all(&folder)?;
-    for (number, shard) in PHOTOS.iter().enumerate() {
-        std::fs::write(folder.join(format!("{number}.tfrecord")), shard)?;
-    }
-    let dataset = Dataset::open([folder.join("*.tfrecord").display().to_string()])?.columns([bytes("image/encoded")]);
-    for batch in dataset.batch(4).loader().build()? {
-        photos.extend(batch?.bytes("image/encoded")?.map(<[u8]>::to_vec));
-    }
-    Ok(photos)
 }
 
 fn write(folder: &Path, records: usize, mut record: impl FnMut(usize) -> Vec<u8>) -> Result<()> {
