@@ -1,16 +1,20 @@
 //! Measures on a GPU what the loader promises: that copies go at the speed of the bus beside the training step, arrive whole, and leave the GPU no time to wait.
 //!
 //! `cargo run --release --example gpu_throughput -- --all --json results.json` makes its own shards in a temporary folder, of raw images and of photographs as large as
-//! ImageNet's, runs every measurement, in some minutes, prints a table, and writes what was measured. The measurements, each by its own name too:
+//! ImageNet's, runs every measurement, in some five minutes, prints a table, and writes what was measured, on what machine, with what the loaders say of themselves. Where
+//! `FOREBAY_COMMIT` is set when it is compiled, that is kept too. The measurements, each by its own name too:
 //!
-//! - `stress`: 100,000 small steps beside random allocations, on a device that lags behind the host: a checksum of every batch, computed on the device, is the
-//!   host's (wanted: all of them, on a device that is kept waiting for less than half of the time); memory of host and device before and after.
-//! - `bandwidth`: bytes a second of batches that the loop only takes, from rows in memory, beside a bare copy of as many bytes from page-locked memory
+//! - `stress`: 100,000 small steps beside random allocations, on a device that lags behind the host: checksums of every batch, computed on the device, are the
+//!   host's (wanted: all of them, on a device that is kept waiting for less than half of the time), of columns that go each way: large, small, and without a bound. Every
+//!   2000 steps an epoch is dropped with a batch on its way. Memory of host and device before and after.
+//! - `bandwidth`: bytes a second of batches that the loop only takes, from a gigabyte of rows in memory, beside a bare copy from page-locked memory
 //!   (wanted: 90 %); and the same from files, where reading and checking them may be the limit.
 //! - `images`, `raw`: a ResNet-50 in bf16 trains on batches of 256 x 224 x 224, from JPEG decoded by the loader and from raw `u8`; the share of
 //!   the device's time between one step's last kernel and the next one's first (wanted: less than 1 %), by events on its stream, and the same with one batch that stays.
 //! - `overlap`: what share of the copies runs beside steps, by events on both streams (wanted: 90 %); and the time of steps with batches that come, and without.
-//! - `data`: with `--data URL...`, images a second from these shards (gs:// and others) through the ring to the device.
+//! - `data`: with `--data URL...`, images a second from these shards (gs:// and others) through the ring to the device; the first batches are held against the host's.
+//!
+//! `bandwidth`, `images`, `raw` and `overlap` are measured in three turns, each right beside what they are compared with. All turns are printed; the median counts.
 //!
 //! Results are printed, and the file of `--json` is written anew, behind each measurement; one that fails is a result too, and the others go on.
 //!
@@ -19,22 +23,37 @@
 //!
 //! Checked with: `--all --device cpu`
 
+#[path = "gpu_throughput/bandwidth.rs"]
+mod bandwidth;
 #[path = "gpu_throughput/clock.rs"]
 mod clock;
+#[path = "gpu_throughput/known.rs"]
+mod known;
+#[path = "gpu_throughput/machine.rs"]
+mod machine;
 #[path = "gpu_throughput/measure.rs"]
 mod measure;
+#[path = "gpu_throughput/measured.rs"]
+mod measured;
 #[path = "gpu_throughput/photos.rs"]
 mod photos;
 #[path = "gpu_throughput/shards.rs"]
 mod shards;
+#[path = "gpu_throughput/stress.rs"]
+mod stress;
+#[path = "gpu_throughput/training.rs"]
+mod training;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Parser;
 use forebay::Device;
-use measure::{Bench, Measured};
+use machine::Machine;
+use measure::Bench;
+use measured::Measured;
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
@@ -46,10 +65,10 @@ const MEASUREMENTS: [(&str, &str); 5] = [
     // First: what others leave in libtorch's cache of memory would hide growth.
     (
         "stress",
-        "checksum of every batch on the device in 100,000 small steps beside random allocations; memory at both ends",
+        "checksums of every batch on the device in 100,000 small steps beside random allocations; memory at both ends",
     ),
     ("bandwidth", "host to device through the loader, as a share of a bare copy from page-locked memory"),
-    ("raw", "share of its time that the device waits while a ResNet-50 trains on raw images"),
+    ("raw", "share of its time that the device is between steps while a ResNet-50 trains on raw images"),
     ("images", "the same on JPEG photographs that the loader decodes"),
     ("overlap", "how much of the copies' time is hidden behind steps"),
 ];
@@ -79,7 +98,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    start(&Arguments::parse())
+}
+
+fn start(arguments: &Arguments) -> ExitCode {
     // Asked first: it loads CUDA, which has to come before libtorch looks for it.
     let found = Device::cuda_if_available();
     let device = match arguments.device.as_str() {
@@ -100,7 +122,7 @@ fn main() -> ExitCode {
         MEASUREMENTS.iter().for_each(|(name, what)| println!("  {name:<10} {what}"));
         return ExitCode::from(NO_GPU);
     }
-    match run(&arguments, device) {
+    match run(arguments, device) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -123,15 +145,17 @@ fn run(arguments: &Arguments, device: Device) -> Result<bool> {
     let bench = Bench::new(device)?;
     let to_stdout = arguments.json.as_deref().is_some_and(|file| file.as_os_str() == "-");
     if !to_stdout {
-        println!("on {}", bench.describe());
+        Machine::look(device).print();
     }
     let mut all = Vec::new();
     for (name, what) in names {
         eprintln!("{name}: {what}");
+        let begun = Instant::now();
         // What does not start with `f_` in tch panics where libtorch fails.
         let measured = catch_unwind(AssertUnwindSafe(|| bench.measure(name, &arguments.data)));
         let measured = measured.unwrap_or_else(|_| Err("it panicked; the message stands above".into()));
-        let measured = measured.unwrap_or_else(|error| Measured::failed(name, &error.to_string()));
+        let measured =
+            measured.unwrap_or_else(|error| Measured::failed(name, &error.to_string())).took(begun.elapsed());
         if !to_stdout {
             measured.print(device == Device::Cpu);
         }
@@ -148,9 +172,23 @@ fn run(arguments: &Arguments, device: Device) -> Result<bool> {
 
 fn to_json(bench: &Bench, all: &[Measured]) -> Result<String> {
     let results = serde_json::json!({
-        "device": bench.describe(),
+        "machine": Machine::look(bench.device),
         "rehearsal": bench.is_rehearsal(),
         "measured": all,
     });
     Ok(serde_json::to_string_pretty(&results)? + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_a_gpu_is_told_by_the_exit_code() {
+        // Where there is one this would measure.
+        if Device::cuda_if_available() == Device::Cpu {
+            let arguments = Arguments::parse_from(["gpu_throughput", "--all"]);
+            assert_eq!(start(&arguments), ExitCode::from(NO_GPU));
+        }
+    }
 }

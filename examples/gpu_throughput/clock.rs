@@ -156,3 +156,9 @@ pub(crate) fn describe(device: Device) -> Result<String> {
     let (name, version) = (text_of(index, sys::cuDeviceGetName)?, driver_version()?);
     Ok(format!("{name}, driver for CUDA {}.{}", version / 1000, version % 1000 / 10))
 }
+
+/// Where the GPU is on the bus, as Linux writes it: `0000:1b:00.0`.
+pub(crate) fn pci_address(device: Device) -> Option<String> {
+    let Device::Cuda(index) = device else { return None };
+    text_of(index, sys::cuDeviceGetPCIBusId).ok().map(|address| address.to_lowercase())
+}

@@ -8,7 +8,7 @@ use forebay::Compression;
 use forebay::format::example::Example;
 use forebay::format::tfrecord::Writer;
 
-use super::measure::Measured;
+use super::measured::Measured;
 use super::{Result, photos};
 
 /// Bytes of an image of 224 x 224.
