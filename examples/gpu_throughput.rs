@@ -7,6 +7,8 @@
 //! - `stress`: 100,000 small steps beside random allocations, on a device that lags behind the host: checksums of every batch, computed on the device, are the
 //!   host's (wanted: all of them, on a device that is kept waiting for less than half of the time), of columns that go each way: large, small, and without a bound. Every
 //!   2000 steps an epoch is dropped with a batch on its way. Memory of host and device before and after.
+//! - `operations`: what `on_device` makes of batches on the device is what it makes of them on the CPU, exactly for `u8`, within rounding for `f32`, within one step of
+//!   `f16` and `bf16`; both parts of a split, whose devices are this one twice, have the host's checksums; exports by DLPack are the tensors' memory.
 //! - `bandwidth`: bytes a second of batches that the loop only takes, from a gigabyte of rows in memory, beside a bare copy from page-locked memory
 //!   (wanted: 90 %); and the same from files, where reading and checking them may be the limit.
 //! - `images`, `raw`: a ResNet-50 in bf16 trains on batches of 256 x 224 x 224, from JPEG decoded by the loader and from raw `u8`; the share of
@@ -35,6 +37,8 @@ mod machine;
 mod measure;
 #[path = "gpu_throughput/measured.rs"]
 mod measured;
+#[path = "gpu_throughput/operations.rs"]
+mod operations;
 #[path = "gpu_throughput/photos.rs"]
 mod photos;
 #[path = "gpu_throughput/shards.rs"]
@@ -61,12 +65,13 @@ type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 const NO_GPU: u8 = 3;
 
 /// What can be measured, and in a few words what that is.
-const MEASUREMENTS: [(&str, &str); 5] = [
+const MEASUREMENTS: [(&str, &str); 6] = [
     // First: what others leave in libtorch's cache of memory would hide growth.
     (
         "stress",
         "checksums of every batch on the device in 100,000 small steps beside random allocations; memory at both ends",
     ),
+    ("operations", "operations on the device beside those on the CPU, the parts of a split, exports by DLPack"),
     ("bandwidth", "host to device through the loader, as a share of a bare copy from page-locked memory"),
     ("raw", "share of its time that the device is between steps while a ResNet-50 trains on raw images"),
     ("images", "the same on JPEG photographs that the loader decodes"),
@@ -76,7 +81,7 @@ const MEASUREMENTS: [(&str, &str); 5] = [
 /// Measures what the loader promises on a GPU.
 #[derive(Parser)]
 struct Arguments {
-    /// What to measure: stress, bandwidth, raw, images, overlap
+    /// What to measure: stress, operations, bandwidth, raw, images, overlap
     #[arg(value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(MEASUREMENTS.map(|(name, _)| name)))]
     names: Vec<String>,
 

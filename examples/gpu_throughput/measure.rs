@@ -28,7 +28,7 @@ pub(crate) struct Sizes {
     pub(crate) drop_every: u64,
     pub(crate) warm_up: usize,
     /// Memory that a loader may have: as much on every machine.
-    budget: Budget,
+    pub(crate) budget: Budget,
     /// Rows and columns of a matrix whose square keeps a GPU busy for some 100 us; and for some milliseconds.
     pub(crate) small_matrix: i64,
     pub(crate) large_matrix: i64,
@@ -37,7 +37,7 @@ pub(crate) struct Sizes {
 /// A device, the shards that are read for it, and how much is done.
 pub(crate) struct Bench {
     pub(crate) device: Device,
-    shards: Shards,
+    pub(crate) shards: Shards,
     pub(crate) sizes: Sizes,
 }
 
@@ -90,6 +90,7 @@ impl Bench {
                 Ok(self.shards.describe_photos(measured))
             }
             "stress" => self.stress(),
+            "operations" => self.operations(),
             "overlap" => self.overlap(),
             other => Err(format!("there is no measurement {other:?}").into()),
         }
