@@ -60,7 +60,7 @@ pub struct RingReport {
     pub device: usize,
     /// Batches that it has room for.
     pub slots: usize,
-    /// Its bytes, locked when the loader was built.
+    /// Its bytes, locked when the loader was built or first [split](crate::Loader::split) over its devices.
     pub bytes: u64,
     /// Batches that were handed over.
     pub crossed: u64,
