@@ -9,13 +9,13 @@ use tch::{Kind, Tensor};
 
 use super::Result;
 
-/// Of a batch `x` is above 1 MiB and has a tensor of its own; `label` and `tag` share one; `tokens` has no bound and crosses in pieces of 4 MiB.
+/// Of a batch `x` is above 1 MiB and has a tensor of its own; `label` and `tag` share one; `tokens` has no bound and crosses in pieces of 1 MiB.
 pub(crate) const COLUMNS: [&str; 4] = ["x", "label", "tag", "tokens"];
 
 pub(crate) const ROWS: u64 = 8192;
 pub(crate) const BATCH: usize = 192;
 const WIDTH: usize = 1024;
-/// The one row of `tokens` that makes three pieces of its batch.
+/// The one row of `tokens` that makes nine pieces of its batch.
 const LONG_ROW: u64 = 5000;
 const LONG: usize = 12_000;
 

@@ -116,7 +116,7 @@ fn calls_of_the_driver_are_in_order_and_what_is_made_is_freed() {
 
     // A whole loader, from threads that never saw the context before.
     let numbers = Int64Array::from_iter_values(0..1000);
-    // Without a bound: it crosses in pieces, once in three of them.
+    // Without a bound: it crosses in pieces, once in nine of them.
     const LONGEST: usize = 220_000;
     let len = |row: usize| if row == 505 { LONGEST } else { row % 7 };
     let tokens = ListArray::from_iter_primitive::<Int32Type, _, _>(
@@ -145,9 +145,9 @@ fn calls_of_the_driver_are_in_order_and_what_is_made_is_freed() {
         std::thread::yield_now();
     }
     let ring = loader.report().rings[0];
-    // Padded to the longest of ten rows.
+    // Padded to the longest of ten rows. What waits for no kernel is not timed beside them.
     let bytes_of_tokens = 99 * 10 * 6 * 4 + 10 * LONGEST as u64 * 4;
-    assert_eq!((ring.crossed, ring.timed, ring.timed_bytes), (200, 200, 16_000 + 2 * bytes_of_tokens));
+    assert_eq!((ring.crossed, ring.timed, ring.timed_bytes), (200, 200, 2 * bytes_of_tokens));
     assert!(ring.copying > Duration::ZERO && ring.device_wait_for_copies <= ring.device_wait, "{ring:?}");
     for batch in loader.epoch(2).take(3) {
         let batch = batch.unwrap();
@@ -165,5 +165,5 @@ fn calls_of_the_driver_are_in_order_and_what_is_made_is_freed() {
     let (counts, wrong) = report();
     assert_eq!((&counts[..4], wrong.as_str()), (&[0; 4][..], ""));
     // Of each batch what lies in its slot and the pieces of its tokens, beside those of the test's own.
-    assert!(counts[4] > 2 * (100 + 99 + 3), "{counts:?}");
+    assert!(counts[4] > 2 * (100 + 99 + 9), "{counts:?}");
 }
