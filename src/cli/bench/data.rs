@@ -25,7 +25,7 @@ pub(super) const RAW_BYTES: usize = 114_660;
 /// Photographs as cameras and the web have them: the size of most of ImageNet's.
 const PHOTO: (usize, usize) = (500, 375);
 /// Gives files of about 110 KB for these pictures, the mean of ImageNet's.
-const PHOTO_QUALITY: u8 = 88;
+const PHOTO_QUALITY: u8 = 92;
 const LABELS: u64 = 1000;
 
 /// Shards and what they hold.
@@ -38,7 +38,7 @@ pub(super) struct Made {
     shards: Vec<String>,
 }
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 impl Made {
     pub(super) fn urls(&self, folder: &Path) -> Vec<String> {
@@ -212,7 +212,7 @@ fn paint(rng: &mut Rng, pixels: &mut Vec<u8>) {
         .map(|_| [unit() * width as f32, unit() * height as f32, 10.0 + unit() * 90.0, unit(), unit(), unit()])
         .collect();
     let base = [unit() * 255.0, unit() * 255.0, unit() * 255.0];
-    let grain = 14.0 + 26.0 * unit();
+    let grain = 50.0 + 50.0 * unit();
     let mut noise = Key::new(u64::from(rng.next_u32())).rng();
     for (at, pixel) in pixels.chunks_exact_mut(3).enumerate() {
         let (x, y) = ((at % width) as f32, (at / width) as f32);
@@ -224,5 +224,18 @@ fn paint(rng: &mut Rng, pixels: &mut Vec<u8>) {
             let speckle = ((bits >> (8 * c)) & 0xff) as f32 / 255.0 - 0.5;
             *value = (under + wave + speckle * grain).clamp(0.0, 255.0) as u8;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn photographs_are_as_large_as_imagenets() {
+        let mut maker = Maker::default();
+        let sizes = (0..6).map(|sample| maker.record(Workload::Image, sample).unwrap().0.len());
+        let mean = sizes.sum::<usize>() / 6;
+        assert!((100_000..120_000).contains(&mean), "{mean}");
     }
 }
