@@ -2,6 +2,7 @@
 
 pub(crate) mod budget;
 pub(crate) mod io;
+pub(crate) mod locked;
 pub(crate) mod memory;
 pub(crate) mod neighbour;
 pub(crate) mod pool;

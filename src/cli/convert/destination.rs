@@ -21,6 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::plan;
+use crate::engine::locked::Locked;
 use crate::error::{Error, Result};
 use crate::format::tfrecord::{Compression, INDEX_FOLDER, IndexBuilder};
 use crate::schema::Column;
@@ -102,7 +103,7 @@ pub(super) struct Destination {
     done: Mutex<BTreeMap<String, Done>>,
     journal: Mutex<File>,
     /// Locks the folder for as long as it is open.
-    _folder: File,
+    _folder: Locked,
 }
 
 impl Destination {
