@@ -24,10 +24,13 @@ pub(crate) fn threads_named(prefix: &str) -> usize {
         .count()
 }
 
-/// Whether a condition comes true soon: within a second where nothing else runs, and within five on a busy machine.
+/// Some hundred times what the slowest takes: a machine that is busy with other things is no hang.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Whether a condition comes true: within a second where nothing else runs.
 pub(crate) fn eventually(condition: impl Fn() -> bool) -> bool {
     let start = std::time::Instant::now();
-    while start.elapsed() < std::time::Duration::from_secs(5) {
+    while start.elapsed() < PATIENCE {
         if condition() {
             return true;
         }
@@ -38,13 +41,15 @@ pub(crate) fn eventually(condition: impl Fn() -> bool) -> bool {
 
 /// Runs `work` on a thread of its own and fails where it never ends, instead of hanging with it.
 pub(crate) fn watched<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    // Some hundred times what the slowest takes: a machine that is busy with other things is no hang.
-    const PATIENCE: Duration = Duration::from_secs(120);
+    watched_for(PATIENCE, work)
+}
+
+fn watched_for<T: Send + 'static>(patience: Duration, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = mpsc::channel();
     #[expect(clippy::disallowed_methods, reason = "a thread that may hang must not be joined")]
     let thread = std::thread::Builder::new().name("watched".into()).spawn(move || _ = sender.send(work()));
     let thread = thread.expect("a thread");
-    match receiver.recv_timeout(PATIENCE) {
+    match receiver.recv_timeout(patience) {
         Ok(value) => value,
         Err(mpsc::RecvTimeoutError::Timeout) => panic!("the loader hangs"),
         Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
@@ -65,7 +70,8 @@ pub(crate) fn alone(test: &str) -> bool {
     let program = std::env::current_exe().expect("this program has a path");
     let mut command = std::process::Command::new(program);
     command.args([test, "--exact", "--test-threads=1"]).env(VARIABLE, "1");
-    let output = watched(move || command.output()).expect("it can be started");
+    // Such a test may run some hundred loops, and watches each that may hang itself.
+    let output = watched_for(5 * PATIENCE, move || command.output()).expect("it can be started");
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
     false
