@@ -54,8 +54,9 @@ mod tests {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
         assert!(age().is_some_and(|age| age >= Duration::from_millis(10)));
-        assert!(resident_bytes().is_some_and(|bytes| bytes > 1 << 20));
-        let resident = resident_bytes();
-        assert!(peak_resident_bytes() >= resident);
+        // Not held against each other: they are read one after the other, and the system keeps them by counters of their own.
+        for bytes in [resident_bytes(), peak_resident_bytes()] {
+            assert!(bytes.is_some_and(|bytes| bytes > 1 << 20), "{bytes:?}");
+        }
     }
 }
