@@ -101,14 +101,14 @@ fn bytes_read(pid: u32) -> u64 {
 #[test]
 fn an_interrupt_ends_a_long_verify_at_once() {
     let folder = Folder::new();
-    // A gigabyte once decompressed takes a second or more to verify, and next to nothing on disk.
+    // Eight gigabytes once decompressed take many seconds to verify, and next to nothing on disk.
     let block = shard((0..16).map(|id| record(id, 1 << 20)), Compression::Gzip);
-    folder.put("00.tfrecord", &block);
-    let urls: Vec<_> = (0..64)
+    folder.put("000.tfrecord", &block);
+    let urls: Vec<_> = (0..512)
         .map(|n| {
-            let path = folder.path(&format!("{n:02}.tfrecord"));
+            let path = folder.path(&format!("{n:03}.tfrecord"));
             if n > 0 {
-                std::fs::hard_link(folder.path("00.tfrecord"), &path).unwrap();
+                std::fs::hard_link(folder.path("000.tfrecord"), &path).unwrap();
             }
             path.display().to_string()
         })
