@@ -1,5 +1,6 @@
 //! `forebay convert`: interrupted, refused, and what scripts read of it.
 
+use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -83,8 +84,8 @@ fn an_interrupted_run_leaves_whole_shards_and_the_next_one_makes_the_rest() {
     let (code, output) = run(&src, &dest, &[&options[..], &["--json"]].concat());
     assert_eq!(code, 0, "{output:?}");
     let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    // A shard whose line in the journal was not written is made again.
-    assert!(json["written"].as_u64().expect("a number") <= 30 - before as u64 + 2, "{json}");
+    // A shard whose line in the journal was not written is made again: each interruption may leave one of either thread.
+    assert!(json["written"].as_u64().expect("a number") <= 30 - before as u64 + 3 * 2, "{json}");
     assert!(shards(&dest) == expected);
     let hidden = std::fs::read_dir(&dest).expect("the folder").map(|entry| entry.expect("an entry").file_name());
     assert_eq!(hidden.filter(|name| name.to_string_lossy().starts_with('.')).count(), 0);
@@ -155,12 +156,19 @@ fn a_row_by_row_run_that_is_killed_goes_on_with_the_shards_it_has() {
     assert_eq!(run(&src, &whole, &options).0, 0);
     let expected = shards(&whole);
     assert_eq!(expected.len(), 30);
+    // Those that a run goes on from: noted in the journal, without a gap.
+    let noted = || {
+        let journal = std::fs::read_to_string(dest.join(".forebay-writer.journal")).unwrap_or_default();
+        let lines = journal.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let numbers: BTreeSet<u64> = lines.filter_map(|line| line["shard"]["number"].as_u64()).collect();
+        (0..).take_while(|number| numbers.contains(number)).count()
+    };
     let mut before = 0;
     for _ in 0..3 {
         let mut child =
             convert(&src, &dest, &options).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");
         let deadline = Instant::now() + Duration::from_secs(120);
-        while shards(&dest).len() <= before {
+        while noted() <= before {
             assert!(Instant::now() < deadline, "no shard appears");
             std::thread::yield_now();
         }
@@ -168,20 +176,18 @@ fn a_row_by_row_run_that_is_killed_goes_on_with_the_shards_it_has() {
         let status = child.wait().expect("it ends");
         assert_eq!(status.signal(), Some(9), "it was done before it was killed");
         let there = shards(&dest);
-        assert!(there.len() > before && there.len() < expected.len());
+        before = noted();
+        assert!(there.len() >= before && there.len() < expected.len());
         assert!(there.iter().all(|shard| expected.contains(shard)), "a shard that is not whole");
-        before = there.len();
     }
     let (code, output) = run(&src, &dest, &[&options[..], &["--json"]].concat());
     assert_eq!(code, 0, "{output:?}");
     let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    // Those that were not next to the others, or not in the journal yet, are made again.
-    let written = json["written"].as_u64().expect("a number");
-    assert!(written >= 30 - before as u64 && written <= 30 - before as u64 + 4, "{json}");
+    assert_eq!(json["written"], 30 - before, "{json}");
     assert!(shards(&dest) == expected);
     let names = |folder: &Path| {
         let entries = std::fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("an entry").file_name());
-        entries.collect::<std::collections::BTreeSet<_>>()
+        entries.collect::<BTreeSet<_>>()
     };
     assert_eq!(names(&dest), names(&whole));
 }
