@@ -243,7 +243,9 @@ fn what_is_no_part_of_the_same_conversion_is_refused_and_force_starts_over() {
     std::fs::copy(src.join("a/000-rgb8.png"), src.join("a/new.png")).unwrap();
     refused(&["--shard-records", "1", "--prefix", "train"], "have changed");
     std::fs::remove_file(src.join("a/new.png")).unwrap();
-    std::fs::write(src.join("a/000-rgb8.png"), std::fs::read(src.join("a/000-rgb8.png")).unwrap()).unwrap();
+    // Written again, at a time that is another however coarse the clock of the file system is.
+    let written = std::fs::File::options().write(true).open(src.join("a/000-rgb8.png")).unwrap();
+    written.set_modified(std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000)).unwrap();
     refused(&["--shard-records", "1", "--prefix", "train"], "have changed");
     std::fs::write(dest.join("_forebay-convert.json"), "{}").unwrap();
     refused(&["--shard-records", "1", "--prefix", "train"], "none that this version reads");
