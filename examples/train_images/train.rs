@@ -69,7 +69,7 @@ pub(crate) fn train(task: &Task, device: Device, seed: u64) -> Result<Vec<String
         let loss_and_correct = Vec::<f32>::try_from(Tensor::stack(&steps, 1).to_device(tch::Device::Cpu).view(-1))?;
         let (loss, correct) = loss_and_correct.split_at(steps.len());
         let seconds = start.elapsed().as_secs_f64();
-        let waited = loader.report().total_wait() - waited_before;
+        let waited = loader.report().total_wait().saturating_sub(waited_before);
         print!(
             "epoch {epoch:3}: loss {:.4}, accuracy {:5.1} %, {:6.0} samples/s, loop waited {:4.1} %",
             mean(loss),
