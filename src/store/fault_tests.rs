@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::*;
 
@@ -366,8 +366,10 @@ async fn no_more_requests_are_in_flight_than_allowed_and_a_failed_one_frees_its_
 
 #[tokio::test]
 async fn lacking_credentials_is_said_at_once_and_with_what_to_do() {
-    // Nothing listens there: a machine without a metadata server.
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // Nothing listens there, and nothing else can begin to: a machine without a metadata server.
+    let silent = TcpSocket::new_v4().unwrap();
+    silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let nobody = silent.local_addr().unwrap();
     let server = Server::start(&[], true).await;
     let store = StoreOptions::new()
         .environment(false)
