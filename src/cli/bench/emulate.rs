@@ -3,7 +3,8 @@
 //! As in MLPerf Storage an accelerator takes a batch, and then works for a fixed time without using a core. All of them meet at a
 //! barrier after every step: it has ended when it has lasted its time for the one that began it last, and the clock counts from then on, however late
 //! threads are woken. Utilisation is the time in steps over all time, from the end of the first step on: what the loader does before it has delivered
-//! anything is measured as the first batch.
+//! anything is measured as the first batch. An accelerator waits from the end of a step until it has its next batch, so that its waits and steps
+//! are all time but for what it waits for others at the barrier, and what a run's beginning and end take.
 
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -58,11 +59,12 @@ pub(super) struct Ran {
     pub(super) demand_share: f64,
     /// Steps that each accelerator took.
     pub(super) steps: u64,
-    /// Time in steps over all time.
+    /// Time in steps over all time. With the share of waits it is 1 at most: the rest is waiting for other accelerators, and a run's beginning and end.
     pub(super) utilisation: f64,
     /// The same from the end of the first step on.
     pub(super) utilisation_after_first: f64,
     pub(super) samples_per_s: f64,
+    /// From the end of a step, when all are ready for their next batches, until one has its own; of the first step, from when its thread runs.
     pub(super) wait_p50_s: f64,
     pub(super) wait_p99_s: f64,
     pub(super) wait_max_s: f64,
@@ -163,12 +165,13 @@ fn accelerate<B>(
     let mut ending = Ending { barrier, is_whole: false };
     let mut seen = Seen::default();
     let mut held = Vec::new();
+    // All are ready at once, and those behind the first of a thread wait for as long as that one does.
+    let mut ready = Instant::now();
     for step in 0..plan.steps {
         let mut taken = Vec::with_capacity(parts.len());
         for batches in &mut parts {
-            let asked = Instant::now();
             let Some(batch) = batches.next() else { return Ok(None) };
-            seen.waits.push(asked.elapsed());
+            seen.waits.push(ready.elapsed());
             let batch = batch?;
             if len(&batch) != plan.batch {
                 // Rows in front of a bad one come as a batch of their own; its error is next.
@@ -181,6 +184,7 @@ fn accelerate<B>(
         // Batches are held for the whole step. Those of the step before are let go within this one, as a loop lets go of a variable.
         let Some(ended) = barrier.step(|| drop(std::mem::replace(&mut held, taken))) else { return Ok(None) };
         seen.ends.push(ended);
+        ready = ended;
     }
     ending.is_whole = true;
     Ok(Some(seen))
@@ -349,6 +353,27 @@ mod tests {
             assert_eq!((seen.len(), seen[0].ends.len()), (threads, 40));
             assert!(seen.iter().all(|of_one| of_one.ends == seen[0].ends), "a step ends for all at once");
             assert!(seen[0].ends.windows(2).all(|ends| ends[1] - ends[0] >= Duration::from_micros(50)));
+        }
+    }
+
+    #[test]
+    fn accelerators_of_a_thread_wait_from_the_end_of_a_step() {
+        let plan = plan(2, 5);
+        let late = |after: Duration| {
+            std::iter::repeat_with(move || {
+                std::thread::sleep(after);
+                Ok(())
+            })
+        };
+        let parts = Vec::from([2, 0].map(|after| late(Duration::from_millis(after))));
+        let barrier = Barrier::new(1, plan.step);
+        let seen = accelerate(parts, |()| plan.batch, &plan, &barrier).unwrap().unwrap();
+        let waits: Vec<&[Duration]> = seen.waits.chunks(2).collect();
+        // The second had its batch at once when it was asked, and asked as early as the first.
+        assert!(waits.iter().all(|waits| waits[1] >= waits[0] && waits[0] >= Duration::from_millis(2)), "{waits:?}");
+        // No time is both waited and worked.
+        for (ends, waits) in seen.ends.windows(2).zip(&waits[1..]) {
+            assert!(waits[1] + plan.step <= ends[1] - ends[0], "{waits:?}");
         }
     }
 
