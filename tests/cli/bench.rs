@@ -3,7 +3,7 @@
 use crate::support::{Folder, ids, picture, shard};
 
 /// Keys that scripts may rely on.
-const KEYS: [&str; 25] = [
+const KEYS: [&str; 26] = [
     "workload",
     "samples_per_s",
     "stored_bytes_per_s",
@@ -23,6 +23,7 @@ const KEYS: [&str; 25] = [
     "of_limit",
     "threads",
     "batches",
+    "shuffle",
     "preset",
     "files",
     "read_share",
@@ -172,6 +173,7 @@ fn published_sizes_are_scaled_by_files_and_accelerators_alone() {
     let shards = made.display().to_string();
     let measured = folder.run_to(0, ["bench", "cosmoflow-like", &shards, "--epochs", "1", "--json"]).json();
     assert_eq!((&measured["files"], &measured["samples"]), (&3.into(), &3.into()), "{measured}");
+    assert_eq!(measured["shuffle"], 2, "{measured}");
     assert!(measured["checked"].is_null() && measured["emulation"].is_null(), "{measured}");
 
     for args in [

@@ -75,6 +75,8 @@ struct Measured {
     samples: u64,
     batches: u64,
     batch: usize,
+    /// Samples of the shuffle buffer, 0 for none.
+    shuffle: u64,
     wall_s: f64,
     /// Of the epoch that was checked: samples, and a sum that every one of them adds to.
     checked_samples: u64,
@@ -223,7 +225,7 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
         measured.read_share = Some(read * bench.rows as f64 / bytes as f64);
     }
     measured.preset = workload.preset().map(|preset| preset.note());
-    (measured.threads, measured.batch) = (threads, batch);
+    (measured.threads, measured.batch, measured.shuffle) = (threads, batch, shuffle);
     measured.first_batch_s = first.first_batch.unwrap_or_default().as_secs_f64();
     (measured.checked_samples, measured.checked_sum) = (first.samples, format!("{:016x}", first.sum));
     measured.checked = checked;

@@ -1,6 +1,7 @@
 //! Data and steps as large as those that MLPerf Storage publishes for its training workloads.
 //!
-//! Records, batches and step times are as published (v1.0, `storage-conf/workload/*.yaml`); what scales is the number of files and of accelerators,
+//! Records, batches and step times are as published (v1.0, `storage-conf/workload/*.yaml`), and so is which of them are shuffled (`file_shuffle` and
+//! `sample_shuffle: seed`); what scales is the number of files and of accelerators,
 //! and both are printed. It is no run of that benchmark: neither its files (pictures and volumes) nor its rules (data five times the
 //! memory) are kept.
 
@@ -25,6 +26,8 @@ pub(super) struct Preset {
     /// Bytes of a record: the mean, and the standard deviation.
     pub(super) bytes: (f64, f64),
     pub(super) batch: usize,
+    /// Samples of the shuffle buffer, 0 for none. Of files with one record each any buffer permutes them all.
+    pub(super) shuffle: u64,
     /// Files that are made where nobody says how many.
     pub(super) files: u64,
     a100: Duration,
@@ -45,6 +48,7 @@ pub(super) const RESNET50: Preset = Preset {
     records_per_file: data::RAW_RECORDS,
     bytes: (data::RAW_BYTES as f64, 0.0),
     batch: 400,
+    shuffle: 0,
     files: 4,
     a100: Duration::from_millis(435),
     h100: Duration::from_millis(224),
@@ -55,6 +59,7 @@ pub(super) const COSMOFLOW: Preset = Preset {
     records_per_file: 1,
     bytes: (2_828_486.0, 71_311.0),
     batch: 1,
+    shuffle: 2,
     files: 200,
     a100: Duration::from_micros(5510),
     h100: Duration::from_micros(3500),
@@ -65,6 +70,7 @@ pub(super) const UNET3D: Preset = Preset {
     records_per_file: 1,
     bytes: (146_600_628.0, 68_341_808.0),
     batch: 7,
+    shuffle: 2,
     // More than the three batches that are on their way at a time.
     files: 28,
     a100: Duration::from_millis(636),

@@ -8,6 +8,7 @@ use super::jitter::Jitter;
 use super::search::{HOLDS, SHARE, Search, median};
 use crate::cli::Failure;
 use crate::cli::terminal::{Mark, Terminal};
+use crate::plan::Shuffle;
 
 fn rate(rate: f64) -> String {
     match rate {
@@ -22,6 +23,7 @@ pub(super) fn print(measured: &Measured, terminal: &Terminal) -> Result<(), Fail
     let mut line = |name: &str, value: String| writeln!(out, "{name:<22} {value}");
     let m = measured;
     line("workload", format!("{}, batches of {}, {} threads", m.workload, m.batch, m.threads))?;
+    line("shuffle", Shuffle::buffer(m.shuffle).to_string())?;
     if let (Some(preset), Some(files)) = (&m.preset, m.files) {
         line("files", format!("{files}; {preset}"))?;
     }

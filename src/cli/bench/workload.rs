@@ -151,7 +151,7 @@ impl Workload {
             Self::Image => 1000,
             Self::Tiny => 100_000,
             Self::Pack => 10_000,
-            _ => 0,
+            _ => self.preset().map_or(0, |preset| preset.shuffle),
         }
     }
 
