@@ -41,9 +41,7 @@ impl Budget {
 impl Default for Budget {
     /// A quarter of the memory that the process may use: the machine's, or what its control groups (a container's limit) leave of it. 1 GiB where that cannot be read.
     fn default() -> Self {
-        let of_process = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let limits = [total_memory(), group_limit(Path::new("/sys/fs/cgroup"), &of_process)];
-        Self(limits.into_iter().flatten().min().map_or(1 << 30, |bytes| bytes / 4))
+        Self(usable_memory().map_or(1 << 30, |bytes| bytes / 4))
     }
 }
 
@@ -51,6 +49,13 @@ impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.1} MiB", self.0 as f64 / f64::from(1 << 20))
     }
+}
+
+/// Bytes of memory that the process may use, its files' pages included: the machine's, or what its control groups leave of it.
+pub(crate) fn usable_memory() -> Option<u64> {
+    let of_process = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limits = [total_memory(), group_limit(Path::new("/sys/fs/cgroup"), &of_process)];
+    limits.into_iter().flatten().min()
 }
 
 fn total_memory() -> Option<u64> {

@@ -3,7 +3,7 @@
 use crate::support::{Folder, ids, picture, shard};
 
 /// Keys that scripts may rely on.
-const KEYS: [&str; 26] = [
+const KEYS: [&str; 29] = [
     "workload",
     "samples_per_s",
     "stored_bytes_per_s",
@@ -26,6 +26,9 @@ const KEYS: [&str; 26] = [
     "shuffle",
     "preset",
     "files",
+    "files_bytes",
+    "memory_bytes",
+    "fits_page_cache",
     "read_share",
     "emulation",
     "search",
@@ -165,6 +168,9 @@ fn published_sizes_are_scaled_by_files_and_accelerators_alone() {
     let sizes =
         std::fs::read_dir(&made).expect("its files").map(|entry| entry.expect("one").metadata().expect("one").len());
     let large: Vec<u64> = sizes.filter(|size| *size > 10_000).collect();
+    assert_eq!(number(&measured, "files_bytes"), large.iter().sum::<u64>() as f64, "{measured}");
+    let fits = number(&measured, "files_bytes") < number(&measured, "memory_bytes");
+    assert_eq!(measured["fits_page_cache"], fits, "{measured}");
     // Within five standard deviations, and not all alike.
     assert!(large.len() == 3 && large.iter().all(|size| size.abs_diff(2_828_502) < 360_000), "{large:?}");
     assert!(large.iter().any(|size| *size != large[0]), "{large:?}");

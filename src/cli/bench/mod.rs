@@ -23,14 +23,14 @@ use jitter::Jitter;
 use limit::Limit;
 use search::{Search, median};
 use serde::Serialize;
-use workload::Input;
 pub(super) use workload::Workload;
+use workload::{Files, Input};
 
 use super::shards::ShardArgs;
 use super::terminal::Terminal;
 use super::{Failure, Verdict};
 use crate::dataset::Format;
-use crate::engine::{Budget, Scheduler};
+use crate::engine::{Budget, Scheduler, budget};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::tfrecord::{FOOTER_BYTES, HEADER_BYTES};
 use crate::loader::Loader;
@@ -85,8 +85,13 @@ struct Measured {
     checked: Option<bool>,
     /// Of a workload of published sizes: those, and that it is none of their benchmark's results.
     preset: Option<String>,
-    /// Its files.
+    /// Its files, and their bytes.
     files: Option<usize>,
+    files_bytes: Option<u64>,
+    /// The memory that the process may use.
+    memory_bytes: Option<u64>,
+    /// Whether that holds local files whole: the epoch that is checked leaves them there, and what is measured comes from memory rather than from a disk.
+    fits_page_cache: Option<bool>,
     /// What was read, of the bytes that its delivered samples have: less where steps that are on their way at a time share files.
     read_share: Option<f64>,
     /// With accelerators: all runs. What stands above is of the one of median utilisation.
@@ -219,10 +224,12 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
         measured.of_limit = measured.limit_samples_per_s.map(|limit| measured.samples_per_s / limit);
     }
     measured.workload = workload.name();
-    if let Some((files, bytes)) = bench.input.files {
+    if let Some(Files { number, bytes, are_local }) = bench.input.files {
         let read = measured.stored_bytes_per_s / measured.samples_per_s;
-        measured.files = Some(files);
+        (measured.files, measured.files_bytes) = (Some(number), Some(bytes));
         measured.read_share = Some(read * bench.rows as f64 / bytes as f64);
+        measured.memory_bytes = budget::usable_memory();
+        measured.fits_page_cache = measured.memory_bytes.filter(|_| are_local).map(|memory| bytes < memory);
     }
     measured.preset = workload.preset().map(|preset| preset.note());
     (measured.threads, measured.batch, measured.shuffle) = (threads, batch, shuffle);
@@ -274,7 +281,8 @@ fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input
         let made = data::made(wanted, &folder, threads, terminal)?;
         input.urls = made.urls(&folder);
         let sizes = input.urls.iter().map(|path| std::fs::metadata(path).map_or(0, |file| file.len()));
-        input.files = workload.preset().map(|_| (input.urls.len(), sizes.sum()));
+        let files = Files { number: input.urls.len(), bytes: sizes.sum(), are_local: true };
+        input.files = workload.preset().map(|_| files);
         return Ok((input, Some((made.samples, made.sum))));
     }
     let shards = ShardArgs { urls: input.urls.clone(), threads: args.threads }.find()?;
@@ -299,8 +307,12 @@ fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input
             .advice("take `image` or `features` for other formats"));
     }
     if workload == Workload::Raw || workload.preset().is_some() {
-        let bytes = shards.objects.iter().map(|object| object.size).sum();
-        input.files = workload.preset().map(|_| (shards.objects.len(), bytes));
+        let files = Files {
+            number: shards.objects.len(),
+            bytes: shards.objects.iter().map(|object| object.size).sum(),
+            are_local: shards.objects.iter().all(|object| shards.store.local_path(object).is_some()),
+        };
+        input.files = workload.preset().map(|_| files);
         if workload.preset().is_some_and(|preset| !preset.is_fixed()) {
             return Ok((input, None));
         }

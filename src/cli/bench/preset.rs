@@ -3,7 +3,7 @@
 //! Records, batches and step times are as published (v1.0, `storage-conf/workload/*.yaml`), and so is which of them are shuffled (`file_shuffle` and
 //! `sample_shuffle: seed`); what scales is the number of files and of accelerators,
 //! and both are printed. It is no run of that benchmark: neither its files (pictures and volumes) nor its rules (data five times the
-//! memory) are kept.
+//! memory, so that none of it is read from the page cache) are kept.
 
 use std::time::Duration;
 

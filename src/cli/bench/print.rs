@@ -18,14 +18,25 @@ fn rate(rate: f64) -> String {
     }
 }
 
+fn size(bytes: u64) -> String {
+    format!("{:.0} MB", bytes as f64 / 1e6)
+}
+
 pub(super) fn print(measured: &Measured, terminal: &Terminal) -> Result<(), Failure> {
     let mut out = terminal.out();
     let mut line = |name: &str, value: String| writeln!(out, "{name:<22} {value}");
     let m = measured;
     line("workload", format!("{}, batches of {}, {} threads", m.workload, m.batch, m.threads))?;
     line("shuffle", Shuffle::buffer(m.shuffle).to_string())?;
-    if let (Some(preset), Some(files)) = (&m.preset, m.files) {
-        line("files", format!("{files}; {preset}"))?;
+    if let (Some(preset), Some(files), Some(bytes)) = (&m.preset, m.files, m.files_bytes) {
+        line("sizes", preset.clone())?;
+        let memory = m.memory_bytes.map_or(String::new(), |memory| format!(" beside {} of memory", size(memory)));
+        let cached = match m.fits_page_cache {
+            Some(true) => ": fits the page cache, so that memory is measured rather than a disk",
+            Some(false) => ": more than the page cache holds",
+            None => "",
+        };
+        line("files", format!("{files}, {}{memory}{cached}", size(bytes)))?;
     }
     let checked = match m.checked {
         Some(_) => terminal.mark(Mark::Good, "as made"),

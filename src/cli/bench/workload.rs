@@ -77,12 +77,21 @@ pub(super) fn pack(packing: Packing, len: usize, window: Option<u64>) -> Pack {
     window.map_or(pack.clone(), |window| pack.window(window))
 }
 
+/// Files that are read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Files {
+    pub(super) number: usize,
+    pub(super) bytes: u64,
+    /// Whether all are on local disks, whose pages the kernel keeps.
+    pub(super) are_local: bool,
+}
+
 /// What a workload reads.
 #[derive(Clone, Debug)]
 pub(super) struct Input {
     pub(super) urls: Vec<String>,
-    /// Its files and their bytes, of a workload that is scaled by them.
-    pub(super) files: Option<(usize, u64)>,
+    /// Of a workload that is scaled by them.
+    pub(super) files: Option<Files>,
     pub(super) image: String,
     pub(super) label: String,
     pub(super) record_bytes: usize,
