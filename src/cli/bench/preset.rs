@@ -2,7 +2,7 @@
 //!
 //! Records, batches and step times are as published (v1.0, `storage-conf/workload/*.yaml`), and so is which of them are shuffled (`file_shuffle` and
 //! `sample_shuffle: seed`); what scales is the number of files and of accelerators,
-//! and both are printed. It is no run of that benchmark: neither its files (pictures and volumes) nor its rules (data five times the
+//! and both are printed. It is no run of that benchmark: neither its files (pictures and volumes) nor its rules (a process for each accelerator, data five times the
 //! memory, so that none of it is read from the page cache) are kept.
 
 use std::time::Duration;
@@ -40,7 +40,10 @@ impl Preset {
     /// What is to be said with every number.
     pub(super) fn note(&self) -> String {
         let workload = self.published_as;
-        format!("records, batches and steps as large as published for MLPerf Storage's {workload}; not a result of it")
+        format!(
+            "records, batches and steps as large as published for MLPerf Storage's {workload}; not a result of it: one process, \
+             with one pool of threads and one order of samples, feeds all accelerators, and there each has a process of its own"
+        )
     }
 }
 
