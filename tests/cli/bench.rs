@@ -143,6 +143,23 @@ fn accelerators_take_equal_numbers_of_steps() {
 }
 
 #[test]
+fn steps_are_as_long_as_a_demand_says() {
+    let folder = Folder::new();
+    let data = ["bench", "raw", "--samples", "50", "--batch", "8", "--json", "--quiet"];
+    let args = ["--demand", "0.5", "--accelerators", "2", "--steps", "3", "--runs", "2"];
+    let measured = folder.run_to(0, data.into_iter().chain(args)).json();
+    for run in measured["emulation"]["runs"].as_array().expect("runs") {
+        assert!((number(run, "demand_share") - 0.5).abs() < 1e-3, "{run}");
+        let asked = number(run, "step_s") * number(run, "maximum_samples_per_s") * 0.5;
+        assert!((asked - 16.0).abs() < 0.02, "{run}");
+        assert!(number(run, "utilisation_after_first") <= 1.0, "{run}");
+    }
+    folder.run_to(2, data.into_iter().chain(["--demand", "0.5", "--step-time", "1"]));
+    folder.run_to(2, data.into_iter().chain(["--demand", "0.5", "--find-accelerators"]));
+    folder.run_to(2, data.into_iter().chain(["--demand", "0"]));
+}
+
+#[test]
 fn accelerators_take_rows_whose_number_nobody_knows() {
     let folder = Folder::new();
     let args = ["bench", "pack", "--samples", "300", "--length", "512", "--window", "20", "--batch", "8", "--json"];

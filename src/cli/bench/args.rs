@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::data::Wanted;
+use super::emulate::Pace;
 use super::preset::Model;
 use super::workload::{self, Packing, Workload};
 use crate::cli::format::FormatArgs;
@@ -18,6 +19,7 @@ Examples:
   forebay bench features --threads 2 --json
   forebay bench pack --packing concat --window 256 --limit
   forebay bench image --step-time 0.150 --accelerators 2
+  forebay bench resnet50-like --demand 0.95 --accelerators 8 --runs 5
   forebay bench resnet50-like --files 8 --accelerator h100 --find-accelerators
   forebay bench image --niceness 10 --off-this-core
   forebay bench image --jitter";
@@ -60,6 +62,9 @@ pub(in crate::cli) struct BenchArgs {
     /// The published step of this accelerator, for resnet50-like, cosmoflow-like and unet3d-like.
     #[arg(long, value_name = "MODEL", group = "step")]
     pub(super) accelerator: Option<Model>,
+    /// Steps so long that the accelerators ask for this share of what they take when no step needs time, measured just before each run.
+    #[arg(long, value_name = "SHARE", value_parser = demand, group = "step", conflicts_with = "find_accelerators")]
+    pub(super) demand: Option<f64>,
     /// So many accelerators, each with a batch of its own, that meet after every step.
     #[arg(long, value_name = "N", requires = "step", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(super) accelerators: u32,
@@ -157,9 +162,10 @@ impl BenchArgs {
             ))
             .advice("take --step-time and --samples, or resnet50-like, cosmoflow-like or unet3d-like"));
         }
-        if self.steps.is_some() && self.step().is_none() && !self.jitter {
-            return Err(Error::config("--steps are of accelerators or of --jitter")
-                .advice("take --step-time or --accelerator; --epochs says how long a loader is measured alone"));
+        if self.steps.is_some() && self.pace().is_none() && !self.jitter {
+            return Err(Error::config("--steps are of accelerators or of --jitter").advice(
+                "take --step-time, --accelerator or --demand; --epochs says how long a loader is measured alone",
+            ));
         }
         if !self.urls.is_empty() && matches!(self.workload, Workload::Tiny | Workload::Pack) {
             return Err(Error::config(format!("{name} reads no shards: its rows are made in memory"))
@@ -187,9 +193,9 @@ impl BenchArgs {
     }
 
     /// How long an accelerator works on a batch, where there is one.
-    pub(super) fn step(&self) -> Option<Duration> {
+    pub(super) fn pace(&self) -> Option<Pace> {
         let published = self.accelerator.zip(self.workload.preset()).map(|(model, preset)| preset.step(model));
-        published.or(self.step_time)
+        published.or(self.step_time).map(Pace::Step).or(self.demand.map(Pace::Demand))
     }
 
     /// Epochs of a measurement.
@@ -244,6 +250,10 @@ fn share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| format!("{text:?} is not a share from 0 to 1"))
 }
 
+fn demand(text: &str) -> Result<f64, String> {
+    share(text).and_then(|share| if share > 0.0 { Ok(share) } else { Err("accelerators ask for something".to_owned()) })
+}
+
 fn cores(text: &str) -> Result<CoreList, String> {
     let wrong = || format!("{text:?} is no list of cores such as 0-3,6");
     let number = |text: &str| text.trim().parse::<u16>().map(usize::from).map_err(|_| wrong());
@@ -281,6 +291,9 @@ mod tests {
         }
         for text in ["0", "-1", "soon", "NaN"] {
             assert!(seconds(text).is_err(), "{text:?}");
+        }
+        for (text, wanted) in [("0.95", Some(0.95)), ("1", Some(1.0)), ("0", None), ("1.1", None)] {
+            assert_eq!(demand(text).ok(), wanted, "{text:?}");
         }
     }
 }

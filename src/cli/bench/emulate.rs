@@ -18,6 +18,14 @@ use crate::engine::Scheduler;
 use crate::error::{Error, ErrorKind, Result};
 use crate::loader::Loader;
 
+/// How long steps are.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Pace {
+    Step(Duration),
+    /// So long that the accelerators ask for this share of what they take when no step needs time, as measured just before each run.
+    Demand(f64),
+}
+
 /// What is emulated.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
@@ -44,6 +52,7 @@ pub(super) struct Emulation {
     pub(super) accelerators: u32,
     /// Threads that drive them.
     pub(super) host_threads: usize,
+    /// A step of the run of median utilisation; all have the same unless a demand is stated.
     pub(super) step_s: f64,
     /// Utilisation of the same accelerators where there is nothing to wait for: what the machine loses by waking their threads.
     pub(super) without_loader: f64,
@@ -59,6 +68,7 @@ pub(super) struct Ran {
     pub(super) demand_share: f64,
     /// Steps that each accelerator took.
     pub(super) steps: u64,
+    pub(super) step_s: f64,
     /// Time in steps over all time. With the share of waits it is 1 at most: the rest is waiting for other accelerators, and a run's beginning and end.
     pub(super) utilisation: f64,
     /// The same from the end of the first step on.
@@ -242,6 +252,11 @@ impl Plan {
     pub(super) fn demand(&self) -> f64 {
         self.samples_per_step() as f64 / self.step.as_secs_f64()
     }
+
+    /// The step with which they ask for so many samples a second.
+    fn step_for(&self, demand: f64) -> Duration {
+        Duration::from_secs_f64(self.samples_per_step() as f64 / demand)
+    }
 }
 
 /// Runs accelerators on a loader's batches.
@@ -287,11 +302,21 @@ pub(super) fn without_loader(plan: &Plan) -> Result<f64> {
 }
 
 /// Emulates once, on a loader of its own, whose batches go on as long as steps are to be taken.
-pub(super) fn emulate(bench: &Bench<'_>, scheduler: Scheduler, plan: &Plan) -> Result<(Measured, Ran, Loader)> {
+pub(super) fn emulate(
+    bench: &Bench<'_>,
+    scheduler: Scheduler,
+    accelerators: u32,
+    pace: Pace,
+) -> Result<(Measured, Ran, Loader)> {
+    // Where the maximum says how long steps are, it is measured as that of a long run.
+    let mut plan = bench.plan(accelerators, if let Pace::Step(step) = pace { step } else { LONG_ENOUGH });
     let mut loader = bench.endless(plan.samples_per_step(), scheduler)?;
-    let maximum_samples_per_s = maximum_on(&mut loader, plan)?;
+    let maximum_samples_per_s = maximum_on(&mut loader, &plan)?;
+    if let Pace::Demand(share) = pace {
+        plan = bench.plan(accelerators, plan.step_for(share * maximum_samples_per_s));
+    }
     let meter = Meter::start(&loader);
-    let seen = run_on(&mut loader, plan)?;
+    let seen = run_on(&mut loader, &plan)?;
     let used = meter.stop(&loader);
     let (steps, step) = (plan.steps, plan.step.as_secs_f64());
     // Each step ends for all at once.
@@ -304,6 +329,7 @@ pub(super) fn emulate(bench: &Bench<'_>, scheduler: Scheduler, plan: &Plan) -> R
         maximum_samples_per_s,
         demand_share: plan.demand() / maximum_samples_per_s,
         steps,
+        step_s: step,
         utilisation: step * steps as f64 / used.wall_s,
         utilisation_after_first,
         samples_per_s: samples as f64 / used.wall_s,

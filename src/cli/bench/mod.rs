@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 pub(super) use args::{BenchArgs, EXAMPLES};
-use emulate::{Emulation, Plan};
+use emulate::{Emulation, Pace, Plan};
 use jitter::Jitter;
 use limit::Limit;
 use search::{Search, median};
@@ -150,11 +150,12 @@ impl Bench<'_> {
         Ok(checked)
     }
 
-    /// Steps that each of the accelerators takes.
-    fn steps(&self, step: Duration, accelerators: u32) -> u64 {
+    /// What so many accelerators do that have steps of this length.
+    fn plan(&self, accelerators: u32, step: Duration) -> Plan {
         let of_epochs = |epochs: u64| (epochs * self.rows / (self.batch as u64 * u64::from(accelerators))).max(2);
         let long_enough = || (LONG_ENOUGH.as_secs_f64() / step.as_secs_f64()).clamp(20.0, 1e9).ceil() as u64;
-        self.args.steps.or(self.args.epochs.map(of_epochs)).unwrap_or_else(long_enough)
+        let steps = self.args.steps.or(self.args.epochs.map(of_epochs)).unwrap_or_else(long_enough);
+        Plan { accelerators, steps, step, batch: self.batch }
     }
 }
 
@@ -183,13 +184,13 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
             .advice("remove the folder target/bench, and run again")
             .into());
     }
-    if bench.rows == 0 && (args.step().is_some() || args.jitter) {
+    if bench.rows == 0 && (args.pace().is_some() || args.jitter) {
         return Err(Error::new(ErrorKind::NotFound, "there are no samples to train on").into());
     }
-    let (mut measured, loader) = match args.step().filter(|_| !args.find_accelerators) {
-        Some(step) => {
+    let (mut measured, loader) = match args.pace().filter(|_| !args.find_accelerators) {
+        Some(pace) => {
             drop(loader);
-            accelerators(&bench, scheduler, step)?
+            accelerators(&bench, scheduler, pace)?
         }
         None => {
             let measured = alone(&mut loader, args)?;
@@ -209,7 +210,7 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
         })?;
     }
     drop(loader);
-    if let Some(step) = args.step().filter(|_| args.find_accelerators) {
+    if let Some(Pace::Step(step)) = args.pace().filter(|_| args.find_accelerators) {
         measured.search = Some(search::search(&bench, scheduler, step, measured.samples_per_s)?);
     }
     if args.jitter {
@@ -231,7 +232,7 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
         measured.memory_bytes = budget::usable_memory();
         measured.fits_page_cache = measured.memory_bytes.filter(|_| are_local).map(|memory| bytes < memory);
     }
-    measured.preset = workload.preset().map(|preset| preset.note());
+    measured.preset = workload.preset().map(|preset| preset.note(args.demand.is_none()));
     (measured.threads, measured.batch, measured.shuffle) = (threads, batch, shuffle);
     measured.first_batch_s = first.first_batch.unwrap_or_default().as_secs_f64();
     (measured.checked_samples, measured.checked_sum) = (first.samples, format!("{:016x}", first.sum));
@@ -450,14 +451,13 @@ fn measure(loader: &mut Loader, epochs: u64, at_least: Duration) -> Result<Measu
 }
 
 /// Runs the accelerators as often as was said; the run of median utilisation, and the last one's loader.
-fn accelerators(bench: &Bench<'_>, scheduler: Scheduler, step: Duration) -> Result<(Measured, Loader)> {
+fn accelerators(bench: &Bench<'_>, scheduler: Scheduler, pace: Pace) -> Result<(Measured, Loader)> {
     let (args, accelerators) = (bench.args, bench.args.accelerators);
-    let plan = Plan { accelerators, steps: bench.steps(step, accelerators), step, batch: bench.batch };
     let (mut all, mut runs, mut last) = (Vec::new(), Vec::new(), None);
     for _ in 0..args.num_runs() {
         // One loader at a time.
         drop(last.take());
-        let (measured, ran, loader) = emulate::emulate(bench, scheduler, &plan)?;
+        let (measured, ran, loader) = emulate::emulate(bench, scheduler, accelerators, pace)?;
         all.push(measured);
         runs.push(ran);
         last = Some(loader);
@@ -466,9 +466,9 @@ fn accelerators(bench: &Bench<'_>, scheduler: Scheduler, step: Duration) -> Resu
     let at = utilisations.iter().position(|utilisation| *utilisation == median(&utilisations)).unwrap_or(0);
     let mut measured = all.swap_remove(at);
     measured.epochs = measured.samples / bench.rows.max(1);
-    let without_loader = emulate::without_loader(&plan)?;
+    let step_s = runs[at].step_s;
+    let without_loader = emulate::without_loader(&bench.plan(accelerators, Duration::from_secs_f64(step_s)))?;
     let host_threads = emulate::num_threads(accelerators);
-    let step_s = step.as_secs_f64();
     measured.emulation = Some(Emulation { accelerators, host_threads, step_s, without_loader, runs });
     Ok((measured, last.expect("one run at least")))
 }

@@ -38,10 +38,11 @@ pub(super) struct Preset {
 
 impl Preset {
     /// What is to be said with every number.
-    pub(super) fn note(&self) -> String {
+    pub(super) fn note(&self, with_steps: bool) -> String {
         let workload = self.published_as;
+        let what = if with_steps { "records, batches and steps" } else { "records and batches, but not steps," };
         format!(
-            "records, batches and steps as large as published for MLPerf Storage's {workload}; not a result of it: one process, \
+            "{what} as large as published for MLPerf Storage's {workload}; not a result of it: one process, \
              with one pool of threads and one order of samples, feeds all accelerators, and there each has a process of its own"
         )
     }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::Measured;
-use super::emulate::{Emulation, Ran};
+use super::emulate::Emulation;
 use super::jitter::Jitter;
 use super::search::{HOLDS, SHARE, Search, median};
 use crate::cli::Failure;
@@ -110,31 +110,29 @@ fn accelerators(
     batch: usize,
     line: &mut impl FnMut(&str, String) -> io::Result<()>,
 ) -> io::Result<()> {
-    let steps = emulation.runs[0].steps;
+    let runs = &emulation.runs;
+    let steps = span(runs.iter().map(|ran| ran.steps as f64), |steps| steps.to_string());
+    let step = span(runs.iter().map(|ran| ran.step_s), |step| step.to_string());
     line(
         "accelerators",
         format!(
-            "{} (threads: {}), batches of {batch}, {steps} steps of {} s each",
-            emulation.accelerators, emulation.host_threads, emulation.step_s
+            "{} (threads: {}), batches of {batch}, {steps} steps of {step} s each",
+            emulation.accelerators, emulation.host_threads
         ),
     )?;
-    let utilisations: Vec<f64> = emulation.runs.iter().map(|ran| ran.utilisation_after_first).collect();
+    let utilisations: Vec<f64> = runs.iter().map(|ran| ran.utilisation_after_first).collect();
     let least = utilisations.iter().copied().fold(f64::INFINITY, f64::min);
     let middle = median(&utilisations);
     line("runs", format!("{}: utilisation at least {least:.4}, median {middle:.4}", utilisations.len()))?;
-    line("they ask for", format!("{} of what they take when no step needs time", demand(&emulation.runs)))?;
+    let demand = span(runs.iter().map(|ran| ran.demand_share * 100.0), |share| format!("{share:.1}"));
+    line("they ask for", format!("{demand} % of what they take when no step needs time"))?;
     line("without a loader", format!("utilisation {:.4}: the rest is waking threads", emulation.without_loader))
 }
 
-/// What runs asked for of the loader's maximum just before each: the least and the most.
-fn demand(runs: &[Ran]) -> String {
-    let mut shares: Vec<f64> = runs.iter().map(|ran| ran.demand_share * 100.0).collect();
-    shares.sort_unstable_by(f64::total_cmp);
-    match &shares[..] {
-        [] => "none".to_owned(),
-        [share] => format!("{share:.1} %"),
-        [least, .., most] => format!("{least:.1} to {most:.1} %"),
-    }
+/// The least and the most of what runs had, once where they read alike.
+fn span(values: impl Iterator<Item = f64> + Clone, text: impl Fn(f64) -> String) -> String {
+    let (least, most) = (text(values.clone().fold(f64::INFINITY, f64::min)), text(values.fold(0.0, f64::max)));
+    if least == most { least } else { format!("{least} to {most}") }
 }
 
 fn search(found: &Search, batch: usize, terminal: &Terminal, out: &mut impl Write) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Bench;
-use super::emulate::{Plan, Ran, emulate, maximum, without_loader};
+use super::emulate::{Pace, Ran, emulate, maximum, without_loader};
 use crate::engine::Scheduler;
 use crate::error::{ErrorKind, Result};
 
@@ -68,7 +68,7 @@ pub(super) fn median(values: &[f64]) -> f64 {
 
 /// Looks for the most accelerators of `step` that a loader keeps busy, which gives `alone` samples a second when nobody holds its batches.
 pub(super) fn search(bench: &Bench<'_>, scheduler: Scheduler, step: Duration, alone: f64) -> Result<Search> {
-    let plan = |accelerators| Plan { accelerators, steps: bench.steps(step, accelerators), step, batch: bench.batch };
+    let plan = |accelerators| bench.plan(accelerators, step);
     let num_runs = bench.args.num_runs();
     let within = |maximum: f64| (SHARE * maximum / plan(1).demand()) as u32;
     let asking = plan(within(alone).max(1));
@@ -81,7 +81,7 @@ pub(super) fn search(bench: &Bench<'_>, scheduler: Scheduler, step: Duration, al
         let (mut runs, mut refused) = (Vec::<Ran>::new(), None);
         let holds = |ran: &Ran| ran.utilisation_after_first >= HOLDS;
         while refused.is_none() && runs.len() < num_runs as usize && (is_first || runs.iter().all(holds)) {
-            match emulate(bench, scheduler, &plan) {
+            match emulate(bench, scheduler, accelerators, Pace::Step(step)) {
                 Ok((_, ran, _)) => runs.push(ran),
                 // More than the budget holds is a bound like any other, where some were tried before.
                 Err(error) if error.kind() == ErrorKind::Memory && !is_first => refused = Some(error.to_string()),
