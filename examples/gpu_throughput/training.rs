@@ -82,7 +82,7 @@ impl Bench {
                 between_steps: clock.share_between_steps()?,
                 between_steps_staying: staying.share_between_steps()?,
                 device_wait: (ring(&after).device_wait - ring(&before).device_wait).as_secs_f64() / seconds,
-                next_wait: (after.total_wait() - before.total_wait()).as_secs_f64() / seconds,
+                next_wait: after.total_wait().saturating_sub(before.total_wait()).as_secs_f64() / seconds,
             })
         };
         let turns = (0..TURNS).map(|_| turn()).collect::<Result<Vec<_>>>()?;
