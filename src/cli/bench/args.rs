@@ -7,6 +7,7 @@ use super::data::Wanted;
 use super::emulate::Pace;
 use super::preset::Model;
 use super::workload::{self, Packing, Workload};
+use crate::cli::explain::Shuffled;
 use crate::cli::format::FormatArgs;
 use crate::engine::Scheduler;
 use crate::error::{Error, Result};
@@ -43,9 +44,9 @@ pub(in crate::cli) struct BenchArgs {
     /// Samples of a batch, of each accelerator [default: 256 image, 4096 features, 400 raw, 1024 tiny, 32 tokens and pack, 16384 wide, 48 latents].
     #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) batch: Option<u32>,
-    /// Samples of the shuffle buffer, 0 for none [default: 1000 image, 100000 tiny, 10000 pack, 2 cosmoflow-like and unet3d-like, 0].
+    /// A shuffle buffer of so many samples, `global` or `none` [default: 1000 image, 100000 tiny, 10000 pack, global cosmoflow-like and unet3d-like, none].
     #[arg(long, value_name = "S")]
-    pub(super) shuffle: Option<u64>,
+    pub(super) shuffle: Option<Shuffled>,
     /// Parquet compressed with snappy instead of zstd.
     #[arg(long)]
     pub(super) snappy: bool,

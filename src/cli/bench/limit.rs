@@ -16,6 +16,7 @@ use crate::engine::budget::Account;
 use crate::error::{Error, Result};
 use crate::format::example::{Example, Kind, Parser};
 use crate::format::tfrecord::{Check, Framed, Framer};
+use crate::plan::Shuffle;
 use crate::random::Key;
 use crate::schema::Dtype;
 use crate::transform::image::{Image, Scratch};
@@ -76,7 +77,7 @@ pub(super) fn limits(
     input: &Input,
     u8: bool,
     batch: usize,
-    shuffle: u64,
+    shuffle: Shuffle,
     shards: Option<&Shards>,
     threads: usize,
 ) -> Result<Vec<Limit>> {
@@ -88,7 +89,7 @@ pub(super) fn limits(
         (Workload::Raw | Workload::Resnet50Like, Some(shards)) => raw(input, batch, shards, threads),
         (Workload::CosmoflowLike | Workload::Unet3dLike, Some(shards)) => records(shards, threads),
         (Workload::Pack, _) => pack(input, threads),
-        _ => tiny(input.rows as usize, batch, shuffle as usize, threads),
+        _ => tiny(input.rows as usize, batch, shuffle.samples().unwrap_or(u64::MAX) as usize, threads),
     }
 }
 

@@ -34,6 +34,7 @@ use crate::engine::{Budget, Scheduler, budget};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::tfrecord::{FOOTER_BYTES, HEADER_BYTES};
 use crate::loader::Loader;
+use crate::plan::Shuffle;
 use crate::store::StoreOptions;
 
 /// How long accelerators run, and loaders that they are held against, where nobody says.
@@ -75,8 +76,7 @@ struct Measured {
     samples: u64,
     batches: u64,
     batch: usize,
-    /// Samples of the shuffle buffer, 0 for none.
-    shuffle: u64,
+    shuffle: String,
     wall_s: f64,
     /// Of the epoch that was checked: samples, and a sum that every one of them adds to.
     checked_samples: u64,
@@ -105,7 +105,7 @@ struct Bench<'a> {
     args: &'a BenchArgs,
     input: Input,
     batch: usize,
-    shuffle: u64,
+    shuffle: Shuffle,
     /// Samples of an epoch, once one was taken.
     rows: u64,
 }
@@ -170,7 +170,7 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
     // What was spent on making data is no part of a program's start.
     let making = start.elapsed();
     let batch = args.batch.map_or(workload.default_batch(), |batch| batch as usize);
-    let shuffle = args.shuffle.unwrap_or(workload.default_shuffle());
+    let shuffle = args.shuffle.map_or(workload.default_shuffle(), |shuffle| shuffle.0);
     let mut bench = Bench { args, input, batch, shuffle, rows: 0 };
     let mut loader = bench.loader(batch, false, scheduler)?;
     let age = || process::age().unwrap_or(start.elapsed()).saturating_sub(making);
@@ -233,7 +233,7 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
         measured.fits_page_cache = measured.memory_bytes.filter(|_| are_local).map(|memory| bytes < memory);
     }
     measured.preset = workload.preset().map(|preset| preset.note(args.demand.is_none()));
-    (measured.threads, measured.batch, measured.shuffle) = (threads, batch, shuffle);
+    (measured.threads, measured.batch, measured.shuffle) = (threads, batch, shuffle.to_string());
     measured.first_batch_s = first.first_batch.unwrap_or_default().as_secs_f64();
     (measured.checked_samples, measured.checked_sum) = (first.samples, format!("{:016x}", first.sum));
     measured.checked = checked;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rand::RngCore as _;
 
 use super::data;
+use crate::plan::Shuffle;
 use crate::random::Rng;
 
 /// Accelerators whose step times are published.
@@ -26,8 +27,8 @@ pub(super) struct Preset {
     /// Bytes of a record: the mean, and the standard deviation.
     pub(super) bytes: (f64, f64),
     pub(super) batch: usize,
-    /// Samples of the shuffle buffer, 0 for none. Of files with one record each any buffer permutes them all.
-    pub(super) shuffle: u64,
+    /// Whether `file_shuffle` and `sample_shuffle` are set.
+    is_shuffled: bool,
     /// Files that are made where nobody says how many.
     pub(super) files: u64,
     a100: Duration,
@@ -52,7 +53,7 @@ pub(super) const RESNET50: Preset = Preset {
     records_per_file: data::RAW_RECORDS,
     bytes: (data::RAW_BYTES as f64, 0.0),
     batch: 400,
-    shuffle: 0,
+    is_shuffled: false,
     files: 4,
     a100: Duration::from_millis(435),
     h100: Duration::from_millis(224),
@@ -63,7 +64,7 @@ pub(super) const COSMOFLOW: Preset = Preset {
     records_per_file: 1,
     bytes: (2_828_486.0, 71_311.0),
     batch: 1,
-    shuffle: 2,
+    is_shuffled: true,
     files: 200,
     a100: Duration::from_micros(5510),
     h100: Duration::from_micros(3500),
@@ -74,7 +75,7 @@ pub(super) const UNET3D: Preset = Preset {
     records_per_file: 1,
     bytes: (146_600_628.0, 68_341_808.0),
     batch: 7,
-    shuffle: 2,
+    is_shuffled: true,
     // More than the three batches that are on their way at a time.
     files: 28,
     a100: Duration::from_millis(636),
@@ -88,6 +89,11 @@ impl Preset {
             Model::A100 => self.a100,
             Model::H100 => self.h100,
         }
+    }
+
+    /// Files that hold one record are permuted by a global shuffle as by a buffer, which would read its next segments ahead: most of so few files, so that epochs share reads.
+    pub(super) fn shuffle(&self) -> Shuffle {
+        if self.is_shuffled { Shuffle::global() } else { Shuffle::none() }
     }
 
     /// Samples where nobody says how many files.

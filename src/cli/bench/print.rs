@@ -8,7 +8,6 @@ use super::jitter::Jitter;
 use super::search::{HOLDS, SHARE, Search, median};
 use crate::cli::Failure;
 use crate::cli::terminal::{Mark, Terminal};
-use crate::plan::Shuffle;
 
 fn rate(rate: f64) -> String {
     match rate {
@@ -27,7 +26,7 @@ pub(super) fn print(measured: &Measured, terminal: &Terminal) -> Result<(), Fail
     let mut line = |name: &str, value: String| writeln!(out, "{name:<22} {value}");
     let m = measured;
     line("workload", format!("{}, batches of {}, {} threads", m.workload, m.batch, m.threads))?;
-    line("shuffle", Shuffle::buffer(m.shuffle).to_string())?;
+    line("shuffle", m.shuffle.clone())?;
     if let (Some(preset), Some(files), Some(bytes)) = (&m.preset, m.files, m.files_bytes) {
         line("sizes", preset.clone())?;
         let memory = m.memory_bytes.map_or(String::new(), |memory| format!(" beside {} of memory", size(memory)));

@@ -155,12 +155,12 @@ impl Workload {
         }
     }
 
-    pub(super) fn default_shuffle(self) -> u64 {
+    pub(super) fn default_shuffle(self) -> Shuffle {
         match self {
-            Self::Image => 1000,
-            Self::Tiny => 100_000,
-            Self::Pack => 10_000,
-            _ => self.preset().map_or(0, |preset| preset.shuffle),
+            Self::Image => Shuffle::buffer(1000),
+            Self::Tiny => Shuffle::buffer(100_000),
+            Self::Pack => Shuffle::buffer(10_000),
+            _ => self.preset().map_or(Shuffle::none(), Preset::shuffle),
         }
     }
 
@@ -245,7 +245,14 @@ impl Workload {
     }
 
     /// The whole graph; `endless`: its rows over and over.
-    pub(super) fn dataset(self, input: &Input, u8: bool, batch: usize, shuffle: u64, endless: bool) -> Result<Dataset> {
+    pub(super) fn dataset(
+        self,
+        input: &Input,
+        u8: bool,
+        batch: usize,
+        shuffle: Shuffle,
+        endless: bool,
+    ) -> Result<Dataset> {
         let options = TfRecord::new();
         let options = if self.is_of_records() { options.records() } else { options };
         let mut dataset = match self {
@@ -257,8 +264,8 @@ impl Workload {
         if let Some(columns) = self.columns(input) {
             dataset = dataset.columns(columns);
         }
-        if shuffle > 0 {
-            dataset = dataset.shuffle(Shuffle::buffer(shuffle));
+        if !shuffle.is_none() {
+            dataset = dataset.shuffle(shuffle);
         }
         if endless {
             dataset = dataset.repeat_forever();
