@@ -147,6 +147,8 @@ struct Ticket {
     /// In ascending order.
     blocks: Vec<BlockKey>,
     missing: usize,
+    /// Bytes that have to be read for it.
+    bytes: u64,
     /// Bytes of the blocks that no ticket before it needed.
     held: u64,
     /// The marker behind the last step of an epoch.

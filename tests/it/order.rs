@@ -221,20 +221,6 @@ fn resident_bytes() -> u64 {
 }
 
 #[test]
-fn a_shuffle_of_large_records_reads_no_further_ahead_than_it_has_to() -> Result<()> {
-    // A record a file, as large as volumes are.
-    let source = Numbers::new(&vec![vec![1]; 400], 3_000_000);
-    let dataset = source.dataset().shuffle(Shuffle::buffer(2)).batch(8);
-    let loader = dataset.loader().scheduler(Scheduler::single_threaded()).budget(Budget::mebibytes(4096));
-    let mut loader = loader.build()?;
-    assert_eq!(loader.epoch(0).map(|batch| batch.map(|batch| batch.len())).sum::<Result<usize>>()?, 400);
-    let report = loader.report();
-    // Batches on their way have 24 MB each, and 64 MiB are asked for ahead of them.
-    assert!(report.peak_bytes < 256 << 20, "{report}");
-    Ok(())
-}
-
-#[test]
 fn loops_that_end_early_leave_no_thread_and_no_memory() -> Result<()> {
     if !alone("order::loops_that_end_early_leave_no_thread_and_no_memory") {
         return Ok(());

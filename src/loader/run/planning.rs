@@ -14,15 +14,15 @@ impl State {
     /// Plans a ticket more, if it is time to; whether it did.
     pub(super) fn plan_more(&mut self, run: &Run) -> bool {
         let unstarted = self.tickets.len() as u64;
-        // Of a shuffle buffer's segments blocks are here before a ticket needs them, and each ticket has more of them read.
-        let held: u64 = self.tickets.iter().map(|ticket| ticket.held).sum();
+        let bytes: u64 = self.tickets.iter().map(|ticket| ticket.bytes).sum();
         let room = READ_AHEAD.min(run.shared.account.total() / 4);
         let near = unstarted < 2;
-        let far = unstarted < run.shared.pipeline.tickets_ahead() && self.needs.is_empty() && held < room;
+        let far = unstarted < run.shared.pipeline.tickets_ahead() && self.needs.is_empty() && bytes < room;
         let pipeline = &run.shared.pipeline;
         // Batches of few bytes have many tickets under way, whose blocks may be large: what becomes of them decides how far each stream is wanted.
         let many = self.started - self.popped + unstarted >= pipeline.tickets_unseen();
-        let blind = pipeline.expands && many && held + self.under_way.iter().sum::<u64>() >= room;
+        let held = || self.tickets.iter().map(|ticket| ticket.held).chain(self.under_way.iter().copied()).sum::<u64>();
+        let blind = pipeline.expands && many && held() >= room;
         if self.planned_all || self.failed || blind || !(near || far) {
             return false;
         }
@@ -185,6 +185,7 @@ impl State {
             chunks: Vec::new(),
             blocks: Vec::new(),
             missing: 0,
+            bytes: 0,
             held: 0,
             end: Some(failure),
         };
@@ -227,9 +228,9 @@ impl State {
                 true
             }
         });
-        let (mut missing, mut held) = (0, 0);
+        let (mut missing, mut bytes, mut held) = (0, 0, 0);
         for &(key, hold) in &keys {
-            let (entry, _) = self.entry(run, key, hold);
+            let (entry, new) = self.entry(run, key, hold);
             // Whether or not it was read ahead, from here on it stays.
             held += if std::mem::replace(&mut entry.is_ahead, false) { entry.bytes } else { 0 };
             if matches!(entry.stage, BlockStage::Ready(_)) {
@@ -238,6 +239,7 @@ impl State {
             entry.waiting.push(number);
             missing += 1;
             if matches!(entry.stage, BlockStage::Wanted) {
+                bytes += if new { entry.bytes } else { 0 };
                 self.needs.push_back(key);
             }
         }
@@ -254,6 +256,6 @@ impl State {
         }
         run.shared.counters.plan.add(chunks.iter().map(Chunk::positions).sum(), 0);
         let blocks = keys.into_iter().map(|(key, _)| key).collect();
-        self.tickets.push_back(Ticket { epoch, step: self.step, chunks, blocks, missing, held, end: None });
+        self.tickets.push_back(Ticket { epoch, step: self.step, chunks, blocks, missing, bytes, held, end: None });
     }
 }
