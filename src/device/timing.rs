@@ -5,12 +5,11 @@ use std::collections::VecDeque;
 use super::copier::{Copier, Event};
 
 /// The marks around one batch. `asked` and `arrived` stand on the default stream: behind what the loop had queued when it asked for the batch, and where the
-/// batch's copy is waited for. `begun` and `copied` stand around the copy.
+/// batch's copy is waited for. Each of `copies` stands between two others: what lies in the slot, and what crosses in pieces, behind what it waits for.
 pub(super) struct Marks {
     pub(super) asked: Event,
     pub(super) arrived: Event,
-    pub(super) begun: Event,
-    pub(super) copied: Event,
+    pub(super) copies: Vec<(Event, Event)>,
     pub(super) bytes: u64,
 }
 
@@ -49,20 +48,22 @@ impl Timing {
 }
 
 impl Times {
-    fn add(&mut self, Marks { asked, arrived, begun, copied, bytes }: &Marks, copier: &dyn Copier) {
-        let between = |from, to| copier.seconds(from, to);
-        let (Ok(waited), Ok(copying), Ok(since_asked)) =
-            (between(asked, arrived), between(begun, copied), between(asked, copied))
-        else {
-            return;
-        };
-        let (waited, copying) = (waited.max(0.0), copying.max(0.0));
+    fn add(&mut self, Marks { asked, arrived, copies, bytes }: &Marks, copier: &dyn Copier) {
+        let between = |from, to| Some(copier.seconds(from, to).ok()?.max(0.0));
+        let of_copies: Option<Vec<(f64, f64)>> = copies
+            .iter()
+            .map(|(begun, copied)| {
+                // Where the copy was done before, nothing was waited for.
+                let copying = between(begun, copied)?;
+                Some((copying, between(asked, copied)?.min(copying)))
+            })
+            .collect();
+        let (Some(waited), Some(of_copies)) = (between(asked, arrived), of_copies) else { return };
         self.batches += 1;
         self.bytes += bytes;
-        self.copying += copying;
         self.waited += waited;
-        // Where the copy was done before, it ended that long before.
-        self.waited_for_copies += since_asked.min(copying).clamp(0.0, waited);
+        self.copying += of_copies.iter().map(|(copying, _)| copying).sum::<f64>();
+        self.waited_for_copies += of_copies.iter().map(|(_, since_asked)| since_asked).sum::<f64>().min(waited);
     }
 }
 
@@ -135,7 +136,7 @@ mod tests {
 
     fn marks(asked: i64, arrived: i64, begun: i64, copied: i64) -> Marks {
         let at = |time: i64| Arc::new(time) as Event;
-        Marks { asked: at(asked), arrived: at(arrived), begun: at(begun), copied: at(copied), bytes: 10 }
+        Marks { asked: at(asked), arrived: at(arrived), copies: vec![(at(begun), at(copied))], bytes: 10 }
     }
 
     fn times(all: Vec<Marks>, now: i64) -> (u64, u64, [f64; 3]) {
@@ -160,6 +161,18 @@ mod tests {
         ] {
             assert_eq!(times(vec![marks], 1000), (1, 10, expected));
         }
+    }
+
+    #[test]
+    fn what_crosses_in_two_parts_is_waited_for_in_both() {
+        let two = |asked, arrived, [first, second]: [(i64, i64); 2]| {
+            let mut marks = marks(asked, arrived, first.0, first.1);
+            marks.copies.extend(super::tests::marks(asked, arrived, second.0, second.1).copies);
+            marks
+        };
+        // The images were on their way when the batch was asked for, and what has no bound waited for a step in between.
+        assert_eq!(times(vec![two(100, 190, [(80, 130), (170, 190)])], 1000), (1, 10, [70.0, 90.0, 50.0]));
+        assert_eq!(times(vec![two(100, 110, [(20, 60), (80, 110)])], 1000), (1, 10, [70.0, 10.0, 10.0]));
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub struct RingReport {
     pub timed: u64,
     /// Their bytes.
     pub timed_bytes: u64,
-    /// How long their copies took, by the device's clock. Where a batch has columns without a bound, only theirs: from when no kernel holds them up.
+    /// How long their copies took, by the device's clock; of columns without a bound also what they waited for pieces and for workers that fill them.
     pub copying: Duration,
     /// How long the device had nothing to do for lack of a batch, by its own clock: from when all was done that the loop had queued before it asked for the
     /// batch, until that was there. Work on other streams is not seen.

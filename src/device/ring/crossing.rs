@@ -11,8 +11,8 @@ use super::{Busy, Outgoing, PIECE, PIECES, Ring, lock};
 use crate::device::copier::{Copier, Event, Stream};
 use crate::error::{Error, Result};
 
-/// Where the copies of a batch begin that are timed, and their bytes.
-pub(super) type Begun = (Event, u64);
+/// Marks around copies that follow each other.
+type Copies = Vec<(Event, Event)>;
 
 /// How far the copies of columns without a place are queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,8 @@ pub(super) struct Queueing {
     outgoing: Vec<Outgoing>,
     /// Their tensors, each of which is here before anything is copied to it.
     tensors: Vec<tch::Tensor>,
-    begun: Option<Begun>,
+    /// Marks around the copies that are queued, and in front of those that follow; none if one could not be made.
+    marks: Option<(Copies, Event)>,
     /// Columns without a place, by their number in `outgoing`, and what they are copied to.
     left: VecDeque<(usize, tch::Tensor)>,
     /// Bytes of the first of them whose copies are queued.
@@ -56,7 +57,7 @@ impl Queueing {
     /// Queues the copies of what lies in the slot.
     fn begin(ring: &Arc<Ring>, outgoing: Vec<Outgoing>, destination: &Destination) -> Result<Self> {
         let (tensors, left) = (Vec::with_capacity(outgoing.len()), VecDeque::new());
-        let mut queueing = Self { ring: ring.clone(), outgoing, tensors, begun: None, left, at: 0, allocated: None };
+        let mut queueing = Self { ring: ring.clone(), outgoing, tensors, marks: None, left, at: 0, allocated: None };
         queueing.copy_slot(destination)?;
         Ok(queueing)
     }
@@ -64,9 +65,7 @@ impl Queueing {
     fn copy_slot(&mut self, destination: &Destination) -> Result<()> {
         let (copier, layout) = (&self.ring.copier, self.ring.layout());
         copier.wait(Stream::Copy, &destination.ready)?;
-        // A mark, without which nothing is measured.
-        let mut begun = copier.mark(Stream::Copy);
-        let mut timed = self.outgoing.iter().map(|column| column.memory.bytes().len() as u64).sum();
+        self.marks = copier.mark(Stream::Copy).ok().map(|begun| (Vec::new(), begun));
         // What each group holds, up to the end of its last column, and the slot that it lies in.
         let mut ends = vec![None; layout.groups.len()];
         for (number, column) in self.outgoing.iter().enumerate() {
@@ -91,14 +90,15 @@ impl Queueing {
             unsafe { copier.copy(slot.pointer(group.start), tensor, end - group.start)? };
         }
         if !self.left.is_empty() {
+            let copied = copier.mark(Stream::Copy).ok();
             let allocated = copier.record(Stream::Default)?;
             copier.wait(Stream::Copy, &allocated)?;
             self.allocated = Some(allocated);
-            // What waits for kernels is timed from there, and by itself.
-            begun = copier.mark(Stream::Copy);
-            timed = self.left.iter().map(|(number, _)| self.outgoing[*number].memory.bytes().len() as u64).sum();
+            // To wait for kernels is not to copy.
+            let begun_again = copier.mark(Stream::Copy).ok();
+            let marks = self.marks.take().zip(copied).zip(begun_again);
+            self.marks = marks.map(|(((_, begun), copied), begun_again)| (vec![(begun, copied)], begun_again));
         }
-        self.begun = begun.ok().map(|begun| (begun, timed));
         Ok(())
     }
 
@@ -153,10 +153,15 @@ impl Queueing {
     /// Behind the last copy.
     fn finish(mut self) -> Result<Copying> {
         let copied = self.ring.copier.record(Stream::Copy)?;
-        let memories = std::mem::take(&mut self.outgoing).into_iter().map(|column| column.memory).collect();
+        let memories: Vec<_> = std::mem::take(&mut self.outgoing).into_iter().map(|column| column.memory).collect();
+        let bytes = memories.iter().map(|memory| memory.bytes().len() as u64).sum();
+        let copies = self.marks.take().map(|(mut copies, begun)| {
+            copies.push((begun, copied.clone()));
+            copies
+        });
         lock(&self.ring.under_way).push_back((copied.clone(), memories));
         let (copier, tensors) = (self.ring.copier.clone(), std::mem::take(&mut self.tensors));
-        Ok(Copying { copier, tensors, begun: self.begun.take(), copied })
+        Ok(Copying { copier, tensors, bytes, copies, copied })
     }
 }
 
@@ -193,7 +198,8 @@ pub(super) struct Destination {
 pub(super) struct Copying {
     copier: Arc<dyn Copier>,
     pub(super) tensors: Vec<tch::Tensor>,
-    pub(super) begun: Option<Begun>,
+    pub(super) bytes: u64,
+    pub(super) copies: Option<Copies>,
     pub(super) copied: Event,
 }
 

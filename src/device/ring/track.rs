@@ -21,6 +21,8 @@ pub(crate) struct Track {
     pumping: Mutex<()>,
     /// Whether whoever has `pumping` shall look once more.
     again: AtomicBool,
+    /// Whether the loop waits for it: whoever has it ends behind the batch that he is at.
+    wanted: AtomicBool,
     /// Behind what was queued when the loop asked for the batch that is handed over next.
     asked: Mutex<Option<Event>>,
 }
@@ -34,6 +36,7 @@ impl Track {
             waiting: Mutex::default(),
             pumping: Mutex::default(),
             again: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
             asked: Mutex::default(),
         };
         (0..ahead).for_each(|_| track.prepare());
@@ -79,7 +82,8 @@ impl Track {
 
     /// Queues copies, in the order of batches, up to one that is stated; whether columns without a place are left.
     fn queue(&self, how: Pieces, last: Option<&Crossing>) -> bool {
-        while last.is_none_or(Crossing::is_behind) {
+        let goes_on = || last.map_or(!self.wanted.load(Ordering::SeqCst), Crossing::is_behind);
+        while goes_on() {
             let Some(first) = lock(&self.waiting).front().cloned() else { return false };
             // A batch that was dropped needs none.
             let queued = first.upgrade().map_or(Queued::All, |crossing| crossing.go_on(&self.ring, &self.ready, how));
@@ -104,7 +108,9 @@ impl Track {
     pub(crate) fn hand_over(&self, crossing: &Crossing, how: Pieces) -> Result<(Vec<tch::Tensor>, bool)> {
         // Tensors were prepared for this batch: it is copied now, if it is not yet.
         if crossing.is_behind() {
+            self.wanted.store(true, Ordering::SeqCst);
             let _pumping = lock(&self.pumping);
+            self.wanted.store(false, Ordering::SeqCst);
             self.queue(Pieces::All, Some(crossing));
         }
         self.prepare();
@@ -117,12 +123,9 @@ impl Track {
                     ring.late.fetch_add(1, Ordering::Relaxed);
                 }
                 ring.copier.wait(Stream::Default, &copying.copied)?;
-                let (asked, begun) = (lock(&self.asked).take(), copying.begun.take());
-                if let (Some(asked), Some((begun, bytes)), Ok(arrived)) =
-                    (asked, begun, ring.copier.mark(Stream::Default))
-                {
-                    let copied = copying.copied.clone();
-                    lock(&ring.timing).push(Marks { asked, arrived, begun, copied, bytes });
+                let marks = (lock(&self.asked).take(), copying.copies.take(), ring.copier.mark(Stream::Default));
+                if let (Some(asked), Some(copies), Ok(arrived)) = marks {
+                    lock(&ring.timing).push(Marks { asked, arrived, copies, bytes: copying.bytes });
                     ring.times();
                 }
                 std::mem::take(&mut copying.tensors)
@@ -192,8 +195,8 @@ mod tests {
         // The loop begins with the second batch, and says that it is to be gone on with.
         assert!(track.pump(Pieces::Later) && track.pump(Pieces::Later));
         let log = device.log()[before..].join(", ");
-        let begun = "Copy waits for 6, mark 8 on Copy, allocate 2097153, record 9 on Default, Copy waits for 9, mark 10 on Copy";
-        assert_eq!(log, format!("record 6 on Default, Default waits for 5, mark 7 on Default, {begun}"));
+        let begun = "Copy waits for 7, mark 9 on Copy, allocate 2097153, mark 10 on Copy, record 11 on Default, Copy waits for 11, mark 12 on Copy";
+        assert_eq!(log, format!("record 7 on Default, Default waits for 6, mark 8 on Default, {begun}"));
         assert!(!track.pump(Pieces::Free));
         let copied: Vec<_> = device.log().into_iter().filter(|call| call.starts_with("copy")).collect();
         assert_eq!(copied, ["copy 3", "copy 1048576", "copy 1048576", "copy 1"]);

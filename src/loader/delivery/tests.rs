@@ -198,6 +198,25 @@ fn nobody_but_the_loop_waits_for_pieces_behind_kernels() {
 }
 
 #[test]
+fn workers_fill_the_pieces_of_the_next_batch_without_being_asked() {
+    let device = Emulated::new(0, Duration::ZERO);
+    let lists =
+        ListArray::from_iter_primitive::<Int64Type, _, _>((0..8).map(|id| Some(list(id + 1).into_iter().map(Some))));
+    let dataset = Dataset::from_columns([("list", Arc::new(lists) as _)]).unwrap().batch(4).prefetch(1);
+    let mut loader = on(&device, dataset.loader().scheduler(Scheduler::threads(1)));
+    let mut batches = loader.epoch(0);
+    let first = batches.next().unwrap().unwrap();
+    // A batch's copies end with an event.
+    let copies = || device.log().iter().filter(|call| call.starts_with("copy")).count();
+    let begun = std::time::Instant::now();
+    while copies() < 2 && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::yield_now();
+    }
+    assert_eq!(copies(), 2, "{:?}", device.log());
+    drop((first, batches));
+}
+
+#[test]
 fn devices_share_each_batch_and_one_may_stop() {
     for seed in 0..10 {
         let devices = [0, 1].map(|device| Emulated::new(seed * 2 + device, Duration::from_micros(200)));
@@ -235,6 +254,24 @@ fn devices_share_each_batch_and_one_may_stop() {
         drop(loader);
         assert!(devices.iter().all(|device| device.is_given_back() && device.memory().0 == 2), "locked once");
     }
+}
+
+#[test]
+fn an_iterator_that_is_dropped_gives_its_tensors_back() {
+    let devices = [0, 1].map(|seed| Emulated::new(seed, Duration::ZERO));
+    let mut loader = numbers(64).batch(8).loader().scheduler(Scheduler::single_threaded()).build().unwrap();
+    let both = [Device::Cuda(0), Device::Cuda(1)];
+    let rings = devices.iter().map(|device| {
+        let copier: Arc<dyn Copier> = device.clone();
+        Delivery::through(Some(copier), &loader.shared.pipeline, 2, &loader.shared.account).unwrap()
+    });
+    loader.split = (both.to_vec(), rings.collect());
+    let mut iterators = loader.split(&both).unwrap();
+    let locked = loader.report().rings[1].bytes as usize;
+    assert!(devices[1].memory().1 > locked, "there are tensors for the first batches");
+    drop(iterators.pop());
+    assert_eq!(devices[1].memory().1, locked);
+    assert_eq!(iterators.pop().unwrap().map(Result::unwrap).count(), 8);
 }
 
 #[test]
@@ -324,8 +361,8 @@ fn a_fault_of_the_device_is_an_error_in_its_place_and_loses_no_memory() {
 
 #[test]
 fn what_cannot_be_measured_is_delivered_all_the_same() {
-    // Three marks a batch, some of them of the next epoch's, which is read ahead.
-    let timed: Vec<u64> = (0..18)
+    // Five marks a batch that has a column without a bound, some of them of the next epoch's, which is read ahead.
+    let timed: Vec<u64> = (0..30)
         .map(|nth| {
             let device = Emulated::new(nth, Duration::ZERO);
             let mut loader = on(&device, dataset(ROWS).batch(4).loader());
