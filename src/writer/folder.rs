@@ -22,7 +22,7 @@ use super::images::is_folder;
 use super::manifest::{MANIFEST, Manifest, ShardEntry, Skipped};
 use super::output::Output;
 use super::part;
-use crate::engine::locked::Locked;
+use crate::engine::file_lock::FileLock;
 use crate::error::{Error, Result};
 use crate::format::tfrecord::{Compression, Fingerprint, INDEX_FOLDER, IndexBuilder};
 use crate::schema::Column;
@@ -111,8 +111,8 @@ pub(super) struct Folder {
     pub(super) path: PathBuf,
     identity: Identity,
     state: Mutex<State>,
-    /// Locks the folder for as long as it is open.
-    _lock: Locked,
+    /// Locks the folder until it is dropped.
+    _lock: FileLock,
 }
 
 #[derive(Debug)]
@@ -289,14 +289,14 @@ fn refused(what: &str, folder: &Path) -> Error {
 }
 
 /// Locks the folder itself, which leaves no lock file behind; the system unlocks it when the process ends, however it ends.
-pub(crate) fn lock(folder: &Path) -> Result<Locked> {
+pub(crate) fn lock(folder: &Path) -> Result<FileLock> {
     let file = File::open(folder).map_err(|e| part::failed(e, "cannot open the folder", folder))?;
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Err(Error::config("another process is writing into this folder")
             .url(folder.to_string_lossy().into_owned())
             .advice("wait for it, or write into another folder")),
         // Some network file systems know no locks. There nobody is kept from starting twice at once.
-        Ok(()) | Err(TryLockError::Error(_)) => Ok(Locked(file)),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(FileLock::of(file)),
     }
 }
 

@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::plan;
-use crate::engine::locked::Locked;
+use crate::engine::file_lock::FileLock;
 use crate::error::{Error, Result};
 use crate::format::tfrecord::{Compression, INDEX_FOLDER, IndexBuilder};
 use crate::schema::Column;
@@ -102,8 +102,8 @@ pub(super) struct Destination {
     columns: Vec<Column>,
     done: Mutex<BTreeMap<String, Done>>,
     journal: Mutex<File>,
-    /// Locks the folder for as long as it is open.
-    _folder: Locked,
+    /// Locks the folder until it is dropped.
+    _folder: FileLock,
 }
 
 impl Destination {
