@@ -93,9 +93,8 @@ impl Shelf {
     }
 
     fn path(&self, object: &Object) -> Option<PathBuf> {
-        let dir = self.dir.as_ref().filter(|_| object.is_shared())?;
         let name = xxhash_rust::xxh3::xxh3_64(format!("{}\n{}", self.kind, object.url).as_bytes());
-        Some(dir.join(format!("{name:016x}.rows")))
+        Some(self.dir.as_ref()?.join(format!("{name:016x}.rows")))
     }
 
     /// What is kept of this version of the shard.
@@ -306,7 +305,7 @@ mod tests {
     }
 
     fn object() -> Object {
-        Object { url: "gs://rows/a".into(), size: 100, etag: None, modified: Some(7) }
+        Object { url: "memory://rows/a".into(), size: 100, etag: None, modified: Some(7) }
     }
 
     #[test]
@@ -340,6 +339,19 @@ mod tests {
             let mut other = bytes.clone();
             other[at] ^= 4;
             assert_eq!(shelf.parse(&other, &fingerprint(&object())), None);
+        }
+    }
+
+    #[test]
+    fn an_etag_that_another_process_may_have_given_is_no_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = shelf(Some(dir.path().to_owned()));
+        let index = RowIndex { packing: Packing::Plain, starts: vec![0, 5], end: 9 };
+        for (url, is_lasting) in [("memory://rows/a", false), ("mine://rows/a", false), ("gs://rows/a", true)] {
+            let object = |time| Object { url: url.into(), size: 100, etag: Some("7".into()), modified: Some(time) };
+            shelf.save(&object(1), &index);
+            assert_eq!(shelf.look(&object(1)), Kept::Index(index.clone()), "{url}");
+            assert_eq!(shelf.look(&object(2)) == Kept::Index(index.clone()), is_lasting, "{url}");
         }
     }
 

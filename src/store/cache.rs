@@ -24,7 +24,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 use super::Object;
 use super::local::io_error;
 use super::pool::{Buffer, Pool};
-use crate::engine::locked::Locked;
+use crate::engine::file_lock::FileLock;
 use crate::{Error, Result};
 
 /// What a log begins with; the version of the object follows, and zeros.
@@ -72,7 +72,7 @@ pub(super) struct Cache {
 #[derive(Debug)]
 struct Bucket {
     path: Arc<Path>,
-    _lock: Locked,
+    _lock: FileLock,
 }
 
 /// One object of one version.
@@ -145,12 +145,7 @@ impl Cache {
 
     /// The entry of an object (blocking); none of one whose versions cannot be told apart.
     pub(super) fn entry(&self, object: &Object) -> Option<Arc<Entry>> {
-        let version = match (&object.etag, object.modified) {
-            (Some(etag), Some(modified)) if !object.is_shared() => format!("{etag} {modified}"),
-            (Some(etag), _) => etag.to_string(),
-            (None, Some(modified)) => modified.to_string(),
-            (None, None) => return None,
-        };
+        let version = object.lasting_etag().or_else(|| Some(object.modified?.to_string()))?;
         let version = xxh3_64(format!("{} {} {version}", object.url, object.size).as_bytes());
         let mut entries = lock(&self.entries);
         if let Some(entry) = entries.get(&object.url).filter(|entry| entry.version == version) {
@@ -175,7 +170,7 @@ impl Cache {
                 let lock = lock.or_else(|_| File::open(path.join(LOCK)))?;
                 // Held for a moment by one that makes room.
                 lock.lock_shared()?;
-                Ok(Locked(lock))
+                Ok(FileLock::of(lock))
             });
             lock.ok().map(|lock| Bucket { path: path.into(), _lock: lock })
         });
@@ -219,7 +214,7 @@ impl Cache {
     /// Removes what nobody uses, the longest unused first, until so many bytes fit.
     fn make_room(&self, len: u64) {
         // Exclusively held until all is done: a process that wants the bucket waits for that.
-        let mut held: HashMap<PathBuf, Option<Locked>> = HashMap::new();
+        let mut held: HashMap<PathBuf, Option<FileLock>> = HashMap::new();
         let mut mine: Vec<PathBuf> = lock(&self.entries).values().map(|entry| entry.log()).collect();
         mine.sort_unstable();
         let mut logs: Vec<(SystemTime, PathBuf)> = files_in(&self.root)
@@ -234,7 +229,7 @@ impl Cache {
             let Some(bucket) = log.parent() else { continue };
             let alone = held.entry(bucket.to_owned()).or_insert_with(|| {
                 let lock = OpenOptions::new().read(true).write(true).open(bucket.join(LOCK)).ok()?;
-                lock.try_lock().is_ok().then(|| Locked(lock))
+                lock.try_lock().is_ok().then(|| FileLock::of(lock))
             });
             let is_old = used_at.elapsed().is_ok_and(|age| age > UNUSED_FOR);
             if mine.binary_search(&log).is_ok() || alone.is_none() && !is_old {

@@ -93,9 +93,13 @@ pub struct Object {
 }
 
 impl Object {
-    /// Whether other processes may find it. What lies in this one's memory may be something else in the next, under the same name and version.
-    pub(crate) fn is_shared(&self) -> bool {
-        !self.url.starts_with("memory://")
+    /// The ETag as it holds in other processes too. In memory, and in what a user registers for a scheme of his own, ETags may be counts that begin anew with
+    /// each process; there it is one with the time.
+    pub(crate) fn lasting_etag(&self) -> Option<String> {
+        let etag = self.etag.as_deref()?;
+        let is_own = |url: &str| matches!(Location::parse(url), Ok(Location::Remote(base, _)) if matches!(base.scheme, Scheme::Memory | Scheme::Other));
+        let time = self.modified.filter(|_| is_own(&self.url)).map(|time| format!(" of {time}"));
+        Some(format!("{etag}{}", time.unwrap_or_default()))
     }
 }
 

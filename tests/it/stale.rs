@@ -4,8 +4,7 @@ use std::fs::File;
 use std::time::{Duration, SystemTime};
 
 use forebay::format::tfrecord::{Fingerprint, ShardIndex};
-use forebay::store::Store;
-use forebay::{Compression, Dataset, Error, ErrorKind, Index, LoaderBuilder, Result, Shuffle, Skip, int64};
+use forebay::{Compression, Error, ErrorKind, Index, LoaderBuilder, Result, Shuffle, Skip, int64};
 
 use crate::support::shards::{Folder, shard_of_ids};
 use crate::support::{ids_and_report, watched};
@@ -34,25 +33,6 @@ fn has(text: &str, words: &[&str]) {
 fn touch(folder: &Folder, name: &str, seconds: u64) {
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     File::options().write(true).open(folder.path(name)).and_then(|file| file.set_modified(time)).expect("a file");
-}
-
-#[test]
-fn of_what_lies_in_memory_nothing_is_kept_for_other_processes() -> Result<()> {
-    let folder = Folder::new();
-    let lines: Vec<String> = (0..20).map(|id| format!("{{\"id\": {id}}}\n")).collect();
-    for (name, content) in [
-        ("memory://stale/a.jsonl", lines.concat().into_bytes()),
-        ("memory://stale/a.tfrecord", shard_of_ids(0..20, Compression::None)),
-        ("memory://stale/a.tfrecord.gz", shard_of_ids(0..20, Compression::Gzip)),
-    ] {
-        Store::memory_put(name, content.into())?;
-        let dataset = Dataset::open(name)?.columns([int64("id")]).batch(5);
-        for index in [Index::Auto, Index::Build] {
-            assert_eq!(run(folder.loader(&dataset).index(index))?.0, (0..20).collect::<Vec<_>>());
-        }
-    }
-    assert!(!folder.index_dir().exists(), "{:?}", folder.indexes());
-    Ok(())
 }
 
 #[test]

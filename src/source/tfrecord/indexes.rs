@@ -120,14 +120,13 @@ impl Keeper {
         Self { dir }
     }
 
-    fn path(&self, object: &Object) -> Option<PathBuf> {
-        let dir = self.dir.as_ref().filter(|_| object.is_shared())?;
-        Some(dir.join(format!("{:016x}.index", xxhash_rust::xxh3::xxh3_64(object.url.as_bytes()))))
+    fn path(&self, url: &str) -> Option<PathBuf> {
+        Some(self.dir.as_ref()?.join(format!("{:016x}.index", xxhash_rust::xxh3::xxh3_64(url.as_bytes()))))
     }
 
     /// What is stored of this object.
     pub(crate) fn look(&self, object: &Object) -> Kept {
-        match self.path(object).and_then(|path| std::fs::read(path).ok()) {
+        match self.path(&object.url).and_then(|path| std::fs::read(path).ok()) {
             Some(stored) => Kept::of(&stored, object),
             None => Kept::Nothing,
         }
@@ -143,7 +142,7 @@ impl Keeper {
     /// # Errors
     /// [`ErrorKind::Access`] if the folder cannot be written to.
     pub(crate) fn try_save(&self, object: &Object, index: &ShardIndex) -> Result<()> {
-        let Some(path) = self.path(object) else { return Ok(()) };
+        let Some(path) = self.path(&object.url) else { return Ok(()) };
         write_whole(&path, index.to_bytes()?)
     }
 }
@@ -162,7 +161,7 @@ pub(in crate::source) fn write_whole(path: &Path, bytes: Vec<u8>) -> Result<()> 
 }
 
 pub(in crate::source) fn fingerprint(object: &Object) -> Fingerprint {
-    Fingerprint { size: object.size, etag: object.etag.as_deref().map(str::to_owned), modified: object.modified }
+    Fingerprint { size: object.size, etag: object.lasting_etag(), modified: object.modified }
 }
 
 /// The index of a shard, as [`find_index`], for commands: without a budget, and with nothing to deliver before damage. `None` where it would
