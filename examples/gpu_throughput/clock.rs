@@ -1,7 +1,9 @@
 //! Time as the device sees it: events on the default stream of a GPU, the host's clock where there is none.
 #![expect(unsafe_code, reason = "libtorch's crate has no events: these are the driver's")]
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use cudarc::driver::sys::{self, CUresult};
@@ -24,14 +26,29 @@ fn check(result: CUresult) -> Result<()> {
     if result == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(format!("CUDA: {result:?}").into()) }
 }
 
-/// Does something in the device's primary context, which libtorch uses too. It is retained once more each time, for as long as the process lives.
-fn within<T>(index: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
+/// The device's primary context, which libtorch uses too: an address, for it is retained for as long as the process lives.
+fn context(index: usize) -> Result<usize> {
+    static RETAINED: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
+    let mut retained = RETAINED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(context) = retained.get(&index) {
+        return Ok(*context);
+    }
     let (mut device, mut context) = (0, std::ptr::null_mut());
-    // SAFETY: each pointer is to what is written, and what is pushed is popped.
+    // SAFETY: each pointer is to what is written.
     unsafe {
         check(sys::cuInit(0))?;
         check(sys::cuDeviceGet(&raw mut device, i32::try_from(index)?))?;
         check(sys::cuDevicePrimaryCtxRetain(&raw mut context, device))?;
+    }
+    retained.insert(index, context as usize);
+    Ok(context as usize)
+}
+
+/// Does something in the device's context.
+fn within<T>(index: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    let mut context = context(index)? as sys::CUcontext;
+    // SAFETY: the context is never released, and what is pushed is popped.
+    unsafe {
         check(sys::cuCtxPushCurrent_v2(context))?;
         let done = f();
         check(sys::cuCtxPopCurrent_v2(&raw mut context))?;

@@ -42,7 +42,7 @@ pub(crate) fn make(count: u64) -> Result<Vec<Vec<u8>>> {
     Ok(files.into_iter().collect::<Result<_, String>>()?)
 }
 
-/// A picture that compresses like a photograph: soft areas, edges, and grain.
+/// A picture that compresses like a photograph: soft areas, edges, and grain; as `forebay bench image` paints them (`src/cli/bench/data.rs`).
 fn paint(number: u64) -> Vec<u8> {
     let mut rng = Key::new(0).with("gpu_throughput").with_number(number).rng();
     let mut unit = || rng.random::<f32>();
