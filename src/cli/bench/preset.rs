@@ -1,9 +1,9 @@
 //! Data and steps as large as those that MLPerf Storage publishes for its training workloads.
 //!
 //! Records, batches and step times are as published (v1.0, `storage-conf/workload/*.yaml`), and so is which of them are shuffled (`file_shuffle` and
-//! `sample_shuffle: seed`); what scales is the number of files and of accelerators,
-//! and both are printed. It is no run of that benchmark: neither its files (pictures and volumes) nor its rules (a process for each accelerator, data five times the
-//! memory, so that none of it is read from the page cache) are kept.
+//! `sample_shuffle: seed`); what scales is the number of files and of accelerators, and both are printed. It is no run of that benchmark: neither its
+//! files (pictures and volumes) nor its rules (a process for each accelerator, data five times the memory, so that none of it is read from the page
+//! cache) are kept.
 
 use std::time::Duration;
 
