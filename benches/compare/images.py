@@ -10,7 +10,7 @@ flips half of them, normalises, shuffles, and gives labels beside the pixels.
 
 Checked of each: the number of samples, the sum of their labels, shape and dtype of batches, and the mean of all numbers in an epoch, which must be that of the others. Printed beside it: `grain`, by
 how much neighbours in a row differ on average, which tells who antialiases: these pictures have noise that a filter averages away when it widens. `forebay bench`
-compares samples and labels by itself; of its pixels it tells the mean where the build knows how (its tests hold them against Pillow's).
+compares samples and labels by itself; its pixels are held against Pillow's in the project's tests.
 
 What is the same: JPEG by libjpeg-turbo, the accurate inverse transform, chroma upsampled smoothly, unless a line says otherwise; bilinear resize with
 antialiasing (forebay's, Pillow's and torchvision's default; asked for in TensorFlow and DALI); f32, channels first, on the host.
