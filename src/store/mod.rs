@@ -97,8 +97,9 @@ impl Object {
     /// each process; there it is one with the time.
     pub(crate) fn lasting_etag(&self) -> Option<String> {
         let etag = self.etag.as_deref()?;
-        let is_own = |url: &str| matches!(Location::parse(url), Ok(Location::Remote(base, _)) if matches!(base.scheme, Scheme::Memory | Scheme::Other));
-        let time = self.modified.filter(|_| is_own(&self.url)).map(|time| format!(" of {time}"));
+        let scheme = self.url.split_once("://").map_or(Scheme::Other, |(name, _)| Scheme::named(name));
+        let is_own = matches!(scheme, Scheme::Memory | Scheme::Other);
+        let time = self.modified.filter(|_| is_own).map(|time| format!(" of {time}"));
         Some(format!("{etag}{}", time.unwrap_or_default()))
     }
 }
