@@ -1,9 +1,9 @@
-//! Loads ML training data for GPU pipelines: sharded files from object stores or disks, decoded, shuffled and batched into
-//! libtorch tensors before the training loop asks for them.
+//! Loads ML training data for GPU pipelines. It reads sharded files from object stores or disks, then decodes, shuffles and batches them into libtorch tensors
+//! before the training loop asks for them.
 //!
-//! A [`Dataset`] describes what is read and what happens to it; nothing is read until [`Dataset::loader`] is built. A [`Loader`]
-//! runs it; each of its [`Epoch`]s is an iterator of [`Batch`]es. The order of samples is a function of the seed, the shards and
-//! the graph: the same for any number of threads, and of ranks that divides the plan's streams.
+//! A [`Dataset`] describes which data is read and what happens to it. Nothing is read until the loader that [`Dataset::loader`] sets up is built. A [`Loader`]
+//! runs that description; each of its [`Epoch`]s is an iterator of [`Batch`]es. The order of samples is a function of the seed, the shards and the graph. It is
+//! the same for any number of threads, and for any number of ranks that divides the plan's streams.
 //!
 //! # Example
 //! ```
@@ -42,27 +42,25 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`dataset`] | the lazy graph: its verbs, its checks, what user functions see of a row |
-//! | [`plan`] | which sample comes when, as arithmetic on row numbers |
-//! | [`source`] | where rows come from: shards, columns in memory, the trait [`Source`] for your own |
-//! | [`store`] | URLs, patterns, reads of ranges, retries |
+//! | [`dataset`] | the lazy graph: its operations, its checks, and what user functions see of a row |
+//! | [`plan`] | which sample comes when, computed from row numbers |
+//! | [`source`] | where rows come from: shards, columns in memory, or your own implementation of the trait [`Source`] |
+//! | [`store`] | URLs, patterns, range reads, retries |
 //! | [`mod@format`] | TFRecord and `tf.Example`, reading and writing |
 //! | [`transform`] | images: decode, crop, pad, resize, flip, jitter colours, normalise; tokens: chunk, pack, bucket |
 //! | [`writer`] | shards of several formats, written in parallel, whole or not at all |
-//! | [`loader`] | one execution of a data set; its page tells how a run goes |
+//! | [`loader`] | one execution of a data set; its page describes how a run proceeds |
 //! | [`mod@dlpack`] | columns of batches for other frameworks |
 //! | [`telemetry`] | what each stage did and waited for |
-//! | [`testing`] | checks of one's own pipelines: restoring from everywhere |
+//! | [`testing`] | checks for your own pipelines: restoring from every state |
 //! | [`schema`], [`random`], [`error`] | columns and shapes; keyed random numbers; errors that say where |
 //!
-//! Batches, devices, and the engine (one pool of workers, one budget of bytes) are behind [`Batch`], [`Device`], [`Scheduler`] and
-//! [`Budget`].
+//! Batches, devices, and the engine (one pool of workers, one budget of bytes) are reached through [`Batch`], [`Device`], [`Scheduler`] and [`Budget`].
 //!
 //! # Features
 //!
-//! `tch` (batches as libtorch tensors), `cuda` (loaded at run time), `gcs`, `s3`, `azure`, `http`, `jpeg`, `parquet`, `tar`, `text` (JSON Lines and CSV),
-//! `zstd` and `cli` are on by default.
-//! Without them the core needs neither libtorch, nor a C compiler, nor a network.
+//! These features are on by default: `tch` (batches as libtorch tensors), `cuda` (loaded at run time), `gcs`, `s3`, `azure`, `http`, `jpeg`, `parquet`, `tar`,
+//! `text` (JSON Lines and CSV), `zstd` and `cli`. Without them the core needs neither libtorch, nor a C compiler, nor a network.
 
 pub(crate) mod batch;
 #[cfg(feature = "cli")]
