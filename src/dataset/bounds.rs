@@ -1,4 +1,4 @@
-//! What can be said of a condition where only bounds of the values are known, before any row is read.
+//! What a condition's outcome can be if only bounds of the values are known, before any row is read.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -6,17 +6,17 @@ use std::sync::Arc;
 use super::expr::{Expr, Node, Operator, int_with_float};
 use crate::schema::Value;
 
-/// What is known of a column's values in some rows, none of which is null.
+/// What is known of a column's values in some rows. None of the values is null.
 pub(crate) struct Bounds {
-    /// No value is smaller than the one, or larger than the other.
+    /// The smallest and the largest value possible.
     pub(crate) range: Option<(Value, Value)>,
-    /// Says of a value that it is not there; otherwise it may be.
+    /// Returns true if a value does not occur; on false the value may occur.
     pub(crate) excludes: Option<Excludes>,
 }
 
 pub(crate) type Excludes = Arc<dyn Fn(&Value) -> bool>;
 
-/// Whether a condition can hold, and can fail.
+/// Whether a condition can hold, and whether it can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Possible {
     pub(crate) holds: bool,
@@ -28,7 +28,7 @@ impl Possible {
 }
 
 impl Expr {
-    /// Whether it can hold for some row of which only bounds are known, and whether it can fail for some.
+    /// Whether the condition can hold for a row of which only bounds are known, and whether it can fail.
     pub(crate) fn possible(&self, known: &dyn Fn(&str) -> Option<Bounds>) -> Possible {
         self.0.possible(known)
     }
@@ -156,7 +156,7 @@ mod tests {
     }
 
     proptest! {
-        /// Rows are never ruled out that a condition holds for.
+        /// The bounds never rule out a row for which a condition holds.
         #[test]
         fn bounds_rule_out_no_row_that_holds(
             condition in any_expr(),

@@ -17,7 +17,8 @@ fn numbered(root: &Arc<Node>) -> (Vec<&Node>, HashMap<*const Node, usize>) {
     (nodes, numbers)
 }
 
-/// One line a node; a node whose input is not the line above says which it is, and a batch that ranks could share, but not its plan.
+/// Prints one line per node. A node whose input is not on the line above names its input. A batch says so if ranks could share it, but not with the plan's
+/// streams.
 pub(super) fn text(root: &Arc<Node>) -> String {
     let (nodes, numbers) = numbered(root);
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! Conditions on columns that are data, not code, so that files can be asked whether they hold any such row.
+//! Conditions on columns that are data rather than code, so that a file can tell whether it holds any matching row.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::schema::{Column, Dtype, Shape, Value};
 
 /// A condition on the columns of a row, for [`Dataset::filter_where`](crate::Dataset::filter_where).
 ///
-/// Numbers are compared exactly, also an integer with a float; byte strings byte by byte. A NaN is unequal to everything.
+/// Numbers are compared exactly, even an integer with a float; byte strings are compared byte by byte. A NaN is unequal to everything.
 ///
 /// # Example
 /// ```
@@ -45,7 +45,7 @@ pub(crate) enum Operator {
     Ge,
 }
 
-/// The column of this name, to be compared.
+/// Names a column for a comparison.
 pub fn col(name: impl Into<Arc<str>>) -> Col {
     Col(name.into())
 }
@@ -66,50 +66,50 @@ impl Col {
         Expr(Node::Compare { column: self.0, operator, value: value.into() })
     }
 
-    /// Equal to a value.
+    /// Holds if the column is equal to a value.
     pub fn eq(self, value: impl Into<Value>) -> Expr {
         self.compare(Operator::Eq, value)
     }
 
-    /// Unequal to a value.
+    /// Holds if the column is unequal to a value.
     pub fn ne(self, value: impl Into<Value>) -> Expr {
         self.compare(Operator::Ne, value)
     }
 
-    /// Less than a value.
+    /// Holds if the column is less than a value.
     pub fn lt(self, value: impl Into<Value>) -> Expr {
         self.compare(Operator::Lt, value)
     }
 
-    /// At most a value.
+    /// Holds if the column is at most a value.
     pub fn le(self, value: impl Into<Value>) -> Expr {
         self.compare(Operator::Le, value)
     }
 
-    /// Greater than a value.
+    /// Holds if the column is greater than a value.
     pub fn gt(self, value: impl Into<Value>) -> Expr {
         self.compare(Operator::Gt, value)
     }
 
-    /// At least a value.
+    /// Holds if the column is at least a value.
     pub fn ge(self, value: impl Into<Value>) -> Expr {
         self.compare(Operator::Ge, value)
     }
 
-    /// Equal to one of some values.
+    /// Holds if the column is equal to one of these values.
     pub fn is_in(self, values: impl IntoIterator<Item = impl Into<Value>>) -> Expr {
         Expr(Node::In { column: self.0, values: values.into_iter().map(Into::into).collect() })
     }
 }
 
 impl Expr {
-    /// Both.
+    /// Holds if both conditions hold.
     #[must_use]
     pub fn and(self, other: Expr) -> Self {
         Self(Node::And(Box::new(self.0), Box::new(other.0)))
     }
 
-    /// One or both.
+    /// Holds if at least one of the conditions holds.
     #[must_use]
     pub fn or(self, other: Expr) -> Self {
         Self(Node::Or(Box::new(self.0), Box::new(other.0)))
@@ -131,7 +131,7 @@ impl Expr {
         walk(&self.0, f);
     }
 
-    /// What is wrong with it for rows of these columns.
+    /// Returns the mistakes of the condition for rows of these columns.
     pub(crate) fn mistakes(&self, columns: &[&Column]) -> Vec<Error> {
         let mut mistakes = Vec::new();
         self.visit(&mut |name, values| {
@@ -162,7 +162,7 @@ impl Expr {
         mistakes
     }
 
-    /// Which rows it holds for.
+    /// Tells for each row whether the condition holds.
     pub(crate) fn of_rows(&self, rows: &RecordBatch) -> Result<Vec<bool>> {
         self.0.of_rows(rows)
     }
@@ -177,7 +177,7 @@ impl std::ops::Not for Expr {
 }
 
 impl Operator {
-    /// What it says of two values that compare like this; `None`: one is not a number.
+    /// Whether the operator holds for two values that compare like this; `None` means that one is not a number.
     pub(super) fn holds(self, ordering: Option<Ordering>) -> bool {
         match (self, ordering) {
             (Operator::Ne, None) => true,
@@ -192,7 +192,7 @@ impl Operator {
     }
 }
 
-/// An integer beside a float, without rounding either.
+/// Compares an integer with a float, without rounding either.
 pub(super) fn int_with_float(int: i64, float: f64) -> Option<Ordering> {
     // 2^63: the first float above all integers; its negative is one.
     const ABOVE: f64 = 9_223_372_036_854_775_808.0;
@@ -207,7 +207,7 @@ pub(super) fn int_with_float(int: i64, float: f64) -> Option<Ordering> {
     }
 }
 
-/// Calls `f` with how each value of a column compares with one.
+/// Calls `f` with the result of comparing each value of a column with `value`.
 fn compare_all(array: &ArrayRef, value: &Value, f: &mut dyn FnMut(Option<Ordering>)) {
     macro_rules! ints {
         ($type:ty) => {

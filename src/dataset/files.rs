@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::format::tfrecord::Compression;
 
-/// The format of shards, with what is said about reading it.
+/// The format of shards, with the options for reading it.
 ///
 /// # Example
 /// ```
@@ -18,24 +18,24 @@ use crate::format::tfrecord::Compression;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Format {
-    /// TFRecord: `.tfrecord`, and what else has no name of its own.
+    /// TFRecord: `.tfrecord`, and every name that indicates no other format.
     TfRecord(TfRecord),
     /// Parquet: `.parquet`.
     Parquet(Parquet),
     /// Arrow IPC files and streams: `.arrow`, `.feather`, `.ipc`, `.arrows`.
     ArrowIpc(ArrowIpc),
-    /// A JSON object a line: `.jsonl`, `.ndjson`. Needs the feature `text`.
+    /// One JSON object per line: `.jsonl`, `.ndjson`. Needs the feature `text`.
     JsonLines(JsonLines),
     /// Rows of fields: `.csv`, `.tsv`. Needs the feature `text`.
     Csv(Csv),
     /// Archives in the convention of WebDataset: `.tar`. Needs the feature `tar`.
     Tar(Tar),
-    /// A folder of image files: to be stated where there are other files.
+    /// A folder of image files. State this format if the folder has other files too.
     Images(ImageFolder),
 }
 
 impl Format {
-    /// The format that a file's name ends in, if it ends in one.
+    /// Returns the format that the end of a file's name indicates, if it indicates one.
     pub(crate) fn of_name(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
         let plain = [".gz", ".zst", ".zstd", ".zlib"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
@@ -50,7 +50,7 @@ impl Format {
         }
     }
 
-    /// Its name.
+    /// Returns its name.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::TfRecord(_) => "TFRecord",
@@ -63,7 +63,7 @@ impl Format {
         }
     }
 
-    /// A word for it: what names of its shards end in, but for images, and what the command calls it.
+    /// Returns one word for it: the extension of its shards (except for images), and its name in the command.
     pub(crate) fn word(&self) -> &'static str {
         match self {
             Self::TfRecord(_) => "tfrecord",
@@ -76,7 +76,7 @@ impl Format {
         }
     }
 
-    /// What was said about reading it, to be put behind the URLs.
+    /// Returns its read options, to be printed after the URLs.
     pub(crate) fn options(&self) -> &dyn fmt::Display {
         match self {
             Self::TfRecord(options) => options,
@@ -89,7 +89,7 @@ impl Format {
         }
     }
 
-    /// What of that changes which rows there are, for states.
+    /// Returns those options that change which rows there are, for states.
     pub(crate) fn mark(&self) -> String {
         match self {
             Self::TfRecord(options) if options.records => "records".into(),
@@ -103,7 +103,7 @@ impl Format {
         }
     }
 
-    /// The format that all of some patterns end in.
+    /// Returns the format that the ends of all patterns indicate.
     pub(crate) fn of_patterns(patterns: &[String]) -> Option<Self> {
         let mut formats = patterns.iter().map(|pattern| Self::of_name(pattern));
         let first = formats.next().flatten()?;
@@ -129,8 +129,9 @@ impl From<ArrowIpc> for Format {
     }
 }
 
-/// How Arrow IPC files and streams are read: a record batch is a block, the columns are its fields. Which of the two a shard is, and whether
-/// its buffers are compressed, is recognised by content.
+/// How Arrow IPC files and streams are read. A record batch is a block; its fields are the columns.
+///
+/// The content shows whether a shard is a file or a stream, and whether its buffers are compressed.
 ///
 /// # Example
 /// ```
@@ -157,7 +158,7 @@ impl From<ArrowIpc> for Format {
 pub struct ArrowIpc {}
 
 impl ArrowIpc {
-    /// Files and streams, whichever a shard is.
+    /// Reads files and streams; the content of each shard shows which it is.
     pub fn new() -> Self {
         Self::default()
     }
@@ -187,11 +188,12 @@ impl From<Tar> for Format {
     }
 }
 
-/// How tar archives are read: in the convention of WebDataset. Plain, gzip and zstd are told apart by content; of a compressed archive nothing can be read
-/// alone, so it is one block.
+/// How tar archives are read: in the convention of WebDataset.
 ///
-/// Members that follow each other with one key are a sample; the key is a name up to the first dot of its last part, the column what is behind that dot, in
-/// lower case. A column is bytes, or, where a number is declared, what the member spells in ASCII. `__key__` is the key.
+/// Plain, gzip and zstd are recognised by content. No part of a compressed archive can be read alone, so a compressed archive is one block.
+///
+/// Consecutive members with the same key form a sample. The key is a name up to the first dot of its last part; the column is the part after that dot, in lower
+/// case. A column is bytes or, if a number is declared, the number that the member spells in ASCII. `__key__` is the key.
 ///
 /// # Memory
 /// Bytes are views into the block that was read.
@@ -221,7 +223,7 @@ impl From<Tar> for Format {
 pub struct Tar {}
 
 impl Tar {
-    /// Samples by the names of members.
+    /// Groups members into samples by their names.
     pub fn new() -> Self {
         Self::default()
     }
@@ -239,15 +241,15 @@ impl From<ImageFolder> for Format {
     }
 }
 
-/// How a folder of images is read: each file whose name ends like an image's is a row; others are left out.
+/// How a folder of images is read: each file with the name of an image file is a row; other files are left out.
 ///
 /// | column | |
 /// |---|---|
 /// | `image: bytes` | the file |
-/// | `label: i64` | the number of its class, in the order of names: that of the folder right below the one that all files lie in. 0 where there are no folders |
-/// | `path: bytes` | its name below the folder that all files lie in |
+/// | `label: i64` | the number of its class, in the order of names. The class is the folder directly below the common folder of all files. 0 if there are no such folders |
+/// | `path: bytes` | its name below the common folder of all files |
 ///
-/// Classes are those of the files listed: list all of them, with `photos/` rather than `photos/cat*`, for the same numbers every time.
+/// Classes are those of the files listed. To get the same numbers every time, list all files, with `photos/` rather than `photos/cat*`.
 ///
 /// # Example
 /// ```
@@ -268,7 +270,7 @@ impl From<ImageFolder> for Format {
 pub struct ImageFolder {}
 
 impl ImageFolder {
-    /// A row a file.
+    /// Makes one row of each file.
     pub fn new() -> Self {
         Self::default()
     }
@@ -280,10 +282,10 @@ impl fmt::Display for ImageFolder {
     }
 }
 
-/// How JSON Lines are read: an object a line, blank lines left out. Plain, gzip and zstd are told apart by content.
+/// How JSON Lines are read: one object per line; blank lines are left out. Plain, gzip and zstd are recognised by content.
 ///
-/// Columns are the fields of the objects, those of objects within them under dotted names. Without [`Dataset::columns`](crate::Dataset::columns) they
-/// are inferred from the first 256 lines. A field that is not there is null.
+/// Columns are the fields of the objects; fields of nested objects have dotted names. Without [`Dataset::columns`](crate::Dataset::columns), the columns are
+/// inferred from the first 256 lines. A missing field is null.
 ///
 /// # Example
 /// ```
@@ -305,13 +307,15 @@ pub struct JsonLines {
 }
 
 impl JsonLines {
-    /// An object a line; strings are the bytes of their text.
+    /// Reads one object per line; strings are the bytes of their text.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Strings that begin with `data:;base64,` are the bytes that the rest of them encodes: so [`Writer`](crate::Writer) writes bytes that are no text, and
-    /// text that begins so. A row with one whose rest is no base64, padded as RFC 4648 has it, is bad.
+    /// Decodes strings that begin with `data:;base64,` to the bytes that their rest encodes.
+    ///
+    /// [`Writer`](crate::Writer) writes bytes that are not text in this way, and text that begins so. A row is bad if the rest of such a string is not base64,
+    /// padded as in RFC 4648.
     ///
     /// # Example
     /// ```
@@ -340,11 +344,11 @@ impl fmt::Display for JsonLines {
     }
 }
 
-/// How CSV is read: as RFC 4180 has it, with line ends within quotes, a first row of names, blank lines left out. Plain, gzip and zstd are told apart by
+/// How CSV is read: as in RFC 4180, with line ends within quotes, a first row of names, and blank lines left out. Plain, gzip and zstd are recognised by
 /// content.
 ///
-/// An empty field is null, and an empty string in a column of bytes. Without [`Dataset::columns`](crate::Dataset::columns) types are inferred from
-/// the first 256 rows; dates and times become integers.
+/// An empty field is null; in a column of bytes it is an empty string. Without [`Dataset::columns`](crate::Dataset::columns), types are inferred from the first
+/// 256 rows; dates and times become integers.
 ///
 /// # Example
 /// ```
@@ -366,19 +370,19 @@ pub struct Csv {
 }
 
 impl Csv {
-    /// Fields between commas, or between tabs in shards whose name ends in `.tsv`; the first row names them.
+    /// Reads fields between commas, or between tabs in shards whose name ends in `.tsv`; the first row names the fields.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// States what is between fields: one ASCII character.
+    /// Sets the delimiter between fields: one ASCII character.
     #[must_use]
     pub fn delimiter(mut self, delimiter: u8) -> Self {
         self.delimiter = Some(delimiter);
         self
     }
 
-    /// The first row is a record like the others. Columns are called `column_1`, `column_2`, ….
+    /// Reads the first row as a record like the others. Columns are called `column_1`, `column_2`, ….
     #[must_use]
     pub fn without_header(mut self) -> Self {
         self.no_header = true;
@@ -418,7 +422,7 @@ pub struct TfRecord {
 }
 
 impl TfRecord {
-    /// `tf.Example` or `tf.SequenceExample` records, checksums verified, compression recognised by content.
+    /// Reads `tf.Example` or `tf.SequenceExample` records; verifies checksums, and recognises compression by content.
     pub fn new() -> Self {
         Self::default()
     }
@@ -430,14 +434,14 @@ impl TfRecord {
         self
     }
 
-    /// Leaves out the checksum of payloads. That of lengths is always verified.
+    /// Skips the checksums of payloads. Those of lengths are always verified.
     #[must_use]
     pub fn unchecked(mut self) -> Self {
         self.unchecked = true;
         self
     }
 
-    /// Gives each payload as it is, in one column of bytes named `record`.
+    /// Delivers each payload unparsed, in one column of bytes named `record`.
     #[must_use]
     pub fn records(mut self) -> Self {
         self.records = true;
@@ -471,7 +475,7 @@ impl fmt::Display for TfRecord {
 pub struct Parquet {}
 
 impl Parquet {
-    /// Row groups as blocks; the columns that are asked for.
+    /// Reads row groups as blocks, and only the requested columns.
     pub fn new() -> Self {
         Self::default()
     }

@@ -1,4 +1,4 @@
-//! What user functions get and give: a row's context, its values, and a writer for new ones.
+//! What user functions receive and produce: a row's context, its values, and a writer for new ones.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub(crate) type MapBatchFn = dyn Fn(&[Context], &RecordBatch) -> Result<RecordBa
 pub(crate) type FilterFn = dyn Fn(&Context, Row<'_>) -> Result<bool> + Send + Sync;
 pub(crate) type FlatMapFn = dyn Fn(&Context, Row<'_>, &mut RowsWriter<'_>) -> Result<()> + Send + Sync;
 
-/// Which sample a function works on, and its own random numbers.
+/// Says which sample a function works on, and gives it its own random numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct Context {
     pub(crate) key: Key,
@@ -28,18 +28,17 @@ pub struct Context {
 }
 
 impl Context {
-    /// The sample id: the row's number in the data set.
+    /// Returns the sample id: the row's number in the data set.
     pub fn sample(&self) -> u64 {
         self.sample
     }
 
-    /// The epoch that the loader is in.
+    /// Returns the epoch that the loader is in.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// A random generator keyed by (seed, sample, how often it was drawn before, the function's name). Each call starts
-    /// it anew.
+    /// Returns a random generator keyed by (seed, sample, how often it was drawn before, the function's name). Each call restarts the generator.
     pub fn rng(&self) -> Rng {
         self.key.rng()
     }
@@ -65,10 +64,10 @@ impl<'a> Row<'a> {
         Error::config(format!("asked for {wanted}, the column holds {found}")).column(name)
     }
 
-    /// The value of a scalar column.
+    /// Returns the value of a scalar column.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a slip of the function, and no bad record.
+    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a mistake in the function, not a bad record.
     pub fn get<T: Element>(&self, name: &str) -> Result<T> {
         let column = self.column(name)?;
         let column =
@@ -76,10 +75,10 @@ impl<'a> Row<'a> {
         Ok(column.value(self.index))
     }
 
-    /// The values of a fixed or ragged column, in row-major order. Truth values are packed into bits: see [`bools`](Self::bools).
+    /// Returns the values of a fixed or ragged column, in row-major order. Booleans are packed into bits: for them see [`bools`](Self::bools).
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a slip of the function, and no bad record.
+    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a mistake in the function, not a bad record.
     pub fn values<T: Element>(&self, name: &str) -> Result<&'a [T]> {
         let mismatch = || self.mismatch(name, &format!("a list of {}", std::any::type_name::<T>()));
         let (range, items) = self.list(name)?.ok_or_else(mismatch)?;
@@ -87,10 +86,10 @@ impl<'a> Row<'a> {
         Ok(&items.values()[range])
     }
 
-    /// The truth values of a fixed or ragged column, in row-major order.
+    /// Returns the booleans of a fixed or ragged column, in row-major order.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a slip of the function, and no bad record.
+    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a mistake in the function, not a bad record.
     pub fn bools(&self, name: &str) -> Result<Vec<bool>> {
         let mismatch = || self.mismatch(name, "a list of bool");
         let (range, items) = self.list(name)?.ok_or_else(mismatch)?;
@@ -98,7 +97,7 @@ impl<'a> Row<'a> {
         Ok(range.map(|at| items.value(at)).collect())
     }
 
-    /// This row's part of a list column's innermost elements; `None` where it is no list.
+    /// Returns this row's part of a list column's innermost elements; `None` if the column is not a list.
     fn list(&self, name: &str) -> Result<Option<(Range<usize>, &'a ArrayRef)>> {
         let column = self.column(name)?;
         let (start, end, items) = match column.data_type() {
@@ -123,19 +122,19 @@ impl<'a> Row<'a> {
         }))
     }
 
-    /// The byte string of a column of bytes (or of a raw one, as stored).
+    /// Returns the byte string of a column of bytes (or of a raw one, as stored).
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a slip of the function, and no bad record.
+    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a mistake in the function, not a bad record.
     pub fn bytes(&self, name: &str) -> Result<&'a [u8]> {
         let column = self.column(name)?.as_binary_view_opt().ok_or_else(|| self.mismatch(name, "bytes"))?;
         Ok(column.value(self.index))
     }
 
-    /// The value of a column of truth values.
+    /// Returns the value of a boolean column.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a slip of the function, and no bad record.
+    /// [`ErrorKind::Config`] if there is no such column or it holds another type: a mistake in the function, not a bad record.
     pub fn bool(&self, name: &str) -> Result<bool> {
         let column = self.column(name)?.as_boolean_opt().ok_or_else(|| self.mismatch(name, "bool"))?;
         Ok(column.value(self.index))
@@ -159,8 +158,8 @@ impl RowWriter<'_> {
     /// Sets a scalar column.
     ///
     /// # Errors
-    /// If the column is not declared, or with another dtype, or was set in this row already ([`ErrorKind::Config`]); if it was declared with another shape
-    /// ([`ErrorKind::Transform`]: a bad record).
+    /// [`ErrorKind::Config`] if the column is not declared, is declared with another dtype, or was already set in this row. [`ErrorKind::Transform`], a bad
+    /// record, if it was declared with another shape.
     pub fn set<T: Element>(&mut self, name: &str, value: T) -> Result<()> {
         self.set_values(name, &[value])
     }
@@ -168,8 +167,8 @@ impl RowWriter<'_> {
     /// Sets a scalar, fixed or ragged column to these elements, in row-major order.
     ///
     /// # Errors
-    /// If the column is not declared, or with another dtype, or was set in this row already ([`ErrorKind::Config`]); if it was declared with another number of
-    /// elements ([`ErrorKind::Transform`]: a bad record).
+    /// [`ErrorKind::Config`] if the column is not declared, is declared with another dtype, or was already set in this row. [`ErrorKind::Transform`], a bad
+    /// record, if it was declared with another number of elements.
     pub fn set_values<T: Element>(&mut self, name: &str, values: &[T]) -> Result<()> {
         let column = self.column(name)?;
         if column.column.dtype() != T::DTYPE || column.column.is_raw() {
@@ -178,7 +177,7 @@ impl RowWriter<'_> {
         column.push(values.len(), bytemuck::cast_slice(values))
     }
 
-    /// Sets a scalar column of truth values.
+    /// Sets a scalar boolean column.
     ///
     /// # Errors
     /// As [`set`](Self::set).
@@ -186,7 +185,7 @@ impl RowWriter<'_> {
         self.set_bools(name, &[value])
     }
 
-    /// Sets a scalar, fixed or ragged column of truth values, in row-major order.
+    /// Sets a scalar, fixed or ragged boolean column, in row-major order.
     ///
     /// # Errors
     /// As [`set_values`](Self::set_values).
@@ -198,10 +197,10 @@ impl RowWriter<'_> {
         column.push(values.len(), bytemuck::cast_slice(values))
     }
 
-    /// Sets a column of bytes (or a raw one, to its memory).
+    /// Sets a column of bytes (for a raw column, to the memory of its array).
     ///
     /// # Errors
-    /// If the column is not declared as bytes, or was set in this row already ([`ErrorKind::Config`]).
+    /// [`ErrorKind::Config`] if the column is not declared as bytes, or was already set in this row.
     pub fn set_bytes(&mut self, name: &str, value: &[u8]) -> Result<()> {
         let column = self.column(name)?;
         let raw = column.column.is_raw();
@@ -232,10 +231,10 @@ pub struct RowsWriter<'a> {
 }
 
 impl RowsWriter<'_> {
-    /// Adds a row, whose columns `set` sets.
+    /// Adds a row, whose columns the closure `set` sets.
     ///
     /// # Errors
-    /// What `set` returns, or a declared column that it did not set. The row is not added then.
+    /// The error that `set` returns, or a declared column that it did not set. The row is not added then.
     pub fn push(&mut self, set: impl FnOnce(&mut RowWriter<'_>) -> Result<()>) -> Result<()> {
         let mut begun = Begun::new(self.columns);
         set(&mut RowWriter { columns: begun.columns })?;
@@ -253,7 +252,7 @@ impl std::fmt::Debug for RowsWriter<'_> {
     }
 }
 
-/// Rows being written; what ends before they are whole, be it by a panic, leaves nothing of them.
+/// Rows being written. If writing ends before they are complete, even by a panic, nothing of them remains.
 struct Begun<'a> {
     columns: &'a mut [OutputColumn],
     rows_before: usize,
@@ -275,7 +274,7 @@ impl Drop for Begun<'_> {
     }
 }
 
-/// A column in the making.
+/// A column under construction.
 struct OutputColumn {
     column: Column,
     /// Elements in native byte order, or byte strings end to end.
@@ -316,7 +315,7 @@ impl OutputColumn {
         Ok(())
     }
 
-    /// Forgets all behind so many rows.
+    /// Drops everything after the first `rows` rows.
     fn undo(&mut self, rows: usize) {
         self.is_set = false;
         self.ends.truncate(rows);
@@ -407,7 +406,7 @@ impl Outputs {
         written.map(|_| ())
     }
 
-    /// Lets `f` write any number of rows; how many. After an error or a panic nothing of them is left.
+    /// Lets `f` write any number of rows and returns how many. After an error or a panic, none of them remains.
     pub(crate) fn many(&mut self, f: impl FnOnce(&mut RowsWriter<'_>) -> Result<()>) -> Result<usize> {
         let mut begun = Begun::new(&mut self.columns);
         let mut writer = RowsWriter { columns: begun.columns, rows: 0 };

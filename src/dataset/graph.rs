@@ -14,7 +14,7 @@ use crate::source::Source;
 use crate::transform::image::Image;
 use crate::transform::tokens::{Buckets, Chunk, Pack, Part};
 
-/// One node: what it does, and to what.
+/// One node: what it does, and its inputs.
 pub(crate) enum Node {
     Files(Files),
     Source(Arc<dyn Source>),
@@ -35,7 +35,7 @@ pub(crate) enum Node {
     Prefetch { input: Arc<Node>, batches: usize },
 }
 
-/// Shards, in the format stated or told by their names; otherwise that of the names which are found.
+/// Shards. The format is the one stated or indicated by their patterns; otherwise the names found decide.
 #[derive(Clone, Debug)]
 pub(crate) struct Files {
     pub(crate) patterns: Vec<String>,
@@ -67,44 +67,44 @@ pub(crate) enum Function {
         column: String,
         image: Arc<Image>,
     },
-    /// Text to tokens.
+    /// Turns text into tokens.
     #[cfg(feature = "tokenizers")]
     Tokenize {
         column: String,
         tokenizer: Arc<crate::transform::tokens::Tokenizer>,
     },
-    /// Token lists into pieces.
+    /// Cuts token lists into pieces.
     Chunk {
         column: String,
         chunk: Chunk,
     },
-    /// The documents of a window into rows of one length.
+    /// Packs the documents of a window into rows of one length.
     Pack {
         pack: Arc<Pack>,
-        /// The columns of its rows. Settled by lowering.
+        /// The columns of its rows. Lowering fills them in.
         outputs: Vec<Column>,
     },
-    /// The samples of a window by length.
+    /// Sorts the samples of a window by length.
     Bucket {
         column: String,
         buckets: Arc<Buckets>,
-        /// What a stream gives to a batch. Settled by lowering.
+        /// What a stream contributes to a batch. Lowering fills it in.
         part: Part,
     },
-    /// The columns of this name, in this order. Made by lowering.
+    /// Selects the columns of these names, in this order. Lowering makes this node.
     Select {
         columns: Vec<String>,
     },
 }
 
 impl Function {
-    /// Whether rows are no positions any more behind it: one may become none or several, or stand elsewhere.
+    /// Whether rows after it no longer correspond to positions: one row may become none or several, or change its place.
     pub(crate) fn changes_rows(&self) -> bool {
         matches!(self, Self::Filter { .. } | Self::Where { .. } | Self::FlatMap { .. } | Self::Chunk { .. })
             || self.window().is_some()
     }
 
-    /// Its verb, with an article.
+    /// Its operation's name, with an article.
     pub(crate) fn a_verb(&self) -> &'static str {
         match self {
             Self::Map { .. } => "a map",
@@ -121,7 +121,7 @@ impl Function {
         }
     }
 
-    /// How many positions of a stream it works on at a time, where it wants all rows that they became.
+    /// How many positions of a stream it works on at a time, if it needs all rows made of them.
     pub(crate) fn window(&self) -> Option<u64> {
         match self {
             Self::Pack { pack, .. } => Some(pack.window),
@@ -130,12 +130,12 @@ impl Function {
         }
     }
 
-    /// Whether the report has a line of its own for it.
+    /// Whether the report has a line for it.
     pub(crate) fn is_reported(&self) -> bool {
         !matches!(self, Self::Image { .. } | Self::Select { .. })
     }
 
-    /// Whether it may draw random numbers by its name, so that no other may have it.
+    /// Whether it may draw random numbers keyed by its name, so that no other function may have this name.
     pub(crate) fn draws(&self) -> bool {
         #[cfg(feature = "tokenizers")]
         if matches!(self, Self::Tokenize { .. }) {
@@ -146,7 +146,7 @@ impl Function {
 }
 
 impl Node {
-    /// Whether batches behind it have as many samples as a token budget has room for.
+    /// Whether batches after it have as many samples as a token budget has room for.
     pub(crate) fn holds_tokens(&self) -> bool {
         matches!(self, Node::Apply { function: Function::Bucket { buckets, .. }, .. } if buckets.tokens().is_some())
     }

@@ -1,4 +1,4 @@
-//! [`Dataset`]: the lazy graph of what is read and what happens to it.
+//! [`Dataset`]: the lazy graph that describes which data is read and what happens to it.
 
 #[cfg(feature = "parquet")]
 pub(crate) mod bounds;
@@ -29,8 +29,8 @@ use graph::{Files, Function, Node};
 
 /// A lazy data set: a description of what is read and what happens to it. Nothing is read before `build()`.
 ///
-/// It is a value: cheap to clone, and each verb gives a new one. Two branches made from one data set and joined again by
-/// [`zip`](Self::zip) read it once.
+/// A data set is a value: it is cheap to clone, and each method returns a new one. If two branches of one data set are joined again by [`zip`](Self::zip),
+/// their rows are read once.
 ///
 /// # Example
 /// ```
@@ -53,7 +53,7 @@ pub struct Dataset {
     pub(crate) node: Arc<Node>,
 }
 
-/// URLs or patterns: one, or a list.
+/// One URL or pattern, or a list of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Urls(pub(crate) Vec<String>);
 
@@ -108,23 +108,22 @@ impl Dataset {
         Self::new(node(self.node.clone()))
     }
 
-    /// Shards by URL: `gs://`, `s3://`, `az://`, `http(s)://`, `file://`, paths; with globs (`*`, `?`, `[ab]`, `**`),
-    /// braces (`{a,b}`), numeric ranges (`{00000..01023}`) and folders.
+    /// Opens shards by URL: `gs://`, `s3://`, `az://`, `http(s)://`, `file://`, or paths.
     ///
-    /// Their names say which [`Format`] they have (`.parquet`, …): an [`ImageFolder`] where all are called like images, TFRecord where none says
-    /// anything.
+    /// URLs may contain globs (`*`, `?`, `[ab]`, `**`), braces (`{a,b}`) and numeric ranges (`{00000..01023}`), or name folders. The names of the shards
+    /// determine their [`Format`] (`.parquet`, …): an [`ImageFolder`] if all have names of image files, TFRecord if no name indicates a format.
     ///
     /// # Order
-    /// Shards in byte order of their URLs.
+    /// Shards come in byte order of their URLs.
     ///
     /// # Errors
-    /// An empty list. What the URLs lead to is looked at by `build()`.
+    /// An empty list. `build()` checks what the URLs lead to.
     pub fn open(urls: impl Into<Urls>) -> Result<Self> {
         let Urls(patterns) = urls.into();
         Self::files(Format::of_patterns(&patterns), patterns)
     }
 
-    /// Like [`open`](Self::open), in a stated format, with a say in how it is read: [`TfRecord`], ….
+    /// Opens shards like [`open`](Self::open), in a stated format and with options for reading it: [`TfRecord`], ….
     ///
     /// # Errors
     /// An empty list.
@@ -140,7 +139,7 @@ impl Dataset {
         Ok(Self::new(Node::Files(Files { patterns, format })))
     }
 
-    /// Columns in memory. Text and byte strings become columns of bytes.
+    /// Makes a data set from columns in memory. Text and byte strings become columns of bytes.
     ///
     /// # Errors
     /// Columns of unequal length, with nulls, or of a type that no tensor can hold.
@@ -149,18 +148,18 @@ impl Dataset {
         Ok(Self::from_source(Memory::new(columns)?))
     }
 
-    /// Rows of the user's own [`Source`].
+    /// Makes a data set from the rows of your own [`Source`].
     pub fn from_source(source: impl Source) -> Self {
         Self::new(Node::Source(Arc::new(source)))
     }
 
-    /// The columns wanted, in this order.
+    /// Selects these columns, in this order.
     ///
-    /// Above shards they say how features are parsed, and all others are skipped; elsewhere they choose among the columns
-    /// there are by name. Without it, the columns are inferred from the first records.
+    /// Directly on shards, the columns say how features are parsed, and all other features are skipped. Elsewhere they select existing columns by name. Without
+    /// this call, the columns are inferred from the first records.
     ///
-    /// A declared column `NAME.is_present` of dtype bool that shards of a columnar format do not have is the mask of `NAME`: whether its value is there, where
-    /// `.or(..)` says what stands for a null.
+    /// A declared column `NAME.is_present` of dtype bool that shards of a columnar format do not have is the mask of `NAME`: it says whether a value is
+    /// present, for columns where `.or(..)` says what replaces a null.
     #[must_use]
     pub fn columns(&self, columns: impl IntoIterator<Item = Column>) -> Self {
         self.then(|input| Node::Columns { input, columns: columns.into_iter().collect() })
@@ -170,14 +169,14 @@ impl Dataset {
         self.then(|input| Node::Apply { input, name: name.into(), function })
     }
 
-    /// Computes columns of each row: `f` reads the row and sets every column of `outputs`, which are added to the row or
-    /// replace its columns of that name.
+    /// Computes columns of each row: `f` reads the row and sets every column of `outputs`. These columns are added to the row, or replace its columns of the
+    /// same name.
     ///
-    /// `name` stands for the function in states and reports: give a changed function a changed name (`"crop@2"`).
+    /// `name` identifies the function in states and reports: when you change the function, change its name (`"crop@2"`).
     ///
     /// # Randomness
-    /// [`Context::rng`] depends on (seed, sample, how often it was drawn, `name`) only. Each call begins it anew: take it once, `let mut rng = context.rng();`, for
-    /// numbers that differ.
+    /// [`Context::rng`] depends on (seed, sample, how often the sample was drawn, `name`) only. Each call restarts the generator: to get numbers that differ,
+    /// call it once, `let mut rng = context.rng();`, and draw them all from it.
     ///
     /// # Example
     /// ```
@@ -202,8 +201,10 @@ impl Dataset {
         self.apply(name, Function::Map { outputs: outputs.into_iter().collect(), f: Arc::new(f) })
     }
 
-    /// Computes columns of many rows at once, as Arrow arrays: before [`batch`](Self::batch) of some rows (how many is not
-    /// said), behind it of exactly a batch. `f` returns as many rows as it got, with the columns of `outputs`.
+    /// Computes columns of many rows at once, as Arrow arrays.
+    ///
+    /// Before [`batch`](Self::batch), `f` gets an unspecified number of rows; after it, exactly one batch. `f` returns as many rows as it got, with the columns
+    /// of `outputs`.
     #[must_use]
     pub fn map_batch(
         &self,
@@ -226,11 +227,11 @@ impl Dataset {
 
     /// Keeps the rows for which a condition on columns holds: `filter_where(col("lang").eq("en"))`.
     ///
-    /// What a source can tell beforehand is never read: right above Parquet files (with nothing but shuffles, other conditions and images of other
-    /// columns between), row groups and pages are left out whose statistics, bloom filters or page indexes rule out that any row of them holds. Their rows are
-    /// then no part of the data set: they have no sample ids, and shuffles do not count them. All others are looked at row by row, so
-    /// the rows delivered are the same either way. The condition's columns are read for it, also where [`columns`](Self::columns)
-    /// above it do not name them.
+    /// Data that a source can rule out in advance is never read. This works for a condition directly on Parquet files, with nothing but shuffles, other
+    /// conditions and images of other columns in between. There, row groups and pages are skipped if their statistics, bloom filters or page indexes rule out
+    /// that the condition holds for any of their rows. The skipped rows are then not part of the data set: they have no sample ids, and shuffles do not count
+    /// them. All other rows are tested one by one, so the rows delivered are the same either way. The condition's columns are read for the test even if a later
+    /// [`columns`](Self::columns) does not name them.
     ///
     /// # Example
     /// ```
@@ -249,8 +250,9 @@ impl Dataset {
         self.apply(condition.to_string(), Function::Where { condition: Arc::new(condition) })
     }
 
-    /// Turns each row into any number of rows: `f` calls [`RowsWriter::push`] for each. They have the columns of `outputs`, and
-    /// of the others what the row had.
+    /// Turns each row into any number of rows: `f` calls [`RowsWriter::push`] once for each new row.
+    ///
+    /// A new row has the columns of `outputs`; its other columns keep the values of the original row.
     #[must_use]
     pub fn flat_map(
         &self,
@@ -261,16 +263,16 @@ impl Dataset {
         self.apply(name, Function::FlatMap { outputs: outputs.into_iter().collect(), f: Arc::new(f) })
     }
 
-    /// Makes tokens of the text of a column, in a further column `tokens` (or as [`output`](crate::Tokenizer::output) says).
+    /// Tokenizes the text of a column into a further column, `tokens` (or the one that [`output`](crate::Tokenizer::output) names).
     ///
     /// # Shape
-    /// `column`: text, or bytes that are UTF-8 -> `i64` (or `i32`, if told) ragged `[n]`; n may be 0.
+    /// `column`: text, or bytes that are UTF-8 -> `i64` (or `i32`, on request) ragged `[n]`; n may be 0.
     ///
     /// # Order
-    /// That of the rows. States know the tokenizer file by its bytes: one of another is refused.
+    /// Rows keep their order. States identify the tokenizer file by its bytes, and a loader refuses a state of another file.
     ///
     /// # Errors
-    /// Bytes that are no UTF-8, and what the tokenizer says, are errors of their record. `build()` refuses a column that holds no text.
+    /// Bytes that are not UTF-8, and errors of the tokenizer, are errors of their record. `build()` refuses a column that does not hold text.
     ///
     /// # Example
     /// ```
@@ -297,22 +299,24 @@ impl Dataset {
         self.apply(format!("tokenize {column}"), Function::Tokenize { column, tokenizer: Arc::new(tokenizer) })
     }
 
-    /// Cuts the token lists of a column into pieces: each row becomes one row for each piece, with the other columns as they were, but for those that
-    /// [`Chunk::beside`] names, which are cut likewise. A row without tokens becomes none.
+    /// Cuts the token lists of a column into pieces. Each piece becomes a row.
+    ///
+    /// The other columns of a row are repeated unchanged for each piece, except those that [`Chunk::beside`] names, which are cut in the same places. A row
+    /// without tokens yields no rows.
     ///
     /// # Shape
-    /// `column`, and those beside it: ragged `[n, …]`, of any dtype -> ragged `[1..=len, …]`, or exactly `len` with [`Chunk::drop_last`].
+    /// `column`, and the columns cut with it: ragged `[n, …]`, of any dtype -> ragged `[1..=len, …]`, or exactly `len` with [`Chunk::drop_last`].
     ///
     /// # Order
-    /// The pieces of a row stand in their order, in its place, like those of a [`flat_map`](Self::flat_map). With several ranks state
+    /// The pieces of a row stay in order and take its place, like the rows that a [`flat_map`](Self::flat_map) makes. With several ranks, state
     /// `steps_per_epoch(n)`.
     ///
     /// # Memory
-    /// Pieces are views into what was read; with `drop_last` they are copied.
+    /// Pieces are views into the data that was read; with `drop_last` they are copied.
     ///
     /// # Errors
-    /// `build()` refuses a length of 0, and a column that is not ragged. A document for which a column beside the tokens has another number of elements is a
-    /// bad record.
+    /// `build()` refuses a length of 0, and a column that is not ragged. A document is a bad record if a column cut with the tokens has another number of
+    /// elements than there are tokens.
     ///
     /// # Example
     /// ```
@@ -335,38 +339,39 @@ impl Dataset {
         self.apply(format!("chunk {column}"), Function::Chunk { column, chunk: chunk.into() })
     }
 
-    /// Packs documents into rows of one length, several in a row: first fit, best fit, or end to end, as [`Pack`] says. The rows have these
-    /// columns and no others:
+    /// Packs documents into rows of one length, several to a row: first fit, best fit, or end to end, as [`Pack`] says.
+    ///
+    /// The rows have these columns and no others:
     ///
     /// | column | shape | holds |
     /// |---|---|---|
-    /// | `input_ids` | `i64 [len]` | the tokens, and [`pad_value`](Pack::pad_value) behind the last |
-    /// | `position_ids` | `i64 [len]` | the token's place in its document, from 0; of a document in pieces, in the piece. 0 for padding |
-    /// | `segment_ids` | `i64 [len]` | which document of the row it is of, from 1; 0 for padding |
+    /// | `input_ids` | `i64 [len]` | the tokens, followed by [`pad_value`](Pack::pad_value) |
+    /// | `position_ids` | `i64 [len]` | the token's position in its document, from 0; in a document that was split, its position in the piece. 0 for padding |
+    /// | `segment_ids` | `i64 [len]` | the number of the token's document within the row, from 1; 0 for padding |
     /// | `cu_seqlens` | `i32` ragged | where the row's documents begin, from 0, where the padding begins, and `len` |
-    /// | those named by [`beside`](Pack::beside) | their dtype, `[len]` | their elements where the tokens stand, and a stated value in the padding |
+    /// | those named by [`beside`](Pack::beside) | their dtype, `[len]` | their elements at the positions of the tokens, and a stated value in the padding |
     ///
-    /// `cu_seqlens` is there if asked for, instead of `segment_ids`; `i64` may be `i32`, if told. It is what FlashAttention's `varlen` functions
-    /// take: segment i is the tokens `cu[i]..cu[i + 1]`. Padding is a segment of its own, the last; in a batch, rows with fewer
-    /// segments are filled up with `len`: segments without tokens. So for the rows of a batch end to end, add `r · len` to
-    /// those of row r. `Batch::lengths("cu_seqlens")` says how many entries are a row's own.
+    /// On request, `cu_seqlens` replaces `segment_ids`, and `i64` columns become `i32`. FlashAttention's `varlen` functions take `cu_seqlens`: segment i is the
+    /// tokens `cu[i]..cu[i + 1]`. Padding is a segment of its own, the last one. In a batch, rows with fewer segments are filled up with `len`, that is, with
+    /// empty segments. To use the rows of a batch end to end, add `r · len` to the entries of row r. `Batch::lengths("cu_seqlens")` says how many entries
+    /// belong to each row.
     ///
     /// # Order
-    /// Documents are packed in windows: `window` consecutive positions of a stream, whatever became of them on their way. A row never holds documents of
-    /// two windows, so that a run goes on from the middle of one, in any world. Within a window rows come in the order of their first documents.
-    /// In a row, documents stand in the order of the data set. Pieces of a document that was split may stand in an earlier row than its beginning.
-    /// With several ranks state `steps_per_epoch(n)`.
+    /// Documents are packed in windows: a window is `window` consecutive positions of a stream, whatever earlier stages made of them. A row never holds
+    /// documents of two windows, so a run can resume from the middle of a window, in any world. Within a window, rows come in the order of their first
+    /// documents. Within a row, documents stand in the order of the data set. Pieces of a split document may stand in an earlier row than its beginning. With
+    /// several ranks, state `steps_per_epoch(n)`.
     ///
-    /// A row is known to states and ledgers by its first document, its number in the window, and a checksum of which tokens of which records it
-    /// holds: equal ledgers mean the same documents in the same rows.
+    /// States and ledgers identify a row by its first document, its number in the window, and a checksum of which tokens of which records it holds. Equal
+    /// ledgers mean the same documents in the same rows.
     ///
     /// # Memory
-    /// A window of each of a rank's streams, as read and as packed.
+    /// A window for each of a rank's streams, both as read and as packed.
     ///
     /// # Errors
-    /// `build()` refuses options that contradict each other, and a column that is no ragged one of whole numbers. A document that is too
-    /// long, if told so, a token that does not fit, and a column beside the tokens with more or fewer elements are errors of their record. An error
-    /// ends the epoch before the first row of its window.
+    /// `build()` refuses options that contradict each other, and a column that is not a ragged one of integers. Three things are errors of their record: a
+    /// document that is too long (with [`Long::Error`](crate::Long::Error)), a token that does not fit, and a column beside the tokens with more or fewer
+    /// elements. An error ends the epoch before the first row of its window.
     ///
     /// # Source
     /// Krell et al., "Efficient Sequence Packing without Cross-contamination", 2021; Ding et al., "Fewer Truncations Improve Language Modeling",
@@ -397,26 +402,27 @@ impl Dataset {
         self.apply("pack", Function::Pack { pack: Arc::new(pack), outputs: Vec::new() })
     }
 
-    /// Brings samples of similar length into the same batches, by the number of rows of a ragged column (or the bytes of a column of byte
-    /// strings), as [`Buckets`] says.
+    /// Brings samples of similar length into the same batches, as [`Buckets`] says.
     ///
-    /// With [`Buckets::boundaries`] batches have the size that [`batch`](Self::batch) says. With [`Buckets::token_budget`] they have as many samples as
-    /// there is room for: samples times the longest is at most the budget. Each stream holds its share `budget / streams` of it. Unless
-    /// `.streams(n)` says otherwise there is one stream a rank then, so that each rank's batch holds it too. With more streams than ranks (for other world
-    /// sizes later) a rank pads the parts of several streams to one length, and may exceed its share many times over; a note in the report says so.
+    /// The length of a sample is the number of rows of a ragged column, or the number of bytes of a column of byte strings.
+    ///
+    /// With [`Buckets::boundaries`], batches have the size that [`batch`](Self::batch) says. With [`Buckets::token_budget`], they have as many samples as the
+    /// budget has room for: the number of samples times the longest is at most the budget. Each stream stays within its share `budget / streams`. Unless
+    /// `.streams(n)` says otherwise, there is then one stream per rank, so each rank's batch stays within its share too. With more streams than ranks (for
+    /// other world sizes later), a rank pads the parts of several streams to one length, and may exceed its share many times over; a note in the report says
+    /// so.
     ///
     /// # Order
-    /// Samples are sorted by bucket (or length) within windows: `window` consecutive positions of a stream. They are cut into shares of a batch,
-    /// and the shares are dealt in an order that depends on (seed, epoch, window) and their number: all streams deal about the
-    /// same quantile of their lengths in the same step. Behind a `filter` or a [`chunk`](Self::chunk), which leave windows of
-    /// different numbers of rows, streams drift apart, and lengths in a batch with them. Samples of a bucket keep their order.
-    /// With several ranks state `steps_per_epoch(n)`.
+    /// Samples are sorted by bucket (or length) within windows of `window` consecutive positions of a stream. The sorted samples are cut into shares of a
+    /// batch. The shares are dealt in an order that depends on (seed, epoch, window) and on their number, so in the same step all streams deal about the same
+    /// quantile of their lengths. After a `filter` or a [`chunk`](Self::chunk), windows have different numbers of rows. Streams then drift apart, and so do the
+    /// lengths in a batch. Samples of a bucket keep their order. With several ranks, state `steps_per_epoch(n)`.
     ///
     /// # Memory
-    /// A window of each of a rank's streams.
+    /// A window for each of a rank's streams.
     ///
     /// # Errors
-    /// `build()` refuses boundaries that do not ascend, a budget that gives a stream less than a token, and rows that are changed in number behind it. A
+    /// `build()` refuses boundaries that do not ascend, a budget that gives a stream less than one token, and later stages that change the number of rows. A
     /// sample longer than a stream's share of the budget is an error of its record. An error ends the epoch before the first row of its window.
     ///
     /// # Example
@@ -454,41 +460,41 @@ impl Dataset {
 
     /// Shuffles the samples; see [`Shuffle`]. Every epoch has its own order.
     ///
-    /// Rows are drawn before functions are applied, wherever they stand in the graph: a shuffle behind a [`filter`](Self::filter)
-    /// counts rows that went into the filter.
+    /// Rows are drawn before functions are applied, wherever the functions stand in the graph: a shuffle after a [`filter`](Self::filter) counts the rows that
+    /// went into the filter.
     #[must_use]
     pub fn shuffle(&self, shuffle: Shuffle) -> Self {
         self.then(|input| Node::Shuffle { input, shuffle })
     }
 
-    /// Reads `cycle` shards in turns, `run` rows of each: lane j is the shards j, j + cycle, j + 2·cycle, … end to end.
+    /// Reads `cycle` shards in turn, `run` rows from each. Lane j reads the shards j, j + cycle, j + 2·cycle, … one after another.
     #[must_use]
     pub fn interleave(&self, cycle: usize, run: usize) -> Self {
         self.then(|input| Node::Interleave { input, cycle, run: run as u64 })
     }
 
-    /// The rows of this data set, then those of `next`. Both need the same columns.
+    /// Appends the rows of `next` to the rows of this data set. Both need the same columns.
     #[must_use]
     pub fn concat(&self, next: &Dataset) -> Self {
         self.then(|input| Node::Concat { inputs: vec![input, next.node.clone()] })
     }
 
-    /// The rows of several data sets in the proportions of their weights: of 10 samples 7 of the one and 3 of the other, in every run of 10. All
+    /// Mixes the rows of several data sets in the proportions of their weights, for instance 7 of the one and 3 of the other in every run of 10 samples. All
     /// need the same columns.
     ///
-    /// Weights are proportions: 7 and 3 are the same as 0.7 and 0.3. Whole numbers are kept exactly while they come to at most 65,536 (after
-    /// division by what they have in common); others are rounded to thousandths of their sum. [`explain`](Self::explain) shows
-    /// what they became. `exhausted` says what happens when a part has given its last row.
+    /// Weights are proportions: 7 and 3 mean the same as 0.7 and 0.3. Whole numbers are kept exactly if their sum, after division by their common divisor, is
+    /// at most 65,536. Other weights are rounded to thousandths of their sum. [`explain`](Self::explain) shows the weights used. `exhausted` says what happens
+    /// when a part has delivered its last row.
     ///
     /// # Order
-    /// The positions of an epoch lie in windows of as many as the weights come to, here 10, each in an order of its own, a function of
-    /// (seed, epoch, window). Rows of a part come in its own order: shuffle the parts, each with a buffer of its own, rather than the mix.
-    /// A shuffle of the mix keeps the proportions of the whole epoch only. Functions that the parts have in common, images above all, stand best
-    /// behind the mix: then pixels are decoded into the batch, and not copied from their part.
+    /// The positions of an epoch form windows whose length is the sum of the weights, here 10. Each window has its own order, a function of (seed, epoch,
+    /// window). The rows of a part come in the part's own order: shuffle each part, with its own buffer, rather than the mix. A shuffle of the mix keeps the
+    /// proportions only over the whole epoch. Place functions that the parts have in common, above all images, after the mix: pixels are then decoded into the
+    /// batch, and not copied from their part.
     ///
     /// # Errors
-    /// `build()` refuses weights that are not above 0, parts whose columns differ, and parts whose rows cannot be counted beforehand: shards without an
-    /// index, and rows behind a `filter` or `flat_map`. Filter the mix instead.
+    /// `build()` refuses weights that are not above 0, parts whose columns differ, and parts whose rows cannot be counted in advance: shards without an index,
+    /// and rows after a `filter` or `flat_map`. Filter the mix instead.
     ///
     /// # Example
     /// ```
@@ -512,66 +518,66 @@ impl Dataset {
         Self::new(Node::Mix { inputs, weights, exhausted })
     }
 
-    /// Columns of this data set and `other` side by side, row by row, until the shorter one ends. Names must differ, but for
-    /// columns that both have from the same data set.
+    /// Joins the columns of this data set and of `other` row by row, until the shorter one ends. Names must differ, except for columns that both take from the
+    /// same data set.
     #[must_use]
     pub fn zip(&self, other: &Dataset) -> Self {
         self.then(|input| Node::Zip { inputs: vec![input, other.node.clone()] })
     }
 
-    /// The data set `times` times in an epoch; a shuffle below draws a new order each time.
+    /// Repeats the data set `times` times in an epoch; a shuffle before it draws a new order each time.
     #[must_use]
     pub fn repeat(&self, times: u64) -> Self {
         self.then(|input| Node::Repeat { input, times: Some(times) })
     }
 
-    /// The data set over and over, in one endless epoch.
+    /// Repeats the data set without end, in one endless epoch.
     #[must_use]
     pub fn repeat_forever(&self) -> Self {
         self.then(|input| Node::Repeat { input, times: None })
     }
 
-    /// The first `rows` rows; behind [`batch`](Self::batch): batches.
+    /// Keeps the first `rows` rows; after [`batch`](Self::batch), the first `rows` batches.
     ///
-    /// Behind a shuffle these are other rows in each epoch. What is held out for validation is taken in front of it: `all.take(n)`, and
-    /// `all.skip(n).shuffle(..)` to train on.
+    /// After a shuffle, these are other rows in each epoch. Therefore hold out validation data before the shuffle: `all.take(n)`, and `all.skip(n).shuffle(..)`
+    /// to train on.
     #[must_use]
     pub fn take(&self, rows: u64) -> Self {
         self.then(|input| Node::Take { input, rows })
     }
 
-    /// All but the first `rows` rows; behind [`batch`](Self::batch): batches.
+    /// Skips the first `rows` rows; after [`batch`](Self::batch), the first `rows` batches.
     #[must_use]
     pub fn skip(&self, rows: u64) -> Self {
         self.then(|input| Node::Skip { input, rows })
     }
 
-    /// Adds a column `name` (`i64`) with each row's position in the order at this place of the graph.
+    /// Adds a column `name` (`i64`) with each row's position in the order at this point of the graph.
     #[must_use]
     pub fn enumerate(&self, name: impl Into<String>) -> Self {
         let column = crate::schema::int64(name.into());
         self.then(|input| Node::Enumerate { input, column })
     }
 
-    /// How a ragged column is padded; without it, with zeros to the longest of each batch.
+    /// Sets how a ragged column is padded. The default is zeros, up to the longest sample of each batch.
     ///
-    /// It holds for lists that a later function puts into a column of this name. Parts of a [`concat`](Self::concat) or [`mix`](Self::mix) must be padded alike: it is
-    /// simplest to say it once, behind them.
+    /// The setting also applies to lists that a later function puts into a column of this name. Parts of a [`concat`](Self::concat) or [`mix`](Self::mix) must
+    /// be padded alike; the simplest way is one call after them.
     ///
-    /// Of the `cu_seqlens` that [`pack`](Self::pack) makes it settles the length alone: they end in the row's length, whatever they are padded to.
+    /// For the `cu_seqlens` that [`pack`](Self::pack) makes, it sets only the length: the entries that fill up are always the row's length.
     #[must_use]
     pub fn pad(&self, column: impl Into<String>, pad: crate::batch::Pad) -> Self {
         let column = column.into();
         self.then(|input| Node::Pad { input, column, pad })
     }
 
-    /// Batches of `size` samples: the global batch of a training step, over all ranks.
+    /// Groups samples into batches of `size`: the global batch of a training step, over all ranks.
     #[must_use]
     pub fn batch(&self, size: usize) -> Self {
         self.then(|input| Node::Batch { input, size: size as u64 })
     }
 
-    /// What becomes of the rows at the end of an epoch that do not fill a batch.
+    /// Sets what happens to the rows at the end of an epoch that do not fill a batch.
     #[must_use]
     pub fn remainder(&self, remainder: Remainder) -> Self {
         self.then(|input| Node::Remainder { input, remainder })
@@ -583,36 +589,37 @@ impl Dataset {
         self.remainder(Remainder::Drop)
     }
 
-    /// How many finished batches may wait for the loop. Without it 2, and of small ones up to 64 while they take less than 1 MiB. More even
-    /// out jitter, and take memory.
+    /// Sets how many finished batches may wait for the training loop. The default is 2, or up to 64 small batches while they take less than 1 MiB. More batches
+    /// even out jitter, and take memory.
     #[must_use]
     pub fn prefetch(&self, batches: usize) -> Self {
         self.then(|input| Node::Prefetch { input, batches })
     }
 
-    /// A loader of this data set: the next step towards batches.
+    /// Starts a loader of this data set: the next step towards batches.
     pub fn loader(&self) -> LoaderBuilder {
         LoaderBuilder::new(self.clone())
     }
 
-    /// The graph as text: one line a stage, from the source down, with what it will do.
+    /// Returns the graph as text: one line per stage, from the source down, with what it will do.
     pub fn explain(&self) -> String {
         explain::text(&self.node)
     }
 
-    /// The graph in Graphviz's DOT language.
+    /// Returns the graph in Graphviz's DOT language.
     pub fn to_dot(&self) -> String {
         explain::dot(&self.node)
     }
 
-    /// The graph as a Mermaid flowchart.
+    /// Returns the graph as a Mermaid flowchart.
     pub fn to_mermaid(&self) -> String {
         explain::mermaid(&self.node)
     }
 
-    /// Names that two functions on the way of the same rows have: these would draw the same random numbers. Parts of a mix or a concatenation are of different rows.
+    /// Returns names that two functions on the path of the same rows share: such functions would draw the same random numbers. Parts of a mix or a
+    /// concatenation have different rows.
     pub(crate) fn names_drawn_twice(&self) -> BTreeSet<String> {
-        /// Each with the stage that has it: one that is reached on two ways is no other.
+        /// Each name with its stage: a stage that is reached on two paths counts once.
         type Names = BTreeMap<String, *const Node>;
         fn walk(node: &Arc<Node>, known: &mut HashMap<*const Node, Names>, twice: &mut BTreeSet<String>) -> Names {
             let this = Arc::as_ptr(node);

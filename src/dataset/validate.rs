@@ -1,4 +1,4 @@
-//! Checks of a graph that need no data: all its mistakes at once, each with the call that mends it.
+//! Checks of a graph that need no data. They report all mistakes at once, each with the call that fixes it.
 
 use std::sync::Arc;
 
@@ -7,12 +7,12 @@ use super::graph::{Function, Node, visit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Exhausted, mix};
 
-/// Rows of one Arrow list.
+/// The most rows of one Arrow list.
 const LARGEST_BATCH: u64 = i32::MAX as u64;
 
 const MOST_PREFETCHED: usize = 1_000_000;
 
-/// One error for all mistakes of a configuration.
+/// Combines all mistakes of a configuration into one error.
 pub(crate) fn all_of(mut mistakes: Vec<Error>) -> Result<()> {
     match mistakes.len() {
         0 => Ok(()),
@@ -24,12 +24,12 @@ pub(crate) fn all_of(mut mistakes: Vec<Error>) -> Result<()> {
     }
 }
 
-/// Whether rows below a node are no positions any more.
+/// Whether, because of a function below a node, its rows no longer correspond to positions.
 pub(crate) fn changes_rows(node: &Arc<Node>) -> bool {
     row_changer(node).is_some()
 }
 
-/// The first function below a node behind which rows are no positions any more, with an article.
+/// Returns the first function below a node after which rows no longer correspond to positions, with an article.
 pub(crate) fn row_changer(node: &Arc<Node>) -> Option<&'static str> {
     let mut found = None;
     visit(node, &mut |node| match node {
@@ -165,7 +165,7 @@ pub(crate) fn mistakes(dataset: &Dataset) -> Vec<Error> {
     mistakes
 }
 
-/// What is wrong with a function of tokens, and with where it stands.
+/// Returns the mistakes of a token function and of its place in the graph.
 fn token_mistakes(
     function: &Function,
     input: &Arc<Node>,
@@ -199,7 +199,7 @@ fn token_mistakes(
     });
 }
 
-/// A function that works on windows, somewhere below.
+/// Returns a function below that works on windows.
 fn window_below(node: &Arc<Node>) -> Option<String> {
     let mut found = None;
     visit(node, &mut |node| {
