@@ -10,8 +10,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// An error of the loader: a kind to match on, the place it happened at, and advice.
 ///
 /// It prints as `place (stage): what happened; what to change`, for instance
-/// `gs://b/train-00017.tfrecord, record 2041, byte 88120331 (decode): payload checksum 1f2e77aa, stored 09c4d1e0; fetch the
-/// shard again`. One word wide, so that the good path stays small, and cheap to clone.
+/// `gs://b/train-00017.tfrecord, record 2041, byte 88120331 (decode): payload checksum 1f2e77aa, stored 09c4d1e0; fetch the shard again`. An error is one word
+/// wide, so that the success path stays small, and it is cheap to clone.
 ///
 /// # Example
 /// ```
@@ -41,13 +41,13 @@ struct Inner {
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// The configuration cannot work; the message names each call that mends it.
+    /// The configuration cannot work; the message names each call that fixes it.
     Config,
     /// A shard, bucket or folder does not exist, or a pattern matches nothing.
     NotFound,
     /// Credentials are missing or refused.
     Access,
-    /// The store answered wrongly, too late or not at all.
+    /// The store answered incorrectly, too late or not at all.
     Transfer,
     /// Stored bytes are damaged: a checksum, a length, an image.
     Corrupt,
@@ -75,7 +75,7 @@ pub struct Place {
     pub block: Option<u64>,
     /// The record within the shard, counted from 0.
     pub record: Option<u64>,
-    /// The byte offset within the shard (within its decompressed content when it is compressed).
+    /// The byte offset within the shard (within its decompressed content if the shard is compressed).
     pub byte_offset: Option<u64>,
     /// The column.
     pub column: Option<Arc<str>>,
@@ -84,7 +84,7 @@ pub struct Place {
 }
 
 impl Error {
-    /// An error of `kind`; the message says what happened, without place and advice.
+    /// Makes an error of `kind`; the message says what happened, without place and advice.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         Self(Arc::new(Inner { kind, message: message.into(), advice: None, place: Place::default(), source: None }))
     }
@@ -158,17 +158,17 @@ impl Error {
         self.with(|e| _ = e.place.sample.get_or_insert(sample))
     }
 
-    /// The kind, to match on.
+    /// Returns the kind, to match on.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// Where it happened.
+    /// Returns where the error happened.
     pub fn place(&self) -> &Place {
         &self.0.place
     }
 
-    /// What happened, without place and advice.
+    /// Returns what happened, without place and advice.
     pub fn message(&self) -> &str {
         &self.0.message
     }
@@ -185,8 +185,9 @@ impl Error {
         reason
     }
 
-    /// The error that led to this one, if there was one: of a function, what it was [because](Self::because) of. `Display` has printed it, so it is no
-    /// [`source`](std::error::Error::source).
+    /// Returns the error that led to this one, if there was one; in a user function's error, that is the argument of [`because`](Self::because).
+    ///
+    /// `Display` has already printed it, so it is not the [`source`](std::error::Error::source).
     ///
     /// # Example
     /// ```
@@ -200,12 +201,12 @@ impl Error {
         self.0.source.as_deref()
     }
 
-    /// What the reader can change, if that is known.
+    /// Returns what the reader can change, if that is known.
     pub fn advised(&self) -> Option<&str> {
         self.0.advice.as_deref()
     }
 
-    /// Whether the same request may succeed when sent again. This alone decides retries.
+    /// Returns whether the same request may succeed when sent again. This alone decides retries.
     pub fn is_transient(&self) -> bool {
         self.0.kind == ErrorKind::Transfer
     }

@@ -7,10 +7,10 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 /// The generator handed to user functions and image operations.
 pub type Rng = Xoshiro256PlusPlus;
 
-/// A point in the tree of keys that all randomness comes from.
+/// A point in the tree of keys from which all randomness comes.
 ///
-/// A key is made from the loader's seed and refined by what it is used for. Two keys that differ in any step give
-/// unrelated numbers. The derivation is XXH3-64 and the generator xoshiro256++, both fixed for good: saved states rely on them.
+/// A key is made from the loader's seed and refined by what it is used for. Two keys that differ in any step give unrelated numbers. The derivation is XXH3-64
+/// and the generator is xoshiro256++; both are fixed for good, because saved states rely on them.
 ///
 /// # Example
 /// ```
@@ -25,41 +25,41 @@ pub type Rng = Xoshiro256PlusPlus;
 pub struct Key(u64);
 
 impl Key {
-    /// The root of a seed's tree.
+    /// Returns the root of a seed's tree.
     pub fn new(seed: u64) -> Self {
         Self(xxh3_64_with_seed(b"forebay", seed))
     }
 
-    /// The key of a named purpose below this one.
+    /// Returns the key of a named purpose below this one.
     #[must_use]
     pub fn with(self, name: &str) -> Self {
         Self(xxh3_64_with_seed(name.as_bytes(), self.0))
     }
 
-    /// The key of a number below this one.
+    /// Returns the key of a number below this one.
     #[must_use]
     pub fn with_number(self, number: u64) -> Self {
         Self(xxh3_64_with_seed(&number.to_le_bytes(), self.0))
     }
 
-    /// The key as a number.
+    /// Returns the key as a number.
     pub fn value(self) -> u64 {
         self.0
     }
 
-    /// A generator that starts at this key.
+    /// Returns a generator that starts at this key.
     pub fn rng(self) -> Rng {
         Rng::seed_from_u64(self.0)
     }
 }
 
-/// A number in [0, 1): the upper 53 bits, so that it depends on the generator alone and not on a library's conversion.
+/// Draws a number in [0, 1). It uses the upper 53 bits, so it depends on the generator alone and not on a library's conversion.
 pub(crate) fn uniform(rng: &mut Rng) -> f64 {
     use rand::RngCore as _;
     (rng.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
-/// A whole number in [0, end).
+/// Draws a whole number in [0, end).
 pub(crate) fn below(rng: &mut Rng, end: u32) -> u32 {
     ((uniform(rng) * f64::from(end)) as u32).min(end - 1)
 }

@@ -30,7 +30,7 @@ pub enum Dtype {
     F64,
     /// One byte, 0 or 1.
     Bool,
-    /// Byte strings of any length. They do not become tensors: `Batch::bytes` gives them.
+    /// Byte strings of any length. They do not become tensors: `Batch::bytes` returns them.
     Bytes,
 }
 
@@ -39,7 +39,7 @@ impl Dtype {
         matches!(self, Dtype::U8 | Dtype::I8 | Dtype::I16 | Dtype::I32 | Dtype::I64)
     }
 
-    /// Bytes of one element; `None` for byte strings.
+    /// Returns the number of bytes of one element; `None` for byte strings.
     pub fn size(self) -> Option<usize> {
         Some(match self {
             Dtype::U8 | Dtype::I8 | Dtype::Bool => 1,
@@ -50,7 +50,7 @@ impl Dtype {
         })
     }
 
-    /// Whether elements that are carried as bytes can become elements of another dtype when a batch is laid out.
+    /// Whether elements carried as bytes can become elements of another dtype when a batch is laid out.
     #[cfg(feature = "parquet")]
     pub(crate) fn widens_to(self, dtype: Self) -> bool {
         self == dtype || matches!((self, dtype), (Dtype::I32, Dtype::I64) | (Dtype::F32, Dtype::F64))
@@ -72,7 +72,7 @@ impl Dtype {
         }
     }
 
-    /// The dtype of an Arrow element type, where there is one.
+    /// The dtype of an Arrow element type, if it has one.
     pub(crate) fn from_arrow(data_type: &DataType) -> Option<Self> {
         Some(match data_type {
             DataType::UInt8 => Dtype::U8,
@@ -107,7 +107,7 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// Rust types that are elements of columns.
+/// Rust types that can be elements of a column.
 ///
 /// # Example
 /// ```
@@ -161,7 +161,7 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// Elements of one sample; `None` where it varies.
+    /// Returns the number of elements of one sample; `None` if it varies.
     pub fn elements(&self) -> Option<usize> {
         match self {
             Shape::Scalar => Some(1),
@@ -183,7 +183,7 @@ impl fmt::Display for Shape {
     }
 }
 
-/// One value of a column, as conditions compare it: a number, a truth value, text or a byte string.
+/// One value of a column, as conditions compare it: a number, a boolean, text or a byte string.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Value {
@@ -191,7 +191,7 @@ pub enum Value {
     Int(i64),
     /// A float.
     Float(f64),
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
     /// A byte string; text is one.
     Bytes(Vec<u8>),
@@ -245,7 +245,7 @@ pub enum Missing {
     Bytes(Vec<u8>),
 }
 
-/// Of the same kind and value; NaN is NaN.
+/// Equal if the kind and the value are the same; NaN equals NaN.
 impl PartialEq for Missing {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
@@ -258,7 +258,7 @@ impl PartialEq for Missing {
     }
 }
 
-/// Numbers that JSON has none of, by name: `"NaN"`, `"inf"`, `"-inf"`.
+/// Stores numbers that JSON lacks by name: `"NaN"`, `"inf"`, `"-inf"`.
 mod number_or_name {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -283,7 +283,7 @@ mod number_or_name {
     }
 }
 
-/// One column of a data set: its name, dtype and shape, and what stands for a missing value.
+/// One column of a data set: its name, dtype and shape, and what replaces a missing value.
 ///
 /// # Example
 /// ```
@@ -303,7 +303,7 @@ pub struct Column {
     shape: Shape,
     missing: Missing,
     raw: bool,
-    /// The dtype of the elements that raw values hold, where it is another than that of the batch.
+    /// The dtype of the elements that raw values hold, if it differs from that of the batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     stored: Option<Dtype>,
     sequence: bool,
@@ -311,19 +311,19 @@ pub struct Column {
     demands: Demands,
 }
 
-/// What is asked of shards beyond what a column says of itself. Columns are equal whatever they ask.
+/// Further requirements on shards, beyond the column's own description. They do not affect whether columns are equal.
 #[derive(Clone, Debug, Default)]
 struct Demands {
-    /// What the first shard that has the column counts in it.
+    /// The unit of the column in the first shard that has it.
     unit: Option<Unit>,
-    /// Nulls within lists are errors, also where something stands for a missing value.
+    /// Nulls within lists are errors, even if a missing value is replaced.
     whole_lists: bool,
 }
 
-/// What stored numbers count: as integers, those of two units look alike.
+/// The unit of stored numbers. As integers, numbers of different units look alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
-    /// Nothing but themselves.
+    /// No unit: plain numbers.
     Plain,
     /// The last digit of decimals of this scale.
     Decimal(i8),
@@ -347,44 +347,44 @@ impl PartialEq for Demands {
     }
 }
 
-/// A scalar column of byte strings: encoded images, text.
+/// Describes a scalar column of byte strings: encoded images, text.
 pub fn bytes(name: impl Into<Arc<str>>) -> Column {
     Column::new(name, Dtype::Bytes, Shape::Scalar)
 }
 
-/// A scalar column of 64-bit integers.
+/// Describes a scalar column of 64-bit integers.
 pub fn int64(name: impl Into<Arc<str>>) -> Column {
     Column::new(name, Dtype::I64, Shape::Scalar)
 }
 
-/// A scalar column of single-precision floats.
+/// Describes a scalar column of single-precision floats.
 pub fn float32(name: impl Into<Arc<str>>) -> Column {
     Column::new(name, Dtype::F32, Shape::Scalar)
 }
 
 impl Column {
-    /// A column of this dtype and shape; a missing value is an error.
+    /// Describes a column of this dtype and shape; a missing value is an error.
     pub fn new(name: impl Into<Arc<str>>, dtype: Dtype, shape: Shape) -> Self {
         let demands = Demands::default();
         let (missing, raw, stored, sequence) = (Missing::Error, false, None, false);
         Self { name: name.into(), dtype, shape, missing, raw, stored, sequence, demands }
     }
 
-    /// Every sample holds exactly these extents, in row-major order.
+    /// Declares that every sample holds exactly these extents, in row-major order.
     #[must_use]
     pub fn fixed(mut self, extents: impl Into<Vec<usize>>) -> Self {
         self.shape = Shape::Fixed(extents.into());
         self
     }
 
-    /// Samples hold any number of elements.
+    /// Declares that samples hold any number of elements.
     #[must_use]
     pub fn ragged(mut self) -> Self {
         self.shape = Shape::Ragged(Vec::new());
         self
     }
 
-    /// The stored byte string is an array of this dtype and shape: row-major, little-endian, uncompressed.
+    /// Declares that the stored byte string is an array of this dtype and shape: row-major, little-endian, uncompressed.
     #[must_use]
     pub fn raw(mut self, dtype: Dtype, extents: impl Into<Vec<usize>>) -> Self {
         self.dtype = dtype;
@@ -393,7 +393,7 @@ impl Column {
         self
     }
 
-    /// Carried as the bytes of its elements, which are of dtype `stored` and widened when the batch is laid out.
+    /// Carries the column as the bytes of its elements. These are of dtype `stored`, and are widened when the batch is laid out.
     #[cfg(feature = "parquet")]
     pub(crate) fn carried_raw(mut self, stored: Dtype) -> Self {
         self.raw = true;
@@ -406,7 +406,7 @@ impl Column {
         self.stored.unwrap_or(self.dtype)
     }
 
-    /// The column is a feature list of a `tf.SequenceExample`: one row of elements a time step.
+    /// Declares that the column is a feature list of a `tf.SequenceExample`: one row of elements per time step.
     ///
     /// A scalar column becomes `Ragged([])`, a fixed one `Ragged(extents)`.
     #[must_use]
@@ -420,7 +420,7 @@ impl Column {
         self
     }
 
-    /// A missing feature becomes zeros, or an empty string or list, instead of an error.
+    /// Replaces a missing feature by zeros, or by an empty string or list, instead of failing.
     #[must_use]
     pub fn optional(self) -> Self {
         match self.dtype {
@@ -430,25 +430,25 @@ impl Column {
         }
     }
 
-    /// What a missing feature becomes.
+    /// Sets what a missing feature becomes.
     #[must_use]
     pub fn or(mut self, missing: Missing) -> Self {
         self.missing = missing;
         self
     }
 
-    /// Every shard has to count the same in this column, where it is one of integers.
+    /// Requires every shard to have the same unit in this column, if it is a column of integers.
     pub(crate) fn in_unit(mut self, unit: Option<Unit>) -> Self {
         self.demands.unit = unit;
         self
     }
 
-    /// What shards have to count.
+    /// The unit that shards must have.
     pub(crate) fn unit(&self) -> Option<&Unit> {
         self.demands.unit.as_ref()
     }
 
-    /// Nulls within lists are errors, whatever stands for a missing value.
+    /// Makes nulls within lists errors, whatever replaces a missing value.
     #[cfg(feature = "cli")]
     pub(crate) fn with_whole_lists(mut self) -> Self {
         self.demands.whole_lists = true;
@@ -460,52 +460,52 @@ impl Column {
         self.missing == Missing::Error || self.demands.whole_lists
     }
 
-    /// The same under another name.
+    /// The same column under another name.
     #[cfg(feature = "cli")]
     pub(crate) fn renamed(mut self, name: &str) -> Self {
         self.name = name.into();
         self
     }
 
-    /// The name, as stored.
+    /// Returns the name, as stored.
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// The element type.
+    /// Returns the element type.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
-    /// The shape of one sample.
+    /// Returns the shape of one sample.
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
 
-    /// What stands for a missing value.
+    /// Returns what replaces a missing value.
     pub fn missing(&self) -> &Missing {
         &self.missing
     }
 
-    /// Whether values are stored as byte strings that hold the array's memory.
+    /// Returns whether values are stored as byte strings that hold the array's memory.
     pub fn is_raw(&self) -> bool {
         self.raw
     }
 
-    /// Whether the column is a feature list of a `tf.SequenceExample`.
+    /// Returns whether the column is a feature list of a `tf.SequenceExample`.
     pub fn is_sequence(&self) -> bool {
         self.sequence
     }
 
-    /// Bytes of one sample in a batch; `None` where it varies.
+    /// Returns the number of bytes of one sample in a batch; `None` if it varies.
     pub fn sample_bytes(&self) -> Option<usize> {
         Some(self.shape.elements()? * self.dtype.size()?)
     }
 
     /// The Arrow type that carries this column between stages.
     ///
-    /// Scalars are primitive arrays or `BinaryView`, fixed shapes `FixedSizeList` of all elements (row-major), ragged ones
-    /// `List` (of `FixedSizeList` with inner extents). A raw column stays the `BinaryView` it was stored as.
+    /// Scalars are primitive arrays or `BinaryView`. Fixed shapes are `FixedSizeList` of all elements (row-major), and ragged ones `List` (of `FixedSizeList`
+    /// with inner extents). A raw column stays a `BinaryView`, as it was stored.
     pub(crate) fn arrow_type(&self) -> DataType {
         if self.raw {
             return DataType::BinaryView;
@@ -523,7 +523,7 @@ impl Column {
         }
     }
 
-    /// The column that an Arrow field would be carried as.
+    /// The column that can carry the values of an Arrow field.
     pub(crate) fn from_arrow(field: &Field) -> Result<Self> {
         let dtype = |data_type: &DataType| {
             Dtype::from_arrow(data_type).ok_or_else(|| {
