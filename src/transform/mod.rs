@@ -1,4 +1,4 @@
-//! What happens to a sample between its block and its batch.
+//! The operations on a sample between its block and its batch.
 
 pub mod image;
 pub mod tokens;

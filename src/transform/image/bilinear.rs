@@ -1,13 +1,12 @@
 //! Bilinear resizing of RGB pictures with AVX2: both passes, turning, scaling and laying out, a row at a time.
 //!
-//! For each row of the output the rows of the source that it needs are blended into one (vertical pass), whose pixels are blended
-//! into those of the output (horizontal pass), put by colour where planes are wanted, and written to the slot. Between the steps a row
-//! is a few KiB and stays in the first-level cache; whole pictures are only read once and written once. A mirrored picture costs
-//! nothing: its weights are mirrored.
+//! For each row of the output, the vertical pass blends the source rows that it needs into one row. The horizontal pass blends the pixels of that row into
+//! those of the output, sorts them by colour if planes are wanted, and writes them to the slot. Between the steps a row is a few KiB and stays in the
+//! first-level cache; a whole picture is read only once and written only once. Mirroring a picture costs nothing: its weights are mirrored.
 //!
-//! The bytes are those of `fast_image_resize`, which serves other processors, filters and turns; `pixels_are_those_of_the_portable_path`
-//! holds it to that. The passes are the same, but here weights are spread to vectors once a picture instead of once in four rows, and
-//! every output pixel has as many taps, a number that the compiler knows, so that eight pixels are made and stored at a time.
+//! The bytes are those of `fast_image_resize`, which serves other processors, filters and turns; the test `pixels_are_those_of_the_portable_path` checks that.
+//! The passes are the same, with two differences: weights are spread to vectors once per picture instead of once every four rows, and every output pixel has
+//! the same number of taps, which the compiler knows, so eight pixels are made and stored at a time.
 #![expect(unsafe_code, reason = "the call of a function that needs AVX2 and FMA, after asking the processor")]
 
 use std::arch::x86_64::*;
@@ -18,7 +17,7 @@ use super::normalize::{Placing, Slot};
 use super::weights::Weights;
 use super::window::{Area, Rect};
 
-/// A picture of RGB pixels, of which those of `held` are there and those inside `seen` count.
+/// A picture of RGB pixels: `pixels` has those of the window `held`, and only those inside `seen` count.
 #[derive(Clone, Copy)]
 pub(super) struct Part<'a> {
     pub(super) pixels: &'a [u8],
@@ -43,7 +42,7 @@ struct Groups {
     pairs: usize,
     /// Byte offsets of the first tap of each of eight pixels.
     starts: Vec<[u32; 8]>,
-    /// For pixel k and k + 4 of a group, for each pair of taps: its weights, four times for the one and four times for the other.
+    /// For pixels k and k + 4 of a group, and for each pair of taps: its weights, four times for the one pixel and four times for the other.
     weights: Vec<[i16; 16]>,
 }
 
@@ -54,8 +53,8 @@ impl Bilinear {
         self.rows.bytes() + self.columns.bytes() + groups + self.blended.capacity() + self.line.capacity()
     }
 
-    /// Resizes `area` (counted from the corner of what is seen) to `size` and writes it to its window of `slot`. False
-    /// if it is not made for this: no AVX2, a picture of a few pixels, a transposing turn, interleaved floats. Then nothing is written.
+    /// Resizes `area` (counted from the corner of `seen`) to `size` and writes it to its window of `slot`. Returns false and writes nothing if this path cannot
+    /// do it: no AVX2, a picture of a few pixels, a transposing turn, interleaved floats.
     pub(super) fn resize(
         &mut self,
         from: Part<'_>,
@@ -135,8 +134,7 @@ impl Bilinear {
 /// Bytes of a vector.
 const LANES: usize = 32;
 
-/// Bytes that the horizontal pass may read behind a row's last pixel: vectors of 16 bytes hold five pixels, of which it uses two
-/// or four.
+/// Bytes that the horizontal pass may read past a row's last pixel: vectors of 16 bytes hold five pixels, of which it uses two or four.
 const OVERREAD: usize = 16;
 
 /// Adds up rows, `pitch` apart, by their weights.
@@ -201,8 +199,8 @@ impl Groups {
         }
     }
 
-    /// Adds up pixels of `row` by their weights, eight output pixels at a time, and writes them to `line`:
-    /// by colour, each one a third of it, or as pixels.
+    /// Adds up pixels of `row` by their weights, eight output pixels at a time, and writes them to `line`: by colour, where each colour has a third of the
+    /// line, or as pixels.
     ///
     /// `PAIRS` is the number of pairs of taps, or 0 for any.
     #[target_feature(enable = "avx2,fma")]
@@ -279,7 +277,7 @@ mod tests {
     use crate::transform::image::{IMAGENET_MEAN, IMAGENET_STD, Interpolation};
     use rand::Rng as _;
 
-    /// Resizes a random window of a random picture to `size` on both paths, and says whether there were two.
+    /// Resizes a random window of a random picture to `size` on both paths and compares them. Returns whether both paths exist.
     fn compare(size: (u32, u32), turn: Turn, antialias: bool, tables: &Tables, key: Key) -> bool {
         let mut rng = key.rng();
         let (width, height) = (rng.random_range(1..400), rng.random_range(1..60));

@@ -1,4 +1,4 @@
-//! What is to happen to images, as it is declared: the verbs of [`Image`].
+//! The declaration of what happens to images: the methods of [`Image`].
 
 use std::ops::RangeInclusive;
 
@@ -50,13 +50,13 @@ pub(super) struct Normalize {
 }
 
 impl Image {
-    /// Three channels: red, green, blue.
+    /// Outputs three channels: red, green, blue.
     #[must_use]
     pub fn rgb() -> Self {
         Self::new(Color::Rgb)
     }
 
-    /// One channel. Of a colour JPEG only the luma is decoded; other colours are weighed 0.299, 0.587, 0.114 (ITU-R BT.601).
+    /// Outputs one channel. For a colour JPEG, only the luma is decoded; other colours are weighted 0.299, 0.587, 0.114 (ITU-R BT.601).
     #[must_use]
     pub fn gray() -> Self {
         Self::new(Color::Gray)
@@ -84,31 +84,30 @@ impl Image {
         self
     }
 
-    /// Resizes to `height` x `width`, whatever the shape was.
+    /// Resizes to `height` x `width`, without keeping the aspect ratio.
     #[must_use]
     pub fn resize(self, height: u32, width: u32) -> Self {
         self.step(Step::Resize { height, width })
     }
 
-    /// Resizes so that the shorter side has `side` pixels; the longer one keeps the shape, cut to whole pixels.
+    /// Resizes so that the shorter side has `side` pixels. The longer side follows from the aspect ratio, cut to whole pixels.
     #[must_use]
     pub fn resize_shorter(self, side: u32) -> Self {
         self.step(Step::ResizeShorter { side })
     }
 
-    /// Resizes so that the longer side has `side` pixels; the shorter one keeps the shape, cut to whole pixels, and has at least one.
+    /// Resizes so that the longer side has `side` pixels. The shorter side follows from the aspect ratio, cut to whole pixels, and has at least one.
     ///
-    /// With [`pad_to`](Self::pad_to) behind it, this is what detectors call letterboxing:
-    /// `.resize_longer(640).pad_to(640, 640).fill([114, 114, 114])`.
+    /// Followed by [`pad_to`](Self::pad_to), this is what detectors call letterboxing: `.resize_longer(640).pad_to(640, 640).fill([114, 114, 114])`.
     #[must_use]
     pub fn resize_longer(self, side: u32) -> Self {
         self.step(Step::ResizeLonger { side })
     }
 
-    /// Puts `margin` pixels around the image, on every side: black ones, or of the colour that [`fill`](Self::fill) says.
+    /// Adds `margin` pixels on every side of the image: black ones, or of the colour set by [`fill`](Self::fill).
     ///
-    /// What follows works on the larger picture: a crop may lie partly or wholly in the padding, and a resize blends it with the image.
-    /// For pictures of 32 x 32, `.pad(4).random_crop(32, 32)` moves them by up to four pixels.
+    /// Later steps work on the larger picture: a crop may lie partly or wholly in the padding, and a resize blends the padding with the image. For pictures of
+    /// 32 x 32, `.pad(4).random_crop(32, 32)` moves them by up to four pixels.
     ///
     /// # Errors
     /// A result above the [limits](Self::limits) is an error ([`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt)).
@@ -117,8 +116,8 @@ impl Image {
         self.step(Step::Pad { margin, fill: [0; 3] })
     }
 
-    /// Puts the image in the middle of `height` x `width` pixels, which are black, or of the colour that [`fill`](Self::fill) says. Of an odd
-    /// margin the larger part is on the right and below.
+    /// Centres the image on `height` x `width` pixels, which are black, or of the colour set by [`fill`](Self::fill). If a margin is odd, the larger part is on
+    /// the right and below.
     ///
     /// # Errors
     /// A larger image is an error ([`ErrorKind::Schema`](crate::ErrorKind::Schema)); it is not cut.
@@ -127,7 +126,7 @@ impl Image {
         self.step(Step::PadTo { height, width, fill: [0; 3] })
     }
 
-    /// The colour of the pad before this call: a byte a channel, 0 to 255, whatever values become afterwards.
+    /// Sets the colour of the pad before this call: one byte per channel, 0 to 255, whatever the values become afterwards.
     #[must_use]
     pub fn fill<const N: usize>(mut self, color: [u8; N]) -> Self {
         let channels = self.channels();
@@ -148,16 +147,16 @@ impl Image {
     /// Keeps the `height` x `width` pixels in the middle.
     ///
     /// # Errors
-    /// A smaller image is an error ([`ErrorKind::Schema`](crate::ErrorKind::Schema)); it is not padded, unless by [`pad`](Self::pad) before.
+    /// A smaller image is an error ([`ErrorKind::Schema`](crate::ErrorKind::Schema)); it is not padded, unless by an earlier [`pad`](Self::pad).
     #[must_use]
     pub fn center_crop(self, height: u32, width: u32) -> Self {
         self.step(Step::CenterCrop { height, width })
     }
 
-    /// Keeps `height` x `width` pixels at a random place, each place as likely.
+    /// Keeps `height` x `width` pixels at a random place; every place is equally likely.
     ///
     /// # Errors
-    /// A smaller image is an error ([`ErrorKind::Schema`](crate::ErrorKind::Schema)); it is not padded, unless by [`pad`](Self::pad) before.
+    /// A smaller image is an error ([`ErrorKind::Schema`](crate::ErrorKind::Schema)); it is not padded, unless by an earlier [`pad`](Self::pad).
     #[must_use]
     pub fn random_crop(self, height: u32, width: u32) -> Self {
         self.step(Step::RandomCrop { height, width })
@@ -165,9 +164,9 @@ impl Image {
 
     /// Cuts a random window out of the image and resizes it to `height` x `width`.
     ///
-    /// The window covers 8 % to 100 % of the area ([`scale`](Self::scale)), with an aspect ratio between 3:4 and 4:3
-    /// ([`ratio`](Self::ratio)), uniform in its logarithm. After ten draws that do not fit, the centred window of the nearest
-    /// ratio is taken. Nothing outside the window enters the result.
+    /// The window covers 8 % to 100 % of the area ([`scale`](Self::scale)), with an aspect ratio between 3:4 and 4:3 ([`ratio`](Self::ratio)), drawn uniformly
+    /// in its logarithm. After ten draws that do not fit, the operation takes the centred window of the nearest ratio. Nothing outside the window affects the
+    /// result.
     ///
     /// # Source
     /// Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 6.
@@ -176,7 +175,7 @@ impl Image {
         self.step(Step::RandomResizedCrop { height, width, scale: (0.08, 1.0), ratio: (3.0 / 4.0, 4.0 / 3.0) })
     }
 
-    /// The share of the image's area that the random resized crop before this call covers.
+    /// Sets the share of the image's area that the random resized crop before this call covers.
     #[must_use]
     pub fn scale(mut self, range: RangeInclusive<f64>) -> Self {
         match self.steps.last_mut() {
@@ -186,7 +185,7 @@ impl Image {
         self
     }
 
-    /// Width over height of the window of the random resized crop before this call.
+    /// Sets the range of width over height for the window of the random resized crop before this call.
     #[must_use]
     pub fn ratio(mut self, range: RangeInclusive<f64>) -> Self {
         match self.steps.last_mut() {
@@ -204,22 +203,22 @@ impl Image {
 
     /// Changes brightness, contrast, saturation and hue by random factors, in an order that is drawn for each image.
     ///
-    /// The first three factors are uniform from `1 - x`, or 0 if that is less, to `1 + x`: at 0 an image is black, of its mean grey, or
-    /// grey; at 1 it is as it was. Hues turn by a share of the circle, uniform from `-hue` to `hue`, which is at most 0.5. What is
-    /// given as 0 is left alone. The values are those of torchvision's `ColorJitter` on Pillow images, byte for byte.
+    /// The first three factors are uniform from `1 - x`, or 0 if that is less, to `1 + x`. At factor 0 an image is black (brightness), its mean grey
+    /// (contrast), or grey (saturation); at 1 it is unchanged. Hues turn by a share of the circle, uniform from `-hue` to `hue`, which is at most 0.5. A
+    /// property given as 0 is left alone. The values are those of torchvision's `ColorJitter` on Pillow images, byte for byte.
     ///
-    /// Colours are changed once the geometry is done, on the whole output with its padding, and before it is normalised, wherever they are
-    /// declared; two such steps in the order of their calls. Grey images take brightness and contrast; they have no saturation and
-    /// no hue, and keep what they have, as in torchvision.
+    /// Wherever this call stands, colours are changed after the geometry, on the whole output with its padding, and before normalisation. Two colour steps run
+    /// in the order of their calls. Grey images get brightness and contrast; they have no saturation and no hue, so these leave them unchanged, as in
+    /// torchvision.
     #[must_use]
     pub fn color_jitter(mut self, brightness: f64, contrast: f64, saturation: f64, hue: f64) -> Self {
         self.tints.push(Tint::ColorJitter { brightness, contrast, saturation, hue, probability: 1.0 });
         self
     }
 
-    /// The share of images that the colour jitter before this call changes; without it, all of them.
+    /// Sets the share of images that the colour jitter before this call changes. The default is all of them.
     ///
-    /// As torchvision's `RandomApply` around a `ColorJitter`: SimCLR has `.color_jitter(0.8, 0.8, 0.8, 0.2).jitter_probability(0.8)`.
+    /// This is torchvision's `RandomApply` around a `ColorJitter`: SimCLR has `.color_jitter(0.8, 0.8, 0.8, 0.2).jitter_probability(0.8)`.
     #[must_use]
     pub fn jitter_probability(mut self, share: f64) -> Self {
         match self.tints.last_mut() {
@@ -231,16 +230,16 @@ impl Image {
 
     /// Makes an image grey with this probability: every channel becomes the luma, 0.299, 0.587 and 0.114 of red, green and blue.
     ///
-    /// It is done when and as [`color_jitter`](Self::color_jitter) is. Images of one channel stay as they are.
+    /// It runs at the same point and in the same way as [`color_jitter`](Self::color_jitter). Images of one channel stay unchanged.
     #[must_use]
     pub fn random_grayscale(mut self, probability: f64) -> Self {
         self.tints.push(Tint::RandomGrayscale { probability });
         self
     }
 
-    /// Scales to 0..1, takes `mean` off and divides by `std`, each channel by its own. The result is `f32`.
+    /// Scales to 0..1, subtracts `mean` and divides by `std`, each per channel. The result is `f32`.
     ///
-    /// It is done last, wherever it is declared: geometry and scaling do not depend on each other, and colours are changed before.
+    /// Normalisation is the last step, wherever it is declared: geometry and scaling do not depend on each other, and colours are changed before.
     #[must_use]
     pub fn normalize<const N: usize>(mut self, mean: [f32; N], std: [f32; N]) -> Self {
         if self.normalize.is_some() {
@@ -250,63 +249,62 @@ impl Image {
         self
     }
 
-    /// Values of 0 to 255. The default, unless [`normalize`](Self::normalize) is called.
+    /// Outputs values of 0 to 255. The default, unless [`normalize`](Self::normalize) is called.
     #[must_use]
     pub fn to_u8(mut self) -> Self {
         self.dtype = Some(Dtype::U8);
         self
     }
 
-    /// Values of 0 to 1.
+    /// Outputs values of 0 to 1.
     #[must_use]
     pub fn to_f32(mut self) -> Self {
         self.dtype = Some(Dtype::F32);
         self
     }
 
-    /// Where the channels stand. [`Layout::Nchw`] by default.
+    /// Sets the order of the channels in memory. [`Layout::Nchw`] by default.
     #[must_use]
     pub fn layout(mut self, layout: Layout) -> Self {
         self.layout = layout;
         self
     }
 
-    /// Whether images are turned as their Exif orientation says. Off by default, as in TensorFlow and torchvision: data sets
-    /// such as ImageNet carry bounding boxes that refer to the pixels as stored.
+    /// Sets whether images are turned according to their Exif orientation. Off by default, as in TensorFlow and torchvision: data sets such as ImageNet have
+    /// bounding boxes that refer to the pixels as stored.
     #[must_use]
     pub fn exif_orientation(mut self, apply: bool) -> Self {
         self.exif_orientation = apply;
         self
     }
 
-    /// The filter of every resize. [`Interpolation::Bilinear`] by default.
+    /// Sets the filter of every resize. [`Interpolation::Bilinear`] by default.
     #[must_use]
     pub fn interpolation(mut self, interpolation: Interpolation) -> Self {
         self.interpolation = interpolation;
         self
     }
 
-    /// Whether the filter widens when an image is made smaller, so that every pixel counts. On by default; without it fine
-    /// patterns alias, as they do in OpenCV and in TensorFlow's `resize`.
+    /// Sets whether the filter widens when an image is made smaller, so that every pixel counts. On by default. Without it, fine patterns alias, as they do in
+    /// OpenCV and in TensorFlow's `resize`.
     #[must_use]
     pub fn antialias(mut self, antialias: bool) -> Self {
         self.antialias = antialias;
         self
     }
 
-    /// Whether a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size when the window is that much larger than the output. On
-    /// by default.
+    /// Sets whether a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if the window is that much larger than the output. On by default.
     ///
-    /// The inverse transform then does part of the antialiasing. Measured with random resized crops: photographs of 12 megapixels to
-    /// 224 x 224 decode 1.9 times as fast, and differ from a full decode by 0.8 of 255 on average and 21 at most; those of
-    /// ImageNet to 112 x 112 1.1 times as fast, differing by 0.7 on average, in the worst image 4.2, at single pixels up to 50.
+    /// The inverse transform then does part of the antialiasing. This was measured with random resized crops. Photographs of 12 megapixels to 224 x 224 decode
+    /// 1.9 times as fast, and differ from a full decode by 0.8 of 255 on average and by 21 at most. Photographs of ImageNet to 112 x 112 decode 1.1 times as
+    /// fast, and differ by 0.7 on average, by 4.2 in the worst image, and by up to 50 at single pixels.
     #[must_use]
     pub fn scaled_decoding(mut self, allow: bool) -> Self {
         self.scaled_decoding = allow;
         self
     }
 
-    /// How large an image may be; see [`ImageLimits`].
+    /// Sets how large an image may be; see [`ImageLimits`].
     #[must_use]
     pub fn limits(mut self, limits: ImageLimits) -> Self {
         self.limits = limits;

@@ -1,4 +1,4 @@
-//! What an [`Image`] makes, whether that can be, and how it is called.
+//! What an [`Image`] outputs, whether its steps are valid, and how it is printed.
 
 use std::fmt;
 
@@ -9,11 +9,11 @@ use super::builder::{Color, Normalize, Step};
 use super::color::Tint;
 use super::{Image, Interpolation, Layout};
 
-/// The sides of an output that are accepted: more would be a slip of the pen.
+/// The largest side of an output that is accepted; a larger one would be a typing mistake.
 const MAX_OUTPUT_SIDE: u32 = 16_384;
 
 impl Image {
-    /// Where the channels stand.
+    /// The order of the channels in memory.
     #[cfg(feature = "tch")]
     pub(crate) fn placed(&self) -> Layout {
         self.layout
@@ -36,7 +36,7 @@ impl Image {
         self.dtype.unwrap_or(if self.normalize.is_some() { Dtype::F32 } else { Dtype::U8 })
     }
 
-    /// Height and width after all steps, where they are the same for every image.
+    /// Height and width after all steps, if they are the same for every image.
     pub(super) fn fixed_size(&self) -> Option<(u32, u32)> {
         self.steps.iter().fold(None, |size, step| match *step {
             Step::Resize { height, width }
@@ -53,7 +53,7 @@ impl Image {
     /// Checks the configuration.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) that lists every mistake, each with what mends it.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config), which lists every mistake, each with its fix.
     pub fn validate(&self) -> Result<()> {
         let mut mistakes = self.mistakes.clone();
         let mut known: Option<(u32, u32)> = None;
@@ -157,7 +157,7 @@ impl Image {
         if mistakes.is_empty() { Ok(()) } else { Err(Error::config(mistakes.join("; ")).stage("image")) }
     }
 
-    /// Dtype and shape of one sample: `[channels, height, width]`, or `[height, width, channels]` with [`Layout::Nhwc`].
+    /// Returns dtype and shape of one sample: `[channels, height, width]`, or `[height, width, channels]` with [`Layout::Nhwc`].
     ///
     /// # Errors
     /// As [`validate`](Self::validate).
@@ -175,7 +175,7 @@ impl Image {
     }
 }
 
-/// The sides once `margin` pixels are around.
+/// The sides after `margin` pixels are added all around.
 fn padded(height: u32, width: u32, margin: u32) -> (u32, u32) {
     let side = |side: u32| side.saturating_add(margin).saturating_add(margin);
     (side(height), side(width))

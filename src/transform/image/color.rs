@@ -1,7 +1,7 @@
 //! Colours of a finished picture: brightness, contrast, saturation, hue and grey.
 //!
-//! A picture is planes of bytes here, so that loops run over vectors. Every value is the one that torchvision makes of a Pillow image,
-//! bit for bit: each change rounds to bytes, blends are f32 whose fraction is cut off, and hues turn by way of bytes (`hue`).
+//! Here a picture is planes of bytes, so that loops run over vectors. Every value is bit for bit the one that torchvision makes of a Pillow image: each change
+//! rounds to bytes, blends are f32 whose fraction is cut off, and hues turn by way of bytes (`hue`).
 #![cfg_attr(
     target_arch = "x86_64",
     expect(unsafe_code, reason = "the call of a function that needs AVX2, after asking the processor")
@@ -36,13 +36,13 @@ pub(super) enum Change {
     Contrast(f32),
     /// 0 is the grey picture.
     Saturation(f32),
-    /// Steps around the circle of hues, which has 255, modulo 256.
+    /// Steps around the circle of hues, which has 255 steps, modulo 256.
     Hue(u8),
     /// Every channel becomes the luma.
     Gray,
 }
 
-/// Draws what `tints` change in the picture of this key.
+/// Draws the changes that `tints` make in the picture of this key.
 pub(super) fn draw(tints: &[Tint], key: Key, changes: &mut Vec<Change>) {
     changes.clear();
     for (number, tint) in (0..).zip(tints) {
@@ -97,8 +97,8 @@ pub(super) fn apply(changes: &[Change], planes: &mut [u8], channels: usize) {
 
 /// As [`apply_portably`], compiled for wider vectors; the bytes are the same.
 ///
-/// For a picture of 224 x 224 a change of saturation takes 80 us in place of 136, the sum that a contrast needs 10 in place of 25, a turn of the hues 153
-/// in place of 300.
+/// For a picture of 224 x 224, a change of saturation takes 80 us instead of 136, the sum that a contrast needs takes 10 instead of 25, and a turn of the hues
+/// 153 instead of 300.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn apply_avx2(changes: &[Change], planes: &mut [u8], channels: usize) {
@@ -174,14 +174,14 @@ fn for_pixels(planes: &mut [u8], change: impl Fn(&mut u8, &mut u8, &mut u8)) {
     r.iter_mut().zip(g).zip(b).for_each(|((r, g), b)| change(r, g, b));
 }
 
-/// `decode::luma` in f32, which has room for all its bits.
+/// `decode::luma` in f32, which can hold all its bits.
 #[inline(always)]
 fn luma(r: u8, g: u8, b: u8) -> f32 {
     let [r, g, b] = [r, g, b].map(f32::from);
     whole((r * 19595.0 + g * 38470.0 + b * 7471.0 + 32768.0) * (1.0 / 65536.0))
 }
 
-/// The way from a value to another: at 0 the one, at 1 the other, beyond them cut to bytes.
+/// Interpolates between two values: at 0 the first, at 1 the second, beyond them cut to bytes.
 #[inline(always)]
 fn blend(from: f32, to: u8, factor: f32) -> u8 {
     let value = from + factor * (f32::from(to) - from);
@@ -189,10 +189,10 @@ fn blend(from: f32, to: u8, factor: f32) -> u8 {
     byte(whole(if value < 255.0 { value } else { 255.0 }))
 }
 
-/// Above 2^23 floats have no fraction: what is added to this is rounded to a whole number, which stands in the lower bits.
+/// Above 2^23, floats have no fraction: a number added to this constant is rounded to a whole number, which stands in the lower bits.
 pub(super) const ROUNDER: f32 = (3 << 22) as f32;
 
-/// The whole part of a number from 0 to 2^22. A cast does the same, but looks for numbers beyond the integers, for which vectors have no instruction.
+/// The whole part of a number from 0 to 2^22. A cast gives the same, but checks for numbers beyond the integers, for which vectors have no instruction.
 #[inline(always)]
 pub(super) fn whole(number: f32) -> f32 {
     let near = number + ROUNDER - ROUNDER;
@@ -219,7 +219,7 @@ mod tests {
         changes
     }
 
-    /// A golden picture, plane after plane of all its rows, and its pixels.
+    /// A golden picture, with all rows of one plane after another, and its pixels.
     fn golden(name: &str) -> (Vec<u8>, usize) {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/images").join(name);
         let pixels = ::image::open(path).unwrap().to_rgb8().into_raw();

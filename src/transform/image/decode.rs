@@ -1,4 +1,4 @@
-//! From encoded bytes to interleaved bytes in a buffer: which format it is, and who decodes it.
+//! From encoded bytes to interleaved bytes in a buffer: detects the format and picks its decoder.
 
 use std::fmt;
 use std::io::Cursor;
@@ -13,7 +13,7 @@ use super::limits::{ImageLimits, resize_buffer};
 use super::window::Rect;
 use super::{markers, webp};
 
-/// The formats that are decoded.
+/// The image formats that can be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ImageFormat {
@@ -21,9 +21,9 @@ pub enum ImageFormat {
     Jpeg,
     /// PNG.
     Png,
-    /// WebP; of an animation the first frame.
+    /// WebP; the first frame of an animation.
     WebP,
-    /// GIF; of an animation the first frame.
+    /// GIF; the first frame of an animation.
     Gif,
     /// Windows bitmap.
     Bmp,
@@ -48,7 +48,7 @@ impl ImageFormat {
     /// Recognises the format by its first bytes.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if they are none of the formats.
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the bytes have none of the formats.
     pub(crate) fn of(encoded: &[u8]) -> Result<Self> {
         Ok(match encoded {
             [0xff, 0xd8, 0xff, ..] => Self::Jpeg,
@@ -93,17 +93,16 @@ pub struct ImageInfo {
     pub height: u32,
     /// Channels as decoded: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha (JPEG: CMYK). A palette counts as colour.
     pub channels: u8,
-    /// Bits of a channel as stored; of a palette, those of its colours.
+    /// Bits of a channel as stored; for a palette, those of its colours.
     pub bit_depth: u8,
-    /// The Exif orientation, 1 to 8; 1 where there is none.
+    /// The Exif orientation, 1 to 8; 1 if there is none.
     pub orientation: u8,
 }
 
-/// Reads an image's header; no pixel is decoded.
+/// Reads an image's header, without decoding any pixel.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the bytes are no image, or its header is damaged or above the default
-/// [`ImageLimits`].
+/// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the bytes are not an image, or the header is damaged or above the default [`ImageLimits`].
 ///
 /// # Example
 /// ```
@@ -180,7 +179,7 @@ fn failed(format: ImageFormat, error: ImageError) -> Error {
     }
 }
 
-/// A decoder of the formats other than JPEG, its header read.
+/// A decoder of a format other than JPEG, whose header has been read.
 pub(super) struct Opened<D> {
     decoder: D,
     format: ImageFormat,
@@ -204,7 +203,7 @@ pub(super) fn open_image(
 }
 
 impl<D: ::image::ImageDecoder> Opened<D> {
-    /// Decodes the whole picture into `raw` and writes `window` of it, which may be empty, to `out` as pixels of 1 (grey) or 3 (RGB) channels.
+    /// Decodes the whole picture into `raw` and writes its part `window`, which may be empty, to `out` as pixels of 1 (grey) or 3 (RGB) channels.
     pub(super) fn decode(
         self,
         window: Rect,
@@ -234,12 +233,12 @@ impl<D: ::image::ImageDecoder> Opened<D> {
     }
 }
 
-/// Grey from colour, as Pillow weighs it (ITU-R BT.601).
+/// Grey from colour, with Pillow's weights (ITU-R BT.601).
 pub(super) fn luma(r: u8, g: u8, b: u8) -> u8 {
     ((19595 * u32::from(r) + 38470 * u32::from(g) + 7471 * u32::from(b) + 0x8000) >> 16) as u8
 }
 
-/// One row of any colour type to grey or RGB bytes. Alpha is dropped; of 16 bits the upper 8 are kept, as Pillow does.
+/// Converts one row of any colour type to grey or RGB bytes. Alpha is dropped; of 16 bits, the upper 8 are kept, as in Pillow.
 fn convert_row(
     color: ColorType,
     row: &[u8],

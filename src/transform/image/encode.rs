@@ -1,4 +1,4 @@
-//! Pixels to encoded images, for storing them anew: JPEG through libjpeg-turbo, PNG.
+//! Encodes pixels as images, to store them again: JPEG through libjpeg-turbo, PNG.
 #![cfg_attr(feature = "jpeg", expect(unsafe_code, reason = "libjpeg-turbo is a C library"))]
 
 #[cfg(feature = "jpeg")]
@@ -19,9 +19,9 @@ use crate::error::{Error, Result};
 use super::limits::resize_buffer;
 use super::markers;
 
-/// Whether the file is a JPEG without its end: what an upload or copy that broke off leaves.
+/// Whether the file is a JPEG without its end, as an interrupted upload or copy leaves it.
 ///
-/// Of the other formats this says `false`; there it takes decoding to find out.
+/// For other formats this returns `false`; there only decoding can find out.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) for a damaged JPEG header.
@@ -46,7 +46,7 @@ impl Pixels<'_> {
         if self.is_gray { 1 } else { 3 }
     }
 
-    /// Refuses buffers that are not what they are said to be.
+    /// Refuses buffers that do not match their description.
     fn check(&self) -> Result<()> {
         let bytes = (self.width as usize).saturating_mul(self.height as usize).saturating_mul(self.channels());
         if self.bytes.is_empty() || self.bytes.len() != bytes {
@@ -56,7 +56,7 @@ impl Pixels<'_> {
     }
 }
 
-/// Encodes as PNG, at the compression level that most programs take. Equal pixels give equal bytes.
+/// Encodes as PNG, at the compression level that most programs use. Equal pixels give equal bytes.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the encoder refuses the picture.
@@ -70,7 +70,7 @@ pub(crate) fn png(pixels: Pixels<'_>) -> Result<Vec<u8>> {
     Ok(encoded)
 }
 
-/// A JPEG compressor and its buffer, used again from image to image. One per thread.
+/// A JPEG compressor and its buffer, reused from image to image. One per thread.
 #[derive(Default)]
 pub(crate) struct JpegEncoder {
     #[cfg(feature = "jpeg")]
@@ -84,7 +84,7 @@ impl JpegEncoder {
     /// give equal bytes.
     ///
     /// # Memory
-    /// A buffer for the largest file that the picture could become: about its pixels' bytes, kept for the next one.
+    /// A buffer for the largest file that the picture could become: about its pixels' bytes, kept for the next image.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) for pictures with more than 65,500 pixels along a side,

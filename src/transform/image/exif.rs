@@ -1,5 +1,4 @@
-//! How a picture is to be turned: the Exif orientation tag, and the eight ways of turning a rectangle. TIFF's directories,
-//! which Exif uses, are read here too.
+//! The Exif orientation tag, and the eight ways of turning a rectangle. This module also reads TIFF's directories, which Exif uses.
 
 use crate::error::{Error, Result};
 
@@ -7,8 +6,8 @@ use super::window::Rect;
 
 /// One of the eight symmetries of a rectangle: transpose first, then mirror left to right, then top to bottom.
 ///
-/// It leads from the stored picture to the one that is meant. Exif orientations, flips and crops in a turned picture all
-/// come down to it, so pixels are turned once, in the last pass over the output.
+/// It leads from the stored picture to the intended one. Exif orientations, flips and crops in a turned picture are all expressed by it, so pixels are turned
+/// once, in the last pass over the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Turn {
     pub(super) transpose: bool,
@@ -32,12 +31,12 @@ impl Turn {
         }
     }
 
-    /// A size as meant from a size as stored, and back.
+    /// The intended size from the stored size, and back.
     pub(super) fn size(self, (width, height): (u32, u32)) -> (u32, u32) {
         if self.transpose { (height, width) } else { (width, height) }
     }
 
-    /// Where a window of the meant picture (of size `whole`) lies in the stored one.
+    /// Where a window of the intended picture (of size `whole`) lies in the stored one.
     pub(super) fn to_stored(self, window: Rect, whole: (u32, u32)) -> Rect {
         let x = if self.flip_x { whole.0 - window.x - window.width } else { window.x };
         let y = if self.flip_y { whole.1 - window.y - window.height } else { window.y };
@@ -48,7 +47,7 @@ impl Turn {
         }
     }
 
-    /// Where a window of the stored picture (of size `whole`) lies in the meant one.
+    /// Where a window of the stored picture (of size `whole`) lies in the intended one.
     pub(super) fn to_meant(self, window: Rect, whole: (u32, u32)) -> Rect {
         let whole = self.size(whole);
         let Rect { x, y, width, height } = window;
@@ -71,7 +70,7 @@ pub(super) fn orientation(exif: &[u8]) -> Option<u8> {
     (one_short && (1..=8).contains(&entry.short)).then_some(entry.short as u8)
 }
 
-/// An entry of a TIFF directory: values of a kind, or where they are.
+/// An entry of a TIFF directory: values of one kind, or where they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
     tag: u16,
@@ -94,7 +93,7 @@ impl Entry {
     }
 }
 
-/// The entries of the first directory behind a TIFF header, as far as the bytes go.
+/// The entries of the first directory after a TIFF header, as far as the bytes go.
 fn entries(tiff: &[u8]) -> impl Iterator<Item = Entry> {
     let little = tiff.starts_with(b"II*\0");
     let known = little || tiff.starts_with(b"MM\0*");
@@ -118,7 +117,7 @@ fn entries(tiff: &[u8]) -> impl Iterator<Item = Entry> {
 
 /// Refuses a TIFF file whose first directory declares values that the file has no room for.
 ///
-/// The decoder makes room for as many as are declared, up to 256 MiB, before it can be told a limit.
+/// The decoder reserves room for all declared values, up to 256 MiB, before a limit can be set.
 pub(super) fn check_directory(tiff: &[u8]) -> Result<()> {
     match entries(tiff).find(|entry| entry.bytes() > tiff.len() as u64) {
         Some(entry) => Err(Error::corrupt(format!(

@@ -1,12 +1,12 @@
-//! Turning hues, as Pillow does by way of the mode HSV: a byte each for hue, saturation and value.
+//! Turns hues, as Pillow does by way of the mode HSV: one byte each for hue, saturation and value.
 //!
-//! Pillow computes in f64 and cuts off fractions, of quotients that often are whole numbers but for their rounding. Here that is done in
-//! f32 as far as the bytes stay the same, sixteen to thirty-two pixels at a time: no branches, no casts from floats, each step a loop of its own.
-//! All 2^24 colours, turned by five angles, were compared with Pillow 13.0.
+//! Pillow computes in f64 and cuts off the fractions of quotients, which often are whole numbers except for their rounding. This module computes in f32 as far
+//! as the bytes stay the same, sixteen to thirty-two pixels at a time: no branches, no casts from floats, each step in its own loop. All 2^24 colours, turned
+//! by five angles, were compared with Pillow 13.0.
 
 use super::color::{ROUNDER, byte, whole};
 
-/// Pixels that are worked on at a time; what is between two steps stays in the first-level cache.
+/// Pixels processed at a time; the values between two steps stay in the first-level cache.
 const CHUNK: usize = 256;
 
 /// Turns the hues of three planes by `steps` of 255, modulo 256.
@@ -49,7 +49,7 @@ fn mask(yes: bool) -> u8 {
     u8::from(yes).wrapping_neg()
 }
 
-/// Saturation and value are those of Pillow, and the hue is where there is one.
+/// Saturation and value are those of Pillow, and so is the hue, if there is one.
 #[inline(always)]
 fn to_hsv(rgb: &[&mut [u8; CHUNK]; 3]) -> Hsv {
     let mut hsv = Hsv { hue: [0; CHUNK], saturation: [0; CHUNK], value: [0; CHUNK] };
@@ -120,7 +120,7 @@ fn to_rgb(hsv: &Hsv, rgb: [&mut [u8; CHUNK]; 3]) {
 mod tests {
     use super::*;
 
-    /// Pillow's arithmetic, one pixel after the other: what is f64 there is f64 here, what is cut off or rounded is here too.
+    /// Pillow's arithmetic, one pixel after the other: it uses f64, cuts off and rounds wherever Pillow does.
     fn turned([r, g, b]: [u8; 3], steps: u8) -> [u8; 3] {
         let (max, min) = (r.max(g).max(b), r.min(g).min(b));
         let (mut hue, mut saturation) = (0, 0);

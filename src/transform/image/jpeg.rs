@@ -1,11 +1,10 @@
 //! JPEG through libjpeg-turbo 3: the binding, and which part of a file it decodes.
 //!
-//! Only the crop window is decoded. Columns outside it are entropy-decoded but not transformed, rows above it likewise, and rows
-//! below it are not looked at (which is why the end-of-image marker is looked for separately). The pixels are bit for bit those
-//! of a full decode; `crops_equal_the_full_decode` holds it to that.
+//! Only the crop window is decoded. Columns outside it, and rows above it, are entropy-decoded but not transformed. Rows below it are not read (which is why
+//! the end-of-image marker is looked for separately). The pixels are bit for bit those of a full decode; the test `crops_equal_the_full_decode` checks that.
 //!
-//! The transform is the accurate one and chroma is upsampled smoothly, as Pillow, OpenCV and torchvision do. The fast ones were
-//! 1 to 4 % faster for whole random resized crops of ImageNet photographs, within the noise: Huffman decoding takes 60 % of the time.
+//! The transform is the accurate one and chroma is upsampled smoothly, as in Pillow, OpenCV and torchvision. The fast variants were 1 to 4 % faster for whole
+//! random resized crops of ImageNet photographs, which is within the noise: Huffman decoding takes 60 % of the time.
 #![expect(unsafe_code, reason = "libjpeg-turbo is a C library")]
 
 use std::ffi::{CStr, c_int, c_void};
@@ -19,7 +18,7 @@ use super::limits::{ImageLimits, resize_buffer};
 use super::markers::{self, Markers};
 use super::window::Rect;
 
-/// Progressive files of more scans are refused: each one costs a pass over the picture. Encoders write about ten.
+/// Progressive files with more scans are refused: each scan costs a pass over the picture. Encoders write about ten.
 const MAX_SCANS: c_int = 100;
 
 /// Pixels to decode to.
@@ -65,7 +64,7 @@ pub(super) fn reduced_size(size: (u32, u32), n: u32) -> (u32, u32) {
 impl JpegDecoder {
     /// Decodes into `out` and returns the window, in pixels of the reduced picture, that lies there row by row.
     ///
-    /// It contains the window asked for, whose pixels equal those of a full decode; the others may not. Of an empty window nothing is decoded.
+    /// It contains the window asked for, whose pixels equal those of a full decode; pixels outside may differ. For an empty window nothing is decoded.
     pub(super) fn decode(&mut self, request: &Request<'_>, out: &mut Vec<u8>) -> Result<Rect> {
         if !markers::is_ended(request.encoded, request.markers) {
             return Err(Error::corrupt("the JPEG image is cut off: it has no end-of-image marker"));
@@ -88,7 +87,7 @@ impl JpegDecoder {
         self.cmyk.capacity() + 2 * self.wide.capacity()
     }
 
-    /// Gives up buffers above `keep` bytes.
+    /// Releases buffers above `keep` bytes.
     pub(super) fn trim(&mut self, keep: usize) {
         if self.bytes() > keep {
             (self.cmyk, self.wide) = Default::default();
@@ -129,7 +128,7 @@ impl JpegDecoder {
     }
 }
 
-/// Decodes to bytes whatever the precision: of more than eight bits the upper eight are kept, fewer are stretched to 0 to 255.
+/// Decodes to bytes at any precision: of more than eight bits the upper eight are kept; fewer are stretched to 0 to 255.
 fn decompress(
     handle: &mut Handle,
     encoded: &[u8],
@@ -158,7 +157,7 @@ fn decompress(
     Ok(())
 }
 
-/// CMYK as Adobe writes it, inverted, to RGB or grey. As Pillow, all CMYK files are taken to be so.
+/// Converts CMYK as Adobe writes it, inverted, to RGB or grey. Like Pillow, it takes all CMYK files to be so.
 fn from_cmyk(cmyk: &[u8], pixels: Pixels, out: &mut [u8]) {
     let times = |a: u8, b: u8| {
         let product = u32::from(a) * u32::from(b) + 128;
@@ -214,7 +213,7 @@ impl Handle {
         unsafe { tj::tj3Get(self.0.as_ptr(), param as c_int) }
     }
 
-    /// Forgets the last image's window and scale, and takes the limits.
+    /// Forgets the last image's window and scale, and sets the limits.
     fn reset(&mut self, limits: &ImageLimits) -> Result<()> {
         self.set_scale_and_window(1, Rect { x: 0, y: 0, width: 0, height: 0 })?;
         let cap = |n: u64| c_int::try_from(n).unwrap_or(c_int::MAX);
@@ -250,8 +249,8 @@ impl Handle {
         space == tj::TJCS_TJCS_CMYK as c_int || space == tj::TJCS_TJCS_YCCK as c_int
     }
 
-    /// Sets scale and window for the image whose header was read, and returns the window that will be decoded: `window`
-    /// widened to what the library can start at, and to what makes its edges equal to a full decode.
+    /// Sets scale and window for the image whose header was read, and returns the window that will be decoded. That is `window`, widened to where the library
+    /// can start, and to what makes its edges equal to a full decode.
     fn set_window(&mut self, n: u32, window: Rect, size: (u32, u32), lossless: bool) -> Result<Rect> {
         let whole = Rect::whole(reduced_size(size, n));
         let sampling = self.get(tj::TJPARAM_TJPARAM_SUBSAMP);
@@ -334,9 +333,10 @@ impl Handle {
         c_int::try_from(pitch).expect("at most 65535 pixels of four samples")
     }
 
-    /// An error, unless the library was content or its warning is one that leaves the pixels whole.
+    /// Returns an error, unless the library succeeded or its warning is one that leaves the pixels whole.
     ///
-    /// The library reports its first warning only. Extra bytes between segments are common in real files. What the other warnings say (bad codes, data that ends early) means missing or grey pixels.
+    /// The library reports its first warning only. Extra bytes between segments are common in real files. The other warnings (bad codes, data that ends early)
+    /// mean missing or grey pixels.
     fn judge(&self, answer: c_int) -> Result<()> {
         const HARMLESS: [&str; 5] = [
             "extraneous bytes before marker",

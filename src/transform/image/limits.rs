@@ -2,10 +2,9 @@
 
 use crate::error::{Error, Result};
 
-/// Bounds on what one encoded image may ask for.
+/// Limits on what one encoded image may ask for.
 ///
-/// A few hundred bytes can declare a picture of 65,535 x 65,535 pixels. Sizes are compared with these limits when only the
-/// header has been read.
+/// A few hundred bytes can declare a picture of 65,535 x 65,535 pixels. Therefore sizes are compared with these limits as soon as the header has been read.
 ///
 /// # Example
 /// ```
@@ -17,13 +16,12 @@ use crate::error::{Error, Result};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageLimits {
-    /// Pixels of the stored image, and of a padded one, width times height. 134,217,728 (2^27) by default: eleven times a 12-megapixel
-    /// photograph.
+    /// Most pixels, width times height, of the stored image, and of a padded one. 134,217,728 (2^27) by default: eleven times a 12-megapixel photograph.
     pub max_pixels: u64,
-    /// Pixels along the longer side of either. 65,535 by default.
+    /// Most pixels along the longer side of either. 65,535 by default.
     pub max_side: u32,
-    /// Bytes that decoding may hold at a time: decoded pixels, and what the decoder itself needs beside them. 1 GiB by
-    /// default. A JPEG holds only its crop window (and all its coefficients when it is progressive).
+    /// Most bytes that decoding may hold at a time: decoded pixels, and what the decoder itself needs in addition. 1 GiB by default. A JPEG holds only its crop
+    /// window (and all its coefficients if it is progressive).
     pub max_bytes: u64,
 }
 
@@ -34,7 +32,7 @@ impl Default for ImageLimits {
 }
 
 impl ImageLimits {
-    /// Refuses sizes of zero and above the limits.
+    /// Refuses sizes of zero and sizes above the limits.
     pub(super) fn check_size(&self, width: u32, height: u32) -> Result<()> {
         if width == 0 || height == 0 {
             return Err(Error::corrupt(format!("the image is empty: {width} x {height} pixels")));
@@ -75,7 +73,7 @@ impl ImageLimits {
     }
 }
 
-/// Sets the length of a reused buffer without clearing what is in it; the caller overwrites it.
+/// Sets the length of a reused buffer without clearing its content; the caller overwrites it.
 pub(super) fn resize_buffer<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
     if buffer.len() < len {
         buffer.resize(len, T::default());

@@ -1,18 +1,17 @@
-//! Images: encoded bytes to a slot of a batch.
+//! Images: from encoded bytes to a slot of a batch.
 //!
-//! [`Image`] says what is to happen to each picture; [`Image::decode_into`] does it, on the calling thread, with no input or
-//! output. On the way are:
+//! [`Image`] describes what happens to each picture; [`Image::decode_into`] carries it out, on the calling thread, without input or output. The steps are:
 //!
 //! 1. the header: format, size, orientation (`markers`, `decode`), checked against the limits;
-//! 2. the geometry: which window of the stored picture becomes how many pixels, and how much padding is around (`window`), numbers only;
+//! 2. the geometry: which window of the stored picture becomes how many pixels, and how much padding surrounds it (`window`), numbers only;
 //! 3. decoding that window (`jpeg`; other formats decode the whole picture);
 //! 4. resampling it (`resize`);
-//! 5. turning, scaling and laying it out in the sample's slot, padding around it, in one pass (`normalize`);
-//! 6. where colours change (`color`, `hue`), that pass makes planes of bytes, and a last one lays those out.
+//! 5. turning it, scaling its values and laying it out in the sample's slot, with the padding, in one pass (`normalize`);
+//! 6. if colours change (`color`, `hue`), step 5 makes planes of bytes, and a last pass lays them out.
 //!
-//! `builder` has the verbs, `checks` what they may not say.
+//! `builder` has the methods that declare these steps; `checks` rejects invalid declarations.
 //!
-//! On processors with AVX2 the last two are one for colour pictures and the bilinear filter, a row at a time (`bilinear`).
+//! On processors with AVX2, steps 4 and 5 are one step for colour pictures and the bilinear filter, a row at a time (`bilinear`).
 
 #[cfg(target_arch = "x86_64")]
 mod bilinear;
@@ -59,10 +58,10 @@ pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// Channel standard deviations of ImageNet's training images, on values from 0 to 1: red, green, blue.
 pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// Where the channels of an image stand in memory.
+/// The order of an image's channels in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Layout {
-    /// One plane after another: `[channels, height, width]`. What convolutions in libtorch take.
+    /// One plane after another: `[channels, height, width]`. Convolutions in libtorch take this layout.
     #[default]
     Nchw,
     /// Pixel after pixel: `[height, width, channels]`.
@@ -84,23 +83,21 @@ pub enum Interpolation {
     Lanczos3,
 }
 
-/// What happens to an encoded image: a value, cheap to clone, that [`decode_into`](Self::decode_into) carries out.
+/// The operations on an encoded image. It is a value, cheap to clone; [`decode_into`](Self::decode_into) carries it out.
 ///
-/// Geometry happens in the order of the calls; then colours are changed, in the order of theirs; then values are normalised. Grey, CMYK,
-/// 16-bit and palette images become what [`rgb`](Self::rgb) or [`gray`](Self::gray) asks for; alpha is dropped, not blended, as Pillow's
-/// `convert("RGB")` does. Resizing is antialiased and bilinear, as in torchvision with Pillow images, and so are the names and the defaults
-/// of the random operations.
+/// Geometry happens first, in the order of the calls. Then colours are changed, in the order of their calls; then values are normalised. Grey, CMYK, 16-bit and
+/// palette images become what [`rgb`](Self::rgb) or [`gray`](Self::gray) asks for. Alpha is dropped, not blended, as in Pillow's `convert("RGB")`. Resizing is
+/// antialiased and bilinear, as in torchvision with Pillow images; the names and the defaults of the random operations are also torchvision's.
 ///
 /// # Shape
-/// Encoded bytes -> `u8` or `f32`, `[channels, height, width]` (or `[height, width, channels]` with [`Layout::Nhwc`]); `u8` holds 0
-/// to 255, `f32` 0 to 1 or what [`normalize`](Self::normalize) makes of it. The size must be the same for every image, so one of
-/// [`resize`](Self::resize), [`center_crop`](Self::center_crop), [`random_crop`](Self::random_crop),
-/// [`random_resized_crop`](Self::random_resized_crop) and [`pad_to`](Self::pad_to) comes last among the steps that change it; only
-/// [`pad`](Self::pad) may follow.
+/// Encoded bytes -> `u8` or `f32`, `[channels, height, width]` (or `[height, width, channels]` with [`Layout::Nhwc`]). `u8` holds 0 to 255; `f32` holds 0 to 1,
+/// or the result of [`normalize`](Self::normalize). The size must be the same for every image, so the last step that changes it must be one of
+/// [`resize`](Self::resize), [`center_crop`](Self::center_crop), [`random_crop`](Self::random_crop), [`random_resized_crop`](Self::random_resized_crop) and
+/// [`pad_to`](Self::pad_to); only [`pad`](Self::pad) may follow.
 ///
 /// # Randomness
-/// A function of the key handed to `decode_into` and of each operation's name and place in the list. The geometry is one list, the
-/// changes of colour are another: neither moves the other's draws.
+/// The draws depend on the key passed to `decode_into`, and on each operation's name and place in its list. The geometry is one list, and the colour changes
+/// are another: neither affects the draws of the other.
 ///
 /// # Example
 /// ```
@@ -137,18 +134,17 @@ pub struct Image {
 impl Image {
     /// Decodes one image into its slot.
     ///
-    /// `out` has exactly the bytes of [`output`](Self::output), aligned to its dtype; `f32` is written in the machine's byte order. What it
-    /// held before does not matter, and after an error it holds anything. `scratch` carries buffers from call to call.
+    /// `out` has exactly the bytes of [`output`](Self::output), aligned to its dtype; `f32` is written in the machine's byte order. Its previous content does
+    /// not matter, and after an error its content is unspecified. `scratch` carries buffers from call to call.
     ///
     /// # Memory
-    /// The decoded window and the intermediate sizes, in `scratch`: for a JPEG the window, for other formats the whole image. Where colours
-    /// change and the slot does not hold planes of `u8`, a byte for each value of the output too.
+    /// `scratch` holds the decoded window and the intermediate sizes: for a JPEG the window, for other formats the whole image. If colours change and the slot
+    /// does not hold planes of `u8`, it also holds one byte for each value of the output.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the bytes are no image, damaged, cut off, or above the limits (damage to a JPEG
-    /// below its crop window is not looked at, but a missing end is found);
-    /// [`ErrorKind::Schema`](crate::ErrorKind::Schema) if the image is smaller than a crop or larger than a canvas;
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) if the configuration or the slot does not fit, or for a JPEG without feature `jpeg`.
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the bytes are not an image, or are damaged, cut off, or above the limits (damage to a JPEG below
+    /// its crop window is not detected, but a missing end is); [`ErrorKind::Schema`](crate::ErrorKind::Schema) if the image is smaller than a crop or larger
+    /// than a canvas; [`ErrorKind::Config`](crate::ErrorKind::Config) if the configuration or the slot does not fit, or for a JPEG without feature `jpeg`.
     ///
     /// # Example
     /// ```
@@ -179,7 +175,7 @@ impl Image {
         result
     }
 
-    /// Decodes the window that [`decode_into`](Self::decode_into) would, and does nothing with it: the least that it has to do.
+    /// Decodes the same window as [`decode_into`](Self::decode_into), and does nothing with it: the minimum of its work.
     #[cfg(feature = "cli")]
     pub(crate) fn decode_window(&self, encoded: &[u8], key: Key, scratch: &mut Scratch) -> Result<()> {
         self.decode(encoded, key, scratch).map(|_| ())
@@ -212,7 +208,7 @@ impl Image {
         Ok(())
     }
 
-    /// Takes what was decoded through the stages, and writes it to `slot`.
+    /// Takes the decoded pixels through the stages, and writes the result to `slot`.
     fn draw(&self, turn: Turn, held: Rect, work: &mut Work, layout: Layout, slot: &mut Slot<'_>) -> Result<()> {
         let direct = layout == Layout::Nhwc || self.color == Color::Gray;
         let channels = self.channels();
@@ -266,7 +262,7 @@ impl Image {
         Ok(())
     }
 
-    /// What stage `number` looks at, once what it makes was held against the limits.
+    /// Returns the window that stage `number` reads, after checking the stage's output against the limits.
     fn seen(&self, number: usize, stage: &Stage) -> Result<Rect> {
         let seen = if number == 0 { stage.needed(self.interpolation.support(), self.antialias) } else { stage.bounds };
         let Frame { size, .. } = stage.frame();
@@ -276,7 +272,7 @@ impl Image {
         Ok(seen)
     }
 
-    /// The tables for this normalisation, made where those in `kept` are for another.
+    /// Returns the tables for this normalisation; makes them if those in `kept` are for another.
     fn tables<'a>(&self, kept: &'a mut Option<(Option<Normalize>, Box<Tables>)>) -> &'a Tables {
         if kept.as_ref().is_none_or(|(of, _)| *of != self.normalize) {
             let made = Tables::new(self.normalize.as_ref().map(|n| (&n.mean[..], &n.std[..])));
@@ -285,7 +281,7 @@ impl Image {
         &kept.as_ref().expect("they were made above").1
     }
 
-    /// Plans the geometry and decodes what its first stage needs into `scratch.work`; returns what lies there.
+    /// Plans the geometry and decodes what the first stage needs into `scratch.work`; returns the window that lies there.
     fn decode(&self, encoded: &[u8], key: Key, scratch: &mut Scratch) -> Result<(Turn, Rect)> {
         let Scratch { work: Work { stages, decoded, .. }, raw, .. } = scratch;
         let support = self.interpolation.support();
@@ -340,10 +336,10 @@ fn first(stages: &[Stage]) -> &Stage {
     stages.first().expect("a plan has at least one stage")
 }
 
-/// Buffers that decoding uses again from image to image, and the JPEG decompressor. One per thread.
+/// Buffers that decoding reuses from image to image, and the JPEG decompressor. One per thread.
 ///
 /// # Memory
-/// It grows to what the largest image so far needed; buffers above 64 MiB are given back after each image.
+/// The buffers grow to the needs of the largest image so far. Buffers above 64 MiB are released after each image.
 ///
 /// # Example
 /// ```
@@ -374,7 +370,7 @@ impl Scratch {
     /// Buffers above this are not kept: one huge image should not hold its memory for the rest of an epoch.
     const KEEP_BYTES: usize = 64 << 20;
 
-    /// Bytes held at present.
+    /// Returns the bytes held at present.
     pub fn bytes(&self) -> usize {
         let Work { decoded, resized, resampler, .. } = &self.work;
         let buffers = [&self.raw, &self.planes, decoded, resized].map(|buffer| buffer.capacity()).iter().sum::<usize>();

@@ -1,4 +1,4 @@
-//! A slow model of the geometry, one whole picture after another, and random lists of steps beside it.
+//! A slow model of the geometry, which makes one whole picture after another, compared with the implementation on random lists of steps.
 
 use rand::Rng as _;
 
@@ -19,7 +19,7 @@ pub(super) struct Picture {
 }
 
 impl Picture {
-    /// `pixel(x, y)` is where in this one a pixel of the new one is, or what it is.
+    /// `pixel(x, y)` says which pixel of this picture becomes pixel (x, y) of the new one, or gives its value.
     fn map(&self, width: u32, height: u32, pixel: impl Fn(u32, u32) -> Result<(u32, u32), [u8; 3]>) -> Self {
         let mut pixels = Vec::new();
         for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
@@ -65,7 +65,7 @@ impl Picture {
         Self { width, height, channels, pixels }
     }
 
-    /// What a step makes of it; `key` is that of the step.
+    /// Returns the result of a step; `key` is that of the step.
     pub(super) fn step(&self, step: Step, key: Key) -> Self {
         let Self { width, height, .. } = *self;
         // Half of an odd number: torchvision's centre crop goes to the even one, its padding down.
@@ -102,7 +102,7 @@ impl Picture {
     }
 }
 
-/// A step that can follow where the picture has this size.
+/// Draws a step that can follow if the picture has this size.
 fn any_step(rng: &mut Rng, (width, height): (u32, u32), channels: usize, resizes: bool) -> Step {
     let mut fill = [[0; 3], [9, 8, 7], [200, 100, 50]][rng.random_range(0..3)];
     fill[channels..].fill(0);
@@ -123,7 +123,7 @@ fn any_step(rng: &mut Rng, (width, height): (u32, u32), channels: usize, resizes
     }
 }
 
-/// The same step by its verb.
+/// Adds the same step by its method.
 fn declared(image: Image, step: Step) -> Image {
     let filled = |image: Image, fill: [u8; 3]| match image.channels() {
         _ if fill == [0; 3] => image,
@@ -145,7 +145,7 @@ fn declared(image: Image, step: Step) -> Image {
     }
 }
 
-/// A picture of noise in the simplest of losslessly stored formats that know an orientation.
+/// A picture of noise, encoded in the simplest lossless format that has an orientation.
 fn noise(rng: &mut Rng, width: u32, height: u32, orientation: u8) -> (Picture, Vec<u8>) {
     let pixels: Vec<u8> = (0..3 * width * height).map(|_| rng.random()).collect();
     let picture = Picture { width, height, channels: 3, pixels };
@@ -162,7 +162,7 @@ fn noise(rng: &mut Rng, width: u32, height: u32, orientation: u8) -> (Picture, V
     (picture, png)
 }
 
-/// A random list of steps on `start`, turned as it is meant, and what the same list makes of `encoded`.
+/// Compares a random list of steps on `start`, which is already turned, with the same list on `encoded`.
 fn compare(rng: &mut Rng, start: &Picture, encoded: &[u8], resizes: bool, scratch: &mut Scratch) {
     let key = Key::new(rng.random());
     let mut image = if start.channels == 1 { Image::gray() } else { Image::rgb() }.exif_orientation(true);

@@ -1,4 +1,4 @@
-//! The last pass: turn, scale and lay out the pixels in the sample's slot, and the padding around them.
+//! The last pass: turns and scales the pixels, and lays them out in the sample's slot with the padding around them.
 
 use super::Layout;
 use super::exif::Turn;
@@ -21,10 +21,10 @@ impl<'a> Source<'a> {
     }
 }
 
-/// What a byte becomes: the values of each channel.
+/// The value of each byte in each channel.
 ///
-/// A table holds torchvision's values exactly; multiplying and adding a byte at a time instead was slower (644 images/s, 659 with
-/// tables, whole random resized crops on one core).
+/// A table holds torchvision's values exactly. Multiplying and adding one byte at a time instead was slower (644 images/s, against 659 with tables, for whole
+/// random resized crops on one core).
 pub(super) struct Tables {
     values: [[f32; 256]; 3],
     #[cfg(target_arch = "x86_64")]
@@ -32,7 +32,7 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// The values that bytes become: 0 to 1, then less `mean`, over `std`, rounded at each step as torchvision does.
+    /// The values of all bytes: 0 to 1, then less `mean`, over `std`, rounded at each step as in torchvision.
     pub(super) fn new(normalize: Option<(&[f32], &[f32])>) -> Box<Self> {
         let mut tables = Box::new(Self {
             values: [[0.0; 256]; 3],
@@ -56,7 +56,7 @@ impl Tables {
         tables
     }
 
-    /// Writes what `bytes` become in channel `c`, eight at a time where they can be computed.
+    /// Writes the values of `bytes` in channel `c`, eight at a time if they can be computed.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn look_up_avx2(&self, c: usize, bytes: &[u8], out: &mut [f32]) {
@@ -75,10 +75,10 @@ impl Tables {
     }
 }
 
-/// A table's values without its divisions and look-ups, both of which are slower than multiplying vectors.
+/// Computes a table's values without its divisions and look-ups, both of which are slower than multiplying vectors.
 ///
-/// A number is multiplied by a reciprocal of twice the precision, as a rounded one and the rest: rounded once, that is
-/// nearly always the quotient, rounded. [`Scale::new`] tries all 256 bytes.
+/// A number is multiplied by a reciprocal of twice the precision, stored as a rounded reciprocal and the rest. Rounded once, the product is nearly always the
+/// rounded quotient. [`Scale::new`] tries all 256 bytes.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 struct Scale {
@@ -107,25 +107,25 @@ impl Scale {
     }
 }
 
-/// A sample's place in the batch, and as what pixels are written there.
+/// A sample's place in the batch, and the type in which pixels are written there.
 pub(super) enum Slot<'a> {
-    /// As they are.
+    /// As bytes, unchanged.
     U8(&'a mut [u8]),
     /// As the values of the tables.
     F32(&'a mut [f32], &'a Tables),
 }
 
-/// How a picture is laid into a slot: turned, then as a layout, in the window of a frame.
+/// How a picture is placed in a slot: turned, in a layout, in the window of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Placing {
     pub(super) turn: Turn,
     pub(super) layout: Layout,
-    /// Of the picture as it is once turned.
+    /// For the picture after it is turned.
     pub(super) frame: Frame,
 }
 
 impl Placing {
-    /// That of a picture of size `size`, before it is turned, which fills the slot.
+    /// Places a picture, whose size before turning is `size`, so that it fills the slot.
     pub(super) fn filled(turn: Turn, layout: Layout, size: (u32, u32)) -> Self {
         Self { turn, layout, frame: Frame::filled(turn.size(size)) }
     }
@@ -216,7 +216,7 @@ impl<T: Copy, const CHANNELS: usize> Target<'_, T, CHANNELS> {
     }
 }
 
-/// Writes planes of bytes, one a channel, that are as they are meant.
+/// Writes planes of bytes, one per channel, which are already turned.
 pub(super) fn write_planes(planes: &[u8], channels: usize, layout: Layout, slot: &mut Slot<'_>) {
     match slot {
         Slot::U8(out) => lay_out_planes(planes, channels, layout, out, |_, byte| byte),

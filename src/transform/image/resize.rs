@@ -1,4 +1,4 @@
-//! Resampling: an area of one pixel buffer to a smaller or larger one.
+//! Resampling: turns an area of one pixel buffer into a smaller or larger one.
 
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::{U8, U8x3};
@@ -61,7 +61,7 @@ impl Resampler {
         self.resizer.size_of_internal_buffers() + self.between.capacity() + weights
     }
 
-    /// Gives up buffers above `keep` bytes.
+    /// Releases buffers above `keep` bytes.
     pub(super) fn trim(&mut self, keep: usize) {
         if self.bytes() > keep {
             self.resizer.reset_internal_buffers();
@@ -76,11 +76,11 @@ impl Resampler {
 
 /// Resamples `area` of the picture in `source` to `size` pixels in `out`.
 ///
-/// `source` holds pixels of 1 or 3 `channels`, those of `held`; only those inside `seen` count. All three windows are in the
-/// picture's coordinates, and `held` contains `seen`.
+/// `source` holds the pixels of the window `held`, with 1 or 3 `channels`; only those inside `seen` count. All three windows are in the picture's coordinates,
+/// and `held` contains `seen`.
 ///
 /// # Memory
-/// Between its passes `seen.width` x `size.1` pixels; and, where it is made more than [`MOST_SCALE`] times smaller, a picture no larger than `seen`.
+/// Between its passes, `seen.width` x `size.1` pixels. If a picture becomes more than [`MOST_SCALE`] times smaller, also a picture no larger than `seen`.
 #[expect(clippy::too_many_arguments, reason = "three windows, two buffers and how to get from one to the other")]
 pub(super) fn resize(
     resampler: &mut Resampler,
@@ -137,8 +137,8 @@ pub(super) fn resize_portably(
     }
 }
 
-/// As [`resize`] for three channels, then turns the picture and lays it out in its window of `slot`. False, and nothing is written, if
-/// there is no such path for the method, the turn or the processor.
+/// As [`resize`] for three channels, then turns the picture and lays it out in its window of `slot`. Returns false, and writes nothing, if there is no such
+/// path for the method, the turn or the processor.
 #[expect(clippy::too_many_arguments, reason = "as `resize`")]
 pub(super) fn resize_into_slot(
     resampler: &mut Resampler,
@@ -167,14 +167,14 @@ pub(super) fn resize_into_slot(
     }
 }
 
-/// Source pixels for one pixel beyond which a picture is made smaller in two steps.
+/// The most source pixels per output pixel for one step; beyond this, a picture is made smaller in two steps.
 ///
-/// Weights are whole numbers, fractions of 2^21 at the finest. Each is off by half of one at most, and a filter that reaches `support` pixels
-/// has `2 * support * MOST_SCALE` of them: with 3, that of Lanczos, all together are off by 1 / 683, three eighths of a step of 255. Each is also
-/// 1 / `MOST_SCALE` or so and must not come near to nothing.
+/// Weights are whole numbers, fractions of 2^21 at the finest. Each is off by half a unit at most. A filter that reaches `support` pixels has
+/// `2 * support * MOST_SCALE` weights: with 3, the support of Lanczos, all together are off by 1 / 683, three eighths of a step of 255. Each weight is also
+/// about 1 / `MOST_SCALE` and must not come near to nothing.
 const MOST_SCALE: f64 = 1024.0;
 
-/// If weights for the way to `size` would be too coarse: by which share to reduce width and height before.
+/// If weights for `size` would be too coarse, returns the shares by which to reduce width and height first.
 fn halfway(method: Method, area: Area, size: (u32, u32)) -> Option<(f64, f64)> {
     let is_filtered = method.antialias && method.interpolation != Interpolation::Nearest;
     let share = |length: f64, size: u32| (MOST_SCALE * f64::from(size) / length).min(1.0);
@@ -182,12 +182,12 @@ fn halfway(method: Method, area: Area, size: (u32, u32)) -> Option<(f64, f64)> {
     (is_filtered && shares != (1.0, 1.0)).then_some(shares)
 }
 
-/// So much of a length, in whole pixels.
+/// This share of a length, in whole pixels.
 fn share(length: u32, share: f64) -> u32 {
     ((f64::from(length) * share) as u32).max(1)
 }
 
-/// `area`, counted from the corner of `seen`, without the rounding error by which it may stick out.
+/// `area`, counted from the corner of `seen`, without the rounding error that could make it stick out.
 fn inside(area: Area, seen: Rect) -> Area {
     let clamp = |start: f64, length: f64, extent: u32| {
         let extent = f64::from(extent);
@@ -199,18 +199,17 @@ fn inside(area: Area, seen: Rect) -> Area {
     Area { x, y, width, height }
 }
 
-/// Whether whole columns or whole rows are taken over as they are.
+/// Whether whole columns or whole rows are copied unchanged.
 fn one_way(area: Area, size: (u32, u32)) -> bool {
     let whole_pixels = |start: f64, length: f64, size: u32| start == start.round() && length == f64::from(size);
     whole_pixels(area.x, area.width, size.0) || whole_pixels(area.y, area.height, size.1)
 }
 
-/// `area` is within `seen`, counted from its corner.
+/// Resizes `area`, which is within `seen` and counted from its corner.
 ///
-/// The two directions are two calls. In one call `fast_image_resize` (6.1) keeps only the columns from the first that the first
-/// output pixel needs to the last that the last one needs. A cubic or Lanczos filter that falls onto whole pixels needs one there,
-/// its neighbours more, so that they read outside of these columns: other pixels, or memory that is not the picture's. The pixels
-/// are otherwise the same.
+/// The two directions are two calls. In one call, `fast_image_resize` (6.1) keeps only the columns from the first one that the first output pixel needs to the
+/// last one that the last output pixel needs. A cubic or Lanczos filter that falls onto whole pixels needs one column there, but its neighbours need more, so
+/// they would read outside of these columns: other pixels, or memory that does not belong to the picture. Otherwise the pixels are the same.
 #[expect(clippy::too_many_arguments, reason = "as `resize`")]
 fn resize_pixels<P: PixelTrait>(
     resampler: &mut Resampler,
@@ -248,7 +247,7 @@ fn resize_pixels<P: PixelTrait>(
 mod tests {
     use super::*;
 
-    /// A quarter of a pixel a step, so that every second centre or so falls onto a pixel: `columns` x 5 pixels from `start`.
+    /// Steps by a quarter of a pixel, so that about every second centre falls onto a pixel: `columns` x 5 pixels from `start`.
     fn columns(method: Method, start: f64, columns: u32) -> Vec<u8> {
         let held = Rect::whole((12, 6));
         let source: Vec<u8> = (0..72).map(|i| i % 12 * 20 + i / 12 * 3).collect();

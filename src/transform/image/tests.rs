@@ -1,5 +1,4 @@
-//! Whole images: golden files beside Pillow's pixels, damage, limits, and randomness. `tests/data/images/README.md` says how
-//! the files were made.
+//! Whole images: golden files compared with Pillow's pixels, damage, limits, and randomness. `tests/data/images/README.md` says how the files were made.
 
 use super::*;
 use crate::ErrorKind;
@@ -53,7 +52,7 @@ fn assert_close(name: &str, got: &[u8], want: &[u8], max: u8, mean: f64) {
     assert!(worst <= max && average <= mean, "{name}: differs by up to {worst}, {average:.3} on average");
 }
 
-/// Formats that lose nothing: exact, unless a second number allows for rounding.
+/// Lossless formats: exact, unless a second number allows for rounding.
 const LOSSLESS: &[&str] = &[
     "rgb8.png",
     "gray8.png",

@@ -1,8 +1,8 @@
-//! A look at a WebP's frames before the decoder reserves memory for them.
+//! Checks a WebP's frames before the decoder reserves memory for them.
 
 use crate::error::{Error, Result};
 
-/// Refuses frames that are larger than the canvas: the decoder notices only once it has decoded them, whatever memory that takes.
+/// Refuses frames that are larger than the canvas: the decoder notices only after decoding them, whatever memory that takes.
 ///
 /// # Source
 /// RFC 9649 (chunks, `VP8X`, `ANMF`, VP8L), RFC 6386 section 9.1 (VP8's frame header).
@@ -41,7 +41,7 @@ fn check(kind: &[u8], payload: &[u8], canvas: (u32, u32)) -> Result<()> {
     .advice("store the image again"))
 }
 
-/// Chunks one after the other: kind and payload, which ends with the data where it is cut.
+/// Iterates over chunks: kind and payload. The payload ends with the data if it is cut off.
 fn chunks(mut data: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     std::iter::from_fn(move || {
         let (kind, size) = (data.get(..4)?, data.get(4..8)?.first_chunk()?);

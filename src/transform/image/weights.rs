@@ -1,13 +1,13 @@
 //! The weights of a bilinear filter, as whole numbers: those of Pillow and `fast_image_resize`, bit for bit.
 
-/// For each output pixel of one direction: the first source pixel it looks at, and how much each of `taps` counts.
+/// For each output pixel of one direction: the first source pixel it reads, and the weight of each of its `taps`.
 #[derive(Default)]
 pub(super) struct Weights {
-    /// Source pixels an output pixel looks at: an even number, so that they can be taken two at a time.
+    /// Source pixels that an output pixel reads: an even number, so that they can be taken two at a time.
     pub(super) taps: usize,
     /// The weights are fractions of `1 << precision`.
     pub(super) precision: u32,
-    /// The first source pixel of each output pixel; `taps` pixels from there are inside the picture.
+    /// The first source pixel of each output pixel; the `taps` pixels from there are inside the picture.
     pub(super) starts: Vec<u32>,
     /// `taps` weights for each output pixel.
     pub(super) values: Vec<i16>,
@@ -23,14 +23,14 @@ impl Weights {
             + (self.fractions.capacity() + self.bounds.capacity()) * 8
     }
 
-    /// Computes the weights that turn `length` pixels from `start`, out of `extent`, into `size`. False if the picture has fewer
-    /// pixels than the filter.
+    /// Computes the weights that turn `length` pixels from `start`, out of `extent`, into `size`. Returns false if the picture has fewer pixels than the
+    /// filter.
     ///
-    /// The steps and their order are those of `fast_image_resize` (6.1), since another order would round differently; the
-    /// result differs in one point only. Where an output pixel looks at fewer than `taps` pixels, weights of 0 fill up, in front
-    /// at the far edge of the picture, so that no reader has to look where the picture ends.
+    /// The steps and their order are those of `fast_image_resize` (6.1), since another order would round differently. The result differs in one point only. If
+    /// an output pixel reads fewer than `taps` pixels, weights of 0 fill up the rest (at the far edge of the picture, in front), so that no reader has to check
+    /// where the picture ends.
     ///
-    /// Inlined, so that floor and round become instructions where the caller may use them.
+    /// The function is inlined, so that floor and round become instructions where the caller may use them.
     #[inline(always)]
     pub(super) fn compute(&mut self, start: f64, length: f64, extent: u32, size: u32, antialias: bool) -> bool {
         let scale = ((start + length) - start) / f64::from(size);

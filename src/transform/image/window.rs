@@ -1,9 +1,9 @@
-//! Which part of a picture is wanted, and at which size: crop windows and the geometry of a pipeline.
+//! Crop windows and the geometry of a pipeline: which part of a picture is needed, and at which size.
 //!
-//! Only numbers here, no pixels. A list of steps and the size in the file's header become one or more [`Stage`]s: "these
-//! pixels of the source, resampled to this size, on a canvas". Consecutive steps melt together as far as the result stays the same: a
-//! resize followed by a crop computes only the pixels that the crop keeps, and a crop behind a pad keeps what it sees of the picture and
-//! of the padding. A second resize starts a second stage, and so does one of a padded picture.
+//! This module handles only numbers, no pixels. From a list of steps and the size in the file's header it makes one or more [`Stage`]s: "these pixels of the
+//! source, resampled to this size, on a canvas". Consecutive steps are merged as long as the result stays the same: a resize followed by a crop computes only
+//! the pixels that the crop keeps, and a crop after a pad keeps what it sees of the picture and of the padding. A second resize starts a second stage, and so
+//! does a resize of a padded picture.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::{Key, Rng, below, uniform};
@@ -38,7 +38,7 @@ impl Rect {
         self.width == 0 || self.height == 0
     }
 
-    /// What both windows have, if that is anything.
+    /// The intersection of both windows, if it is not empty.
     fn common(self, other: Self) -> Option<Self> {
         let (x, y) = (self.x.max(other.x), self.y.max(other.y));
         let (right, bottom) = (self.right().min(other.right()), self.bottom().min(other.bottom()));
@@ -64,23 +64,23 @@ pub(super) struct Area {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Frame {
     pub(super) size: (u32, u32),
-    /// Empty where nothing of the picture is left.
+    /// Empty if nothing of the picture is left.
     pub(super) picture: Rect,
 }
 
 impl Frame {
-    /// That of a picture that fills the whole.
+    /// The frame of a picture that fills the whole.
     pub(super) fn filled(size: (u32, u32)) -> Self {
         Self { size, picture: Rect::whole(size) }
     }
 
-    /// The same once it is turned.
+    /// The same frame after turning.
     pub(super) fn turned(self, turn: Turn) -> Self {
         Self { size: turn.size(self.size), picture: turn.to_meant(self.picture, self.size) }
     }
 }
 
-/// What a stage's picture is put on.
+/// The canvas on which a stage puts its picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Canvas {
     pub(super) size: (u32, u32),
@@ -91,10 +91,10 @@ pub(super) struct Canvas {
     pub(super) fill: [u8; 3],
 }
 
-/// One resampling: `area` of the source becomes `size` pixels, and no pixel outside `bounds` has a say in it. Then it is put on a
-/// canvas, where that is larger.
+/// One resampling: `area` of the source becomes `size` pixels, and no pixel outside `bounds` affects them. The result is then put on a canvas, if that is
+/// larger.
 ///
-/// `size` is zero once crops have left nothing but padding; `bounds` and `area` mean nothing then.
+/// `size` is zero if crops have left nothing but padding; `bounds` and `area` mean nothing then.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Stage {
     pub(super) bounds: Rect,
@@ -115,13 +115,13 @@ impl Stage {
         self.size.0 > 0
     }
 
-    /// Where the picture lies in what the stage makes.
+    /// Where the picture lies in the stage's output.
     pub(super) fn frame(&self) -> Frame {
         let Some(Canvas { size, x, y, .. }) = self.canvas else { return Frame::filled(self.size) };
         Frame { size, picture: Rect { x, y, width: self.size.0, height: self.size.1 } }
     }
 
-    /// Puts what there is into `window` of a canvas. False if that takes another stage: there is padding of another colour already.
+    /// Puts the output so far into `window` of a canvas. Returns false if that needs another stage, because there is padding of another colour already.
     fn pad(&mut self, size: (u32, u32), window: Rect, fill: [u8; 3]) -> bool {
         let Frame { size: before, picture } = self.frame();
         if size == before {
@@ -167,7 +167,7 @@ impl Stage {
         }
     }
 
-    /// The source pixels that a filter reaching `support` pixels (at scale 1) looks at.
+    /// The source pixels that a filter reads if it reaches `support` pixels (at scale 1).
     pub(super) fn needed(&self, support: f64, antialias: bool) -> Rect {
         if !self.is_seen() {
             return Rect { width: 0, height: 0, ..self.bounds };
@@ -189,7 +189,7 @@ impl Stage {
         Rect { x, y, width, height }
     }
 
-    /// The largest of 8, 4 and 2 by which the source can be reduced and still has `size` pixels in the area, or 1.
+    /// The largest of 8, 4 and 2 by which the source can be reduced with at least `size` pixels left in the area, or 1.
     pub(super) fn reduction(&self) -> u32 {
         let fits = |n: u32| {
             self.area.width >= f64::from(self.size.0) * f64::from(n)
@@ -198,8 +198,7 @@ impl Stage {
         if !self.resampled || !self.is_seen() { 1 } else { [8, 4, 2].into_iter().find(|&n| fits(n)).unwrap_or(1) }
     }
 
-    /// The same stage on a source reduced `n` times, of size `reduced`. Bounds that do not divide by `n` widen to whole
-    /// reduced pixels.
+    /// The same stage on a source reduced `n` times, of size `reduced`. Bounds that `n` does not divide are widened to whole reduced pixels.
     pub(super) fn reduced(&self, n: u32, reduced: (u32, u32)) -> Self {
         let f = f64::from(n);
         let (x, y) = (self.bounds.x / n, self.bounds.y / n);
@@ -215,7 +214,7 @@ impl Stage {
     }
 }
 
-/// What a step does to the picture as it is meant, before it is turned back to how it is stored.
+/// The effect of a step on the intended picture, before it is turned back to the stored orientation.
 enum Act {
     Crop(Rect),
     Resize((u32, u32)),
@@ -223,7 +222,7 @@ enum Act {
     Pad { size: (u32, u32), window: Rect, fill: [u8; 3] },
 }
 
-/// Turns `steps` on a picture of size `stored` into stages, and says how the result is turned in the end.
+/// Makes stages of `steps` on a picture of size `stored`, and returns how the result is turned at the end.
 ///
 /// Every stage is in the coordinates of the stored picture; steps are declared in those of the turned one.
 pub(super) fn plan(
@@ -289,7 +288,7 @@ pub(super) fn plan(
     Ok(turn)
 }
 
-/// Resamples what `stage` makes to `size`, in the stage itself where it does not resample or pad yet.
+/// Resamples the output of `stage` to `size`. It uses the stage itself if that does not resample or pad yet.
 fn resample(stage: &mut Stage, size: (u32, u32), stages: &mut Vec<Stage>) {
     let before = stage.frame().size;
     if size == before {
@@ -303,17 +302,17 @@ fn resample(stage: &mut Stage, size: (u32, u32), stages: &mut Vec<Stage>) {
     stage.resampled = true;
 }
 
-/// The size whose shorter side is `side`; the longer one is cut to whole pixels, as torchvision does.
+/// The size whose shorter side is `side`; the longer side is cut to whole pixels, as in torchvision.
 pub(super) fn shorter_side(width: u32, height: u32, side: u32) -> (u32, u32) {
     if width <= height { (side, other_side(side, height, width)) } else { (other_side(side, width, height), side) }
 }
 
-/// The size whose longer side is `side`; the shorter one is cut to whole pixels, and has at least one.
+/// The size whose longer side is `side`; the shorter side is cut to whole pixels, and has at least one.
 pub(super) fn longer_side(width: u32, height: u32, side: u32) -> (u32, u32) {
     if width > height { (side, other_side(side, height, width)) } else { (other_side(side, width, height), side) }
 }
 
-/// What a side of `of` pixels becomes where one of `from` becomes `side`.
+/// The new length of a side of `of` pixels when a side of `from` pixels becomes `side`.
 fn other_side(side: u32, of: u32, from: u32) -> u32 {
     u32::try_from(u64::from(side) * u64::from(of) / u64::from(from)).unwrap_or(u32::MAX).max(1)
 }
@@ -332,15 +331,15 @@ fn fits(width: u32, height: u32, w: u32, h: u32) -> Result<()> {
     Ok(())
 }
 
-/// The window in the middle. An odd margin is rounded half to even, as torchvision does.
+/// The window in the middle. An odd margin is rounded half to even, as in torchvision.
 fn center(width: u32, height: u32, w: u32, h: u32) -> Result<Rect> {
     fits(width, height, w, h)?;
     let middle = |margin: u32| (f64::from(margin) / 2.0).round_ties_even() as u32;
     Ok(Rect { x: middle(width - w), y: middle(height - h), width: w, height: h })
 }
 
-/// Where a picture lies in the middle of `w` x `h` pixels. Of an odd margin the larger part is on the right and below, as where torchvision's
-/// centre crop pads.
+/// Where a picture lies in the middle of `w` x `h` pixels. If a margin is odd, the larger part is on the right and below, as when torchvision's centre crop
+/// pads.
 fn middle_of(width: u32, height: u32, w: u32, h: u32) -> Result<Rect> {
     if width > w || height > h {
         return Err(Error::new(
@@ -359,7 +358,7 @@ pub(super) fn random_position(width: u32, height: u32, w: u32, h: u32, rng: &mut
     Ok(Rect { x, y, width: w, height: h })
 }
 
-/// A window of random size, shape and place; after ten draws that do not fit, the middle one of the nearest shape.
+/// A window of random size, shape and place; after ten draws that do not fit, the centred window of the nearest shape.
 pub(super) fn random_window(width: u32, height: u32, scale: (f64, f64), ratio: (f64, f64), rng: &mut Rng) -> Rect {
     let pixels = f64::from(width) * f64::from(height);
     // libm rather than the platform's functions: a last bit that differs could move a window by a pixel.
