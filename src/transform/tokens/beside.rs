@@ -1,4 +1,4 @@
-//! Columns with an element for each token, which go where the tokens go: loss masks, labels, weights.
+//! Columns with one element for each token, such as loss masks, labels and weights. They are cut and packed like the tokens.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,12 +11,12 @@ use super::pack::{Layout, fixed};
 use crate::error::{Error, ErrorKind};
 use crate::schema::{Dtype, Element, Value};
 
-/// The columns that are packed beside the tokens, and what stands in them where documents have no element.
+/// The columns that are packed with the tokens, and the values in them where documents have no element.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Beside {
-    /// Each column, with what stands in its padding.
+    /// Each column, with the value in its padding.
     columns: Vec<(String, Filler)>,
-    /// Columns, with what stands beside the token behind each document.
+    /// Columns, with the value next to the EOS token after each document.
     at_eos: Vec<(String, Filler)>,
 }
 
@@ -38,7 +38,7 @@ impl Beside {
         self.at_eos.iter().find(|(name, _)| name == column).map(|(_, value)| value)
     }
 
-    /// What is wrong with the names, and what would be right. `outputs` are the columns that packing makes by itself.
+    /// Returns what is wrong with the names, with advice. `outputs` are the columns that packing itself makes.
     pub(super) fn mistakes(&self, tokens: &str, has_eos: bool, outputs: &[&str]) -> Vec<(String, &'static str)> {
         let mut mistakes = twice(self.names(), tokens);
         for name in self.names() {
@@ -76,13 +76,13 @@ impl Beside {
         mistakes
     }
 
-    /// The values that stand in a column and that its dtype does not hold.
+    /// Returns the values stated for a column that its dtype cannot hold.
     pub(super) fn misfits(&self, column: &str, dtype: Dtype) -> Vec<String> {
         let of_column = self.columns.iter().chain(&self.at_eos).filter(|(name, _)| name == column);
         of_column.filter(|(_, value)| value.elements(dtype, 1).is_none()).map(|(_, value)| value.to_string()).collect()
     }
 
-    /// The columns of a layout, whose documents have these elements: each run of them is copied where its tokens stand.
+    /// Writes the columns of a layout from the elements of its documents: each run of elements is copied to the place of its tokens.
     pub(super) fn write(&self, elements: &[&ListArray], layout: &Layout, len: usize) -> Vec<ArrayRef> {
         let columns = self.columns.iter().zip(elements);
         columns.map(|((name, pad), elements)| write(elements, pad, self.at_eos(name), layout, len)).collect()
@@ -101,7 +101,7 @@ impl fmt::Display for Beside {
     }
 }
 
-/// Columns that are named twice, or are the tokens themselves.
+/// Returns columns that are named twice, or are the tokens themselves.
 pub(super) fn twice<'a>(names: impl Iterator<Item = &'a str>, tokens: &str) -> Vec<(String, &'static str)> {
     let (mut mistakes, mut known) = (Vec::new(), Vec::new());
     for name in names {
@@ -118,7 +118,7 @@ pub(super) fn twice<'a>(names: impl Iterator<Item = &'a str>, tokens: &str) -> V
     mistakes
 }
 
-/// Rows of which a column has another number of elements than there are tokens, ascending, each with the reason.
+/// Returns the rows in which a column has another number of elements than there are tokens, in ascending order, each with the reason.
 pub(crate) fn uneven(tokens: (&str, &ListArray), beside: &[(&str, &ListArray)]) -> Vec<(usize, Error)> {
     let mut uneven = Vec::new();
     for (column, elements) in beside {
@@ -135,7 +135,7 @@ pub(crate) fn uneven(tokens: (&str, &ListArray), beside: &[(&str, &ListArray)]) 
     uneven
 }
 
-/// One column of a layout. Without `at_eos`, documents have an element for each of their tokens.
+/// Writes one column of a layout. Without `at_eos`, documents have an element for each of their tokens.
 fn write(elements: &ListArray, pad: &Filler, at_eos: Option<&Filler>, layout: &Layout, len: usize) -> ArrayRef {
     const ELEMENTS: usize = 0;
     const PADDING: usize = 1;
@@ -164,23 +164,23 @@ fn write(elements: &ListArray, pad: &Filler, at_eos: Option<&Filler>, layout: &L
     fixed(make_array(cells.freeze()), len)
 }
 
-/// Whether a dtype has an element of this value.
+/// Whether a dtype can hold this value.
 pub(crate) fn holds(dtype: Dtype, value: impl Into<Value>) -> bool {
     Filler::from(value.into()).elements(dtype, 1).is_some()
 }
 
-/// What stands where a column has no element. Floats are kept by their bits, so that each is equal to itself.
+/// The value that stands where a column has no element. Floats are kept by their bits, so that each is equal to itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Filler {
     Whole(i64),
     Float(u64),
-    /// What no element is.
+    /// A value that no element can be.
     Text(String),
 }
 
 impl Filler {
-    /// So many elements of it; `None` where the dtype has none such. Floats are rounded to the dtype's, as far as that leaves them finite; whole
-    /// numbers are not.
+    /// Returns `count` elements of this value; `None` if the dtype cannot hold it. Floats are rounded to the dtype as long as they stay finite; whole numbers
+    /// are not rounded.
     fn elements(&self, dtype: Dtype, count: usize) -> Option<ArrayRef> {
         fn of<T: Element>(value: T, count: usize) -> ArrayRef {
             Arc::new(PrimitiveArray::<T::Arrow>::from_value(value, count))

@@ -1,4 +1,4 @@
-//! Samples of similar length into the same batches.
+//! Groups samples of similar length into the same batches.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -6,10 +6,10 @@ use std::fmt;
 use crate::error::{Error, ErrorKind};
 use crate::random::Key;
 
-/// Samples of a stream that are sorted together unless somebody says otherwise.
+/// Samples of a stream that are sorted together by default.
 const WINDOW: u64 = 1024;
 
-/// How samples are brought together by length; see [`Dataset::bucket_by_length`](crate::Dataset::bucket_by_length).
+/// How samples are grouped by length; see [`Dataset::bucket_by_length`](crate::Dataset::bucket_by_length).
 ///
 /// # Example
 /// ```
@@ -31,27 +31,29 @@ enum Kind {
 }
 
 impl Buckets {
-    /// Buckets of the lengths `..b0`, `b0..b1`, …, `bn..`, for ascending boundaries. Batches have the size that
-    /// [`batch`](crate::Dataset::batch) says, and their samples are of one bucket as far as possible.
+    /// Makes buckets of the lengths `..b0`, `b0..b1`, …, `bn..`, for ascending boundaries. Batches have the size that [`batch`](crate::Dataset::batch) says,
+    /// and the samples of a batch come from one bucket as far as possible.
     pub fn boundaries(boundaries: impl IntoIterator<Item = usize>) -> Self {
         Self { kind: Kind::Boundaries(boundaries.into_iter().collect()), window: WINDOW }
     }
 
-    /// Batches of as many samples as there is room for: their number times the longest is at most `tokens`, over all ranks, and each stream holds
-    /// its share of that. [`batch`](crate::Dataset::batch) says how many samples there are at most.
+    /// Makes batches of as many samples as there is room for.
+    ///
+    /// The number of samples times the longest is at most `tokens`, over all ranks, and each stream stays within its share of that.
+    /// [`batch`](crate::Dataset::batch) says how many samples there are at most.
     pub fn token_budget(tokens: u64) -> Self {
         Self { kind: Kind::TokenBudget(tokens), window: WINDOW }
     }
 
-    /// How many samples of each stream are sorted together: 1024, unless said otherwise. A larger window pads less, mixes less, and takes memory
-    /// for as many samples of every stream. It is rounded up to whole shares of a batch.
+    /// Sets how many samples of each stream are sorted together: 1024 by default. A larger window pads less, mixes less, and takes memory for as many samples
+    /// of every stream. The window is rounded up to whole shares of a batch.
     #[must_use]
     pub fn window(mut self, samples: u64) -> Self {
         self.window = samples;
         self
     }
 
-    /// The tokens of a batch over all ranks, where they are bounded.
+    /// The tokens of a batch over all ranks, if they are bounded.
     pub(crate) fn tokens(&self) -> Option<u64> {
         match self.kind {
             Kind::Boundaries(_) => None,
@@ -59,7 +61,7 @@ impl Buckets {
         }
     }
 
-    /// What is wrong with it, and what would be right.
+    /// Returns what is wrong with the options, with advice.
     pub(crate) fn mistakes(&self) -> Vec<(String, &'static str)> {
         let mut mistakes = Vec::new();
         if self.window == 0 {
@@ -94,7 +96,7 @@ impl fmt::Display for Buckets {
     }
 }
 
-/// What a stream gives to a batch: rows, at most, and tokens, where they are bounded.
+/// The most that a stream contributes to a batch: rows, and tokens if they are bounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) rows: usize,
@@ -105,11 +107,11 @@ pub(crate) struct Part {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Dealt {
     pub(crate) order: Vec<u32>,
-    /// For each of them the number of its share, counted as they come.
+    /// For each sample the number of its share, counted in the order of dealing.
     pub(crate) shares: Vec<u32>,
 }
 
-/// Samples that no share has room for, each with the reason, ascending.
+/// Returns samples that no share has room for, each with the reason, in ascending order.
 pub(crate) fn unfit_to_deal(lengths: &[u32], part: Part, column: &str) -> Vec<(usize, Error)> {
     let Some(most) = part.tokens else { return Vec::new() };
     let longer = lengths.iter().enumerate().filter(|(_, length)| u64::from(**length) > most);
@@ -123,10 +125,10 @@ pub(crate) fn unfit_to_deal(lengths: &[u32], part: Part, column: &str) -> Vec<(u
 
 /// Sorts samples of these lengths by bucket, or by length, cuts them into shares, and deals the shares.
 ///
-/// The order of shares depends on their number and the key alone. So streams that have the same number of shares deal the same quantile of their lengths
-/// in the same step, without knowing of each other; with about the same number, about the same.
+/// The order of shares depends on their number and the key alone. Therefore streams with the same number of shares deal the same quantile of their lengths in
+/// the same step, without knowing of each other; streams with about the same number deal about the same quantile.
 ///
-/// Those in `left_out` (ascending) are not dealt.
+/// Samples in `left_out` (ascending) are not dealt.
 pub(crate) fn deal(lengths: &[u32], left_out: &[usize], buckets: &Buckets, part: Part, key: Key) -> Dealt {
     let mut sorted: Vec<u32> = (0..lengths.len() as u32).collect();
     if !left_out.is_empty() {
@@ -164,8 +166,8 @@ pub(crate) fn deal(lengths: &[u32], left_out: &[usize], buckets: &Buckets, part:
     dealt
 }
 
-/// Numbers `0..count` in an order in which every stretch is spread over all of them, from a start that the key draws: the k-th is the
-/// one nearest to `frac(start + k·golden ratio)` of them that is left.
+/// Orders the numbers `0..count` so that every stretch is spread over all of them, from a start that the key draws: the k-th number is the remaining one
+/// nearest to `frac(start + k·golden ratio)` of them.
 fn spread(count: usize, key: Key) -> Vec<usize> {
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     let (mut left, mut at): (BTreeSet<usize>, u64) = ((0..count).collect(), key.value());

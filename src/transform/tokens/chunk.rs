@@ -1,4 +1,4 @@
-//! Documents into pieces of at most a length.
+//! Cuts documents into pieces of at most a given length.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,29 +21,31 @@ use super::beside::twice;
 pub struct Chunk {
     pub(crate) len: usize,
     pub(crate) drop_last: bool,
-    /// Columns that are cut where the tokens are.
+    /// Columns that are cut in the same places as the tokens.
     pub(crate) beside: Vec<String>,
 }
 
 impl Chunk {
-    /// Pieces of this many tokens. The last of a document is what is left, 1 to `len`.
+    /// Cuts into pieces of this many tokens. The last piece of a document is the rest, 1 to `len` tokens.
     pub fn of(len: usize) -> Self {
         Self { len, drop_last: false, beside: Vec::new() }
     }
 
-    /// Leaves out a last piece that is shorter: all have `len` tokens, and a shorter document gives none.
+    /// Leaves out a last piece that is shorter. All pieces then have `len` tokens, and a shorter document gives none.
     #[must_use]
     pub fn drop_last(mut self) -> Self {
         self.drop_last = true;
         self
     }
 
-    /// Cuts a further column where the tokens are cut: a ragged one with an element (or row of elements) for each token, such as a loss mask or labels. Others are
-    /// given whole to each piece. Called several times, for several columns.
+    /// Cuts a further column in the same places as the tokens.
+    ///
+    /// It is a ragged column with an element (or row of elements) for each token, such as a loss mask or labels. All other columns are given whole to each
+    /// piece. Call it once for each such column.
     ///
     /// # Errors
-    /// A document for which the column has another number of elements than there are tokens is a bad record. `build()` refuses a column that is not there, not
-    /// ragged, the tokens themselves, or named twice.
+    /// A document is a bad record if the column has another number of elements than there are tokens. `build()` refuses a column that does not exist, is not
+    /// ragged, is the token column itself, or is named twice.
     ///
     /// # Example
     /// ```
@@ -67,12 +69,12 @@ impl Chunk {
         self
     }
 
-    /// How many pieces a document of so many tokens is cut into.
+    /// How many pieces a document of this many tokens is cut into.
     fn pieces(&self, tokens: usize) -> usize {
         if self.drop_last { tokens / self.len } else { tokens.div_ceil(self.len) }
     }
 
-    /// What is wrong with it, for tokens of this column, and what would be right.
+    /// Returns what is wrong with the options for tokens of this column, with advice.
     pub(crate) fn mistakes(&self, column: &str) -> Vec<(String, &'static str)> {
         let mut mistakes = Vec::new();
         if self.len == 0 {
@@ -102,15 +104,15 @@ impl fmt::Display for Chunk {
 
 /// The pieces of some documents, in order.
 pub(crate) struct Chunked {
-    /// The document of each piece, and the piece's number in it.
+    /// The document of each piece, and the number of the piece in its document.
     pub(crate) from: Vec<u32>,
     pub(crate) number: Vec<u32>,
-    /// Of the tokens, and of each column beside them.
+    /// The pieces of the tokens, and of each column cut with them.
     pub(crate) pieces: Vec<ArrayRef>,
 }
 
-/// Cuts each list of the tokens and of the columns beside them, which have as many elements. Where nothing is dropped no element is copied: the pieces are other
-/// offsets into the same values.
+/// Cuts each list of the tokens and of the columns cut with them, which have the same number of elements. If nothing is dropped, no element is copied: the
+/// pieces are other offsets into the same values.
 pub(crate) fn chunk(documents: &ListArray, beside: &[&ListArray], chunk: &Chunk) -> Chunked {
     let total = documents.offsets().lengths().map(|length| chunk.pieces(length)).sum();
     let (mut from, mut number) = (Vec::with_capacity(total), Vec::with_capacity(total));
@@ -123,7 +125,7 @@ pub(crate) fn chunk(documents: &ListArray, beside: &[&ListArray], chunk: &Chunk)
     Chunked { pieces: pieces.collect(), from, number }
 }
 
-/// The pieces of some lists, so many in all.
+/// Cuts some lists into `pieces` pieces in all.
 fn cut(documents: &ListArray, chunk: &Chunk, pieces: usize) -> ArrayRef {
     let (len, offsets) = (chunk.len, documents.value_offsets());
     let last = offsets[documents.len()];

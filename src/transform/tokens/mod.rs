@@ -1,8 +1,8 @@
-//! Tokens: documents cut, packed into rows of one length, and dealt out by length.
+//! Tokens: documents are cut, packed into rows of one length, and grouped by length.
 //!
-//! Each is a plain function over Arrow arrays, whose outcome depends on its arguments alone. [`Chunk`] works document by document; [`Pack`] and
-//! [`Buckets`] on all documents of a *window*, which is a fixed range of positions of a stream: what they make of it is the same whenever and
-//! wherever it is made, which is what lets a run go on in the middle of a window, in any world. `docs/tokens.md` says what may be relied on.
+//! Each operation is a plain function over Arrow arrays, and its result depends on its arguments alone. [`Chunk`] works document by document. [`Pack`] and
+//! [`Buckets`] work on all documents of a *window*, which is a fixed range of positions of a stream. Their result for a window is the same whenever and
+//! wherever it is computed. Therefore a run can resume in the middle of a window, in any world. `docs/tokens.md` says what users may rely on.
 
 mod beside;
 mod bucket;
@@ -28,7 +28,7 @@ pub(crate) use tokenize::Tokenized;
 #[cfg(feature = "tokenizers")]
 pub use tokenize::Tokenizer;
 
-/// Calls `$body` with the elements of an array of whole numbers as a slice; `$other` for arrays of anything else.
+/// Calls `$body` with the elements of an array of integers as a slice; for any other array, evaluates `$other`.
 macro_rules! with_integers {
     ($array:expr, |$values:ident| $body:expr, $other:expr) => {{
         use arrow::array::AsArray;
@@ -61,10 +61,10 @@ macro_rules! with_integers {
 }
 use with_integers;
 
-/// The lists of a column, one a document.
+/// Returns the lists of a column, one per document.
 ///
 /// # Errors
-/// A column of anything else.
+/// A column of any other type.
 pub(crate) fn lists<'a>(array: &'a ArrayRef, column: &str) -> Result<&'a ListArray> {
     array.as_list_opt::<i32>().ok_or_else(|| {
         let found = array.data_type();
@@ -72,7 +72,7 @@ pub(crate) fn lists<'a>(array: &'a ArrayRef, column: &str) -> Result<&'a ListArr
     })
 }
 
-/// Tokens of each document (or bytes, of a column of byte strings).
+/// Returns the number of tokens of each document (or of bytes, for a column of byte strings).
 ///
 /// # Errors
 /// A column that has no lengths.

@@ -1,4 +1,4 @@
-//! Documents into rows of one length, several in a row.
+//! Packs documents into rows of one length, several to a row.
 
 mod place;
 
@@ -18,8 +18,8 @@ use super::with_integers;
 use crate::error::{Error, ErrorKind};
 use crate::schema::{Column, Dtype, Element, Shape, Value};
 
-/// Documents of a stream that are packed together unless somebody says otherwise: with web pages 1.4 % are padding, or 0.6 % longest first. Four times as many
-/// halve that, take four times the memory, and the first batch comes four times as late: `docs/tokens.md`.
+/// Documents of a stream that are packed together by default. With web pages, 1.4 % is then padding, or 0.6 % with the longest first. Four times as many
+/// documents halve that, take four times the memory, and delay the first batch to four times as late: `docs/tokens.md`.
 const WINDOW: u64 = 256;
 
 /// How documents find their row.
@@ -30,11 +30,11 @@ enum Algorithm {
     ConcatThenSplit,
 }
 
-/// What becomes of a document that is longer than a row.
+/// What happens to a document that is longer than a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Long {
-    /// It is cut into pieces of a row's length, and the last, shorter one is packed like a document.
+    /// It is cut into pieces of a row's length. The last, shorter piece is packed like a document.
     #[default]
     Split,
     /// Its first tokens are kept.
@@ -88,80 +88,83 @@ impl Pack {
         }
     }
 
-    /// Each document goes to the first open row that has room for it.
+    /// Puts each document into the first open row that has room for it.
     pub fn first_fit(len: usize) -> Self {
         Self::new(Algorithm::FirstFit, len)
     }
 
-    /// Each document goes to the open row that has the least room left which will do; of several to the first.
+    /// Puts each document into the open row that has the least room left among those with enough; of several such rows, into the first.
     pub fn best_fit(len: usize) -> Self {
         Self::new(Algorithm::BestFit, len)
     }
 
-    /// All documents of a window end to end, cut every `len` tokens: only a window's last row is padded, and documents that lie on a cut are
-    /// torn apart.
+    /// Lays all documents of a window end to end, and cuts them every `len` tokens. Only a window's last row is padded; documents that lie on a cut are split.
     pub fn concat_then_split(len: usize) -> Self {
         Self::new(Algorithm::ConcatThenSplit, len)
     }
 
-    /// The column of tokens: `tokens`, unless another is named.
+    /// Names the column of tokens; the default is `tokens`.
     #[must_use]
     pub fn column(mut self, column: impl Into<String>) -> Self {
         self.column = column.into();
         self
     }
 
-    /// How many documents of each stream are packed together: 256, unless said otherwise. Rows are never open beyond them, so a larger window
-    /// pads less, and takes memory for as many documents of every stream. It is rounded up to whole shares of a batch.
+    /// Sets how many documents of each stream are packed together: 256 by default. No row stays open beyond the window, so a larger window pads less, and takes
+    /// memory for as many documents of every stream. The window is rounded up to whole shares of a batch.
     #[must_use]
     pub fn window(mut self, documents: u64) -> Self {
         self.window = documents;
         self
     }
 
-    /// At most so many rows are open for further documents at a time; without it, all of the window. Where one more is needed, the fullest
-    /// is closed, of several the first. Fewer keep documents nearer to their neighbours in the data set, and pad more.
+    /// Sets how many rows at most are open for further documents at a time; the default is all rows of the window.
+    ///
+    /// If one more is needed, the fullest row is closed; of several such rows, the first. Fewer open rows keep documents nearer to their neighbours in the data
+    /// set, and pad more.
     #[must_use]
     pub fn open_bins(mut self, rows: usize) -> Self {
         self.open_bins = Some(rows);
         self
     }
 
-    /// Places a window's long documents before its short ones (first-fit decreasing, best-fit decreasing), which pads least. The rows come
-    /// in the order of their first documents all the same, and documents stand in their row in the order of the data set.
+    /// Places a window's long documents before its short ones (first-fit decreasing, best-fit decreasing), which pads least. The rows still come in the order
+    /// of their first documents, and documents stand in their row in the order of the data set.
     #[must_use]
     pub fn longest_first(mut self) -> Self {
         self.longest_first = true;
         self
     }
 
-    /// Puts this token behind each document, before anything is placed or cut.
+    /// Appends this token to each document, before anything is placed or cut.
     #[must_use]
     pub fn eos(mut self, token: i64) -> Self {
         self.eos = Some(token);
         self
     }
 
-    /// Fills `input_ids` up with this token: 0, unless said otherwise.
+    /// Fills `input_ids` up with this token; the default is 0.
     #[must_use]
     pub fn pad_value(mut self, token: i64) -> Self {
         self.pad_value = token;
         self
     }
 
-    /// Packs a further column along: a ragged one with an element for each token of a document, such as a loss mask, labels or weights. It comes out under its
-    /// own name, `[len]` of its own dtype, its elements where their tokens stand and `pad_value` in the padding: a number or truth value that the dtype holds
-    /// (`-100`, `0.0`, `false`). Called several times, for several columns.
+    /// Packs a further column along with the tokens.
     ///
-    /// The token of [`eos`](Self::eos) is in no document, so a column has no element for it: [`eos_beside`](Self::eos_beside) says what stands there.
+    /// It is a ragged column with an element for each token of a document, such as a loss mask, labels or weights. The packed column has the same name and
+    /// dtype and the shape `[len]`. It holds the elements at the positions of their tokens, and `pad_value` in the padding: a number or boolean that the dtype
+    /// can hold (`-100`, `0.0`, `false`). Call it once for each such column.
+    ///
+    /// The token of [`eos`](Self::eos) is not part of any document, so a column has no element for it: [`eos_beside`](Self::eos_beside) sets the value there.
     ///
     /// # Errors
-    /// A document for which the column has another number of elements than there are tokens is a bad record. `build()` refuses a column that is
-    /// not there, not ragged, the tokens themselves, named twice or like a column that packing makes, values that its dtype does not hold, and nothing
-    /// said about the token of `eos`.
+    /// A document is a bad record if the column has another number of elements than there are tokens. `build()` refuses a column that does not exist, is not
+    /// ragged, is the token column itself, is named twice, or has the name of a column that packing makes. It also refuses values that the column's dtype
+    /// cannot hold, and a column for which no value is stated at the token of `eos`.
     ///
     /// # Example
-    /// Fine-tuning on answers: tokens, and for each whether it counts, in JSON Lines.
+    /// Fine-tuning on answers: JSON Lines with tokens, and for each token whether it counts.
     /// ```
     /// # #[cfg(feature = "text")] {
     /// use forebay::{Column, Dataset, Dtype, Pack, Shape, int64};
@@ -187,36 +190,36 @@ impl Pack {
         self
     }
 
-    /// What stands in a column [`beside`](Self::beside) the tokens at the token of [`eos`](Self::eos). In a loss mask 1 there teaches a model to stop,
-    /// and 0 does not; of labels it is the token itself, or what the loss leaves out.
+    /// Sets the value of a column [`beside`](Self::beside) the tokens at the token of [`eos`](Self::eos). In a loss mask, 1 there teaches a model to stop, and
+    /// 0 does not; in labels, it is the token itself, or the value that the loss ignores.
     #[must_use]
     pub fn eos_beside(mut self, column: impl Into<String>, value: impl Into<Value>) -> Self {
         self.beside.push_at_eos(column.into(), value.into());
         self
     }
 
-    /// What becomes of documents that are longer than a row: [`Long::Split`], unless said otherwise.
+    /// Sets what happens to documents that are longer than a row; the default is [`Long::Split`].
     #[must_use]
     pub fn long(mut self, long: Long) -> Self {
         self.long = Some(long);
         self
     }
 
-    /// The dtype of `input_ids`, `position_ids` and `segment_ids`: `I64`, unless `I32` is said.
+    /// Sets the dtype of `input_ids`, `position_ids` and `segment_ids`: `I64` by default, or `I32`.
     #[must_use]
     pub fn dtype(mut self, dtype: Dtype) -> Self {
         self.dtype = dtype;
         self
     }
 
-    /// Gives the column `segment_ids`: which document of the row each token is of. It is given as well where nothing is said of either.
+    /// Adds the column `segment_ids`: which document of the row each token belongs to. It is also there if neither this column nor `cu_seqlens` is requested.
     #[must_use]
     pub fn segment_ids(mut self) -> Self {
         self.segment_ids = true;
         self
     }
 
-    /// Gives the column `cu_seqlens` (in place of `segment_ids`, unless these are asked for too): where the row's documents begin, and the row's end.
+    /// Adds the column `cu_seqlens` (instead of `segment_ids`, unless that is requested too): where the row's documents begin, and the row's end.
     #[must_use]
     pub fn cu_seqlens(mut self) -> Self {
         self.cu_seqlens = true;
@@ -227,17 +230,17 @@ impl Pack {
         self.segment_ids || !self.cu_seqlens
     }
 
-    /// The columns that are packed along.
+    /// The columns that are packed with the tokens.
     pub(crate) fn beside_names(&self) -> impl Iterator<Item = &str> {
         self.beside.names()
     }
 
-    /// The values that stand in a column beside the tokens and that its dtype does not hold.
+    /// Returns the values stated for a column beside the tokens that its dtype cannot hold.
     pub(crate) fn misfits(&self, column: &str, dtype: Dtype) -> Vec<String> {
         self.beside.misfits(column, dtype)
     }
 
-    /// The columns of packed rows, of which those beside the tokens have these dtypes.
+    /// Returns the columns of packed rows; `beside` has the dtypes of those beside the tokens.
     pub(crate) fn outputs(&self, beside: impl IntoIterator<Item = Dtype>) -> Vec<Column> {
         let fixed = |name: &str, dtype| Column::new(name, dtype, Shape::Fixed(vec![self.len]));
         let mut columns = vec![fixed("input_ids", self.dtype), fixed("position_ids", self.dtype)];
@@ -251,7 +254,7 @@ impl Pack {
         columns
     }
 
-    /// What is wrong with it, and what would be right.
+    /// Returns what is wrong with the options, with advice.
     pub(crate) fn mistakes(&self) -> Vec<(String, &'static str)> {
         let mut mistakes = Vec::new();
         let mut add = |message: &str, advice| mistakes.push((format!("pack {}: {message}", self.column), advice));
@@ -328,16 +331,16 @@ impl fmt::Display for Pack {
     }
 }
 
-/// What a window became.
+/// The result of packing a window.
 pub(crate) struct Packed {
     pub(crate) layout: Layout,
     pub(crate) columns: Vec<(Column, ArrayRef)>,
-    /// Tokens in the rows, and what they are filled up with.
+    /// The number of tokens in the rows, and of padding.
     pub(crate) tokens: u64,
     pub(crate) padding: u64,
 }
 
-/// Documents that cannot be packed, each with the reason, ascending. `beside` has the elements of each column beside the tokens.
+/// Returns documents that cannot be packed, each with the reason, in ascending order. `beside` has the elements of each column beside the tokens.
 pub(crate) fn unfit_to_pack(documents: &ListArray, beside: &[&ListArray], pack: &Pack) -> Vec<(usize, Error)> {
     let beside: Vec<(&str, &ListArray)> = pack.beside.names().zip(beside.iter().copied()).collect();
     let mut unfit = uneven((&pack.column, documents), &beside);
@@ -374,8 +377,8 @@ fn wide<I: Copy + Into<i64>>(tokens: &[I]) -> Option<i64> {
     tokens.iter().map(|&token| token.into()).find(|&token| i32::try_from(token).is_err())
 }
 
-/// Packs the documents of a window, without those in `left_out` (ascending). Documents without tokens leave no trace. Of the others each column beside the
-/// tokens has as many elements.
+/// Packs the documents of a window, without those in `left_out` (ascending). Documents without tokens leave no trace. For the other documents, each column
+/// beside the tokens has as many elements as there are tokens.
 pub(crate) fn pack(documents: &ListArray, beside: &[&ListArray], left_out: &[usize], pack: &Pack) -> Packed {
     let eos = usize::from(pack.eos.is_some());
     let mut left_out = left_out.iter().copied().peekable();
@@ -424,7 +427,7 @@ impl Token for i64 {
     }
 }
 
-/// The columns of a layout that are made of the tokens, each written once, from front to back.
+/// Writes the columns of a layout that are made of the tokens, each once, from front to back.
 fn write<O: Token, I: Copy + Into<i64>>(values: &[I], offsets: &[i32], layout: &Layout, pack: &Pack) -> Vec<ArrayRef> {
     let cells = layout.ends.len() * pack.len;
     let with = |wanted: bool| Vec::with_capacity(if wanted { cells } else { 0 });

@@ -1,4 +1,4 @@
-//! Text to tokens, with a tokenizer file of Hugging Face's.
+//! Turns text into tokens, with a Hugging Face tokenizer file.
 
 use std::fmt;
 use std::path::Path;
@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schema::{Column, Dtype, Element, Shape};
 
-/// A tokenizer, and what it makes of text; see [`Dataset::tokenize`](crate::Dataset::tokenize).
+/// A tokenizer and its options; see [`Dataset::tokenize`](crate::Dataset::tokenize).
 ///
 /// # Example
 /// ```
@@ -40,11 +40,11 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a tokenizer file: the `tokenizer.json` of a model. What it says of truncation and padding is left out: [`truncate`](Self::truncate)
-    /// and [`Dataset::pad`](crate::Dataset::pad) say that here.
+    /// Reads a tokenizer file: the `tokenizer.json` of a model. The file's settings for truncation and padding are ignored: use [`truncate`](Self::truncate)
+    /// and [`Dataset::pad`](crate::Dataset::pad) instead.
     ///
     /// # Errors
-    /// A file that cannot be read, or is none of a tokenizer.
+    /// A file that cannot be read, or is not a tokenizer file.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -59,10 +59,10 @@ impl Tokenizer {
         Self::from_bytes(name, &bytes).map_err(place)
     }
 
-    /// The same from memory; `name` stands for it in what is printed.
+    /// Reads a tokenizer file from memory; `name` stands for it in what is printed.
     ///
     /// # Errors
-    /// Bytes that are no tokenizer file.
+    /// Bytes that are not a tokenizer file.
     pub fn from_bytes(name: impl Into<String>, bytes: &[u8]) -> Result<Self> {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| {
             Error::new(ErrorKind::Config, "this is no tokenizer file")
@@ -82,38 +82,38 @@ impl Tokenizer {
         })
     }
 
-    /// The column of tokens that is made: `tokens`, unless another is named.
+    /// Names the column of tokens that is made; the default is `tokens`.
     #[must_use]
     pub fn output(mut self, column: impl Into<String>) -> Self {
         self.output = column.into();
         self
     }
 
-    /// Adds the special tokens that the file has for a text by itself, such as its beginning and end. Without it there are none: packing adds its own.
+    /// Adds the special tokens that the file has for a single text, such as its beginning and end. By default there are none, because packing adds its own.
     #[must_use]
     pub fn add_special_tokens(mut self) -> Self {
         self.add_special_tokens = true;
         self
     }
 
-    /// Keeps the first `tokens` tokens of a text, special ones counted.
+    /// Keeps the first `tokens` tokens of a text, including special ones.
     #[must_use]
     pub fn truncate(mut self, tokens: usize) -> Self {
         self.truncate = Some(tokens);
         self
     }
 
-    /// The dtype of tokens: `I64`, unless `I32` is said.
+    /// Sets the dtype of tokens: `I64` by default, or `I32`.
     #[must_use]
     pub fn dtype(mut self, dtype: Dtype) -> Self {
         self.dtype = dtype;
         self
     }
 
-    /// The tokens of one text.
+    /// Returns the tokens of one text.
     ///
     /// # Errors
-    /// What the tokenizer says; with a vocabulary without a token for what is unknown, for instance.
+    /// Errors of the tokenizer, for instance if the vocabulary has no token for unknown text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut encoding = self.inner.encode_fast(text, false).map_err(failed)?;
         if let Some(most) = self.truncate {
@@ -126,7 +126,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Special tokens that are added to a text by itself.
+    /// The number of special tokens added to a single text.
     fn num_special(&self) -> usize {
         use tokenizers::PostProcessor as _;
         self.inner.get_post_processor().map_or(0, |processor| processor.added_tokens(false))
@@ -136,7 +136,7 @@ impl Tokenizer {
         Column::new(self.output.as_str(), self.dtype, Shape::Ragged(Vec::new()))
     }
 
-    /// What is wrong with it, and what would be right.
+    /// Returns what is wrong with the options, with advice.
     pub(crate) fn mistakes(&self) -> Vec<(String, &'static str)> {
         let mut mistakes = Vec::new();
         if !matches!(self.dtype, Dtype::I32 | Dtype::I64) {
@@ -153,7 +153,7 @@ impl Tokenizer {
     }
 }
 
-/// What the tokenizer says, as an error with a source.
+/// The tokenizer's message, as an error that can be a source.
 #[derive(Debug)]
 struct Failed(String);
 
@@ -200,10 +200,10 @@ impl<'t> Tokenized<'t> {
         Self { tokenizer, tokens: Vec::new(), offsets: vec![0] }
     }
 
-    /// Adds those of one text.
+    /// Adds the tokens of one text.
     ///
     /// # Errors
-    /// Bytes that are no UTF-8, and what the tokenizer says; nothing is added then.
+    /// Bytes that are not UTF-8, and errors of the tokenizer; nothing is added then.
     pub(crate) fn push(&mut self, text: &[u8]) -> Result<()> {
         let text =
             std::str::from_utf8(text).map_err(|e| Error::new(ErrorKind::Schema, "the text is not UTF-8").because(e))?;
@@ -238,7 +238,7 @@ impl<'t> Tokenized<'t> {
 mod tests {
     use super::*;
 
-    /// Words of the vocabulary, `<s>` before and `</s>` behind a text; truncation and padding that are to be ignored.
+    /// Words of the vocabulary, with `<s>` before and `</s>` after a text; truncation and padding that must be ignored.
     const FILE: &str = r#"{
         "version": "1.0",
         "truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0},

@@ -1,4 +1,4 @@
-//! Where documents stand in rows, by their lengths alone.
+//! Places documents in rows, by their lengths alone.
 
 use std::collections::BTreeSet;
 
@@ -8,15 +8,15 @@ use super::{Algorithm, Pack};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) document: u32,
-    /// Its tokens, counted in the document; behind the last one stands eos, where there is one.
+    /// Its tokens, counted in the document. After the last one stands eos, if there is one.
     pub(crate) start: u32,
     pub(crate) len: u32,
 }
 
-/// Which tokens stand in which row.
+/// Which tokens each row holds.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
-    /// Row after row, in each in the order of the documents.
+    /// Row after row; within a row, in the order of the documents.
     pub(crate) spans: Vec<Span>,
     /// Where each row's spans end.
     pub(crate) ends: Vec<usize>,
@@ -29,7 +29,7 @@ impl Layout {
     }
 }
 
-/// Decides where documents of these lengths stand.
+/// Decides where documents of these lengths are placed.
 pub(super) fn lay_out(lengths: &[u32], pack: &Pack) -> Layout {
     if pack.algorithm == Algorithm::ConcatThenSplit {
         return concatenate(lengths, pack.len as u32);
@@ -93,7 +93,7 @@ fn concatenate(lengths: &[u32], row: u32) -> Layout {
     layout
 }
 
-/// The bin of each piece. Bins are numbered as they are opened.
+/// Returns the bin of each piece. Bins are numbered in the order in which they are opened.
 pub(super) fn place(pieces: &[Span], pack: &Pack) -> Vec<u32> {
     let mut order: Vec<u32> = (0..pieces.len() as u32).collect();
     if pack.longest_first {
@@ -112,11 +112,11 @@ pub(super) fn place(pieces: &[Span], pack: &Pack) -> Vec<u32> {
 
 /// Bins that are open for further pieces.
 trait Bins {
-    /// The bin that a piece of this length goes to: a new one where none has room.
+    /// Returns the bin for a piece of this length: a new one if none has room.
     fn place(&mut self, len: u32, capacity: u32) -> u32;
 }
 
-/// Open bins by the room they have left: the least that will do, and the fullest, are found in O(log n).
+/// Open bins by the room they have left. The bin with the least sufficient room, and the fullest bin, are found in O(log n).
 struct BestFit {
     open: BTreeSet<(u32, u32)>,
     most: usize,
@@ -151,11 +151,11 @@ impl Bins for BestFit {
     }
 }
 
-/// A tree over all bins, each node of which knows the most room of a bin below: the first with enough is found in O(log n).
+/// A tree over all bins. Each node stores the most room of any bin below it, so the first bin with enough room is found in O(log n).
 struct FirstFit {
     /// The root is node 1, the children of node i are 2i and 2i + 1, and bins begin in the middle. Closed bins have no room.
     room: Vec<u32>,
-    /// The same by room, where the fullest will be asked for.
+    /// The same bins by room, if the fullest will be asked for.
     by_room: Option<(BTreeSet<(u32, u32)>, usize)>,
     opened: u32,
 }

@@ -16,12 +16,12 @@ fn documents(lengths: &[usize]) -> ListArray {
     ListArray::new(field, lists.offsets().clone(), lists.values().clone(), None)
 }
 
-/// What stands beside token `id`.
+/// The value beside token `id`.
 fn beside(id: i64, dtype: Dtype) -> i64 {
     if dtype == Dtype::Bool { id % 2 } else { id % 97 }
 }
 
-/// For each token of [`documents`] what stands beside it, in lists that begin elsewhere.
+/// The values beside each token of [`documents`], in lists that begin elsewhere.
 fn elements(lengths: &[usize], dtype: Dtype) -> ListArray {
     let documents = documents(&[vec![3], lengths.to_vec()].concat());
     let ids = documents.values().as_primitive::<Int32Type>();
@@ -157,7 +157,7 @@ fn all_mistakes_are_named() {
     assert!(Pack::best_fit(8).longest_first().open_bins(3).mistakes().is_empty());
 }
 
-/// Places like a model of a few lines: all open bins are looked at, each time.
+/// Places pieces with a model of a few lines, which looks at all open bins each time.
 fn modelled(pieces: &[u32], options: &Pack) -> Vec<usize> {
     let capacity = options.len as u32;
     let (mut open, mut opened) = (Vec::<(usize, u32)>::new(), 0);
