@@ -1,4 +1,4 @@
-//! What there is to read: shards, cut into blocks of known row counts.
+//! What a source holds: shards, cut into blocks of known row counts.
 
 use std::sync::{Arc, OnceLock};
 
@@ -6,11 +6,11 @@ use super::state::DataMark;
 
 /// The shards of a source in order, each cut into blocks: the unit of reading.
 ///
-/// A block has a known number of rows and about a known number of bytes in memory. Row numbers run through all blocks;
-/// a row's number is its *sample id* within the source.
+/// The number of rows of a block is known, and its number of bytes in memory is known approximately. Row numbers run through all blocks; a row's number is its
+/// *sample id* within the source.
 ///
 /// # Memory
-/// About 20 bytes a block, and its name a shard; nothing a row. A clone shares them.
+/// About 20 bytes per block, and one name per shard; nothing per row. A clone shares them.
 ///
 /// # Example
 /// ```
@@ -35,8 +35,8 @@ pub struct Catalog {
     hints: Arc<OnceLock<Hints>>,
 }
 
-/// Where to begin looking for a row: the block of every `1 << shift`-th one. About as many as there are blocks, so that
-/// blocks of like sizes are found at once: a search through 1,000 of them took 14 % of the time of loading 8-byte rows.
+/// Where to begin looking for a row: the block of every `1 << shift`-th row. There are about as many entries as blocks, so blocks of similar sizes are found at
+/// once: a search through 1,000 of them took 14 % of the time of loading 8-byte rows.
 #[derive(Clone, Debug)]
 struct Hints {
     shift: u32,
@@ -56,7 +56,7 @@ impl Default for Catalog {
 }
 
 impl Catalog {
-    /// A catalog without shards.
+    /// Makes a catalog without shards.
     pub fn new() -> Self {
         Self {
             shards: Arc::default(),
@@ -85,59 +85,59 @@ impl Catalog {
         }
     }
 
-    /// Says that blocks cannot be read in part, so that mixing is as coarse as they are.
+    /// Declares that blocks cannot be read in part, so mixing is only as fine as the blocks.
     #[must_use]
     pub fn indivisible(mut self) -> Self {
         self.indivisible = true;
         self
     }
 
-    /// Rows in all.
+    /// Returns the total number of rows.
     pub fn rows(&self) -> u64 {
         self.starts.last().copied().unwrap_or(0)
     }
 
-    /// Bytes in all.
+    /// Returns the total number of bytes.
     pub fn total_bytes(&self) -> u64 {
         self.bytes.last().copied().unwrap_or(0)
     }
 
-    /// Number of blocks.
+    /// Returns the number of blocks.
     pub fn blocks(&self) -> usize {
         self.starts.len().saturating_sub(1)
     }
 
-    /// Number of shards.
+    /// Returns the number of shards.
     pub fn shards(&self) -> usize {
         self.shards.len()
     }
 
-    /// Rows of a block.
+    /// Returns the number of rows of a block.
     pub fn block_rows(&self, block: usize) -> u64 {
         self.starts[block + 1] - self.starts[block]
     }
 
-    /// Row number at which a block starts.
+    /// Returns the row number at which a block starts.
     pub fn block_start(&self, block: usize) -> u64 {
         self.starts[block]
     }
 
-    /// Bytes that a block takes in memory, about.
+    /// Returns about how many bytes a block takes in memory.
     pub fn block_bytes(&self, block: usize) -> u64 {
         self.bytes[block + 1] - self.bytes[block]
     }
 
-    /// Bytes of the largest block.
+    /// Returns the bytes of the largest block.
     pub fn largest_block(&self) -> u64 {
         (0..self.blocks()).map(|block| self.block_bytes(block)).max().unwrap_or(0)
     }
 
-    /// The shard that a block belongs to.
+    /// Returns the shard that a block belongs to.
     pub fn shard_of(&self, block: usize) -> usize {
         self.shards.partition_point(|shard| shard.first_block <= block).saturating_sub(1)
     }
 
-    /// The name of a shard: its URL.
+    /// Returns the name of a shard: its URL.
     pub fn shard_name(&self, shard: usize) -> &Arc<str> {
         &self.shards[shard].name
     }
@@ -148,12 +148,12 @@ impl Catalog {
         self.starts[self.shards[shard].first_block]..self.starts[end]
     }
 
-    /// The row number within its shard of a block's first row.
+    /// Returns the row number, within its shard, of a block's first row.
     pub fn record_of(&self, block: usize) -> u64 {
         self.starts[block] - self.starts[self.shards[self.shard_of(block)].first_block]
     }
 
-    /// The block and the row within it of a row number below [`rows`](Self::rows).
+    /// Returns, for a row number below [`rows`](Self::rows), its block and the row within that block.
     pub fn locate(&self, row: u64) -> (usize, u64) {
         let Hints { shift, blocks } = self.hints.get_or_init(|| self.make_hints());
         let at = (row >> shift) as usize;
@@ -184,7 +184,7 @@ impl Catalog {
         self.indivisible
     }
 
-    /// A mark that changes when the catalog does: names of shards without their folders, blocks, rows.
+    /// A mark that changes if the catalog does: names of shards without their folders, blocks, rows.
     pub(crate) fn mark(&self) -> DataMark {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         for shard in self.shards.iter() {

@@ -1,4 +1,4 @@
-//! Random trees of orders, beside a model that makes lists of rows of them.
+//! Random trees of orders, compared with a model that turns them into lists of rows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ fn graphs() -> impl Strategy<Value = Graph> {
     })
 }
 
-/// Lowers a graph as `loader::lower` does, with steps of its own for the parts of a mix.
+/// Lowers a graph like `loader::lower`, with separate steps for the parts of a mix.
 struct Lowering {
     leaves: usize,
     ids: u64,
@@ -113,7 +113,7 @@ fn weights(parts: &[(u64, Graph)]) -> Vec<u64> {
     quotas(&parts.iter().map(|part| part.0 as f64).collect::<Vec<_>>()).unwrap()
 }
 
-/// How often each row of the first column may come at the most, how many rows there are, and whether each comes so often.
+/// How often each row of the first column may come at most, how many rows there are, and whether each row comes exactly that often.
 struct Model {
     most: BTreeMap<u64, u64>,
     rows: u64,
@@ -121,7 +121,7 @@ struct Model {
 }
 
 impl Model {
-    /// What a part of `rows` rows leaves of it.
+    /// What remains if only `rows` rows are taken.
     fn cut(self, rows: u64) -> Self {
         let rows = rows.min(self.rows);
         Self { rows, exact: self.exact && rows == self.rows, ..self }

@@ -1,4 +1,4 @@
-//! What was delivered, in a few sums that two runs, or a run and its plan, can be compared by.
+//! What a loader has delivered, in a few sums. Two runs, or a run and its plan, can be compared by them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,12 +14,12 @@ use crate::error::{Error, ErrorKind, Result};
 /// The only version of this format.
 const VERSION: u32 = 1;
 
-/// What a loader has delivered to its loop, epoch by epoch, in sums: proof that another run delivered the same.
+/// What a loader has delivered to its loop, epoch by epoch, as sums: proof that another run delivered the same.
 ///
-/// Each sum has a term for every sample, modulo 2^128, so the sums of all ranks add up to those of a single one, and the sums of a run that
-/// was broken off and continued to those of a run that was not. [`Sums`] says what each of them proves; `docs/order.md` has the formulas.
+/// Each sum has a term for every sample, modulo 2^128. So the sums of all ranks add up to those of a single rank, and the sums of an interrupted and resumed
+/// run add up to those of an uninterrupted one. [`Sums`] says what each sum proves; `docs/order.md` has the formulas.
 ///
-/// It is serde: as JSON about 250 bytes an epoch, whatever was delivered. `forebay ledger` adds up and compares such files.
+/// It supports serde: as JSON it takes about 250 bytes per epoch, whatever was delivered. `forebay ledger` adds up and compares such files.
 ///
 /// # Example
 /// ```
@@ -47,18 +47,18 @@ const VERSION: u32 = 1;
 pub struct Ledger {
     /// Version of this format: 1.
     pub version: u32,
-    /// A digest of the sources and the stages that a [`State`](super::State) names: the URLs may change, names and contents may not.
+    /// A digest of the sources and stages that a [`State`](super::State) names. The URLs may change; names and contents may not.
     #[serde(with = "hex64")]
     pub fingerprint: u64,
-    /// The seed behind all randomness.
+    /// The seed of all randomness.
     pub seed: u64,
     /// Logical streams of the plan.
     pub streams: u64,
-    /// The sums of each epoch of which something was delivered.
+    /// The sums of each epoch in which something was delivered.
     pub epochs: BTreeMap<u64, Sums>,
 }
 
-/// The sums over the samples that were delivered in an epoch.
+/// The sums over the samples delivered in an epoch.
 ///
 /// As JSON, sums are 32 hexadecimal digits.
 ///
@@ -77,17 +77,17 @@ pub struct Sums {
     pub samples: u64,
     /// Bad records left out, as `.on_bad_record()` allows.
     pub left_out: u64,
-    /// Σ H₁(sample, pass): equal where the same samples were delivered, each as often.
+    /// Σ H₁(sample, pass): equal if the same samples were delivered, each as often.
     #[serde(with = "hex128")]
     pub ids: u128,
-    /// Σ H₂(sample, position): equal where each sample was in the same slot of the same step.
+    /// Σ H₂(sample, position): equal if each sample was in the same slot of the same step.
     #[serde(with = "hex128")]
     pub order: u128,
-    /// Σ H₃(sample, checksum): equal where the samples were read as the same bytes.
+    /// Σ H₃(sample, checksum): equal if the samples were read as the same bytes.
     ///
-    /// The checksum is that of the stored record where its format has one, and otherwise of the values that the source gave. What
-    /// functions make of them is not in it. With [`TfRecord::unchecked`](crate::TfRecord::unchecked) the stored checksums are taken unseen:
-    /// damage behind the writer then goes unnoticed here as well.
+    /// The checksum is that of the stored record if the format has one, and otherwise that of the values that the source gave. It does not cover what functions
+    /// make of these. With [`TfRecord::unchecked`](crate::TfRecord::unchecked) the stored checksums are used unverified: damage that happened after writing
+    /// then goes unnoticed here as well.
     #[serde(with = "hex128")]
     pub payloads: u128,
     /// Σ H₁(sample, pass) of the bad records that were left out.
@@ -101,13 +101,13 @@ const IDS: u64 = 1;
 const ORDER: u64 = 2;
 const PAYLOADS: u64 = 3;
 
-/// `2^64` by the golden ratio, as SplitMix64 counts.
+/// `2^64` divided by the golden ratio, the increment of SplitMix64.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// `H_kind(a, b)`: a bijection of pairs of numbers for each kind, so that different pairs have different terms.
 ///
-/// It is taken three times for every row that is delivered, so it is two rounds of SplitMix64's finaliser rather than a general hash, of which the first is
-/// the same for all kinds.
+/// It is computed three times for every delivered row, so it is two rounds of SplitMix64's finaliser rather than a general hash. The first round is the same
+/// for all kinds.
 #[inline]
 fn hash(kind: u64, a: u64, b: u64) -> u128 {
     let a = mix(a.wrapping_add(STEP));
@@ -115,7 +115,7 @@ fn hash(kind: u64, a: u64, b: u64) -> u128 {
     u128::from(a.rotate_left(32) ^ low) << 64 | u128::from(low)
 }
 
-/// What stands for a row: its sample id, or, for the later rows that a `flat_map` made of it, a number derived from that.
+/// The number that stands for a row: its sample id, or, for the later rows that a `flat_map` made of a sample, a number derived from the id.
 fn name(id: u64, part: u32) -> u64 {
     if part == 0 { id } else { xxh3_64_with_seed(&u64::from(part).to_le_bytes(), id) }
 }
@@ -126,7 +126,7 @@ pub(crate) fn id_term(id: u64, part: u32, pass: u64) -> u128 {
 }
 
 impl Sums {
-    /// Adds a delivered row: the part of sample `id`, drawn in `pass`, at `position` of the epoch, whose record has this checksum.
+    /// Adds a delivered row: the given part of sample `id`, drawn in `pass`, at `position` of the epoch, whose record has this checksum.
     #[inline]
     pub(crate) fn deliver(&mut self, id: u64, part: u32, pass: u64, position: u64, checksum: u32) {
         let name = name(id, part);
@@ -155,7 +155,7 @@ impl AddAssign for Sums {
 }
 
 impl Ledger {
-    /// A ledger before the first batch.
+    /// Makes a ledger as it is before the first batch.
     pub(crate) fn new(identity: &Identity) -> Self {
         let mut digest = Xxh3::new();
         let sources = identity.data.iter().map(|mark| &mark.digest);
@@ -169,7 +169,7 @@ impl Ledger {
         Self { version: VERSION, fingerprint: digest.digest(), seed, streams, epochs: BTreeMap::new() }
     }
 
-    /// The sums of an epoch; nothing where none of it was delivered.
+    /// Returns the sums of an epoch; all are zero if none of it was delivered.
     pub fn epoch(&self, epoch: u64) -> Sums {
         self.epochs.get(&epoch).copied().unwrap_or_default()
     }
@@ -178,10 +178,10 @@ impl Ledger {
         self.epochs.entry(epoch).or_default()
     }
 
-    /// The ledgers of all ranks, or of the parts of a run that was continued, as one.
+    /// Adds up the ledgers of all ranks, or of the parts of a resumed run.
     ///
     /// # Errors
-    /// No ledger; ledgers of another data set, graph, seed, number of streams or version than the first.
+    /// An empty list; ledgers whose data set, graph, seed, number of streams or version differs from the first.
     pub fn sum<'a>(ledgers: impl IntoIterator<Item = &'a Ledger>) -> Result<Ledger> {
         let mut ledgers = ledgers.into_iter();
         let mut sum = ledgers.next().ok_or_else(|| Error::config("no ledgers to add up"))?.clone();
@@ -198,9 +198,9 @@ impl Ledger {
         Ok(sum)
     }
 
-    /// In what the runs differ, by epoch; nothing where they delivered the same samples in the same order with the same bytes.
+    /// Returns the differences between the runs, by epoch. The list is empty if they delivered the same samples in the same order with the same bytes.
     ///
-    /// It is the sums that are compared: the same data in shards of other names, whose fingerprint is another, may well agree.
+    /// Only the sums are compared: the same data in shards with other names has another fingerprint, and may still agree.
     pub fn compare(&self, other: &Ledger) -> Vec<Difference> {
         let epochs: std::collections::BTreeSet<u64> = self.epochs.keys().chain(other.epochs.keys()).copied().collect();
         let differences = epochs.into_iter().flat_map(|epoch| {
@@ -210,7 +210,7 @@ impl Ledger {
         differences.collect()
     }
 
-    /// In what the runs were set up differently, which explains differences of their sums.
+    /// Returns the differences in the setup of the runs, which explain differences of their sums.
     pub(crate) fn settings_unlike(&self, other: &Ledger) -> Vec<String> {
         let mut unlike = Vec::new();
         let mut note = |what: &str, a: String, b: String| {
@@ -226,7 +226,7 @@ impl Ledger {
         unlike
     }
 
-    /// Whether this release knows what its fields mean.
+    /// Checks that this release knows what the ledger's fields mean.
     ///
     /// # Errors
     /// A ledger of another version.
@@ -256,7 +256,7 @@ impl Sums {
     }
 }
 
-/// What two runs can differ in.
+/// The properties in which two runs can differ.
 ///
 /// # Example
 /// ```
@@ -266,17 +266,17 @@ impl Sums {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Property {
-    /// A sample is missing, came twice, or came instead of another.
+    /// A sample is missing, came twice, or came in place of another.
     Samples,
-    /// The same samples came in another order.
+    /// The same samples came in a different order.
     Order,
-    /// The same samples were read as other bytes.
+    /// The same samples were read as different bytes.
     Payloads,
-    /// Other bad records were left out.
+    /// Different bad records were left out.
     LeftOut,
 }
 
-/// One thing in which two runs differ.
+/// One difference between two runs.
 ///
 /// # Example
 /// ```
@@ -301,7 +301,7 @@ pub struct Difference {
     pub epoch: u64,
     /// What differs.
     pub property: Property,
-    /// The sums of the two.
+    /// The sums of the two runs.
     pub sums: [Sums; 2],
 }
 
@@ -330,7 +330,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Numbers as hexadecimal digits: many readers of JSON keep 53 bits.
+/// Stores numbers as hexadecimal digits, because many readers of JSON keep only 53 bits.
 macro_rules! hex {
     ($module:ident, $number:ty, $digits:literal) => {
         mod $module {

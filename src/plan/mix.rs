@@ -1,8 +1,7 @@
-//! Several data sets mixed by weights: which part takes a position, and which of its rows, by formula.
+//! Formulas for several data sets mixed by weights: which part takes a position, and which of its rows.
 //!
-//! Positions lie in *windows*, in each of which every part takes as many as its weight says, in an order of the window's own. So a
-//! part's own position follows from the number of the window and the places before it in there: nothing is counted from
-//! the beginning.
+//! Positions lie in *windows*. In each window, every part takes as many positions as its weight says, in an order specific to the window. A part's own position
+//! therefore follows from the number of the window and the part's earlier places within it: nothing is counted from the beginning.
 
 use std::fmt;
 use std::ops::Range;
@@ -12,21 +11,19 @@ use super::permutation::shuffle;
 use crate::error::{Error, Result};
 use crate::random::Key;
 
-/// What happens to a mix when one of its parts has given its last row.
+/// What happens to a mix when one of its parts has delivered its last row.
 ///
 /// # Order
-/// Weights `q` of whole numbers without common divisor stand for windows of W positions, W being their sum: in each window a part takes exactly
-/// q of them. With parts of N rows:
+/// Weights `q` are whole numbers without a common divisor. A window has W positions, where W is the sum of the weights, and each part takes exactly q positions
+/// in each window. With parts of N rows:
 ///
-/// - [`Stop`](Self::Stop): there are `min(N / q)` windows, as many as every part can fill. No row comes twice; of the other
-///   parts some never come.
-/// - [`Drop`](Self::Drop): the others go on in the proportions that they have to each other, until all have ended. Each row comes once. In one window
-///   for each part that ends in its middle, everybody gives what it has left, up to its weight.
-/// - [`Repeat`](Self::Repeat): a part that has ended starts over, until the last has ended for the first time: there are
-///   `max(⌈N / q⌉)` windows, and each row of a part comes as often as all others of it, or once more. A part that
-///   starts over draws its shuffles, and augments, anew.
+/// - [`Stop`](Self::Stop): there are `min(N / q)` windows, as many as every part can fill. No row comes twice; some rows of the other parts never come.
+/// - [`Drop`](Self::Drop): when a part ends, the others continue in their proportions to each other, until all have ended. Each row comes once. If a part ends
+///   in the middle of a window, every part gives in that window what it has left, up to its weight.
+/// - [`Repeat`](Self::Repeat): a part that has ended starts over, until the last part has ended for the first time. There are `max(⌈N / q⌉)` windows, and each
+///   row of a part comes as often as all its other rows, or once more. A part that starts over draws its shuffles and augmentations anew.
 ///
-/// An endless part never ends: `Stop` and `Repeat` look at the others, `Drop` makes an endless mix.
+/// An endless part never ends: `Stop` and `Repeat` then depend on the other parts, and `Drop` makes an endless mix.
 ///
 /// # Example
 /// ```
@@ -45,11 +42,11 @@ use crate::random::Key;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Exhausted {
-    /// The mix ends, with a whole window.
+    /// The mix ends, after a whole window.
     Stop,
-    /// It is left out; the others go on.
+    /// The part is left out; the others continue.
     Drop,
-    /// It starts over, until all parts have ended once.
+    /// The part starts over, until all parts have ended once.
     Repeat,
 }
 
@@ -63,15 +60,15 @@ impl fmt::Display for Exhausted {
     }
 }
 
-/// Positions of a window at most: its order is a table.
+/// The most positions of a window, because its order is a table.
 const LARGEST_WINDOW: u64 = 1 << 16;
 
-/// Weights that are no whole numbers become so many parts of their sum.
+/// Weights that are not whole numbers are rounded to this many parts of their sum.
 const ROUNDED_TO: u64 = 1000;
 
-/// Whole numbers without common divisor in the proportions of the weights: the positions of each part in a window.
+/// Returns whole numbers without common divisor in the proportions of the weights: the positions of each part in a window.
 ///
-/// Whole numbers are taken as they are where they come to 65,536 at most; others are rounded to thousandths of their sum, such that those come to one.
+/// Whole numbers are kept if they add up to 65,536 at most; others are rounded to thousandths of their sum, such that the thousandths add up to one.
 pub(crate) fn quotas(weights: &[f64]) -> Result<Vec<u64>> {
     let refuse = |message: String| {
         Err(Error::config(message).advice("weights are numbers above 0; leave a data set out rather than give it none"))
@@ -109,7 +106,7 @@ pub(crate) fn quotas(weights: &[f64]) -> Result<Vec<u64>> {
     Ok(reduced(quotas))
 }
 
-/// Divided by what all have in common.
+/// Divides numbers by their common divisor.
 fn reduced(mut numbers: Vec<u64>) -> Vec<u64> {
     let divisor = numbers.iter().fold(0, |a, &b| gcd(a, b)).max(1);
     numbers.iter_mut().for_each(|number| *number /= divisor);
@@ -120,7 +117,7 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// The order of one mix: position to part, turn of the part, and position in it.
+/// The order of one mix: maps a position to the part, the turn of the part, and the position in it.
 #[derive(Clone, Debug)]
 pub(crate) struct Mixing {
     key: Key,
@@ -134,16 +131,16 @@ pub(crate) struct Mixing {
     window: Window,
 }
 
-/// Windows that are alike.
+/// A run of windows with the same quotas.
 #[derive(Clone, Debug)]
 struct Phase {
-    /// Position of the first, and its number.
+    /// Position of the first window, and its number.
     start: u64,
     first: u64,
     /// Positions of each part in a window, and their sum.
     quotas: Vec<u64>,
     length: u64,
-    /// Rows that each part gave before.
+    /// Rows that each part delivered before.
     before: Vec<u64>,
 }
 
@@ -154,17 +151,17 @@ struct Window {
     places: Vec<(u32, u32)>,
 }
 
-/// Where a position of a mix leads.
+/// The row to which a position of a mix leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PartRow {
     pub(crate) part: usize,
-    /// How often the part started over before.
+    /// How often the part started over before this.
     pub(crate) turn: u64,
     pub(crate) position: u64,
 }
 
 impl Mixing {
-    /// `lengths`: rows of the parts. With `Repeat` none is 0.
+    /// `lengths`: rows of the parts. With `Repeat`, none of them is 0.
     pub(crate) fn new(key: Key, quotas: &[u64], lengths: Vec<u64>, exhausted: Exhausted) -> Self {
         let length: u64 = quotas.iter().sum();
         let ending = || lengths.iter().zip(quotas).filter(|(rows, _)| **rows != ENDLESS);
@@ -189,7 +186,7 @@ impl Mixing {
         self.rows
     }
 
-    /// Where a position leads in a pass.
+    /// Returns where a position leads in a pass.
     pub(crate) fn place(&mut self, pass: u64, position: u64) -> PartRow {
         let at = self.phases.partition_point(|phase| phase.start <= position) - 1;
         let phase = &self.phases[at];
@@ -200,7 +197,7 @@ impl Mixing {
         PartRow { part: part as usize, turn: row / length, position: row % length }
     }
 
-    /// Rows that each part gave before a position, over all its turns.
+    /// Returns the rows that each part delivered before a position, over all its turns.
     fn given(&mut self, pass: u64, position: u64) -> Vec<u64> {
         let at = self.phases.partition_point(|phase| phase.start <= position) - 1;
         let phase = &self.phases[at];
@@ -214,7 +211,7 @@ impl Mixing {
         given
     }
 
-    /// What positions of the mix take of each part: part, turn and positions in it.
+    /// Returns what a range of positions of the mix takes from each part: part, turn and positions in it.
     pub(crate) fn ranges(&mut self, pass: u64, positions: Range<u64>) -> Vec<(usize, u64, Range<u64>)> {
         let (from, to) = (self.given(pass, positions.start), self.given(pass, positions.end));
         let mut ranges = Vec::new();
@@ -230,7 +227,7 @@ impl Mixing {
         ranges
     }
 
-    /// The pass of a part in one of its turns: each has its own over all epochs.
+    /// Returns the pass of a part in one of its turns: each turn has its own pass over all epochs.
     pub(crate) fn pass_of(&self, pass: u64, part: usize, turn: u64) -> u64 {
         let number = (pass & !PADDING).wrapping_mul(self.turns[part]).wrapping_add(turn);
         number & !PADDING | pass & PADDING
@@ -268,7 +265,7 @@ impl Window {
     }
 }
 
-/// The phases of a mix that leaves out what is exhausted, and its rows.
+/// Returns the phases of a mix that leaves out exhausted parts, and the number of its rows.
 fn phases(quotas: &[u64], lengths: &[u64]) -> (Vec<Phase>, u64) {
     let (mut phases, mut start, mut first) = (Vec::new(), 0, 0);
     let mut before = vec![0; quotas.len()];

@@ -1,7 +1,7 @@
 //! Which sample comes when: arithmetic on row numbers that reads no byte and starts no thread.
 //!
-//! [`Catalog`] says what there is; `Steps` which positions a rank delivers in a step; `Order`
-//! which row stands at a position. `docs/order.md` states the formulas and what a user may rely on.
+//! [`Catalog`] says what there is to read, `Steps` which positions a rank delivers in a step, and `Order` which row stands at a position. `docs/order.md`
+//! states the formulas and what a user may rely on.
 
 mod catalog;
 #[cfg(test)]

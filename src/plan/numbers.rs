@@ -1,9 +1,9 @@
-//! Maps by block number, which are asked once a row.
+//! Maps by block number, which are looked up once per row.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// A map by small numbers that nobody outside chooses: hashing them with SipHash took 14 % of the time of loading 8-byte rows.
+/// A map by small numbers that no outsider chooses: hashing them with SipHash took 14 % of the time of loading 8-byte rows.
 pub(super) type NumberMap<V> = HashMap<u32, V, BuildHasherDefault<NumberHasher>>;
 
 /// Spreads a number over all bits by one multiplication.

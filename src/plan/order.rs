@@ -1,4 +1,4 @@
-//! The tree of orders: which row of which source stands at a position.
+//! The tree of orders: which row of which source stands at each position.
 
 mod arrivals;
 mod lanes;
@@ -17,13 +17,13 @@ use super::permutation::Permutation;
 use super::shuffle::ShuffledOrder;
 use crate::random::Key;
 
-/// Set in a pass number for samples that fill up the last batch, so that they are augmented anew.
+/// Set in the pass number of samples that fill up the last batch, so that these are augmented anew.
 pub(crate) const PADDING: u64 = 1 << 63;
 
 /// Rows of an order that never ends.
 pub(crate) const ENDLESS: u64 = u64::MAX;
 
-/// Positions of a node's order, and the step until which the block behind each must stay in memory.
+/// Positions of a node's order, each with the step until which its block must stay in memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Positions {
     pub(crate) index: Vec<u64>,
@@ -55,12 +55,12 @@ impl Positions {
     }
 }
 
-/// How a node's positions lie in the steps of the epoch, where they do so in ascending order: position p is, at the latest, the epoch's
+/// How a node's positions lie in the steps of the epoch, if they do so in ascending order. Position p becomes, at the latest, the epoch's position
 /// `p · many / few + offset`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     offset: i64,
-    /// Positions of the epoch for so many of the node's: below a mix others come between.
+    /// `many` positions of the epoch correspond to `few` of the node: below a mix, other positions come between.
     many: u64,
     few: u64,
     /// The global batch.
@@ -73,7 +73,7 @@ impl Frame {
         Self { offset: 0, many: 1, few: 1, batch }
     }
 
-    /// The step in which a position is delivered, or a later one.
+    /// The step in which a position is delivered, or a later step.
     pub(crate) fn step_of(self, position: u64) -> u64 {
         let position = if self.many == self.few {
             position
@@ -83,14 +83,14 @@ impl Frame {
         position.saturating_add_signed(self.offset) / self.batch
     }
 
-    /// That of an input whose position 0 is this node's `by`.
+    /// The frame of an input whose position 0 is this node's position `by`.
     pub(crate) fn moved(self, by: i128) -> Self {
         let (many, few) = (i128::from(self.many), i128::from(self.few));
         let offset = i128::from(self.offset) + (by * many + few - 1).div_euclid(few);
         Self { offset: offset.clamp(i64::MIN.into(), i64::MAX.into()) as i64, ..self }
     }
 
-    /// That of an input whose position p is, at the latest, this node's `p · many / few + last`.
+    /// The frame of an input whose position p is, at the latest, this node's position `p · many / few + last`.
     pub(crate) fn stretched(self, many: u64, few: u64, last: u64) -> Self {
         let mut stretch = (u128::from(self.many) * u128::from(many), u128::from(self.few) * u128::from(few));
         // Mixes in mixes: a digit less in the 10th place is a step more in a thousand million.
@@ -109,7 +109,7 @@ pub(crate) struct Ahead {
     pub(crate) hold: u64,
 }
 
-/// Planning has to wait: a source without index has not shown this many rows yet.
+/// Planning has to wait: a source without an index has not shown this many rows yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NeedsRows {
     pub(crate) leaf: usize,
@@ -125,7 +125,7 @@ pub(crate) enum Order {
         catalog: Arc<Catalog>,
         first_id: u64,
     },
-    /// A source without index, in the order of arrival, shuffled in segments of `buffer` rows.
+    /// A source without an index, in the order of arrival, shuffled in segments of `buffer` rows.
     Arrival {
         leaf: usize,
         key: Key,
@@ -174,12 +174,12 @@ pub(crate) enum Order {
 pub(crate) enum Turns {
     Times(u64),
     Forever,
-    /// Forever, and the first turn of an epoch is what the epoch would be without repetition.
+    /// Forever; the first turn of an epoch is the epoch as it would be without repetition.
     Stated,
 }
 
 impl Turns {
-    /// The number of a turn's pass over the input.
+    /// The number of the pass over the input that a turn makes.
     fn pass(self, pass: u64, turn: u64) -> u64 {
         let number = match self {
             Turns::Times(times) => (pass & !PADDING).wrapping_mul(times).wrapping_add(turn),
@@ -191,7 +191,7 @@ impl Turns {
 }
 
 impl Order {
-    /// Rows of an epoch; `None` for a source without index.
+    /// Rows of an epoch; `None` for a source without an index.
     pub(crate) fn rows(&self) -> Option<u64> {
         Some(match self {
             Order::Rows { catalog, .. } => catalog.rows(),
@@ -214,7 +214,7 @@ impl Order {
         })
     }
 
-    /// Rows in which an order that does not end has had all that it repeats, where that is known.
+    /// The number of rows after which an endless order has delivered everything that it repeats, if that is known.
     pub(crate) fn endless_turn(&self) -> Option<u64> {
         match self {
             Order::Repeat { turns: Turns::Forever | Turns::Stated, input } => {
@@ -237,7 +237,7 @@ impl Order {
         }
     }
 
-    /// Row numbers at which blocks start that a shuffle above may permute, the total, and whether they may be cut.
+    /// Row numbers at which the blocks start that a shuffle above may permute, the total, and whether the blocks may be cut.
     pub(crate) fn blocks(&self) -> (Arc<Vec<u64>>, bool) {
         match self {
             Order::Rows { catalog, .. } => (catalog.starts().clone(), !catalog.is_indivisible()),
@@ -258,7 +258,7 @@ impl Order {
         }
     }
 
-    /// The blocks of an input of which this node takes the first rows.
+    /// The blocks of an input, if this node takes its first rows.
     fn front_of(&self, input: &Order) -> (Arc<Vec<u64>>, bool) {
         let rows = self.rows().unwrap_or(0);
         let (starts, divisible) = input.blocks();
@@ -269,7 +269,7 @@ impl Order {
         ([before, &[rows]].concat().into(), divisible)
     }
 
-    /// Row ranges of the shards, where the order is that of one source.
+    /// Row ranges of the shards, if the order is that of one source.
     pub(crate) fn shards(&self) -> Option<Vec<std::ops::Range<u64>>> {
         match self {
             Order::Rows { catalog, .. } => Some((0..catalog.shards()).map(|shard| catalog.shard_rows(shard)).collect()),
@@ -278,7 +278,7 @@ impl Order {
         }
     }
 
-    /// The shuffle buffer of a source without index, where nothing but functions stands above it.
+    /// The shuffle buffer of a source without an index, if nothing but functions stands above it.
     pub(crate) fn arrival_buffer(&mut self) -> Option<&mut u64> {
         match self {
             Order::Arrival { buffer, .. } => Some(buffer),
@@ -287,7 +287,7 @@ impl Order {
         }
     }
 
-    /// The first row that must arrive for the positions from `position` on.
+    /// The first row that must arrive before positions from `position` on can be planned.
     pub(crate) fn first_arrival_for(&self, position: u64) -> Option<u64> {
         match self {
             Order::Arrival { buffer, .. } => Some(position / buffer * buffer),
@@ -296,7 +296,7 @@ impl Order {
         }
     }
 
-    /// Whether a source without index is below.
+    /// Whether a source without an index is below.
     pub(crate) fn arrives(&self) -> bool {
         match self {
             Order::Arrival { .. } => true,
@@ -305,10 +305,10 @@ impl Order {
         }
     }
 
-    /// Blocks that will be needed about one shuffle buffer after these positions of an epoch, and until which step.
+    /// Returns blocks that will be needed about one shuffle buffer after these positions of an epoch, and the step until which they are needed.
     ///
-    /// While one segment of a shuffled order drains, the blocks of the next are read at the same pace; without this they would
-    /// all be asked for at once when it begins. Orders without a buffer give nothing: their next positions are near enough.
+    /// While one segment of a shuffled order drains, the blocks of the next are read at the same pace; otherwise all of them would be requested at once when
+    /// that segment begins. Orders without a buffer give nothing: their next positions are near enough.
     pub(crate) fn ahead(
         &mut self,
         positions: std::ops::Range<u64>,
@@ -366,7 +366,7 @@ impl Order {
         }
     }
 
-    /// The blocks of sources behind a range of this node's own positions.
+    /// Adds the blocks of sources behind a range of this node's own positions.
     fn blocks_of(&self, rows: std::ops::Range<u64>, hold: u64, out: &mut Vec<Ahead>) {
         match self {
             Order::Rows { leaf, catalog, .. } if !rows.is_empty() => {
@@ -390,7 +390,7 @@ impl Order {
         }
     }
 
-    /// Resolves positions of `pass`.
+    /// Resolves positions of `pass` to rows of sources.
     pub(crate) fn pick(
         &mut self,
         positions: Positions,
@@ -537,7 +537,7 @@ fn pick_arrived(
     Ok(picker.picked)
 }
 
-/// Positions grouped by where they belong, and for each original position its group and index there.
+/// Positions grouped by their target, and for each original position its group and its index there.
 struct Groups {
     groups: Vec<(u64, Positions)>,
     from: Vec<(u32, u32)>,

@@ -4,8 +4,8 @@ use rand::RngCore;
 
 use crate::random::Key;
 
-/// Up to this length a permutation is a table drawn by Fisher-Yates, which is exactly uniform; above it a Feistel network
-/// that keeps no table. A constant of the order: changing it changes every pinned order.
+/// Up to this length a permutation is a table drawn by Fisher-Yates, which is exactly uniform; above it, a Feistel network that keeps no table. It is a
+/// constant of the order: changing it changes every pinned order.
 const TABLE_LIMIT: u64 = 1 << 16;
 
 /// Rounds of the Feistel network. Four already pass the displacement test below; six leave a margin.
@@ -37,7 +37,7 @@ impl Permutation {
         Self::Feistel { len, left_bits: bits / 2, right_bits: bits - bits / 2, keys }
     }
 
-    /// Where `position` goes.
+    /// Returns where `position` goes.
     pub(crate) fn at(&self, position: u64) -> u64 {
         match self {
             Self::Table(table) => u64::from(table[position as usize]),

@@ -1,4 +1,4 @@
-//! The shuffled order of rows, by formula: blocks permuted, streams, segments.
+//! Formulas for the shuffled order of rows: permuted blocks, streams, segments.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,10 +12,9 @@ use crate::random::Key;
 /// How samples are shuffled.
 ///
 /// # Order
-/// [`buffer`](Self::buffer): all blocks are permuted; each of the plan's streams takes an equal span of them and permutes
-/// the rows of one segment (its share of the buffer) at a time. A data set that fits the buffer is permuted by rows as a
-/// whole. [`global`](Self::global): all rows are permuted, at the price of random reads. Every epoch has its own order,
-/// a function of (seed, epoch), the same for any number of threads and ranks.
+/// [`buffer`](Self::buffer) permutes all blocks. Each of the plan's streams takes an equal span of the permuted blocks, and permutes the rows of one segment
+/// (its share of the buffer) at a time. A data set that fits the buffer is permuted by rows as a whole. [`global`](Self::global) permutes all rows, at the
+/// price of random reads. Every epoch has its own order, a function of (seed, epoch), the same for any number of threads and ranks.
 ///
 /// # Memory
 /// About one buffer of samples is resident while the next one fills.
@@ -30,18 +29,18 @@ enum Mode {
 }
 
 impl Shuffle {
-    /// The files' own order.
+    /// Keeps the files' own order.
     pub fn none() -> Self {
         Self(Mode::None)
     }
 
-    /// A shuffle buffer of this many samples, over permuted blocks.
+    /// Shuffles with a buffer of this many samples, over permuted blocks.
     pub fn buffer(samples: u64) -> Self {
         Self(if samples <= 1 { Mode::None } else { Mode::Buffer(samples) })
     }
 
-    /// A permutation of all rows: the best mixing, and random reads, of single records in plain TFRecord. Of Parquet, Arrow IPC and compressed shards a whole block is read for each
-    /// row: there a large [`buffer`](Self::buffer) is what to take.
+    /// Permutes all rows: the best mixing, at the price of random reads. In plain TFRecord these are reads of single records. Parquet, Arrow IPC and compressed
+    /// shards read a whole block for each row: use a large [`buffer`](Self::buffer) there.
     pub fn global() -> Self {
         Self(Mode::Global)
     }
@@ -54,7 +53,7 @@ impl Shuffle {
         self.0 == Mode::Global
     }
 
-    /// Samples in the buffer; `None` without a bound.
+    /// Samples in the buffer; `None` if it has no bound.
     pub(crate) fn samples(self) -> Option<u64> {
         match self.0 {
             Mode::None => Some(1),
@@ -74,16 +73,16 @@ impl fmt::Display for Shuffle {
     }
 }
 
-/// A stream mixes only what lies in its span: with fewer pieces than this a stream, large blocks are permuted in parts.
+/// With fewer pieces per stream than this, large blocks are permuted in parts, because a stream mixes only what lies in its span.
 pub(crate) const PIECES_PER_STREAM: u64 = 64;
 
-/// The order of one shuffle node: position to row of its child.
+/// The order of one shuffle node: maps a position to a row of its child.
 #[derive(Clone, Debug)]
 pub(crate) struct ShuffledOrder {
     key: Key,
     shuffle: Shuffle,
     rows: u64,
-    /// Row numbers of the child at which the pieces that are permuted start, and the total.
+    /// Row numbers of the child at which the permuted pieces start, and the total.
     pieces: Arc<Vec<u64>>,
     steps: Steps,
     /// The permuted line of the last pass asked for.
@@ -114,25 +113,25 @@ struct Segment {
     /// Range of positions in the stream.
     start: u64,
     end: u64,
-    /// How positions lie in steps.
+    /// How its positions lie in steps.
     frame: Option<Frame>,
     pieces: Vec<Piece>,
-    /// For each position the piece and the row in it, permuted.
+    /// For each position its piece and the row in that piece, permuted.
     rows: Vec<(u32, u32)>,
 }
 
-/// What a segment has of one of the pieces that are permuted.
+/// The part of a permuted piece that lies in a segment.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
-    /// The child's row at which it starts here.
+    /// The child's row at which this part starts.
     first: u64,
     place: Place,
-    /// The last position that needs its block, and the step of that.
+    /// The last position that needs its block, and the step of that position.
     until: u64,
     hold: u64,
 }
 
-/// The block that a row of the child is of, and the row at which that starts, where somebody wants to know.
+/// The block that holds a row of the child, and the row at which the block starts, for callers that need them.
 pub(crate) type Place = (u32, u64);
 
 impl ShuffledOrder {
@@ -154,7 +153,7 @@ impl ShuffledOrder {
         self.shuffle.samples().is_none_or(|samples| self.rows <= samples)
     }
 
-    /// Gives the child's row for each of `positions` of `pass`, with the place of its block and the step until which that is needed.
+    /// Gives the child's row for each of `positions` of `pass`, with the place of its block and the step until which the block is needed.
     ///
     /// `place` is asked for one row of each piece: a piece lies within one block of the child.
     pub(crate) fn map(
@@ -196,8 +195,8 @@ impl ShuffledOrder {
         }
     }
 
-    /// Ranges of the child's rows that the streams behind `positions` reach one segment later, each with the step that needs
-    /// them last. The first step of an epoch asks for the first segment as well.
+    /// Returns ranges of the child's rows that the streams behind `positions` reach one segment later, each with the last step that needs them. The first step
+    /// of an epoch asks for the first segment as well.
     pub(crate) fn ahead(
         &mut self,
         positions: std::ops::Range<u64>,
@@ -235,7 +234,7 @@ impl ShuffledOrder {
         ranges
     }
 
-    /// The stream that gives a position, the position within it, and how many positions from here on are that stream's.
+    /// Returns the stream that delivers a position, the position within that stream, and how many positions from there on belong to it.
     ///
     /// Full steps are dealt out by shares; the last, shorter step takes what each stream has left, stream by stream.
     fn place(&self, position: u64) -> (u64, u64, u64) {
@@ -258,7 +257,7 @@ impl ShuffledOrder {
         unreachable!("position {position} of {} rows", self.rows)
     }
 
-    /// The position at which a stream's row comes: the inverse of [`place`](Self::place), for full steps.
+    /// The position at which a stream delivers its row `within`: the inverse of [`place`](Self::place), for full steps.
     fn position(&self, stream: u64, within: u64) -> u64 {
         let share = self.steps.stream_share();
         let step = (within / share).min(self.rows / self.steps.batch);
@@ -308,7 +307,7 @@ impl ShuffledOrder {
         start..start + full
     }
 
-    /// The segment of a stream that holds a position, drawn up when it is not the one at hand.
+    /// Returns the segment of a stream that holds a position; draws it up if it is not the current one.
     fn segment(
         &mut self,
         pass: u64,
@@ -364,7 +363,7 @@ impl ShuffledOrder {
     }
 }
 
-/// Cuts blocks into pieces of about the same number of rows, so that there are about `wanted` of them.
+/// Cuts blocks into about `wanted` pieces of about the same number of rows.
 fn cut(starts: &[u64], wanted: u64) -> Vec<u64> {
     let total = starts.last().copied().unwrap_or(0);
     let rows = (total / wanted.max(1)).max(1);

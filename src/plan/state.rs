@@ -1,4 +1,4 @@
-//! What was delivered, in a few numbers, and what it belongs to.
+//! What a loader has delivered, in a few numbers, and the plan that these belong to.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,14 +7,13 @@ use crate::error::{Error, Result};
 
 /// Where a training run stands after a batch: what was delivered, never what was prefetched.
 ///
-/// Saved beside a checkpoint (serde; JSON is readable, and below 1 KiB plus 16 bytes a stream), it makes
-/// [`LoaderBuilder::restore`](crate::LoaderBuilder::restore) go on with precisely the samples, order and augmentations of an undisturbed
-/// run, with other threads, prefetch, budget or devices, and with another number of ranks.
+/// Save it with a checkpoint (through serde; as JSON it is readable, and smaller than 1 KiB plus 16 bytes per stream).
+/// [`LoaderBuilder::restore`](crate::LoaderBuilder::restore) then continues with precisely the samples, order and augmentations of an uninterrupted run, even
+/// with other threads, prefetch, budget or devices, and with another number of ranks.
 ///
 /// # Other world sizes
-/// Where rows are positions, the state of any one rank serves all worlds that divide `streams`, which
-/// [`LoaderBuilder::streams`](crate::LoaderBuilder::streams) states from the start. Behind a filter or
-/// flat_map a rank knows only its own streams: [`merge`](Self::merge) the states of all ranks first.
+/// If rows are positions, the state of any one rank serves all worlds that divide `streams`, which [`LoaderBuilder::streams`](crate::LoaderBuilder::streams)
+/// states from the start. After a filter or flat_map, a rank knows only its own streams: [`merge`](Self::merge) the states of all ranks first.
 ///
 /// # Example
 /// ```
@@ -42,21 +41,21 @@ pub struct State {
     pub epoch: u64,
     /// Steps of this epoch delivered so far, this batch included.
     pub step: u64,
-    /// The seed behind all randomness.
+    /// The seed of all randomness.
     pub seed: u64,
     /// Logical streams of the plan.
     pub streams: u64,
-    /// The rank that it comes from.
+    /// The rank that the state comes from.
     pub rank: u64,
     /// How many ranks there were.
     pub world: u64,
     /// Bad records of this epoch that the rank has left out.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub left_out: u64,
-    /// Where each of the rank's streams stands, in graphs whose stages change the number of rows; empty where rows are positions.
+    /// Where each of the rank's streams stands, in graphs whose stages change the number of rows; empty if rows are positions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cursors: Vec<Cursor>,
-    /// Where reading goes on, for shards without an index.
+    /// Where reading continues, for shards without an index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_from: Option<ReadPoint>,
     /// The sources.
@@ -69,14 +68,14 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-/// Where one stream stands: everything before was delivered.
+/// Where one stream stands: everything before this was delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(from = "(u64, u64)", into = "(u64, u64)")]
 #[non_exhaustive]
 pub struct Cursor {
     /// Position in the stream before row-changing stages.
     pub position: u64,
-    /// Rows that were already delivered of those which that position became.
+    /// How many of the rows made from that position were already delivered.
     pub expanded: u64,
 }
 
@@ -92,21 +91,21 @@ impl From<Cursor> for (u64, u64) {
     }
 }
 
-/// Where a pass over shards without an index reads on: rows before it are not needed any more.
+/// Where a pass over shards without an index continues reading: rows before it are not needed any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ReadPoint {
-    /// Rows of this epoch before it.
+    /// Rows of this epoch before this point.
     pub row: u64,
     /// The shard, by its number in sorted order.
     pub shard: u64,
-    /// The record within the shard, and the byte offset at which it begins; both 0 where the shard is compressed.
+    /// The record within the shard, and the byte offset at which it begins; both are 0 if the shard is compressed.
     pub record: u64,
-    /// As said with `record`.
+    /// The byte offset; see `record`.
     pub offset: u64,
 }
 
-/// What identifies a source: the URLs may change (shards may move), their names, order and contents may not.
+/// Identifies a source. The URLs may change (shards may move); the shards' names, order and contents may not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct DataMark {
@@ -139,7 +138,7 @@ impl std::fmt::Display for DataMark {
     }
 }
 
-/// What all states of a loader have in common.
+/// The fields that all states of a loader have in common.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) seed: u64,
@@ -152,7 +151,7 @@ pub(crate) struct Identity {
     pub(crate) stages: Vec<String>,
 }
 
-/// Where a loader stands behind a batch.
+/// Where a loader stands after a batch.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) epoch: u64,
@@ -163,13 +162,13 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// The start of an epoch.
+    /// Returns the start of an epoch.
     pub(crate) fn of_epoch(epoch: u64) -> Self {
         Self { epoch, ..Self::default() }
     }
 }
 
-/// The format that is written and read.
+/// The version of the format that is written and read.
 const VERSION: u32 = 3;
 
 impl State {
@@ -191,12 +190,12 @@ impl State {
         }
     }
 
-    /// One state of the states of all ranks after one step, from which any world that divides `streams` goes on.
+    /// Merges the states of all ranks after one step into one state, from which any world that divides `streams` can continue.
     ///
-    /// Needed only behind a filter or flat_map; elsewhere each rank's state serves all.
+    /// Needed only after a filter or flat_map; otherwise each rank's state serves all.
     ///
     /// # Errors
-    /// States of different runs or steps, or not one of each rank.
+    /// States of different runs or steps, or not exactly one of each rank.
     ///
     /// # Example
     /// ```
@@ -247,10 +246,10 @@ impl State {
         })
     }
 
-    /// Where a loader with this identity goes on.
+    /// Returns where a loader with this identity continues.
     ///
     /// # Errors
-    /// A list of what is not as it was.
+    /// A list of what has changed.
     pub(crate) fn progress_for(&self, identity: &Identity, transforms_may_differ: bool) -> Result<Progress> {
         self.check()?;
         let differences = self.differences(identity, transforms_may_differ);
@@ -287,7 +286,7 @@ impl State {
         Ok(Progress { epoch: self.epoch, step: self.step, left_out, cursors, read_from: self.read_from })
     }
 
-    /// Whether its numbers go together.
+    /// Checks that the numbers are consistent.
     fn check(&self) -> Result<()> {
         let streams = self.streams.checked_div(self.world).unwrap_or(0);
         if self.rank < self.world && (self.cursors.is_empty() || self.cursors.len() as u64 == streams) {
@@ -348,26 +347,27 @@ impl State {
     }
 }
 
-/// Bytes of marks that a state may hold, and sources: of larger graphs it knows only that they are the same.
+/// The most bytes of marks that a state may hold, and the most sources. Of larger graphs it knows only whether they are the same.
 const MARK_BYTES: usize = 500;
 const SOURCES: usize = 4;
 
-/// First words of marks that decide nothing about which rows come: verbs that make something of each row and leave it where it is, several of them, and what feeds them.
+/// First words of marks that do not affect which rows come: operations that compute something from each row and leave the row in its place, several of these
+/// together, and what feeds them.
 const TRANSFORMS: [&str; 9] =
     ["columns", "map", "map_batch", "image", "tokenize", "pad", "enumerate", "transforms", "inputs"];
 
-/// What a mark says of its stage.
+/// The part of a mark that names its stage.
 fn name(mark: &str) -> &str {
     mark.rsplit_once('#').map_or(mark, |(name, _)| name)
 }
 
-/// Whether a mark, or the word of one, is of what may differ.
+/// Whether a mark, or the word of one, belongs to a stage that may differ.
 pub(crate) fn is_transform(mark: &str) -> bool {
     name(mark).split(' ').next().is_some_and(|verb| TRANSFORMS.contains(&verb))
 }
 
 impl Identity {
-    /// Small enough for a state.
+    /// Shortens the identity so that it is small enough for a state.
     pub(crate) fn bounded(mut self) -> Self {
         let is_large = |graph: &[String]| graph.iter().map(|mark| mark.len() + 3).sum::<usize>() > MARK_BYTES;
         if is_large(&self.graph) {
@@ -396,7 +396,7 @@ impl Identity {
         self
     }
 
-    /// A stage as a state has it: a word to read, and a digest of all of it.
+    /// Returns a stage as a state holds it: a readable word, and a digest of the whole stage.
     pub(crate) fn mark(word: &str, stage: &str) -> String {
         let word: String = word.chars().take(24).collect();
         format!("{word}#{:08x}", xxhash_rust::xxh3::xxh3_64(stage.as_bytes()) as u32)

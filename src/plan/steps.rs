@@ -1,15 +1,15 @@
-//! Which positions a rank delivers in which step.
+//! Which positions a rank delivers in each step.
 
 use std::ops::Range;
 
 use crate::error::{Error, Result};
 
-/// What becomes of the rows at the end of an epoch that do not fill a step.
+/// What happens to the rows at the end of an epoch that do not fill a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Remainder {
-    /// They come as a last, shorter batch. With more than one rank `build()` refuses this where there is a remainder.
+    /// They come as a last, shorter batch. With more than one rank, `build()` refuses this if there is a remainder.
     #[default]
     Keep,
     /// They are left out of this epoch.
@@ -32,20 +32,20 @@ pub(crate) struct Steps {
     pub(crate) rank: u64,
     pub(crate) world: u64,
     pub(crate) remainder: Remainder,
-    /// Steps of an epoch, where they are stated: its rows are repeated without end.
+    /// Steps of an epoch, if they are stated: its rows are then repeated without end.
     pub(crate) stated: Option<u64>,
 }
 
-/// Streams that a plan has when nobody says: enough for worlds of 1, 2, 4 and 8.
+/// The default number of streams of a plan: enough for worlds of 1, 2, 4 and 8.
 const DEFAULT_STREAMS: u64 = 8;
 
-/// Streams of a batch, where nobody says: the largest number that fits the world. `None` if the world does not divide the batch.
+/// The default number of streams of a batch: the largest that fits the world. `None` if the world does not divide the batch.
 fn default_streams(batch: u64, world: u64) -> Option<u64> {
     let fits = |l: &u64| l.is_multiple_of(world) && batch.is_multiple_of(*l);
     (1..=DEFAULT_STREAMS.max(world)).rev().find(fits)
 }
 
-/// How many ranks can share a plan of so many streams, in words: those that divide it.
+/// Returns in words how many ranks can share a plan of this many streams: the numbers that divide it.
 pub(crate) fn sharers(streams: u64) -> String {
     const MOST: usize = 8;
     // A state says how many there are, and may be damaged.
@@ -61,7 +61,7 @@ pub(crate) fn sharers(streams: u64) -> String {
     if others.is_empty() { last.to_string() } else { format!("{}{more} or {last}", others.join(", ")) }
 }
 
-/// What there is to say of a batch that ranks could share, where nobody states the streams: that the plan's cannot be, and what would be.
+/// Describes the default streams of a batch if ranks could share the batch but not these streams: who can share them, and which settings would help.
 pub(crate) fn hint(batch: u64) -> Option<String> {
     let streams = default_streams(batch, 1).filter(|streams| batch.is_multiple_of(2) && !streams.is_multiple_of(2))?;
     let (twice, near) = (2 * streams, batch.next_multiple_of(DEFAULT_STREAMS));
@@ -73,7 +73,7 @@ pub(crate) fn hint(batch: u64) -> Option<String> {
     ))
 }
 
-/// What can be done about a state of so many streams, and a batch or a world that do not go with them.
+/// Advises on a state of this many streams, and a batch or world that do not fit it.
 pub(crate) fn advice_for_state(streams: u64, batch: u64, world: u64) -> String {
     let (stay, ranks) = (format!("the state has {streams} streams, which stay: restore it with"), sharers(streams));
     if !batch.is_multiple_of(streams) {
@@ -90,7 +90,7 @@ pub(crate) fn advice_for_state(streams: u64, batch: u64, world: u64) -> String {
 }
 
 impl Steps {
-    /// Picks the number of streams: as told, or the largest `L <= max(8, world)` with `world | L | batch`.
+    /// Picks the number of streams: the one stated, or the largest `L <= max(8, world)` with `world | L | batch`.
     pub(crate) fn new(
         batch: u64,
         streams: Option<u64>,
@@ -138,19 +138,19 @@ impl Steps {
         self.rank * self.own_streams()
     }
 
-    /// Positions of an order of `rows` rows that one stream gives.
+    /// Positions that one stream delivers of an order of `rows` rows.
     pub(crate) fn stream_rows(&self, stream: u64, rows: u64) -> u64 {
         let (share, rest) = (self.stream_share(), rows % self.batch);
         rows / self.batch * share + rest.saturating_sub(stream * share).min(share)
     }
 
-    /// The position in the order of a position of a stream.
+    /// Converts a position of a stream to a position in the order.
     pub(crate) fn position_of(&self, stream: u64, within: u64) -> u64 {
         let share = self.stream_share();
         (within / share).saturating_mul(self.batch).saturating_add(stream * share + within % share)
     }
 
-    /// The positions in the order of some positions of a stream: a range for each step.
+    /// Converts some positions of a stream to positions in the order: a range for each step.
     pub(crate) fn positions_of(self, stream: u64, within: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let share = self.stream_share();
         let mut at = within.start;
@@ -163,10 +163,10 @@ impl Steps {
         })
     }
 
-    /// How a part of a mix is dealt to streams that takes `part` of every `whole` positions of these steps.
+    /// Returns how streams share a part of a mix that takes `part` of every `whole` positions of these steps.
     ///
-    /// Where streams' shares hold whole windows, the part's streams are those of the plan, and a rank reads its own. Otherwise streams are
-    /// joined until they do, and where a whole batch does not, the part's streams wander over the slots.
+    /// If the streams' shares hold whole windows, the part's streams are those of the plan, and a rank reads its own. Otherwise streams are joined until they
+    /// do; and if not even a whole batch does, the part's streams wander over the slots.
     pub(crate) fn thinned(self, part: u64, whole: u64) -> Self {
         let fits = |l: &u64| self.streams.is_multiple_of(*l) && (self.batch / l).is_multiple_of(whole);
         if let Some(streams) = (1..=self.streams).rev().find(fits) {
@@ -181,7 +181,7 @@ impl Steps {
         (self.batch / self.world).is_multiple_of(whole)
     }
 
-    /// Rows of a step that one stream gives.
+    /// Rows of a step that one stream delivers.
     pub(crate) fn stream_share(&self) -> u64 {
         self.batch / self.streams
     }
@@ -195,7 +195,7 @@ impl Steps {
         }
     }
 
-    /// The positions that this rank delivers in `step`; those of `rows` and above are repeated from the front.
+    /// The positions that this rank delivers in `step`; positions of `rows` and above repeat those from the front.
     pub(crate) fn slots(&self, step: u64, rows: u64) -> Range<u64> {
         let share = self.batch / self.world;
         let start = step * self.batch + self.rank * share;

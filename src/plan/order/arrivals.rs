@@ -1,8 +1,8 @@
-//! What is known of a source without index while it is read.
+//! What is known of a source without an index while it is read.
 
 use crate::plan::state::ReadPoint;
 
-/// What a source without index has shown of itself in this pass.
+/// What a source without an index has shown so far in this pass.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrivals {
     /// Rows before each block that arrived, and the total.
@@ -15,12 +15,12 @@ pub(crate) struct Arrivals {
 }
 
 impl Arrivals {
-    /// Nothing has arrived of the rows from `first_row` on.
+    /// Starts with nothing of the rows from `first_row` on.
     pub(crate) fn from_row(first_row: u64) -> Self {
         Self { starts: vec![first_row], ids: Vec::new(), places: Vec::new(), ended: false }
     }
 
-    /// A block of `rows` rows arrived. `place` is where to read it from again, but for the number of rows before.
+    /// Records that a block of `rows` rows arrived. `place` is where to read it from again, except for the number of rows before.
     pub(crate) fn push(&mut self, rows: u64, first_id: u64, place: ReadPoint) {
         let before = self.rows() - place.row;
         self.starts.push(self.rows() + rows);
@@ -28,7 +28,7 @@ impl Arrivals {
         self.places.push(ReadPoint { row: before, ..place });
     }
 
-    /// Where to read from to get the rows from `row` on.
+    /// Where to read from, to get the rows from `row` on.
     pub(crate) fn place_of(&self, row: u64) -> Option<ReadPoint> {
         let block = self.starts.partition_point(|&start| start <= row).saturating_sub(1);
         self.places.get(block).or(self.places.last()).copied()

@@ -2,15 +2,15 @@
 
 use super::{ENDLESS, Frame, Positions};
 
-/// Shards read in turns: lane j of `cycle` is the shards j, j + cycle, j + 2·cycle, … end to end, and each lane that is not
-/// exhausted gives `run` rows in its turn.
+/// Shards read in turn. Lane j of `cycle` reads the shards j, j + cycle, j + 2·cycle, … one after another, and each lane that is not exhausted gives `run` rows
+/// in its turn.
 #[derive(Clone, Debug)]
 pub(crate) struct Lanes {
     run: u64,
     /// For each lane: pieces of the child as (rows before in the lane, first child row).
     lanes: Vec<Vec<(u64, u64)>>,
     rows: u64,
-    /// Phases, in each of which the same lanes take turns.
+    /// Phases; within one, the same lanes take turns.
     phases: Vec<Phase>,
 }
 
@@ -18,7 +18,7 @@ pub(crate) struct Lanes {
 struct Phase {
     /// Position at which the phase starts.
     start: u64,
-    /// Rows that each of its lanes gave before.
+    /// Rows that each of its lanes delivered before.
     before: u64,
     /// The lanes taking turns.
     lanes: Vec<usize>,

@@ -1,4 +1,4 @@
-//! The rows at some positions: what the tree of orders comes to.
+//! The rows at some positions: the result of resolving the tree of orders.
 
 use crate::plan::numbers::NumberMap;
 
@@ -9,13 +9,13 @@ pub(crate) struct PickedRows {
     pub(crate) leaf: usize,
     /// How often each of these samples was drawn before.
     pub(crate) pass: u64,
-    /// The blocks that the rows are of, each once.
+    /// The blocks that hold the rows, each once.
     pub(crate) blocks: Vec<PickedBlock>,
-    /// For each row which of `blocks` it is of, and its number in it.
+    /// For each row, which of `blocks` holds it, and its number in that block.
     pub(crate) rows: Vec<(usize, usize)>,
 }
 
-/// A block of which rows were picked.
+/// A block from which rows were picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PickedBlock {
     pub(crate) block: u32,
@@ -33,13 +33,13 @@ impl PickedRows {
     }
 }
 
-/// Slots of the table of blocks met last: more than a batch mostly takes rows of.
+/// Slots of the table of recent blocks: more blocks than a batch usually takes rows from.
 const RECENT: usize = 256;
 
 /// Picks row by row.
 pub(super) struct Picker {
     pub(super) picked: PickedRows,
-    /// Where each block stands in `blocks`; by the last bits of its number where the last block with these bits does.
+    /// Where each block stands in `blocks`. `recent` has this by the last bits of the block's number, for the last block with these bits.
     known: NumberMap<u32>,
     recent: [u32; RECENT],
 }
@@ -50,7 +50,7 @@ impl Picker {
         Self { picked, known: NumberMap::default(), recent: [0; RECENT] }
     }
 
-    /// Row `row` of a block, which must stay until step `hold`.
+    /// Adds row `row` of a block, which must stay until step `hold`.
     pub(super) fn push(&mut self, block: u32, first_id: u64, row: u64, hold: u64) {
         let recent = &mut self.recent[block as usize % RECENT];
         let blocks = &mut self.picked.blocks;
@@ -66,7 +66,7 @@ impl Picker {
     }
 }
 
-/// The rows at some positions: the order's tree, resolved.
+/// The rows at some positions: the resolved tree of orders.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Picked {
     /// Rows of a source.
@@ -75,7 +75,7 @@ pub(crate) enum Picked {
     Gathered { parts: Vec<Picked>, from: Vec<(u32, u32)> },
     /// Columns side by side.
     Zipped(Vec<Picked>),
-    /// A column of the positions beside the others.
+    /// A column of the positions next to the other columns.
     Enumerated { positions: Vec<u64>, column: usize, input: Box<Picked> },
     /// Rows that function `stage` is applied to.
     Applied { stage: usize, input: Box<Picked> },
@@ -92,7 +92,7 @@ impl Picked {
         }
     }
 
-    /// Sample id and pass of what stands at each position: of columns side by side, those of the first input.
+    /// Sample id and pass of the row at each position; for columns side by side, those of the first input.
     pub(crate) fn drawn(&self) -> Vec<(u64, u64)> {
         match self {
             Picked::Rows(rows) => (0..rows.rows.len()).map(|row| (rows.id(row), rows.pass)).collect(),
