@@ -1,13 +1,14 @@
-//! Asks a data set what one wants to know before training on it, in one streaming pass: how many samples, which labels and how often each,
-//! sizes of images, mean and deviation of each channel, lengths of texts, and what is missing or broken.
+//! Computes what you want to know about a data set before training on it, in one streaming pass: how many samples, which labels and how often each, sizes of
+//! images, mean and deviation of each channel, lengths of texts, and what is missing or broken.
 //!
-//! The pass is one graph, whatever the shards are. Stand-ins tell what is missing from what is empty, `map` notes sizes and sums beside the decoding of the
-//! images, and `columns` keeps pixels out of the batches. `on_bad_record` goes on behind a broken record, and the report says where it is.
+//! The pass is one graph, whatever the format of the shards. Stand-in values tell missing data from empty data. `map` notes sizes and sums while the images are
+//! decoded, and `columns` keeps pixels out of the batches. `on_bad_record` continues after a broken record, and the report says where it is.
 //!
-//! Without arguments it writes the photographs of `examples/data` several times over, with labels and captions of many lengths, as TFRecord and as
-//! Parquet. One sample has no image, one no label, one no text, one half an image. Both must give the same table, which must be what was written. Then the
-//! table is used: images normalised by its constants must have mean 0 and deviation 1, and batches bucketed at its quartiles less padding than others.
-//! `--image COLUMN --label COLUMN --text COLUMN URL...` prints the table of shards of your own; columns that are not named are not read. It needs no libtorch.
+//! Without arguments it writes the photographs of `examples/data` several times over, with labels and captions of many lengths, as TFRecord and as Parquet. One
+//! sample has no image, one has no label, one has no text, and one has half an image. Both formats must give the same table, which must be what was written.
+//! Then the table is used: images normalised by its constants must have mean 0 and deviation 1, and batches bucketed at its quartiles must have less padding
+//! than others. `--image COLUMN --label COLUMN --text COLUMN URL...` prints the table of your own shards; columns that are not named are not read. It needs no
+//! libtorch.
 //!
 //! Checked with: ``
 
@@ -24,14 +25,14 @@ use forebay::{
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
-/// Images are resized to this for the sums: every image counts the same, whatever its size.
+/// Images are resized to this size for the sums, so that every image counts the same, whatever its size.
 const SIDE: u32 = 64;
 
-/// What stands for a text that is missing: no text in UTF-8, so an empty one is not mistaken for it.
+/// Replaces a missing text. It is not valid UTF-8, so an empty text is not mistaken for it.
 const NO_TEXT: &[u8] = b"\xff";
 const NO_LABEL: i64 = i64::MIN;
 
-/// Which columns there are to look at.
+/// The columns to look at.
 #[derive(Clone, Default)]
 struct Wanted {
     image: Option<String>,
@@ -46,21 +47,21 @@ struct Broken {
     why: String,
 }
 
-/// What a pass has found.
+/// The results of a pass.
 #[derive(Default)]
 struct Metrics {
     samples: u64,
     labels: BTreeMap<i64, u64>,
     /// Height and width.
     sizes: BTreeMap<(u32, u32), u64>,
-    /// Of each channel the sum of its bytes and of their squares, over images of `SIDE` by `SIDE`.
+    /// For each channel, the sum of its bytes and of their squares, over images of `SIDE` by `SIDE`.
     sums: [f64; 3],
     squares: [f64; 3],
-    /// Bytes of a text.
+    /// Bytes of each text.
     lengths: BTreeMap<u64, u64>,
-    /// Samples without an image, a label, a text.
+    /// Samples without an image, without a label, without a text.
     missing: [u64; 3],
-    /// The first 10,000 of them, in the order of the data set.
+    /// The first 10,000 broken records, in the order of the data set.
     broken: Vec<Broken>,
     num_broken: u64,
 }
@@ -78,7 +79,7 @@ impl Metrics {
         (mean.map(|byte| (byte / 255.0) as f32), std.map(|byte| (byte / 255.0) as f32))
     }
 
-    /// The length that this share of the texts is shorter than, or as long as.
+    /// The smallest length that this share of the texts does not exceed.
     fn length(&self, share: f64) -> u64 {
         let texts: u64 = self.lengths.values().sum();
         let mut left = ((share * texts as f64).ceil() as u64).max(1);
@@ -91,14 +92,14 @@ impl Metrics {
         0
     }
 
-    /// Where to bound buckets of texts: their quartiles.
+    /// The boundaries for buckets of texts: the quartiles of their lengths.
     fn edges(&self) -> Vec<usize> {
         let mut edges: Vec<usize> = [0.25, 0.5, 0.75].map(|share| self.length(share) as usize + 1).into();
         edges.dedup();
         edges
     }
 
-    /// Whether both have found the same; the shards have other names.
+    /// Whether both have the same results; the shards have different names.
     fn agrees(&self, other: &Self) -> bool {
         let broken = |metrics: &Self| metrics.broken.iter().map(|b| (b.record, b.why.clone())).collect::<Vec<_>>();
         let numbers =
@@ -150,7 +151,7 @@ impl fmt::Display for Metrics {
     }
 }
 
-/// Height and width of an encoded image, by its header.
+/// Height and width of an encoded image, read from its header.
 fn size_of(encoded: &[u8]) -> Option<(u32, u32)> {
     if !encoded.starts_with(&[0xff, 0xd8]) {
         let reader = image::ImageReader::new(Cursor::new(encoded)).with_guessed_format().ok()?;
@@ -170,7 +171,7 @@ fn size_of(encoded: &[u8]) -> Option<(u32, u32)> {
     }
 }
 
-/// The graph of the pass: what it notes about each sample, in batches.
+/// The graph of the pass: the notes about each sample, in batches.
 fn noted(dataset: &Dataset, wanted: &Wanted) -> Result<Dataset> {
     let image = wanted.image.iter().map(|name| bytes(name.as_str()).optional());
     let label = wanted.label.iter().map(|name| int64(name.as_str()).or(Missing::Int(NO_LABEL)));
@@ -219,7 +220,7 @@ fn noted(dataset: &Dataset, wanted: &Wanted) -> Result<Dataset> {
     Ok(dataset.columns(kept).batch(64))
 }
 
-/// Passes once over a data set.
+/// Makes one pass over a data set.
 fn metrics(dataset: &Dataset, wanted: &Wanted) -> Result<Metrics> {
     let mut loader = noted(dataset, wanted)?.loader().on_bad_record(Skip::rate(1.0)).build()?;
     let mut found = Metrics::default();
@@ -325,7 +326,7 @@ fn check(holds: bool, otherwise: impl Into<String>) -> Result<()> {
     if holds { Ok(()) } else { Err(otherwise.into().into()) }
 }
 
-/// Whether a pass has found what was written.
+/// Checks whether a pass has found what was written.
 fn check_found(found: &Metrics) -> Result<()> {
     let texts: u64 = found.lengths.values().sum();
     check(found.samples == shards::ROWS - 1, format!("{} samples of {}", found.samples, shards::ROWS))?;

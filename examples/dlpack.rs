@@ -1,17 +1,17 @@
-//! Batches for a program in another language: a shared library with a loader behind seven C functions, whose columns go over by DLPack.
+//! Batches for a program in another language: a shared library with a loader behind seven C functions, which hands over columns by DLPack.
 //!
-//! A template: put your data set into `dataset()`. `examples/dlpack.py` beside it loads the library with nothing but ctypes and has the columns as NumPy arrays
-//! or PyTorch tensors, without a copy; the checks run it. By hand:
+//! This is a template: put your data set into `dataset()`. `examples/dlpack.py` next to it loads the library with nothing but ctypes and gets the columns as
+//! NumPy arrays or PyTorch tensors, without a copy; the checks run it. By hand:
 //!
 //! ```sh
 //! cargo build --no-default-features --example dlpack
 //! python3 examples/dlpack.py target/debug/examples/libdlpack.so
 //! ```
 //!
-//! Without default features it has no libtorch in it: a Python process that imports torch brings its own, and two of them in one process do not get
-//! along. For programs without another libtorch, build it with the feature `tch` and deliver to a CUDA device: the C functions stay the same.
+//! Without default features the library contains no libtorch. A Python process that imports torch brings its own libtorch, and two of them in one process
+//! conflict. For programs without another libtorch, build it with the feature `tch` and deliver to a CUDA device: the C functions stay the same.
 //!
-//! Who calls: one thread at a time for each loader and each batch. A panic ends the process.
+//! Only one thread at a time may use each loader and each batch. A panic ends the process.
 #![expect(unsafe_code, reason = "pointers come from and go to another language")]
 
 use std::cell::RefCell;
@@ -25,7 +25,7 @@ use forebay::{Batch, Column, Dataset, Dtype, Epoch, Result, Shape, Shuffle, floa
 const ROWS: i64 = 1000;
 const SIDE: usize = 32;
 
-/// What is delivered. Every value follows from the column `id`, so that the other side can check what it gets.
+/// The data that is delivered. Every value follows from the column `id`, so that the other side can check what it gets.
 fn dataset() -> Result<Dataset> {
     let ids = Int64Array::from_iter_values(0..ROWS);
     let odd = BooleanArray::from_iter((0..ROWS).map(|id| Some(id % 2 == 1)));
@@ -55,7 +55,7 @@ thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::default();
 }
 
-/// The value, or `failed` with the error kept for [`forebay_error`].
+/// Returns the value, or `failed` and keeps the error for [`forebay_error`].
 fn or_keep_error<T>(result: Result<T>, failed: T) -> T {
     result.unwrap_or_else(|error| {
         // A message holds no NUL, but what it quotes might.
@@ -65,13 +65,13 @@ fn or_keep_error<T>(result: Result<T>, failed: T) -> T {
     })
 }
 
-/// What the last call that failed on this thread says, in UTF-8. Valid until the next one that fails.
+/// Returns the message of the last call that failed on this thread, in UTF-8. It is valid until the next call that fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn forebay_error() -> *const c_char {
     LAST_ERROR.with_borrow(|message| message.as_ptr())
 }
 
-/// Opens a loader of batches of so many samples; null after an error.
+/// Opens a loader of batches of `batch` samples; null after an error.
 #[unsafe(no_mangle)]
 pub extern "C" fn forebay_open(seed: u64, batch: u64) -> *mut Loader {
     let loader = dataset().and_then(|dataset| dataset.batch(batch as usize).loader().seed(seed).build());
@@ -79,8 +79,8 @@ pub extern "C" fn forebay_open(seed: u64, batch: u64) -> *mut Loader {
     or_keep_error(opened, std::ptr::null_mut())
 }
 
-/// Puts the next batch into `*batch`, to be given back by [`forebay_free`]. Returns 1; or 0 at the end of an epoch, behind which the next one begins; or -1
-/// after an error.
+/// Puts the next batch into `*batch`; give it back with [`forebay_free`]. Returns 1 for a batch, 0 at the end of an epoch, after which the next epoch begins,
+/// and -1 after an error.
 ///
 /// # Safety
 /// `loader` comes from [`forebay_open`], and `batch` is a place for a pointer.
@@ -111,7 +111,7 @@ unsafe fn column(batch: *const Batch, name: *const c_char) -> Result<ManagedTens
     batch.to_dlpack(&name.to_string_lossy())
 }
 
-/// A column of a batch, without a copy; null after an error. Whoever gets it calls its deleter, before or after the batch is given back.
+/// Returns a column of a batch, without a copy; null after an error. The receiver calls the column's deleter, before or after the batch is given back.
 ///
 /// # Safety
 /// `batch` comes from [`forebay_next`] and was not given back, and `name` is a string that ends in NUL.
@@ -122,7 +122,7 @@ pub unsafe extern "C" fn forebay_column(batch: *const Batch, name: *const c_char
     or_keep_error(column.map(ManagedTensor::into_raw), std::ptr::null_mut())
 }
 
-/// The same for consumers that do not know DLPack 1.x.
+/// Like [`forebay_column`], for consumers that do not know DLPack 1.x.
 ///
 /// # Safety
 /// As for [`forebay_column`].

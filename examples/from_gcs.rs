@@ -1,11 +1,11 @@
-//! Reads images from shards in Google Cloud Storage, with the loop of `train_images` but without a network.
+//! Reads images from shards in Google Cloud Storage, with the loop of `train_images` but without a neural network.
 //!
-//! `cargo run --release --example from_gcs -- gs://BUCKET/train-*.tfrecord` prints the first batches, how many images a
-//! second come in, and the loader's report: which stage the loop waited for. Any other URL or path will do too. Without
-//! arguments it explains where credentials come from and how to read from an emulator.
+//! `cargo run --release --example from_gcs -- gs://BUCKET/train-*.tfrecord` prints the first batches, how many images arrive per second, and the loader's
+//! report: which stage the loop waited for. Any other URL or path works too. Without arguments it explains where credentials come from and how to read from an
+//! emulator.
 //!
-//! Remote shards are read in the order in which they arrive the first time. That leaves an index in `~/.cache/forebay/index` (or
-//! `$FOREBAY_INDEX_DIR`), with which the next run draws its order from all rows.
+//! The first time, remote shards are read in the order in which they arrive. That run leaves an index in `~/.cache/forebay/index` (or `$FOREBAY_INDEX_DIR`),
+//! with which the next run draws its order from all rows.
 //!
 //! Checked with: `--batches 3 examples/data/photos/train-*.tfrecord`
 

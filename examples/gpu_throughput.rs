@@ -1,27 +1,32 @@
-//! Measures on a GPU what the loader promises: that copies go at the speed of the bus beside the training step, arrive whole, and leave the GPU no time to wait.
+//! Measures on a GPU what the loader promises: that copies run at the speed of the bus during the training step, arrive intact, and leave the GPU no time to
+//! wait.
 //!
-//! `cargo run --release --example gpu_throughput -- --all --json results.json` makes its own shards in a temporary folder, of raw images and of photographs as large as
-//! ImageNet's, runs every measurement, in some five minutes, prints a table, and writes what was measured, on what machine, with what the loaders say of themselves. Where
-//! `FOREBAY_COMMIT` is set when it is compiled, that is kept too. The measurements, each by its own name too:
+//! `cargo run --release --example gpu_throughput -- --all --json results.json` makes its own shards in a temporary folder, of raw images and of photographs as
+//! large as ImageNet's, and runs every measurement, in some five minutes. It prints a table, and writes what was measured and on what machine, with the
+//! loaders' reports. If `FOREBAY_COMMIT` is set at compile time, that is stored too. Each measurement can also be run by its name:
 //!
-//! - `stress`: 100,000 small steps beside random allocations, on a device that lags behind the host: checksums of every batch, computed on the device, are the
-//!   host's (wanted: all of them, on a device that is kept waiting for less than half of the time), of columns that go each way: large, small, and without a bound. Every
-//!   2000 steps an epoch is dropped with a batch on its way. Memory of host and device before and after.
-//! - `operations`: what `on_device` makes of batches on the device is what it makes of them on the CPU, exactly for `u8`, within rounding for `f32`, within one step of
-//!   `f16` and `bf16`; both parts of a split, whose devices are this one twice, have the host's checksums; exports by DLPack are the tensors' memory.
-//! - `bandwidth`: bytes a second of batches that the loop only takes, from a gigabyte of rows in memory, beside a bare copy from page-locked memory
+//! - `stress`: 100,000 small steps, with random allocations at the same time, on a device that lags behind the host. Checksums of every batch, computed on the
+//!   device, must be the host's (wanted: all of them, on a device that is kept waiting for less than half of the time), for columns on every path: large,
+//!   small, and unbounded. Every 2000 steps an epoch is dropped while a batch is in flight. Memory of host and device is measured before and after.
+//! - `operations`: what `on_device` makes of batches on the device is what it makes of them on the CPU, exactly for `u8`, within rounding for `f32`, within one
+//!   step of `f16` and `bf16`; both parts of a split, whose devices are this one twice, have the host's checksums; exports by DLPack are the tensors' memory.
+//! - `bandwidth`: bytes per second of batches that the loop only takes, from a gigabyte of rows in memory, compared with a bare copy from page-locked memory
 //!   (wanted: 90 %); and the same from files, where reading and checking them may be the limit.
-//! - `images`, `raw`: a ResNet-50 in bf16 trains on batches of 256 x 224 x 224, from JPEG decoded by the loader and from raw `u8`; the share of
-//!   the device's time between one step's last kernel and the next one's first (wanted: less than 1 %), by events on its stream, and the same with one batch that stays.
-//! - `overlap`: what share of the copies runs beside steps, by events on both streams (wanted: 90 %); and the time of steps with batches that come, and without.
-//! - `data`: with `--data URL...`, images a second from these shards (gs:// and others) through the ring to the device; the first batches are held against the host's.
+//! - `images`, `raw`: a ResNet-50 in bf16 trains on batches of 256 x 224 x 224, from JPEG decoded by the loader and from raw `u8`. The result is the share of
+//!   the device's time between one step's last kernel and the next one's first (wanted: less than 1 %), by events on its stream, and the same with one batch
+//!   that stays.
+//! - `overlap`: the share of the copies that runs during steps, by events on both streams (wanted: 90 %); and the time of steps with arriving batches, and
+//!   without.
+//! - `data`: with `--data URL...`, images per second from these shards (gs:// and others) through the ring to the device; the first batches are compared with
+//!   the host's.
 //!
-//! `bandwidth`, `images`, `raw` and `overlap` are measured in three turns, each right beside what they are compared with. All turns are printed; the median counts.
+//! `bandwidth`, `images`, `raw` and `overlap` are measured in three turns, each right next to what they are compared with. All turns are printed; the median
+//! counts.
 //!
-//! Results are printed, and the file of `--json` is written anew, behind each measurement; one that fails is a result too, and the others go on.
+//! After each measurement, results are printed and the file of `--json` is rewritten. A measurement that fails is a result too, and the others continue.
 //!
-//! It exits with 3 where there is no GPU, after saying why and what it would measure, and with 1 where something wanted was missed. `--device cpu` rehearses the program with
-//! small sizes and without claims.
+//! The exit code is 3 if there is no GPU, after the program has said why and what it would measure, and 1 if something wanted was missed. `--device cpu`
+//! rehearses the program with small sizes and without claims.
 //!
 //! Checked with: `--all --device cpu`
 
@@ -64,7 +69,7 @@ type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 /// The exit code of a machine without a GPU.
 const NO_GPU: u8 = 3;
 
-/// What can be measured, and in a few words what that is.
+/// The measurements, each with a short description.
 const MEASUREMENTS: [(&str, &str); 6] = [
     // First: what others leave in libtorch's cache of memory would hide growth.
     (
@@ -137,7 +142,7 @@ fn start(arguments: &Arguments) -> ExitCode {
     }
 }
 
-/// Whether nothing that is wanted was missed.
+/// Whether every wanted result was reached.
 fn run(arguments: &Arguments, device: Device) -> Result<bool> {
     let chosen = |name: &&(&str, &str)| arguments.all || arguments.names.iter().any(|wanted| wanted == name.0);
     let mut names: Vec<(&str, &str)> = MEASUREMENTS.iter().filter(chosen).copied().collect();

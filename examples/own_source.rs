@@ -1,7 +1,7 @@
-//! A source of one's own: reads a CSV file in blocks of lines, and feeds a loop that fits a straight line with it.
+//! Implements a custom source: it reads a CSV file in blocks of lines, and feeds a loop that fits a straight line.
 //!
-//! It makes its data, prints the graph, the fit after each epoch and the loader's report, and fails when the fit is wrong. It needs no
-//! libtorch: batches are read as plain slices.
+//! The example makes its data, prints the graph, the fit after each epoch and the loader's report, and fails if the fit is wrong. It needs no libtorch: batches
+//! are read as plain slices.
 //!
 //! Checked with: ``
 
@@ -20,18 +20,18 @@ use forebay::source::{Decoded, Source};
 use forebay::{Column, Dataset, Error, ErrorKind, Result, Shuffle, float32};
 use futures::future::BoxFuture;
 
-/// Lines in a block. Enough for a read of some 20 KB; a real file would take more.
+/// Lines in a block. This gives reads of some 20 KB; a real file would use more lines.
 const BLOCK_ROWS: u64 = 1000;
 
 /// A CSV file with a heading, all numbers `f32`.
 ///
-/// The catalog is the whole contract with the plan: which blocks there are, and how many rows each has. It takes one pass
-/// over the file when it is opened, which also finds where the blocks lie.
+/// The catalog is the whole contract with the plan: which blocks there are, and how many rows each has. Opening the source takes one pass over the file, which
+/// also finds where the blocks lie.
 struct Csv {
     path: PathBuf,
     columns: Vec<Column>,
     catalog: Catalog,
-    /// Where block i begins; one more than there are blocks.
+    /// Where block i begins; has one more entry than there are blocks.
     offsets: Vec<u64>,
 }
 
@@ -79,7 +79,7 @@ impl Source for Csv {
         &self.catalog
     }
 
-    /// The bytes of a block. It runs beside the requests of other blocks, so what blocks goes to a thread for that.
+    /// Reads the bytes of a block. This runs concurrently with the requests of other blocks, so blocking work goes to a thread for such work.
     fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Vec<Bytes>>>> {
         let (path, range) = (self.path.clone(), self.offsets[block]..self.offsets[block + 1]);
         Some(Box::pin(async move {
@@ -92,7 +92,7 @@ impl Source for Csv {
         }))
     }
 
-    /// The numbers of a block. A row that is none is bad by itself; the loop then gets its error, with the sample's place.
+    /// Decodes the numbers of a block. A row that is not numeric is a bad record by itself; the loop then gets its error, with the sample's place.
     fn decode(&self, _block: usize, fetched: Vec<Bytes>) -> Result<Decoded> {
         let mut values = vec![Vec::new(); self.columns.len()];
         let mut bad = Vec::new();

@@ -1,6 +1,6 @@
-//! A training run that is interrupted and goes on as if it had not been: the checkpoint holds the weights and the loader's state.
+//! Interrupts a training run, which then continues as if nothing had happened: the checkpoint holds the weights and the loader's state.
 //!
-//! It fits a straight line by stochastic gradient descent, once in one go and once with an interruption every few dozen steps, each time with a new
+//! It fits a straight line by stochastic gradient descent, once without interruption and once with an interruption every few dozen steps, each time with a new
 //! loader and another number of threads. The weights of both runs must agree in every bit. It needs no libtorch.
 //!
 //! Checked with: ``
@@ -16,12 +16,12 @@ use rand::Rng;
 
 const EPOCHS: u64 = 4;
 
-/// What is needed to go on.
+/// The data needed to continue.
 #[derive(Clone, Default, serde::Serialize, serde::Deserialize)]
 struct Checkpoint {
     slope: f32,
     intercept: f32,
-    /// Where the data stands; none before the first step.
+    /// The loader's state; none before the first step.
     data: Option<State>,
 }
 
@@ -30,7 +30,7 @@ impl Checkpoint {
         if path.exists() { Ok(serde_json::from_slice(&fs::read(path)?)?) } else { Ok(Self::default()) }
     }
 
-    /// Weights and state go into one file, which appears whole or not at all: they must never be of different steps.
+    /// Writes weights and state into one file, which appears complete or not at all: they must never be of different steps.
     fn save(&self, path: &Path) -> Result<(), Box<dyn Error>> {
         let part = path.with_extension("part");
         fs::write(&part, serde_json::to_vec(self)?)?;
@@ -49,7 +49,7 @@ fn points() -> forebay::Result<Dataset> {
     Ok(dataset.batch(50))
 }
 
-/// Trains on from the checkpoint, for so many steps or to the end; whether it came to the end.
+/// Trains from the checkpoint, for so many steps or to the end; returns whether it reached the end.
 fn train(path: &Path, steps: usize, threads: usize) -> Result<bool, Box<dyn Error>> {
     let mut checkpoint = Checkpoint::load(path)?;
     let mut builder = points()?.loader().seed(42).scheduler(Scheduler::threads(threads));

@@ -1,13 +1,13 @@
-//! Trains a small recommender on a wide Parquet file, of which it reads a third of the columns, and fails when it learns nothing.
+//! Trains a small recommender on a wide Parquet file, reads only a third of its columns, and fails if it learns nothing.
 //!
-//! The file has 60 columns: ids of users, items and what surrounds a visit, measurements (some of them null), texts that nobody needs here, and
-//! whether the item was bought, day by day for 30 days. The network embeds the ids and joins them with the measurements; it is trained on 24 days
-//! and judged on the last 6. `columns` says what is read, and what stands for a null; a mask column says where one was. `filter_where` on the day
-//! leaves out row groups by their statistics, so that neither side reads what is the other's.
+//! The file has 60 columns: ids of users, items and the circumstances of a visit, measurements (some of them null), texts that nobody needs here, and whether
+//! the item was bought, day by day for 30 days. The network embeds the ids and joins them with the measurements. It is trained on 24 days and judged on the
+//! last 6. `columns` says which columns are read, and what replaces a null; a mask column says where a null was. `filter_where` on the day skips row groups by
+//! their statistics, so that neither side reads the rows of the other.
 //!
-//! It prints the graph, one pass that takes the measurements' means and deviations (rows a second, bytes read of how many), the loss of each
-//! epoch, and accuracy and area under the ROC curve on the held-out days, beside guessing the commoner answer. It fails unless the area is
-//! above 0.78, the accuracy 10 points above guessing, and less than a quarter of the file was read in a pass.
+//! It prints the graph, one pass that computes the measurements' means and deviations (rows per second, bytes read out of how many), the loss of each epoch,
+//! and accuracy and area under the ROC curve on the held-out days, compared with always guessing the commoner answer. It fails unless the area is above 0.78,
+//! the accuracy is 10 points above guessing, and less than a quarter of the file was read in a pass.
 //!
 //! Checked with: ``
 
@@ -35,12 +35,12 @@ const HELD_OUT: i32 = DAYS - 6;
 const BATCH: usize = 512;
 const EPOCHS: u64 = 12;
 
-/// What has to come of it: the area under the ROC curve, accuracy above that of guessing, and the share of the file that a pass may read.
+/// The required results: the area under the ROC curve, the accuracy above that of guessing, and the share of the file that a pass may read.
 const AREA: f64 = 0.78;
 const GAIN: f64 = 0.1;
 const READ: f64 = 0.25;
 
-/// What is wanted of the 60 columns: 18 that the network sees, of one of them whether there is a value, and the label. With the day 20 are read.
+/// The columns wanted out of the 60: 18 that the network sees, for one of them a mask of its values, and the label. With the day, 20 are read.
 fn columns() -> Vec<Column> {
     let scalar = |name: &str, dtype| Column::new(name, dtype, Shape::Scalar);
     // Id 0 stands for "unknown"; ids are embedded, so the null has a vector of its own.
@@ -77,7 +77,7 @@ impl Inputs {
     }
 }
 
-/// Passes once over the training days: means and deviations of the measurements, and how often an item was bought.
+/// Makes one pass over the training days: means and deviations of the measurements, and how often an item was bought.
 fn measure(loader: &mut Loader) -> Result<(Scale, f64)> {
     let (mut rows, mut bought) = (0.0, 0.0);
     let zeros = || Tensor::zeros([MEASUREMENTS.len() as i64], (Kind::Double, tch::Device::Cpu));
@@ -98,7 +98,7 @@ fn measure(loader: &mut Loader) -> Result<(Scale, f64)> {
 
 /// How well the network judges the rows of a loader.
 struct Judged {
-    /// The area under the ROC curve: how often, of a row that was bought and one that was not, the former gets the higher score.
+    /// The area under the ROC curve: how often a row that was bought gets a higher score than a row that was not.
     area: f64,
     accuracy: f64,
     /// The accuracy of always giving the commoner answer.

@@ -1,14 +1,14 @@
-//! Trains a small transformer on bytes of text, packed several documents to a row, and fails when it learns nothing.
+//! Trains a small transformer on bytes of text, packed several documents to a row, and fails if it learns nothing.
 //!
-//! The text is this repository's own: its Markdown files, paragraph by paragraph, and the comments of its sources. It becomes Parquet files
-//! with a list of token ids a document, which are shuffled and packed into rows of 128 bytes. `segment_ids` become the mask of the attention, so
-//! that no document sees its neighbours in the row, and `position_ids` let each begin at 0. In the middle of an epoch the run is interrupted:
-//! the loader is dropped, and another one, with other threads, goes on from the saved state.
+//! The text is this repository's own: its Markdown files, paragraph by paragraph, and the comments of its sources. It becomes Parquet files with one list of
+//! token ids per document, which are shuffled and packed into rows of 128 bytes. `segment_ids` become the attention mask, so that no document sees its
+//! neighbours in the row, and `position_ids` let each document begin at 0. In the middle of an epoch the run is interrupted: the loader is dropped, and another
+//! one, with other threads, continues from the saved state.
 //!
-//! It prints the graph, the share of padding, the loss in bits a byte every 50 steps and on held-out text before and after, and what was
-//! interrupted. It fails unless the held-out text takes more than 7 bits a byte before, and less than 3.4 after (knowing how often each byte comes it
-//! would take 4.8, and each pair of bytes 3.6), the batch behind the interruption is the one that would have come, and a packed document gets
-//! the logits that it gets in a row of its own.
+//! It prints the graph, the share of padding, the loss in bits per byte every 50 steps and on held-out text before and after, and where the run was
+//! interrupted. It fails unless the held-out text takes more than 7 bits per byte before, and less than 3.4 after (with knowledge of the frequency of each byte
+//! it would take 4.8, and with that of each pair of bytes 3.6). It also fails unless the batch after the interruption is the one that would have come, and a
+//! packed document gets the same logits as in a row of its own.
 //!
 //! Checked with: ``
 
@@ -31,7 +31,7 @@ type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 /// Tokens of a packed row.
 const ROW: usize = 128;
-/// The token behind each document; bytes are the tokens before it.
+/// The token after each document; the tokens below it are bytes.
 const END: i64 = 256;
 const VOCABULARY: i64 = 257;
 
@@ -39,11 +39,11 @@ const BATCH: usize = 16;
 const STEPS: usize = 400;
 const LEARNING_RATE: f64 = 4e-3;
 
-/// What the held-out text has to take before and after training, in bits a byte.
+/// The limits for the held-out text before and after training, in bits per byte.
 const BEFORE: f64 = 7.0;
 const AFTER: f64 = 3.4;
 
-/// Documents of a file in rows of [`ROW`] tokens.
+/// Packs the documents of a file into rows of [`ROW`] tokens.
 fn packed(file: &Path) -> Result<Dataset> {
     let rows = Dataset::open(file)? // its one column is `tokens`, which is what is packed
         .shuffle(Shuffle::buffer(4096))
@@ -70,7 +70,7 @@ impl Rows {
         Self { ids: f(&self.ids), positions: f(&self.positions), segments: f(&self.segments) }
     }
 
-    /// The token behind each, or -100 where that is of another document, or padding.
+    /// For each token the next one, or -100 if the next one belongs to another document, or is padding.
     fn targets(&self) -> Tensor {
         let behind = |tensor: &Tensor| tensor.narrow(1, 1, ROW as i64 - 1);
         let here = self.segments.narrow(1, 0, ROW as i64 - 1);
@@ -115,8 +115,8 @@ impl Training {
         Ok(())
     }
 
-    /// Trains until so many steps are taken; returns the state behind the last, and the batch that would have come next. The first batch must
-    /// equal `expected`.
+    /// Trains until `steps` steps are taken; returns the state after the last step, and the batch that would have come next. The first batch must equal
+    /// `expected`.
     fn until(&mut self, steps: usize, loader: &mut Loader, mut expected: Option<Batch>) -> Result<(State, Batch)> {
         let mut state = None;
         for epoch in loader.next_epoch().. {
@@ -139,7 +139,7 @@ impl Training {
         Err("an epoch has no full batch".into())
     }
 
-    /// Bits a byte on the documents of a loader.
+    /// Bits per byte on the documents of a loader.
     fn held_out(&self, loader: &mut Loader) -> Result<f64> {
         let mut losses = Vec::new();
         for batch in loader.epoch(0) {
@@ -148,7 +148,7 @@ impl Training {
         Ok(losses.iter().sum::<f64>() / losses.len() as f64)
     }
 
-    /// The largest difference between the logits of a document behind others in its row and those of the same document alone.
+    /// The largest difference between the logits of a document that follows others in its row and those of the same document alone.
     fn leak(&self, batch: &Batch) -> Result<f64> {
         let segments = batch.values::<i64>("segment_ids")?;
         let shared = segments.chunks(ROW).position(|row| row.contains(&2)).ok_or("no row holds two documents")?;
@@ -164,7 +164,7 @@ impl Training {
     }
 }
 
-/// A loss as a number of bits.
+/// Converts a loss to bits.
 fn bits(nats: &Tensor) -> f64 {
     nats.to_kind(Kind::Double).double_value(&[]) / std::f64::consts::LN_2
 }

@@ -1,12 +1,12 @@
-//! Trains small convolutional networks on real images read from TFRecord shards, and fails when they learn nothing.
+//! Trains small convolutional networks on real images read from TFRecord shards, and fails if they learn nothing.
 //!
-//! Without arguments it trains twice, on the images of `examples/data`: handwritten digits of 8x8 pixels, until more than
-//! 95 % of the held-out ones are recognised, and photographs as random crops of 224x224 pixels, where the question is which
-//! photograph a crop was cut from. `--data URL...` trains on shards of your own (`image/encoded`, `image/class/label`), and
-//! `--photos FOLDER` on a folder of photographs, which is written to shards first.
+//! Without arguments it trains twice, on the images of `examples/data`. The first run trains on handwritten digits of 8x8 pixels, until more than 95 % of the
+//! held-out ones are recognised. The second run trains on photographs as random crops of 224x224 pixels, where the question is which photograph a crop was cut
+//! from. `--data URL...` trains on your own shards (`image/encoded`, `image/class/label`), and `--photos FOLDER` trains on a folder of photographs, which is
+//! written to shards first.
 //!
-//! It prints the graph of each data set, a line an epoch (loss, accuracy, samples a second, how much of the time the loop
-//! waited for data), and the loader's report. The exit code says whether the loss fell and the digits were recognised.
+//! It prints the graph of each data set, one line per epoch (loss, accuracy, samples per second, how much of the time the loop waited for data), and the
+//! loader's report. The exit code says whether the loss fell and the digits were recognised.
 //!
 //! Checked with: `--quick`
 
@@ -32,7 +32,7 @@ type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 const IMAGE: &str = "image/encoded";
 const LABEL: &str = "image/class/label";
 
-/// Photographs that an epoch of few is repeated up to, as other crops each time.
+/// If an epoch has few photographs, they are repeated up to this number, as other crops each time.
 const CROPS_PER_EPOCH: u64 = 480;
 
 /// Trains small networks on images from TFRecord shards and shows what the loader did meanwhile.
@@ -96,7 +96,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     if missed.is_empty() { Ok(()) } else { Err(missed.join("; ").into()) }
 }
 
-/// Ten classes of handwritten digits, with others held out.
+/// Ten classes of handwritten digits, some of which are held out.
 fn digits(arguments: &Arguments) -> Result<Task> {
     let digits = |files: &str| -> Result<Dataset> {
         let dataset = Dataset::open(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/digits/").to_owned() + files)?;
@@ -131,7 +131,7 @@ fn photographs(arguments: &Arguments) -> Result<Task> {
     Ok(Task { goals: Goals { loss_share: if arguments.quick { 0.9 } else { 0.5 }, accuracy: None }, ..task })
 }
 
-/// Photographs of the user. Their labels may have gaps: a first pass numbers those that there are from 0.
+/// The user's own photographs. Their labels may have gaps: a first pass numbers the existing labels from 0.
 fn own_photographs(urls: Vec<String>, arguments: &Arguments) -> Result<Task> {
     let mut counts = BTreeMap::<i64, u64>::new();
     for batch in Dataset::open(urls.clone())?.columns([int64(LABEL)]).batch(4096).loader().build()? {

@@ -1,7 +1,7 @@
-//! Two processes share an epoch: each takes its half of every batch, both take the same number of steps, behind a filter as well.
+//! Two processes share an epoch: each takes its half of every batch, and both take the same number of steps, even after a filter.
 //!
-//! Without arguments it starts itself twice, as a launcher would (torchrun, srun, mpirun set the same variables), and checks
-//! that what both delivered is what one process alone delivers. It needs no libtorch.
+//! Without arguments it starts itself twice, as a launcher would (torchrun, srun and mpirun set the same variables), and checks that both together deliver what
+//! one process alone delivers. It needs no libtorch.
 //!
 //! Checked with: ``
 
@@ -12,14 +12,14 @@ use std::sync::Arc;
 use arrow::array::Int64Array;
 use forebay::{Dataset, Shuffle, World};
 
-/// Numbers, shuffled, without those that 3 divides: how many that leaves nobody knows beforehand.
+/// Numbers, shuffled, without the multiples of 3: nobody knows beforehand how many that leaves.
 fn dataset() -> forebay::Result<Dataset> {
     let numbers = Int64Array::from_iter_values(0..10_000);
     let dataset = Dataset::from_columns([("x", Arc::new(numbers) as _)])?.shuffle(Shuffle::buffer(1000));
     Ok(dataset.filter("no multiples of 3", |_, row| Ok(row.get::<i64>("x")? % 3 != 0)).batch(8))
 }
 
-/// Takes this rank's batches; a line for each.
+/// Returns this rank's batches, one line for each.
 fn batches(world: World) -> forebay::Result<Vec<Vec<i64>>> {
     let mut loader = dataset()?.loader().seed(42).world(world).steps_per_epoch(800).build()?;
     loader.epoch(0).map(|batch| Ok(batch?.values::<i64>("x")?.into_owned())).collect()
