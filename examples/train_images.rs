@@ -96,7 +96,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     if missed.is_empty() { Ok(()) } else { Err(missed.join("; ").into()) }
 }
 
-/// Ten classes of handwritten digits, some of which are held out.
+/// Ten classes of handwritten digits, with other digits held out.
 fn digits(arguments: &Arguments) -> Result<Task> {
     let digits = |files: &str| -> Result<Dataset> {
         let dataset = Dataset::open(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/digits/").to_owned() + files)?;

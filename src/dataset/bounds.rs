@@ -8,7 +8,7 @@ use crate::schema::Value;
 
 /// What is known of a column's values in some rows. None of the values is null.
 pub(crate) struct Bounds {
-    /// The smallest and the largest value possible.
+    /// A lower and an upper bound: no value is smaller than the first, or larger than the second.
     pub(crate) range: Option<(Value, Value)>,
     /// Returns true if a value does not occur; on false the value may occur.
     pub(crate) excludes: Option<Excludes>,

@@ -246,7 +246,7 @@ impl From<ImageFolder> for Format {
 /// | column | |
 /// |---|---|
 /// | `image: bytes` | the file |
-/// | `label: i64` | the number of its class, in the order of names. The class is the folder directly below the common folder of all files. 0 if there are no such folders |
+/// | `label: i64` | the number of its class, in the order of names; 0 without class folders. The class is the folder directly below the common folder of all files |
 /// | `path: bytes` | its name below the common folder of all files |
 ///
 /// Classes are those of the files listed. To get the same numbers every time, list all files, with `photos/` rather than `photos/cat*`.
@@ -314,8 +314,8 @@ impl JsonLines {
 
     /// Decodes strings that begin with `data:;base64,` to the bytes that their rest encodes.
     ///
-    /// [`Writer`](crate::Writer) writes bytes that are not text in this way, and text that begins so. A row is bad if the rest of such a string is not base64,
-    /// padded as in RFC 4648.
+    /// [`Writer`](crate::Writer) writes bytes that are not text in this way, and also text that begins so. A row is bad if the rest of such a string is not
+    /// base64, padded as in RFC 4648.
     ///
     /// # Example
     /// ```
