@@ -106,66 +106,67 @@ impl LoaderBuilder {
         }
     }
 
-    /// The one number behind all randomness (without it that of a restored state, or 0).
+    /// Sets the seed, the one number behind all randomness. Without it the loader takes the seed of a restored state, or 0.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
 
-    /// Which of several processes this one is.
+    /// Sets which of several processes this one is.
     pub fn world(mut self, world: World) -> Self {
         self.world = world;
         self
     }
 
-    /// Where batches are delivered.
+    /// Sets where batches are delivered.
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
         self
     }
 
-    /// How work is spread over threads: as many workers as the process has cores, unless stated. Each process of a machine counts all of its cores: of eight ranks each takes
-    /// `Scheduler::share(1.0 / 8.0)`, or cores of its own.
+    /// Sets how work is spread over threads. Unless stated, there are as many workers as the process has cores. Each process of a machine counts all
+    /// of its cores: with eight ranks, give each `Scheduler::share(1.0 / 8.0)`, or cores of its own.
     pub fn scheduler(mut self, scheduler: Scheduler) -> Self {
         self.scheduler = scheduler;
         self
     }
 
-    /// How many bytes may be in flight: a quarter of the memory that the process may use, unless stated. Each process of a machine takes as much: of eight ranks each has to state
-    /// its own.
+    /// Sets how many bytes may be in flight. Unless stated, it is a quarter of the memory that the process may use. Each process of a machine takes
+    /// that much: with eight ranks, each has to state its own budget.
     pub fn budget(mut self, budget: Budget) -> Self {
         self.budget = budget;
         self
     }
 
-    /// Logical streams of the plan, which fix the order for all world sizes that divide them. They divide the batch.
+    /// Sets the number of logical streams of the plan. They fix the order for all world sizes that divide their number. The number has to divide the
+    /// batch.
     ///
-    /// Left out, they are the largest number up to 8 (or up to the number of ranks) that divides the batch and that the ranks divide: 8 of a batch of 256, but 5 of
-    /// 20 or 100, so that a run which one process has begun goes on with 5 ranks, and never with 2. Where it may have to, state 10 from the start.
-    /// [`Dataset::explain`] says which batches are such.
+    /// By default it is the largest number up to 8 (or up to the number of ranks) that divides the batch and is a multiple of the number of ranks: 8
+    /// for a batch of 256, but 5 for 20 or 100. A run with 5 streams that one process began can continue on 5 ranks, and never on 2. If it may have
+    /// to, state 10 from the start. [`Dataset::explain`] says which batches this concerns.
     pub fn streams(mut self, streams: usize) -> Self {
         self.streams = Some(streams as u64);
         self
     }
 
-    /// States how many steps an epoch has, on every rank, and repeats the data set's rows as often as that takes.
+    /// States how many steps an epoch has on every rank. The data set's rows are repeated as often as that takes.
     ///
-    /// Behind a filter or flat_map nobody can count beforehand, and several ranks need it. Every epoch begins the rows anew, in its own order: `n` should
-    /// be about what the data set has, or what is behind is never seen without a shuffle.
+    /// After a filter or flat_map the steps cannot be counted beforehand, and several ranks need their number. Every epoch begins the rows anew, in
+    /// its own order. So `n` should be about what the data set has: without a shuffle, the rows after the last step are never seen.
     pub fn steps_per_epoch(mut self, n: u64) -> Self {
         self.steps_per_epoch = Some(n);
         self
     }
 
-    /// Goes on behind a saved state, with precisely the samples, order and augmentations of the run that it was saved in; threads, prefetch, budget,
-    /// device and world size may be others. The seed and the number of streams are taken from it where they are not stated.
+    /// Continues after a saved state, with precisely the samples, order and augmentations of the run that saved it. Threads, prefetch, budget, device
+    /// and world size may differ. The seed and the number of streams are taken from the state if they are not stated.
     ///
-    /// The state's epoch, which [`Loader::next_epoch`] says, is its rest, which may be nothing; any other that is asked for is whole, and what is behind
-    /// it too. So a loop goes on with `for epoch in loader.next_epoch()..epochs`.
+    /// The loader delivers the rest of the state's epoch, which may be empty; [`Loader::next_epoch`] returns that epoch. Any other epoch that is
+    /// asked for is whole, and so are those after it. So a loop continues with `for epoch in loader.next_epoch()..epochs`.
     ///
     /// # Errors
-    /// `build()` refuses a state of another data set, graph (a function of another name included), seed or number of streams, with
-    /// a list of the differences. [`transforms_may_differ`](Self::transforms_may_differ) leaves some out of it.
+    /// `build()` refuses a state of another data set, graph (including a function of another name), seed or number of streams, and lists the
+    /// differences. [`transforms_may_differ`](Self::transforms_may_differ) allows some of them.
     ///
     /// # Example
     /// See [`State`].
@@ -174,12 +175,13 @@ impl LoaderBuilder {
         self
     }
 
-    /// Takes states of graphs that make their samples in another way: of smaller images, say, or without some augmentation. Which rows come, and in
-    /// which order, stays that of the run that the state was saved in.
+    /// Accepts states of graphs that make their samples in another way: of smaller images, say, or without some augmentation. The rows and their
+    /// order stay those of the run that saved the state.
     ///
-    /// `columns`, `map`, `map_batch`, `image`, `pad`, `tokenize` and `enumerate` may be others, more or fewer. All else has to be as it was: the data, the seed, the
-    /// streams, `shuffle`, `batch`, whatever makes more or fewer rows of some, and the stages in front of that, whose results it goes by. Parquet is cut by the
-    /// bytes of the columns that are read: with other columns of large row groups the blocks are others, and the state is refused.
+    /// `columns`, `map`, `map_batch`, `image`, `pad`, `tokenize` and `enumerate` may differ, and there may be more or fewer of them. Everything else
+    /// has to be as it was: the data, the seed, the streams, `shuffle`, `batch`, every stage that changes the number of rows, and the stages before
+    /// such a stage, because it depends on their results. Parquet is cut into blocks by the bytes of the columns that are read: with other columns,
+    /// large row groups are cut into other blocks, and the state is refused.
     ///
     /// # Example
     /// ```
@@ -204,32 +206,31 @@ impl LoaderBuilder {
         self
     }
 
-    /// How stores are reached: endpoints, retries, timeouts.
+    /// Sets how stores are reached: endpoints, retries, timeouts.
     pub fn store(mut self, options: StoreOptions) -> Self {
         self.store = options;
         self
     }
 
-    /// What is done about shards without an index.
+    /// Sets what is done about shards without an index.
     pub fn index(mut self, index: Index) -> Self {
         self.index = index;
         self
     }
 
-    /// The folder in which indexes are kept, instead of `$FOREBAY_INDEX_DIR`, `$XDG_CACHE_HOME/forebay/index` or
-    /// `~/.cache/forebay/index`.
+    /// Sets the folder in which indexes are kept, instead of `$FOREBAY_INDEX_DIR`, `$XDG_CACHE_HOME/forebay/index` or `~/.cache/forebay/index`.
     pub fn index_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.index_dir = Some(dir.into());
         self
     }
 
-    /// Goes on without bad records, within a limit; without it the first one ends the epoch with its error.
+    /// Leaves out bad records, within a limit. Without this call the first bad record ends the epoch with its error.
     pub fn on_bad_record(mut self, skip: Skip) -> Self {
         self.skip = Some(skip);
         self
     }
 
-    /// What is done to a column of images, and its labels, once a batch is on its device. Called several times, for several columns.
+    /// Sets what is done to a column of images, and its labels, once a batch is on its device. Call it several times for several columns.
     ///
     /// # Example
     /// See [`OnDevice`].
@@ -242,7 +243,7 @@ impl LoaderBuilder {
     /// Checks the graph and the settings, lists the shards, finds their indexes, and starts the threads.
     ///
     /// # Errors
-    /// Every mistake of the configuration at once, each with the call that mends it; and what goes wrong with the stores.
+    /// Every configuration mistake at once, each with the call that fixes it; and whatever goes wrong with the stores.
     pub fn build(self) -> Result<Loader> {
         let mut wrong = mistakes(&self.dataset);
         if !wrong.is_empty() {
@@ -370,17 +371,18 @@ pub(crate) fn default_index_dir() -> Option<PathBuf> {
         .or_else(|| Some(set("HOME")?.join(".cache/forebay/index")))
 }
 
-/// Whether batches have as many samples as a token budget has room for.
+/// Whether each batch has as many samples as fit into a token budget.
 fn holds_tokens(dataset: &Dataset) -> bool {
     let mut found = false;
     visit(&dataset.node, &mut |node| found |= node.holds_tokens());
     found
 }
 
-/// Bytes of a batch that one task lays out: about a millisecond's copying. Batches of 104 MB (48 samples of 2 MB) were laid out by one thread.
+/// Bytes of a batch that one task lays out: about a millisecond's copying. Without this limit one thread laid out batches of 104 MB (48 samples of 2
+/// MB).
 const CHUNK_BYTES: usize = 4 << 20;
 
-/// Rows that one task takes: few where each is work or many bytes, all where they are only gathered.
+/// Rows that one task takes: few where each row is work or many bytes, all where rows are only gathered.
 fn chunk_rows(dataset: &Dataset, layouts: &[collate::Layout]) -> usize {
     let sample: usize = layouts.iter().filter_map(collate::Layout::sample_bytes).sum();
     let mut rows = CHUNK_BYTES.checked_div(sample).map_or(usize::MAX, |rows| rows.max(1));
@@ -396,7 +398,7 @@ fn chunk_rows(dataset: &Dataset, layouts: &[collate::Layout]) -> usize {
     rows
 }
 
-/// Refuses a budget that cannot hold the largest block and the batches on their way; those in a ring have their share already.
+/// Refuses a budget that cannot hold the largest block and the batches in flight. Batches in a ring have their share already.
 fn check_budget(shared: &Shared, in_ring: bool) -> Result<()> {
     let largest = shared.pipeline.leaves.iter().map(|leaf| match leaf {
         Leaf::Indexed(source) => source.catalog().largest_block(),

@@ -8,7 +8,7 @@ use super::run::Run;
 use crate::batch::Batch;
 use crate::error::Result;
 
-/// The batches of one epoch, in order; after an error there is nothing more.
+/// Iterates over the batches of one epoch, in order. After an error it ends.
 ///
 /// # Example
 /// ```
@@ -22,7 +22,7 @@ use crate::error::Result;
 /// # Ok::<(), forebay::Error>(())
 /// ```
 pub struct Epoch {
-    /// None behind the end.
+    /// `None` after the end.
     run: Option<Arc<Run>>,
     lane: usize,
     epoch: u64,

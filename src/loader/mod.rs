@@ -43,13 +43,13 @@ use crate::telemetry::{FunctionCounter, Report};
 use delivery::Delivery;
 use run::{Run, Shared};
 
-/// One execution of a [`Dataset`](crate::Dataset): where, how parallel, from which seed.
+/// One execution of a [`Dataset`](crate::Dataset): where it runs, how parallel, and from which seed.
 ///
-/// `for batch in loader` takes one epoch and the loader with it; `for batch in &mut loader` the next epoch;
-/// [`loader.epoch(e)`](Self::epoch) a given one. Behind an epoch's last batches the next epoch is already read.
+/// `for batch in loader` runs one epoch and consumes the loader. `for batch in &mut loader` runs the next epoch, and [`loader.epoch(e)`](Self::epoch)
+/// a given one. While the loop takes an epoch's last batches, the loader already reads the next epoch.
 ///
-/// Dropping an iterator before its end (a `break`) ends what was under way for it. An iterator that is still out goes on without its loader; dropping the
-/// last of them ends the threads.
+/// Dropping an iterator before its end (a `break`) ends the work under way for it. An iterator that is still in use continues when its loader is
+/// dropped; the threads end when the last of them is dropped.
 ///
 /// # Example
 /// ```
@@ -80,12 +80,12 @@ pub struct Loader {
 #[derive(Default)]
 pub(crate) struct Current {
     run: Weak<Run>,
-    /// A run whose epoch was taken to its end, kept so that the next epoch is read meanwhile.
+    /// A run whose epoch was taken to its end. It is kept so that it reads the next epoch meanwhile.
     ended: Option<(Arc<Run>, u64)>,
 }
 
 impl Current {
-    /// An iterator came to the end of `epoch`: keep its run for the next one.
+    /// Keeps the run of an iterator that came to the end of `epoch`, for the next epoch.
     pub(crate) fn keep(&mut self, run: Arc<Run>, epoch: u64) {
         if std::ptr::eq(self.run.as_ptr(), Arc::as_ptr(&run)) {
             self.ended = Some((run, epoch));
@@ -100,35 +100,35 @@ impl std::fmt::Debug for Loader {
 }
 
 impl Loader {
-    /// The batches of epoch `epoch`. It borrows nothing, and can be sent to another thread.
+    /// Returns the batches of epoch `epoch`. The iterator borrows nothing, and can be sent to another thread.
     ///
-    /// A loader delivers one epoch at a time: asking for another one ends an iterator that is still out.
+    /// A loader delivers one epoch at a time: asking for another epoch ends an iterator that is still in use.
     ///
-    /// Of the epoch that a state was [restored](Self::restore) in, or steps were [skipped](Self::skip_steps) in, it is the rest.
+    /// If a state was [restored](Self::restore) or steps were [skipped](Self::skip_steps) in this epoch, the iterator delivers the rest of it.
     pub fn epoch(&mut self, epoch: u64) -> Epoch {
         self.begin(epoch, true)
     }
 
-    /// The epoch that `for batch in &mut loader` takes next: 0 at first, and that of a restored state.
+    /// Returns the epoch that `for batch in &mut loader` takes next: 0 at first, and after a restore that of the state.
     pub fn next_epoch(&self) -> u64 {
         self.start.epoch
     }
 
-    /// Goes back or forth to a state saved by this loader or one like it: the next batches are those behind it. An iterator that
-    /// is still out ends.
+    /// Moves back or forward to a state saved by this loader or one like it: the next batches are those after the state. An iterator that is still in
+    /// use ends.
     ///
     /// # Errors
-    /// As [`LoaderBuilder::restore`], which also takes the seed and the number of streams from the state.
+    /// As for [`LoaderBuilder::restore`], which also takes the seed and the number of streams from the state.
     pub fn restore(&mut self, state: &State) -> Result<()> {
         self.start = self.shared.pipeline.start_behind(state)?;
         self.supersede();
         Ok(())
     }
 
-    /// Leaves out the next `steps` steps of the epoch that comes next, without reading them.
+    /// Skips the next `steps` steps of the epoch that comes next, without reading them.
     ///
     /// # Errors
-    /// Behind a filter or flat_map, and without an index, nobody knows where those steps end.
+    /// After a filter or flat_map, and without an index, it is not known where those steps end.
     ///
     /// # Example
     /// ```
@@ -157,13 +157,13 @@ impl Loader {
         Ok(())
     }
 
-    /// What all its states have in common.
+    /// What all states of this loader have in common.
     #[cfg(feature = "cli")]
     pub(crate) fn identity(&self) -> &Identity {
         &self.shared.pipeline.identity
     }
 
-    /// Ends what is under way.
+    /// Ends the run that is under way.
     fn supersede(&mut self) {
         let mut current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         current.ended = None;
@@ -173,13 +173,13 @@ impl Loader {
         }
     }
 
-    /// Where `epoch` begins; the one behind it is next.
+    /// Where `epoch` begins. The epoch after it becomes the next one.
     fn start_of(&mut self, epoch: u64) -> Progress {
         let start = std::mem::replace(&mut self.start, Progress::of_epoch(epoch.saturating_add(1)));
         if start.epoch == epoch { start } else { Progress::of_epoch(epoch) }
     }
 
-    /// `go_on`: whether a next epoch may be asked for, and is read ahead.
+    /// Begins an epoch. `go_on`: whether a next epoch may be asked for, and is read ahead.
     fn begin(&mut self, epoch: u64, go_on: bool) -> Epoch {
         let start = self.start_of(epoch);
         let mut current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -197,16 +197,17 @@ impl Loader {
         Epoch::new(run, 0, epoch, self.current.clone())
     }
 
-    /// One iterator for each device, to be moved to a thread each: the batches of the next epoch, each batch shared out in
-    /// equal, contiguous parts. One reader and one pool serve all; the slowest iterator sets the pace. An iterator that is dropped
-    /// leaves its part of every batch behind.
+    /// Returns one iterator for each device, each to be moved to its own thread. They deliver the next epoch: each batch is divided into equal,
+    /// contiguous parts, one for each device. One reader and one pool serve all iterators; the slowest iterator sets the pace. If an iterator is
+    /// dropped, its part of every batch is discarded.
     ///
-    /// `next()` waits until every other iterator has taken all but the last few parts. One thread that takes one iterator to its end, and the next one then, waits
-    /// forever: on one thread they are taken in turns.
+    /// `next()` waits until every other iterator has taken all but the last few parts. A thread that takes one iterator to its end before the next
+    /// one waits forever: on one thread, take from the iterators in turns.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`](crate::ErrorKind::Device) if there is no such device; a batch that the devices cannot share equally, or the last one of an epoch. Where nobody knows
-    /// how many rows there are (behind a filter, without an index) the last one may leave some without a part: `.drop_remainder()` leaves it out.
+    /// [`ErrorKind::Device`](crate::ErrorKind::Device) if there is no such device. A batch, or the last batch of an epoch, that the devices cannot
+    /// share equally. If the number of rows is not known (after a filter, without an index), the last batch may leave some devices without a part:
+    /// `.drop_remainder()` leaves that batch out.
     pub fn split(&mut self, devices: &[Device]) -> Result<Vec<Epoch>> {
         let batch = self.shared.pipeline.steps.batch / self.shared.pipeline.steps.world;
         if devices.is_empty() || !batch.is_multiple_of(devices.len() as u64) {
@@ -237,32 +238,32 @@ impl Loader {
         Ok((0..devices.len()).map(|lane| Epoch::new(run.clone(), lane, epoch, Arc::default())).collect())
     }
 
-    /// Steps of an epoch, equal on every rank; `None` where that is neither [stated](LoaderBuilder::steps_per_epoch) nor known before: behind a
-    /// filter or flat_map, without an index, and for endless data sets.
+    /// Returns the number of steps of an epoch, equal on every rank. `None` if it is neither [stated](LoaderBuilder::steps_per_epoch) nor known
+    /// beforehand: after a filter or flat_map, without an index, and for endless data sets.
     pub fn steps_per_epoch(&self) -> Option<u64> {
         let pipeline = &self.shared.pipeline;
         pipeline.steps.stated.or_else(|| Some(pipeline.steps.per_epoch(pipeline.known_rows()?)))
     }
 
-    /// What the loop has taken so far, epoch by epoch, in sums: proof that another run delivered the same.
+    /// Returns what the loop has taken so far, epoch by epoch, in sums: proof that another run delivered the same.
     ///
-    /// It is of this rank; [`Ledger::sum`](crate::Ledger::sum) adds ranks up. What was prefetched and not taken is not in it. An epoch that is asked for again
-    /// is added again. Beside a checkpoint it belongs with the [`State`] of the last batch: taken after `next()` has returned that batch,
-    /// it holds that batch and none behind.
+    /// The ledger is that of this rank; [`Ledger::sum`](crate::Ledger::sum) adds ranks up. Batches that were prefetched and not taken are not in it.
+    /// An epoch that is asked for again is added again. Save it with a checkpoint, next to the [`State`] of the last batch: a ledger taken after
+    /// `next()` has returned that batch holds that batch and none after it.
     pub fn ledger(&self) -> crate::Ledger {
         self.shared.with_ledger(|ledger| ledger.clone())
     }
 
-    /// Whether a ledger, summed over all ranks, holds all of an epoch: every sample of the plan as often as the plan says, in its place.
+    /// Checks that a ledger, summed over all ranks, holds all of an epoch: every sample of the plan as often as the plan says, in its place.
     ///
-    /// Nothing is read for it: the plan of the epoch is walked, on this thread. Checksums of what is stored are not in the plan, so the ledger's
-    /// third sum is not looked at; two runs are compared by it. Where bad records were left out they count as had, and the places of the
-    /// others cannot be verified.
+    /// Nothing is read: this thread walks the plan of the epoch. The plan has no checksums of the stored data, so the ledger's third sum is not
+    /// checked; it serves to compare two runs. Bad records that were left out count as delivered, and then the places of the other samples cannot be
+    /// verified.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the epoch is not complete: the message says how many samples are missing or too
-    /// many, which one where it is only one, or which rank's are. [`ErrorKind::Config`](crate::ErrorKind::Config) if the ledger is of another
-    /// run, and for data sets that cannot be planned beforehand: behind a filter or flat_map, endless ones, and shards without an index.
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the epoch is not complete. The message says how many samples are missing or too many,
+    /// which one if it is only one, or which rank's samples. [`ErrorKind::Config`](crate::ErrorKind::Config) if the ledger is of another run, and for
+    /// data sets that cannot be planned beforehand: after a filter or flat_map, endless ones, and shards without an index.
     ///
     /// # Example
     /// ```
@@ -282,7 +283,7 @@ impl Loader {
         ledger::verify(&self.shared, epoch, ledger)
     }
 
-    /// What was done so far, stage by stage, and what the loop waited for, up to this moment.
+    /// Returns what was done so far, stage by stage, and what the loop waited for, up to this moment.
     pub fn report(&self) -> Report {
         let run = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).run.upgrade();
         if let Some(run) = run {

@@ -1,4 +1,4 @@
-//! One batch made again, anywhere: which samples it held, where they were read, and what each stage did.
+//! Rebuilds one batch, anywhere: which samples it held, where they were read, and what each stage did.
 
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +19,7 @@ use crate::plan::steps::Steps;
 use crate::plan::{Ledger, State};
 use crate::telemetry::{Counters, Report, StageCounter};
 
-/// A batch that was made again.
+/// A batch that was rebuilt.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Replay {
@@ -32,13 +32,13 @@ pub struct Replay {
 }
 
 impl Loader {
-    /// Makes the batch of one step and rank again, single-threaded, stage by stage, whatever this loader is at.
+    /// Rebuilds the batch of one step and rank, single-threaded and stage by stage, wherever this loader stands.
     ///
-    /// Behind a filter or flat_map, and in shards without an index, the epoch is gone through up to that step; so take
-    /// [`replay_behind`](Self::replay_behind) where there is a state of the step before.
+    /// After a filter or flat_map, and in shards without an index, it goes through the epoch up to that step. So use
+    /// [`replay_behind`](Self::replay_behind) if there is a state of the step before.
     ///
     /// # Errors
-    /// What the loop would have met; a step or rank that there is not.
+    /// Any error that the loop would have met; a step or rank that does not exist.
     ///
     /// # Example
     /// ```
@@ -67,10 +67,10 @@ impl Loader {
         self.replay_from(&start, step, rank as u64)
     }
 
-    /// Makes the batch behind a state again, as [`replay`](Self::replay) does.
+    /// Rebuilds the batch after a state, as [`replay`](Self::replay) does.
     ///
     /// # Errors
-    /// As there; and a state that is not of this loader.
+    /// As for [`replay`](Self::replay); and a state that is not of this loader.
     pub fn replay_behind(&self, state: &State) -> Result<Replay> {
         let start = self.shared.pipeline.start_behind(state)?;
         self.replay_from(&start, start.step, self.shared.pipeline.steps.rank)

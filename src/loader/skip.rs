@@ -9,18 +9,17 @@ use crate::telemetry::Skipped;
 
 /// How many bad records an epoch may leave out before it ends with an error.
 ///
-/// A bad record is one that fails by itself: a damaged payload, a column that is missing or of another type or length, an image
-/// that cannot be decoded, a row for which a function of the graph returns an error. A shard whose framing is damaged counts as one bad record
-/// where the damage begins, because what lies behind it cannot be found. Failing reads, panics and functions of whole
-/// batches end the epoch as ever.
+/// A bad record is one that fails by itself: a damaged payload, a column that is missing or of another type or length, an image that cannot be
+/// decoded, a row for which a function of the graph returns an error. Failing reads, panics and failing functions of whole batches end the epoch as
+/// always.
 ///
-/// A sample that is left out leaves its place empty: its batch is shorter by it, all others stay where they are, on every rank. Behind a
-/// filter or flat_map batches are filled up instead. Where that leaves one of several ranks or devices without any sample, its epoch ends with an
-/// error. The others do not hear of it: as after any error of one rank, the group has to be ended (`torchrun` does when a process exits).
+/// A sample that is left out leaves its place empty: its batch is shorter by one, and all other samples stay where they are, on every rank. After a
+/// filter or flat_map, batches are filled up instead. If this leaves one of several ranks or devices without any sample, its epoch ends with an
+/// error. The others do not learn of it: as after any error of one rank, the group has to be ended (`torchrun` does so when a process exits).
 ///
-/// A shard whose framing is damaged is one bad record, from the damage on, however many records lay behind it.
+/// A shard whose framing is damaged is one bad record, counted where the damage begins, however many records come after it: they cannot be found.
 ///
-/// Each is listed in [`Report::skipped`](crate::Report::skipped).
+/// Each bad record is listed in [`Report::skipped`](crate::Report::skipped).
 ///
 /// # Example
 /// ```
@@ -52,19 +51,20 @@ enum Limit {
 }
 
 impl Skip {
-    /// At most `records` in an epoch (on each rank).
+    /// Allows at most `records` bad records in an epoch (on each rank).
     pub fn up_to(records: u64) -> Self {
         Self { limit: Limit::UpTo(records) }
     }
 
-    /// At most this share of an epoch's records (of each rank), 0 to 1.
+    /// Allows at most this share of an epoch's records to be bad (on each rank), 0 to 1.
     ///
-    /// Where their number is not known beforehand, of those so far, of which the first 1,000 count as 1,000; and again at the epoch's end.
+    /// If the number of records is not known beforehand, the share is taken of the records seen so far, which count as at least 1,000. It is checked
+    /// again at the epoch's end.
     pub fn rate(rate: f64) -> Self {
         Self { limit: Limit::Rate(rate) }
     }
 
-    /// What is wrong with it.
+    /// What is wrong with the setting.
     pub(super) fn mistake(self) -> Option<Error> {
         match self.limit {
             Limit::Rate(rate) if !(0.0..=1.0).contains(&rate) => Some(
@@ -81,7 +81,7 @@ pub(super) fn is_bad_record(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Schema | ErrorKind::Transform)
 }
 
-/// Of one batch: samples drawn for it, and those that were left out, each with its term in the ledger.
+/// What was drawn for one batch: the number of samples, and those that were left out, each with its term in the ledger.
 #[derive(Debug, Default)]
 pub(crate) struct Drawn {
     pub(super) samples: u64,
@@ -97,13 +97,13 @@ impl Drawn {
     }
 }
 
-/// Samples that are counted as seen before a rate is held against them.
+/// Samples that are counted as seen before a rate is compared with them.
 const AT_LEAST: u64 = 1000;
 
 /// Counts an epoch's samples in the order of delivery.
 pub(crate) struct Tally {
     limit: Limit,
-    /// Samples of an epoch of this rank, where known.
+    /// Samples of an epoch on this rank, if known.
     expected: Option<u64>,
     epoch: u64,
     samples: u64,
@@ -112,7 +112,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Goes on counting where a run begins; `batch`: samples of a rank's batch, where rows are positions.
+    /// Continues counting where a run begins. `batch`: samples of a rank's batch, where rows are positions.
     pub(super) fn new(skip: Skip, expected: Option<u64>, start: &Progress, batch: u64) -> Self {
         let samples = match &start.cursors[..] {
             [] => start.step.saturating_mul(batch),
@@ -121,12 +121,12 @@ impl Tally {
         Self { limit: skip.limit, expected, epoch: start.epoch, samples, skipped: start.left_out, last: None }
     }
 
-    /// The error of a run that begins behind the last record that may be left out.
+    /// The error of a run that begins after the last record that may be left out.
     pub(super) fn exceeded_before(&self) -> Option<Error> {
         self.hold_against(self.expected.unwrap_or(self.samples.max(AT_LEAST))).err()
     }
 
-    /// How many of so many samples may be left out, and who says so.
+    /// How many of `seen` samples may be left out, and the setting that says so.
     fn allowed(&self, seen: u64) -> (u64, String) {
         match self.limit {
             Limit::UpTo(records) => (records, format!("Skip::up_to({records})")),
@@ -139,7 +139,7 @@ impl Tally {
         self.skipped
     }
 
-    /// Takes the next batch's; what is to be listed when the loop takes the batch, and an error if more than are allowed have been left out.
+    /// Adds the next batch. Returns what is to be listed when the loop takes the batch, and an error if more records than allowed have been left out.
     pub(super) fn add(&mut self, drawn: Drawn) -> (Vec<Skipped>, Result<(), Error>) {
         self.samples += drawn.samples;
         let (mut listed, mut held) = (Vec::with_capacity(drawn.skipped.len()), Ok(()));
@@ -153,7 +153,7 @@ impl Tally {
         (listed, held)
     }
 
-    /// The epoch is over, and the next one begins.
+    /// Ends the epoch and begins the next one.
     ///
     /// # Errors
     /// The share left out was larger than allowed.

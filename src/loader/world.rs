@@ -1,13 +1,13 @@
-//! Which of several processes this one is, as it is told or as launchers say.
+//! Which of several processes this one is: as the program states it, or as the launcher sets it.
 
 use std::fmt;
 
 use crate::error::{Error, Result};
 
-/// This process's rank among those that train together.
+/// This process's rank among the processes that train together.
 ///
-/// It prints as what it is and who said so: `rank 1 of 4 (srun: SLURM_PROCID, SLURM_STEP_NUM_TASKS)`. Two are equal that have the
-/// same rank and size.
+/// It prints the rank and who set it: `rank 1 of 4 (srun: SLURM_PROCID, SLURM_STEP_NUM_TASKS)`. Two worlds are equal if they have the same rank and
+/// size.
 ///
 /// # Example
 /// ```
@@ -26,7 +26,7 @@ pub struct World {
     origin: Origin,
 }
 
-/// Who said so.
+/// Who set the rank.
 #[derive(Clone, Copy, Debug)]
 enum Origin {
     /// The program.
@@ -34,11 +34,11 @@ enum Origin {
     Launcher(Launcher),
     /// No launcher has set anything.
     Unset,
-    /// SLURM gave an allocation, in which srun was not used.
+    /// SLURM gave an allocation, but srun did not start this process.
     Allocation,
 }
 
-/// What starts processes and tells them their rank, the innermost first.
+/// Launchers, which start processes and set their rank, the innermost first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Launcher {
     Torchrun,
@@ -77,15 +77,15 @@ impl Launcher {
 type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 impl World {
-    /// The one process there is.
+    /// Returns the world of a single process.
     pub fn single() -> Self {
         Self { rank: 0, size: 1, origin: Origin::Stated }
     }
 
-    /// Process `rank` of `size`, counted from 0.
+    /// Returns process `rank` of `size`, counted from 0.
     ///
     /// # Errors
-    /// A rank that is not below the size.
+    /// The rank is not below the size.
     pub fn new(rank: usize, size: usize) -> Result<Self> {
         if rank >= size {
             return Err(Error::config(format!("rank {rank} of a world of {size}")).advice("ranks are counted from 0"));
@@ -93,7 +93,7 @@ impl World {
         Ok(Self { rank: rank as u64, size: size as u64, origin: Origin::Stated })
     }
 
-    /// What the launcher of this process has set in the environment; a single process where nothing is set.
+    /// Reads what the launcher of this process has set in the environment. Returns a single process if nothing is set.
     ///
     /// | launcher | recognised by | rank and size |
     /// |---|---|---|
@@ -103,16 +103,16 @@ impl World {
     /// | srun of SLURM | `SLURM_STEP_NUM_TASKS` | `SLURM_PROCID`, `SLURM_STEP_NUM_TASKS` |
     /// | Kubeflow PyTorchJob, or set by hand | its variables | `RANK`, `WORLD_SIZE` |
     ///
-    /// Launchers run within launchers, and the innermost started this process: torchrun counts before all others, and mpirun before the srun
-    /// that starts its daemons. A shell or batch script in a SLURM allocation is a single process, whatever `SLURM_NTASKS` says: only srun
-    /// starts that many. Of PMIx there is a rank in the environment, but no size; what starts processes by it sets other variables beside.
+    /// Launchers can run within launchers, and the innermost one started this process: torchrun takes precedence over all others, and mpirun over the
+    /// srun that starts its daemons. A shell or batch script in a SLURM allocation is a single process, whatever `SLURM_NTASKS` says: only srun
+    /// starts that many. PMIx sets a rank in the environment, but no size; launchers that use it set other variables as well.
     ///
     /// `println!("{world}")` says what was found.
     ///
     /// # Errors
-    /// Only one of two variables; values that are no numbers, or a rank that is not below the size; `RANK` and `WORLD_SIZE` that are not those
-    /// of another launcher; the variables of a pod (`PET_NNODES`, `PET_NPROC_PER_NODE`) that speak of more processes than were started.
-    /// Each names variables and values.
+    /// Only one of two variables is set; a value is not a number; a rank is not below the size; `RANK` and `WORLD_SIZE` differ from those of another
+    /// launcher; the variables of a pod (`PET_NNODES`, `PET_NPROC_PER_NODE`) declare more processes than were started. Each error names variables and
+    /// values.
     ///
     /// # Source
     /// The manuals of torchrun ("Environment variables"), Open MPI 5 ("Environment variables set for MPI applications"), srun(1)
@@ -164,12 +164,12 @@ impl World {
         }))
     }
 
-    /// This process's number.
+    /// Returns this process's number.
     pub fn rank(self) -> usize {
         self.rank as usize
     }
 
-    /// How many processes there are.
+    /// Returns how many processes there are.
     pub fn size(self) -> usize {
         self.size as usize
     }
@@ -182,7 +182,7 @@ impl World {
     }
 }
 
-/// What a launcher's two variables say; nothing where neither is set.
+/// Reads a launcher's two variables; `None` if neither is set.
 fn said_by(launcher: Launcher, look: Lookup<'_>) -> Result<Option<World>> {
     let number = |name: &str| {
         let Some(text) = look(name) else { return Ok(None) };
@@ -204,7 +204,7 @@ fn said_by(launcher: Launcher, look: Lookup<'_>) -> Result<Option<World>> {
     }
 }
 
-/// Refuses variables that tell torchrun to start several processes, where it did not.
+/// Refuses variables that tell torchrun to start several processes, if torchrun did not start this one.
 fn pod_without_torchrun(look: Lookup<'_>, plain: Option<World>) -> Result<()> {
     // Of a pod with RANK and WORLD_SIZE these count pods; one process in each is right.
     let meant = if plain.is_some() { &["PET_NPROC_PER_NODE"][..] } else { &["PET_NPROC_PER_NODE", "PET_NNODES"] };
