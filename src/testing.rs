@@ -1,4 +1,4 @@
-//! Checks that one's own pipeline keeps what the library promises, for use in tests.
+//! Checks that your own pipeline keeps what the library promises, for use in tests.
 
 use std::hash::Hasher;
 
@@ -11,19 +11,21 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::loader::{Loader, LoaderBuilder};
 use crate::plan::State;
 
-/// Batches of an epoch that are looked at, for data sets that do not end.
+/// Batches of an epoch that are checked, for data sets that do not end.
 const STEPS: usize = 200;
 
-/// Batches of the next epoch that are looked at behind the rest of one.
+/// Batches of the next epoch that are checked after the rest of one.
 const BEYOND: usize = 3;
 
-/// Takes an epoch and a bit of the next, saves the state behind every batch (as JSON), restores each in a fresh loader, and requires the
-/// identical tail: samples, order, contents, and the states behind them. The restored loaders have other numbers of threads.
+/// Checks that a pipeline can be restored after every batch.
 ///
-/// Of an epoch the first 200 batches are looked at. It takes the square of their number.
+/// It takes an epoch and a bit of the next and saves the state after every batch (as JSON). It restores each state in a fresh loader and requires the
+/// identical tail: samples, order, contents, and the states after them. The restored loaders have other numbers of threads.
+///
+/// The check covers the first 200 batches of an epoch. Its time grows with the square of their number.
 ///
 /// # Errors
-/// What the loaders meet, and the first difference.
+/// Any error of the loaders, and the first difference.
 ///
 /// # Example
 /// ```
@@ -81,13 +83,13 @@ pub fn restores_everywhere(loader: impl Into<LoaderBuilder>) -> Result<()> {
     Ok(())
 }
 
-/// Whether two states say the same; where shards are read on from depends on what was asked of the store at a time.
+/// Whether two states say the same. Where shards are read on from may differ: it depends on what was asked of the store at a time.
 fn alike(a: &State, b: &State) -> bool {
     let without = |state: &State| State { read_from: None, ..state.clone() };
     without(a) == without(b)
 }
 
-/// Batches that came, and the states behind them.
+/// Batches that came, and the states after them.
 #[derive(Default)]
 struct Seen {
     batches: Vec<Mark>,

@@ -398,7 +398,7 @@ fn filler(dtype: Dtype, value: f64) -> [u8; 8] {
 }
 
 impl Filling {
-    /// Elements of the ragged columns, and what these are filled up with.
+    /// The number of elements of the ragged columns, and of the padding that fills them up.
     pub(crate) fn padding(&self) -> (u64, u64) {
         let (mut tokens, mut all) = (0, 0);
         for column in self.columns.iter().filter(|column| !column.layout.is_index) {

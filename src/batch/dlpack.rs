@@ -1,6 +1,7 @@
-//! Columns of batches for other frameworks, by DLPack: the struct that they agree on, and who frees what it points to.
+//! Columns of batches for other frameworks, by DLPack: the struct that the frameworks agree on, and who frees the memory that it points to.
 //!
-//! The layouts are those of DLPack 1.0 (<https://dmlc.github.io/dlpack/latest/c_api.html>), and of the struct without a version that older consumers take.
+//! The layouts are those of DLPack 1.0 (<https://dmlc.github.io/dlpack/latest/c_api.html>), and of the struct without a version, which older
+//! consumers take.
 #![expect(
     unsafe_code,
     reason = "memory is handed to code that is not Rust, which hands it back through a function pointer"
@@ -14,17 +15,17 @@ use super::{Batch, BatchColumn, Data};
 use crate::error::{Error, ErrorKind, Result};
 use crate::schema::Dtype;
 
-/// Kind and number of a device: kind 1 is host memory, 2 the memory of a CUDA device.
+/// Kind and number of a device. Kind 1 is host memory, kind 2 the memory of a CUDA device.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DLDevice {
     /// `DLDeviceType`.
     pub device_type: i32,
-    /// Which of its kind; 0 for host memory.
+    /// The device's number among those of its kind; 0 for host memory.
     pub device_id: i32,
 }
 
-/// Type of an element: its code (0 signed, 1 unsigned, 2 float, 4 bfloat, 6 truth value), its bits, and 1 lane.
+/// Type of an element: its code (0 signed, 1 unsigned, 2 float, 4 bfloat, 6 boolean), its bits, and 1 lane.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DLDataType {
@@ -36,21 +37,21 @@ pub struct DLDataType {
     pub lanes: u16,
 }
 
-/// Where the elements lie. Valid for as long as the managed tensor that it is a part of.
+/// Where the elements are in memory. Valid for as long as the managed tensor that it is a part of.
 #[repr(C)]
 #[derive(Debug)]
 pub struct DLTensor {
-    /// The first element; may be null where there is none. Aligned to 64 bytes as batches come, not to the 256 that DLPack wishes for.
+    /// The first element; may be null if there is none. Aligned to 64 bytes, as batches are, not to the 256 that DLPack asks for.
     pub data: *mut c_void,
-    /// Where that is.
+    /// The device that holds the elements.
     pub device: DLDevice,
-    /// Dimensions.
+    /// Number of dimensions.
     pub ndim: i32,
     /// Type of an element.
     pub dtype: DLDataType,
     /// Extents: `ndim` of them.
     pub shape: *mut i64,
-    /// Elements from one index to the next in each dimension: `ndim` of them, never null.
+    /// Strides: elements from one index to the next in each dimension. There are `ndim` of them, never null.
     pub strides: *mut i64,
     /// Bytes from `data` to the first element: 0 here.
     pub byte_offset: u64,
@@ -64,17 +65,17 @@ pub struct DLManagedTensor {
     pub dl_tensor: DLTensor,
     /// Unused here.
     pub manager_ctx: *mut c_void,
-    /// Gives the memory back; to be called once, with this struct.
+    /// Frees the memory; to be called once, with this struct.
     pub deleter: Option<unsafe extern "C" fn(*mut DLManagedTensor)>,
 }
 
-/// Version of the struct below.
+/// Version of [`DLManagedTensorVersioned`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DLPackVersion {
-    /// A consumer takes none whose major version it does not know.
+    /// The major version. A consumer refuses a struct whose major version it does not know.
     pub major: u32,
-    /// Additions.
+    /// The minor version, which counts additions.
     pub minor: u32,
 }
 
@@ -82,11 +83,11 @@ pub struct DLPackVersion {
 #[repr(C)]
 #[derive(Debug)]
 pub struct DLManagedTensorVersioned {
-    /// 1.0.
+    /// Version 1.0.
     pub version: DLPackVersion,
     /// Unused here.
     pub manager_ctx: *mut c_void,
-    /// Gives the memory back; to be called once, with this struct.
+    /// Frees the memory; to be called once, with this struct.
     pub deleter: Option<unsafe extern "C" fn(*mut DLManagedTensorVersioned)>,
     /// Bit 0: read only; bit 1: a copy. Neither is set.
     pub flags: u64,
@@ -102,7 +103,7 @@ const fn data_type(code: u8, bits: u8) -> DLDataType {
     DLDataType { code, bits, lanes: 1 }
 }
 
-/// Keeps the memory.
+/// Keeps the memory alive.
 enum Owner {
     Buffer(#[expect(dead_code, reason = "held to be dropped")] Arc<Buffer>),
     #[cfg(feature = "tch")]
@@ -111,11 +112,11 @@ enum Owner {
 
 /// A column of a batch that can be handed to another framework; made by [`Batch::to_dlpack`].
 ///
-/// It keeps the column's memory, whatever becomes of the batch. Dropped, it gives it back; after [`into_raw`](Self::into_raw) whoever has the
-/// pointer does, by its `deleter`.
+/// It keeps the column's memory alive, whatever becomes of the batch. Dropping it releases the memory. After [`into_raw`](Self::into_raw), whoever
+/// holds the pointer does so, by its `deleter`.
 ///
 /// # Threads
-/// It can be sent to another thread, and the deleter may be called on any, once.
+/// It can be sent to another thread, and the deleter may be called on any thread, once.
 ///
 /// # Example
 /// ```
@@ -186,22 +187,22 @@ impl ManagedTensor {
         }
     }
 
-    /// Extents, the number of samples first.
+    /// Returns the extents, the number of samples first.
     pub fn shape(&self) -> &[i64] {
         &self.shape
     }
 
-    /// Elements from one index to the next in each dimension.
+    /// Returns the strides: elements from one index to the next in each dimension.
     pub fn strides(&self) -> &[i64] {
         &self.strides
     }
 
-    /// Type of an element.
+    /// Returns the type of an element.
     pub fn dtype(&self) -> DLDataType {
         self.dtype
     }
 
-    /// Where the elements lie.
+    /// Returns the device that holds the elements.
     pub fn device(&self) -> DLDevice {
         self.device
     }
@@ -218,12 +219,12 @@ impl ManagedTensor {
         }
     }
 
-    /// Hands the memory over as DLPack 1.x. Whoever has the pointer calls its `deleter` with it, once, or the memory is never freed.
+    /// Hands the memory over as DLPack 1.x. Whoever holds the pointer calls its `deleter` with it, once; otherwise the memory is never freed.
     ///
     /// # Safety of what is done with it
-    /// The memory is the batch's own. It may be read until the deleter is called. It may be written as long as nothing of the batch is read or written at that
-    /// time: no slice that [`Batch::values`] borrows may be alive, nor may another thread be at work on a tensor or another export of the column.
-    /// The surest is to drop the batch first.
+    /// The memory is the batch's own. It may be read until the deleter is called. It may be written only while nothing else of the batch is read or
+    /// written: no slice that [`Batch::values`] borrows may be alive, nor may another thread be at work on a tensor or another export of the column.
+    /// The surest way is to drop the batch first.
     pub fn into_raw(mut self) -> *mut DLManagedTensorVersioned {
         let managed = DLManagedTensorVersioned {
             version: DLPackVersion { major: 1, minor: 0 },
@@ -235,7 +236,7 @@ impl ManagedTensor {
         Box::into_raw(Box::new(HandedOver { managed, _tensor: self })).cast()
     }
 
-    /// Hands the memory over in the struct without a version, for consumers that know no other, such as NumPy before 2.1. All else is as for
+    /// Hands the memory over in the struct without a version, for consumers that know no other, such as NumPy before 2.1. Everything else is as for
     /// [`into_raw`](Self::into_raw).
     pub fn into_raw_unversioned(mut self) -> *mut DLManagedTensor {
         let managed = DLManagedTensor {
@@ -259,7 +260,7 @@ impl std::fmt::Debug for ManagedTensor {
     }
 }
 
-/// What the consumer's pointer points to, with what keeps its memory behind it.
+/// What the consumer's pointer points to, followed by what keeps its memory alive.
 #[repr(C)]
 struct HandedOver<M> {
     managed: M,
@@ -269,7 +270,7 @@ struct HandedOver<M> {
 /// Frees what [`ManagedTensor::into_raw`] handed over. Does nothing for null.
 ///
 /// # Safety
-/// `managed` was returned by `into_raw` (or its like for the other struct), and this is the first call with it.
+/// `managed` was returned by `into_raw` (or by its counterpart for the other struct), and this is the first call with it.
 unsafe extern "C" fn delete<M>(managed: *mut M) {
     if !managed.is_null() {
         // SAFETY: the pointer came from a box of `HandedOver<M>`, whose first field, at offset 0 by `repr(C)`, it was cast to; the caller calls once.
@@ -328,15 +329,17 @@ fn row_major(shape: &[i64]) -> Vec<i64> {
 }
 
 impl Batch {
-    /// A column for another framework: NumPy, PyTorch in Python, JAX, CuPy, by DLPack. On the CPU and on CUDA devices, with and without libtorch.
+    /// Exports a column to another framework by DLPack: NumPy, PyTorch in Python, JAX, CuPy. It works on the CPU and on CUDA devices, with and
+    /// without libtorch.
     ///
     /// # Memory
-    /// Nothing is copied. The tensor is the column's own memory and keeps it: the batch may be dropped. As many as wanted can be made of a column.
+    /// Nothing is copied. The tensor is the column's own memory and keeps it alive, so the batch may be dropped. A column can be exported any number
+    /// of times.
     ///
     /// # Order
-    /// On a CUDA device the values are there for work that is queued on the device's default stream behind this call. Who works on another stream makes that
-    /// stream wait for the default one before, and the default stream wait for that one before the deleter is called: freed memory is used again in the order of
-    /// the default stream.
+    /// On a CUDA device the values are there for work that is queued on the device's default stream after this call. A consumer that works on another
+    /// stream first makes that stream wait for the default stream. Before it calls the deleter, it makes the default stream wait for that stream:
+    /// freed memory is used again in the order of the default stream.
     ///
     /// # Errors
     /// [`ErrorKind::Schema`] if there is no such column, or it holds bytes.
@@ -362,7 +365,7 @@ mod tests {
     use crate::schema::{Column, Shape};
     use crate::{Dataset, Pad};
 
-    /// A column in plain memory, as builds without libtorch have, and who else keeps that.
+    /// A column in plain memory, as in builds without libtorch, and what else keeps that memory.
     fn plain(dtype: Dtype, shape: &[usize]) -> (BatchColumn, Weak<Buffer>) {
         let account = Account::new(Budget::mebibytes(1));
         let buffer = Arc::new(Allocator::new(&account).allocate(0, dtype, shape).unwrap());

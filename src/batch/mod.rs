@@ -1,4 +1,4 @@
-//! Batches: what the loop gets, and how rows are laid into their memory.
+//! Batches: what the loop receives, and how rows are laid out in their memory.
 
 pub(crate) mod buffer;
 pub(crate) mod collate;
@@ -18,11 +18,11 @@ use crate::schema::{Column, Dtype, Element};
 use buffer::Buffer;
 pub use pad::{Pad, Side};
 
-/// One batch of a training step: a column for each feature, in one piece of memory each.
+/// One batch of a training step. It has a column for each feature, each in one piece of memory.
 ///
 /// # Shape
-/// Scalars are `[batch]`, fixed shapes `[batch, extents…]`, ragged columns `[batch, longest, extents…]` with
-/// [`lengths`](Self::lengths) beside. Columns of bytes do not become tensors: [`bytes`](Self::bytes) gives them.
+/// Scalars are `[batch]`, fixed shapes `[batch, extents…]`, ragged columns `[batch, longest, extents…]` together with their
+/// [`lengths`](Self::lengths). Columns of bytes do not become tensors: [`bytes`](Self::bytes) returns them.
 ///
 /// # Example
 /// ```
@@ -42,12 +42,12 @@ pub struct Batch {
     pub(crate) len: usize,
     pub(crate) step: u64,
     pub(crate) samples: Vec<u64>,
-    /// What it adds to the loader's ledger.
+    /// What the batch adds to the loader's ledger.
     pub(crate) sums: Sums,
-    /// Where the run stands behind this batch, and which run it is.
+    /// Where the run stands after this batch, and which run it is.
     pub(crate) progress: Progress,
     pub(crate) identity: Arc<Identity>,
-    /// Where its samples were read, for batches that are made again.
+    /// Where the batch's samples were read, for batches that are rebuilt.
     pub(crate) origins: Vec<Origin>,
 }
 
@@ -61,7 +61,7 @@ pub struct Origin {
     pub url: Arc<str>,
     /// Record number within the shard.
     pub record: u64,
-    /// Byte offset of the record in the (decompressed) shard, where the source has such.
+    /// Byte offset of the record in the (decompressed) shard, if the source has offsets.
     pub offset: Option<u64>,
 }
 
@@ -85,7 +85,7 @@ impl BatchColumn {
     }
 }
 
-/// Whether a tensor has the one dtype that no column is declared with: its column says `f32`, which holds each of its values.
+/// Whether a tensor is `bf16`, the one dtype that no column is declared with. Its column says `f32`, which holds each of its values.
 #[cfg(feature = "tch")]
 fn is_bf16(tensor: &tch::Tensor) -> bool {
     tensor.f_kind().is_ok_and(|kind| kind == tch::Kind::BFloat16)
@@ -93,49 +93,49 @@ fn is_bf16(tensor: &tch::Tensor) -> bool {
 
 /// Where a column's values lie.
 pub(crate) enum Data {
-    /// Shared with what was handed to other frameworks.
+    /// In host memory, shared with what was handed to other frameworks.
     Host(Arc<Buffer>),
     #[cfg(feature = "tch")]
     Tensor(tch::Tensor),
-    /// Between the host and a device; no user sees it.
+    /// Between the host and a device; users never see it.
     #[cfg(feature = "tch")]
     OnItsWay,
     Bytes(ArrayRef),
 }
 
 impl Batch {
-    /// Number of samples.
+    /// Returns the number of samples.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is no sample; the loader never delivers such a batch.
+    /// Returns whether there is no sample. The loader never delivers such a batch.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The epoch that this batch belongs to.
+    /// Returns the epoch that this batch belongs to.
     pub fn epoch(&self) -> u64 {
         self.progress.epoch
     }
 
-    /// The step within the epoch, counted from 0.
+    /// Returns the step within the epoch, counted from 0.
     pub fn step(&self) -> u64 {
         self.step
     }
 
-    /// The sample ids, in the order of the batch: the row numbers in the data set.
+    /// Returns the sample ids, in the order of the batch. They are the row numbers in the data set.
     pub fn samples(&self) -> &[u64] {
         &self.samples
     }
 
-    /// Where training stands once this batch is used: what was delivered, never what was prefetched. To be saved beside a checkpoint, and
-    /// given to [`LoaderBuilder::restore`](crate::LoaderBuilder::restore).
+    /// Returns where training stands once this batch is used: what was delivered, never what was prefetched. Save it with a checkpoint, and give it
+    /// to [`LoaderBuilder::restore`](crate::LoaderBuilder::restore).
     pub fn state(&self) -> State {
         State::new(&self.identity, &self.progress)
     }
 
-    /// Names of the columns.
+    /// Iterates over the names of the columns.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.columns.iter().map(|c| c.column.name().as_ref())
     }
@@ -150,7 +150,7 @@ impl Batch {
         })
     }
 
-    /// The shape of a column in this batch.
+    /// Returns the shape of a column in this batch.
     ///
     /// # Errors
     /// [`ErrorKind::Schema`] if there is no such column.
@@ -158,7 +158,7 @@ impl Batch {
         Ok(&self.column(name)?.shape)
     }
 
-    /// A column as a tensor, on the loader's device.
+    /// Returns a column as a tensor, on the loader's device.
     ///
     /// # Memory
     /// The tensor is the batch's own memory, not a copy, and outlives the batch.
@@ -175,8 +175,8 @@ impl Batch {
         }
     }
 
-    /// The elements of a column in row-major order: borrowed from plain memory, copied out of a tensor. Truth values are `u8`, 0 or 1; `bf16`, which
-    /// only operations on the device make, is widened to `f32`.
+    /// Returns the elements of a column in row-major order: borrowed from plain memory, or copied out of a tensor. Booleans are `u8`, 0 or 1. `bf16`,
+    /// which only operations on the device make, is widened to `f32`.
     ///
     /// # Errors
     /// [`ErrorKind::Schema`] if there is no such column or it has another dtype.
@@ -211,7 +211,7 @@ impl Batch {
         }
     }
 
-    /// The byte strings of a column with one a sample.
+    /// Returns the byte strings of a column that has one for each sample.
     ///
     /// # Errors
     /// [`ErrorKind::Schema`] if there is no such column or it holds something else.
@@ -223,7 +223,7 @@ impl Batch {
         Ok((0..self.len).map(|row| array.value(row)))
     }
 
-    /// A column of byte strings, or of lists of them, as an Arrow array.
+    /// Returns a column of byte strings, or of lists of them, as an Arrow array.
     ///
     /// # Errors
     /// [`ErrorKind::Schema`] if there is no such column or it holds something else.
@@ -236,7 +236,7 @@ impl Batch {
         }
     }
 
-    /// How many rows each sample of a ragged column had before padding (at most the padded length).
+    /// Returns how many rows each sample of a ragged column had before padding (at most the padded length).
     ///
     /// # Errors
     /// [`ErrorKind::Schema`] if there is no such column or it is not ragged.

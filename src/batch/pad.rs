@@ -7,7 +7,7 @@ use std::fmt;
 pub enum Side {
     /// Before the first row.
     Left,
-    /// Behind the last row.
+    /// After the last row.
     #[default]
     Right,
 }
@@ -16,7 +16,7 @@ pub enum Side {
 ///
 /// # Shape
 /// Samples `[l, …]` of a column become `[batch, length, …]`, where `length` is the longest `l` of the batch or the one stated, rounded up by
-/// [`multiple_of`](Self::multiple_of). `Batch::lengths` has the rows of each sample that are no padding.
+/// [`multiple_of`](Self::multiple_of). `Batch::lengths` returns the number of rows of each sample that are not padding.
 ///
 /// # Example
 /// ```
@@ -41,17 +41,17 @@ impl Pad {
         Self { length, truncate, value: 0.0, side: Side::Right, cut: Side::Right, multiple: 1 }
     }
 
-    /// To the longest sample of each batch, with zeros.
+    /// Pads to the longest sample of each batch, with zeros.
     pub fn longest() -> Self {
         Self::new(None, false)
     }
 
-    /// To this many rows, with zeros. A longer sample is an error.
+    /// Pads to this many rows, with zeros. A longer sample is an error.
     pub fn to(length: usize) -> Self {
         Self::new(Some(length), false)
     }
 
-    /// To this many rows, with zeros. Of a longer sample the first rows are kept, unless [`cut`](Self::cut) says the last.
+    /// Pads to this many rows, with zeros, or cuts to them. A longer sample keeps its first rows, unless [`cut`](Self::cut) says the last.
     pub fn truncate_to(length: usize) -> Self {
         Self::new(Some(length), true)
     }
@@ -63,34 +63,34 @@ impl Pad {
         self
     }
 
-    /// Where the padding stands: behind the sample ([`Side::Right`], the default), or before it, so that all samples end together, as
-    /// decoders want their prompts.
+    /// Sets where the padding stands: after the sample ([`Side::Right`], the default), or before it. Then all samples end together, as decoders want
+    /// their prompts.
     #[must_use]
     pub fn side(mut self, side: Side) -> Self {
         self.side = side;
         self
     }
 
-    /// The end at which [`truncate_to`](Self::truncate_to) cuts: with [`Side::Left`] the last rows are kept.
+    /// Sets the end at which [`truncate_to`](Self::truncate_to) cuts: with [`Side::Left`] the last rows are kept.
     #[must_use]
     pub fn cut(mut self, side: Side) -> Self {
         self.cut = side;
         self
     }
 
-    /// Rounds the length up to a multiple of this, the stated one too: tensor cores and compiled kernels like few, round shapes.
+    /// Rounds the length, a stated one too, up to a multiple of this number: tensor cores and compiled kernels like few, round shapes.
     #[must_use]
     pub fn multiple_of(mut self, rows: usize) -> Self {
         self.multiple = rows;
         self
     }
 
-    /// The length of samples in the batch, where the longest has so many rows.
+    /// The length of samples in the batch whose longest sample has `longest` rows.
     pub(crate) fn extent(&self, longest: usize) -> usize {
         self.length.unwrap_or(longest).next_multiple_of(self.multiple.max(1))
     }
 
-    /// What is wrong with it, and what would be right.
+    /// What is wrong with the padding, and what would be right.
     pub(crate) fn mistake(&self) -> Option<(&'static str, &'static str)> {
         if self.multiple == 0 {
             return Some(("padded to a multiple of 0", ".multiple_of(n) wants n of at least 1"));

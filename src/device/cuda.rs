@@ -1,4 +1,4 @@
-//! CUDA devices: libtorch's part of them loaded at run time, so that one binary serves machines with and without a GPU, and the driver's calls behind
+//! CUDA devices: libtorch's CUDA part, loaded at run time so that one binary serves machines with and without a GPU, and the driver's calls behind
 //! [`Copier`].
 #![expect(unsafe_code, reason = "a shared library that is loaded, and the calls of the CUDA driver")]
 
@@ -15,13 +15,13 @@ static LOADED: OnceLock<Result<()>> = OnceLock::new();
 
 /// Makes libtorch's CUDA devices available, if libtorch was built with CUDA and a driver is there.
 ///
-/// libtorch looks for CUDA once, at the first question, and remembers the answer; and the linker leaves `libtorch_cuda.so` out
-/// because no symbol refers to it. So call this (or [`Device::cuda_if_available`](crate::Device::cuda_if_available), which
-/// does) before anything else asks `tch` about CUDA. Later calls cost nothing.
+/// libtorch looks for CUDA once, when it is first asked, and remembers the answer. The linker leaves `libtorch_cuda.so` out because no symbol refers
+/// to it. So call this function (or [`Device::cuda_if_available`](crate::Device::cuda_if_available), which does) before anything else asks `tch`
+/// about CUDA. Later calls cost nothing.
 ///
 /// # Errors
-/// [`ErrorKind::Device`] if `libtorch_cuda.so` cannot be loaded (a CPU libtorch has none), if there is no driver, an older one than libtorch's CUDA needs, or no
-/// device, or if `tch` had been asked about CUDA before.
+/// [`ErrorKind::Device`] if `libtorch_cuda.so` cannot be loaded (a CPU libtorch has none); if there is no driver, one older than libtorch's CUDA
+/// needs, or no device; or if `tch` was asked about CUDA before.
 pub fn init_cuda() -> Result<()> {
     LOADED.get_or_init(load).clone()
 }
@@ -41,7 +41,7 @@ fn load() -> Result<()> {
     }
 }
 
-/// Why libtorch, with its CUDA part loaded, finds no CUDA.
+/// Why libtorch finds no CUDA although its CUDA part is loaded.
 fn why_not() -> Error {
     let mut count = 0;
     let driver = find_driver().and_then(|()| {
@@ -60,7 +60,7 @@ fn why_not() -> Error {
     }
 }
 
-/// What CUDA's runtime, which libtorch brings, finds wrong with a driver that sees devices; mostly that it is too old.
+/// What CUDA's runtime, which libtorch brings, reports about a driver that sees devices; mostly that the driver is too old.
 fn what_the_runtime_says() -> Option<Error> {
     type AskInt = unsafe extern "C" fn(*mut c_int) -> c_int;
     type AskText = unsafe extern "C" fn(c_int) -> *const c_char;
@@ -113,7 +113,7 @@ struct Driver {
     device: sys::CUdevice,
     context: sys::CUcontext,
     copies: sys::CUstream,
-    /// Whether the driver has the call that `seconds` makes: those for CUDA 12.8 and later.
+    /// Whether the driver has the call that `seconds` makes: drivers for CUDA 12.8 and later have it.
     tells_time: bool,
 }
 
@@ -122,7 +122,7 @@ unsafe impl Send for Driver {}
 // SAFETY: as above.
 unsafe impl Sync for Driver {}
 
-/// The context is current on this thread while it lives; what was current before is so again behind it.
+/// Makes the context current on this thread while it lives. Afterwards the previous context is current again.
 struct Current<'a> {
     driver: &'a Driver,
 }
@@ -180,7 +180,7 @@ impl Driver {
         check(&format!("cuda:{}", self.index), result, what)
     }
 
-    /// A new event behind what is queued on a stream. A host that waits for one of the copy stream sleeps; none waits for others.
+    /// Records a new event after what is queued on a stream. A host that waits for an event of the copy stream sleeps; none waits for other events.
     fn record(self: &Arc<Self>, stream: Stream, flags: u32) -> Result<Event> {
         let current = self.enter()?;
         let mut event = std::ptr::null_mut();
@@ -266,7 +266,7 @@ impl Cuda {
     }
 }
 
-/// An event of CUDA's.
+/// A CUDA event.
 struct CudaEvent {
     driver: Arc<Driver>,
     event: sys::CUevent,
@@ -290,7 +290,7 @@ fn raw(event: &Event) -> sys::CUevent {
     event.downcast_ref::<CudaEvent>().expect("events of this copier").event
 }
 
-/// Page-locked memory, in the eyes of all devices.
+/// Page-locked memory, which all devices see as such.
 struct CudaLocked {
     driver: Arc<Driver>,
     pointer: *mut u8,
@@ -411,7 +411,7 @@ impl Copier for Cuda {
     }
 }
 
-/// Runs `f` with memory taken from a NUMA node, where that is to be had.
+/// Runs `f` with memory taken from a NUMA node, if that is possible.
 fn on_node<T>(node: Option<u32>, f: impl FnOnce() -> T) -> T {
     #[cfg(target_os = "linux")]
     if let Some(node) = node.filter(|node| *node < u64::BITS) {
@@ -430,7 +430,7 @@ fn on_node<T>(node: Option<u32>, f: impl FnOnce() -> T) -> T {
     f()
 }
 
-/// From which NUMA nodes Linux takes new memory of a thread.
+/// The NUMA nodes from which Linux takes a thread's new memory.
 #[cfg(target_os = "linux")]
 #[derive(Debug, PartialEq, Eq)]
 struct Policy {
@@ -440,7 +440,7 @@ struct Policy {
 
 #[cfg(target_os = "linux")]
 impl Policy {
-    /// As many as any kernel counts.
+    /// Words of a node mask: as many as any kernel counts.
     const WORDS: usize = 16;
     const BITS: usize = Self::WORDS * u64::BITS as usize;
 
@@ -467,7 +467,7 @@ impl Policy {
         Self { mode: libc::MPOL_PREFERRED, nodes }
     }
 
-    /// For the calling thread. Where the system refuses it, memory comes from where it came before.
+    /// Sets the policy for the calling thread. If the system refuses it, memory comes from where it came before.
     fn set(&self) {
         // Linux counts a bit less than it is told, and takes an empty set for none.
         // SAFETY: as many bits as is said are read.

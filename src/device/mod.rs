@@ -29,7 +29,7 @@ use crate::error::Result;
 #[cfg(not(all(feature = "tch", feature = "cuda")))]
 use crate::error::{Error, ErrorKind};
 
-/// What copies to a device. `None` for batches that stay in host memory.
+/// The copier of a device. `None` for batches that stay in host memory.
 ///
 /// # Errors
 /// [`ErrorKind::Device`] if there is no such device.
@@ -75,9 +75,9 @@ pub enum Device {
 }
 
 impl Device {
-    /// The first CUDA device where libtorch finds one, else the CPU.
+    /// Returns the first CUDA device if libtorch finds one, else the CPU.
     ///
-    /// Calls `forebay::init_cuda` first, so that libtorch looks with its CUDA part loaded.
+    /// It calls `forebay::init_cuda` first, so that libtorch looks with its CUDA part loaded.
     pub fn cuda_if_available() -> Self {
         #[cfg(feature = "cuda")]
         if init_cuda().is_ok() && tch::Cuda::is_available() {

@@ -9,8 +9,8 @@ use super::memory::{Memory, Spare};
 
 /// How many bytes a loader may have in flight: fetched blocks, decoded rows, the shuffle buffer, batches not yet delivered.
 ///
-/// It is a hard bound of what it counts. Where the plan needs more, the loader ends with an error that says how much would do. Beside it are copies that gathering makes, columns
-/// that functions compute, the windows of packing, what a cache remembers of its folder, and the program itself.
+/// It is a hard bound on what it counts. If the plan needs more, the loader ends with an error that says how much would do. It does not count copies
+/// that gathering makes, columns that functions compute, the windows of packing, what a cache remembers of its folder, and the program itself.
 ///
 /// # Example
 /// ```
@@ -22,24 +22,25 @@ use super::memory::{Memory, Spare};
 pub struct Budget(u64);
 
 impl Budget {
-    /// This many bytes.
+    /// Returns a budget of this many bytes.
     pub fn of_bytes(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// This many MiB.
+    /// Returns a budget of this many MiB.
     pub fn mebibytes(mebibytes: u64) -> Self {
         Self(mebibytes.saturating_mul(1 << 20))
     }
 
-    /// The bytes.
+    /// Returns the number of bytes.
     pub fn bytes(self) -> u64 {
         self.0
     }
 }
 
 impl Default for Budget {
-    /// A quarter of the memory that the process may use: the machine's, or what its control groups (a container's limit) leave of it. 1 GiB where that cannot be read.
+    /// Returns a quarter of the memory that the process may use: of the machine's memory, or of what its control groups (a container's limit) leave
+    /// of it. It is 1 GiB if that cannot be read.
     fn default() -> Self {
         Self(usable_memory().map_or(1 << 30, |bytes| bytes / 4))
     }
@@ -51,7 +52,7 @@ impl fmt::Display for Budget {
     }
 }
 
-/// Bytes of memory that the process may use, its files' pages included: the machine's, or what its control groups leave of it.
+/// Bytes of memory that the process may use, including its files' pages: the machine's, or what its control groups leave of it.
 pub(crate) fn usable_memory() -> Option<u64> {
     let of_process = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = [total_memory(), group_limit(Path::new("/sys/fs/cgroup"), &of_process)];
@@ -65,8 +66,9 @@ fn total_memory() -> Option<u64> {
     Some(kibibytes << 10)
 }
 
-/// The lowest limit of memory that control groups set for a process: its own, or one that it is in. `of_process` is its `/proc/self/cgroup`, where version 2 has one
-/// line without a controller, and version 1 a line for `memory`. In a container the folder of its own group is often all that is seen, as `root`.
+/// The lowest memory limit that control groups set for a process: that of its own group, or of one that contains it. `of_process` is its
+/// `/proc/self/cgroup`. Version 2 has one line there, without a controller; version 1 has a line for `memory`. In a container often only the folder
+/// of its own group is visible, as `root`.
 fn group_limit(root: &Path, of_process: &str) -> Option<u64> {
     let limits = of_process.lines().flat_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
@@ -83,13 +85,14 @@ fn group_limit(root: &Path, of_process: &str) -> Option<u64> {
     limits.filter_map(|limit| limit.trim().parse().ok()).min()
 }
 
-/// The account behind a [`Budget`]: what is granted, and the most that ever was.
+/// The account behind a [`Budget`]: what is granted, and the most that was ever granted.
 #[derive(Debug)]
 pub(crate) struct Account {
     total: u64,
     used: AtomicU64,
     peak: AtomicU64,
-    /// Memory kept for the next batches, and for the next reads: it lies within the total, and gives way to whatever is granted, that for reads first.
+    /// Memory kept for the next batches, and for the next reads. It lies within the total, and gives way to whatever is granted: memory for reads
+    /// first.
     batches: Spare,
     reads: Spare,
 }
@@ -105,7 +108,7 @@ impl Account {
         })
     }
 
-    /// A share of `bytes`, if it fits beside what is granted and `reserved` more.
+    /// Grants `bytes`, if they fit in addition to what is granted and `reserved` more.
     pub(crate) fn grant(self: &Arc<Self>, bytes: u64, reserved: u64) -> Option<Grant> {
         let fits = |used: u64| {
             let after = used.checked_add(bytes)?;
@@ -117,30 +120,30 @@ impl Account {
         Some(Grant { account: self.clone(), bytes })
     }
 
-    /// Frees spare memory until there are no more than `bytes`.
+    /// Frees spare memory until no more than `bytes` of it are left.
     fn shed_to(&self, bytes: u64) {
         drop(self.batches.shed_to(bytes));
         drop(self.reads.shed_to(bytes.saturating_sub(self.batches.bytes())));
     }
 
-    /// Memory for a batch, of at least so many bytes, which a grant was given for. Its content is anything.
+    /// Memory of at least `len` bytes for a batch, for which a grant was given. Its content is arbitrary.
     pub(crate) fn memory(&self, len: usize) -> Memory {
         self.batches.take(len).unwrap_or_else(|| Memory::new(len))
     }
 
-    /// The same for what is read; `None` if there is no such memory.
+    /// The same for what is read; `None` if the system has no such memory.
     pub(crate) fn memory_to_read(&self, len: usize) -> Option<Memory> {
         self.reads.take(len).or_else(|| Memory::try_new(len))
     }
 
-    /// Memory of a batch comes back: it is kept within the total.
+    /// Takes back memory of a batch. It is kept within the total.
     pub(crate) fn give_back(&self, memory: Memory) {
         let room = self.total.saturating_sub(self.used());
         self.batches.keep(memory, room);
         self.shed_to(room);
     }
 
-    /// Memory that was read into comes back.
+    /// Takes back memory that was read into.
     pub(crate) fn give_back_read(&self, memory: Memory) {
         let room = self.total.saturating_sub(self.used());
         self.reads.keep(memory, room.saturating_sub(self.batches.bytes()));
@@ -185,14 +188,14 @@ impl Grant {
         self.bytes
     }
 
-    /// A part of this grant as one of its own.
+    /// Splits a part of this grant off as a grant of its own.
     pub(crate) fn split_off(&mut self, bytes: u64) -> Self {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
         Self { account: self.account.clone(), bytes }
     }
 
-    /// Gives back all but `bytes`, or asks for more up to `bytes`; whether it was possible.
+    /// Gives back all but `bytes`, or asks for more up to `bytes`. Returns whether it was possible.
     pub(crate) fn resize(&mut self, bytes: u64) -> bool {
         if bytes > self.bytes {
             let Some(mut more) = self.account.grant(bytes - self.bytes, 0) else { return false };

@@ -1,4 +1,4 @@
-//! The one pool of workers for CPU work, downstream first.
+//! The one pool of workers for CPU work; work nearest to the consumer goes first.
 #![expect(clippy::disallowed_methods, reason = "this is the place that starts threads, and joins them")]
 
 use std::any::{Any, TypeId};
@@ -28,70 +28,73 @@ use crate::error::{Error, ErrorKind, Result};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scheduler {
-    /// Workers, or the cores there are.
+    /// The number of workers, by default the number of cores.
     threads: usize,
-    /// Whether somebody said how many workers; otherwise it is one a core.
+    /// Whether the number of workers was stated; otherwise it is one a core.
     is_stated: bool,
     neighbour: Neighbour,
 }
 
 impl Scheduler {
-    /// A pool of this many workers beside the calling thread (at least one).
+    /// Uses a pool of this many workers (at least one) in addition to the calling thread.
     pub fn threads(threads: usize) -> Self {
         Self { threads: threads.max(1), is_stated: true, neighbour: Neighbour::default() }
     }
 
-    /// As many workers as this share of the cores that this process may use, rounded, and at least one: `share(0.5)` are 8 of 16.
+    /// Uses as many workers as this share of the cores that this process may use, rounded, and at least one: `share(0.5)` gives 8 of 16.
     ///
-    /// It caps what is computed. Threads that only move bytes (sockets, disks) come on top; [`cores`](Self::cores) bounds all of them. Each process
-    /// takes its share of all cores that it may use: eight ranks of one machine take `share(1.0 / 8.0)` each.
+    /// The share limits computation. Threads that only move bytes (sockets, disks) come on top; [`cores`](Self::cores) bounds all of them. Each
+    /// process takes its share of all cores that it may use: with eight ranks on one machine, give each `share(1.0 / 8.0)`.
     pub fn share(share: f64) -> Self {
         Self::threads((share.clamp(0.0, 1.0) * num_cores() as f64).round() as usize)
     }
 
-    /// Everything but waiting for disks on the thread that asks for a batch, in the same order: for debugging and profiling.
+    /// Does everything but waiting for disks on the thread that asks for a batch, in the same order: for debugging and profiling.
     pub fn single_threaded() -> Self {
         Self { threads: 0, is_stated: true, neighbour: Neighbour::default() }
     }
 
-    /// Keeps all threads of the loader on these cores, as the system numbers them. Where nobody said how many workers, there is one for each.
+    /// Keeps all threads of the loader on these cores, as the system numbers them. If the number of workers is not stated, there is one for each of
+    /// these cores.
     ///
-    /// The cores may be others than those of the thread that builds the loader. The loop's own thread stays as it is.
+    /// The cores may differ from those of the thread that builds the loader. The loop's own thread stays as it is.
     ///
     /// # Errors
-    /// [`build()`](crate::LoaderBuilder::build) refuses cores that are not there or that this process may not use, and other systems than Linux.
+    /// [`build()`](crate::LoaderBuilder::build) refuses cores that do not exist or that this process may not use, and systems other than Linux.
     #[must_use]
     pub fn cores(mut self, cores: impl IntoIterator<Item = usize>) -> Self {
         self.neighbour.cores = Some(Cores::of(cores));
         self
     }
 
-    /// Keeps all threads of the loader off the core on which the thread runs that calls [`build()`](crate::LoaderBuilder::build): that of the training loop. Where
-    /// nobody said how many workers, there is one for each other core.
+    /// Keeps all threads of the loader off one core: that of the thread that calls [`build()`](crate::LoaderBuilder::build), which is the training
+    /// loop's. If the number of workers is not stated, there is one for each other core.
     ///
-    /// The calling thread is not pinned: what it starts later (libtorch's threads for operations on the CPU) would inherit that and share its one core. Linux
-    /// leaves a thread on its core as long as that is free when it wakes. Where it must never move, pin it, and name the loader's
-    /// cores: [`cores`](Self::cores). That is also the way for several processes on one machine, each of which knows its own core alone.
+    /// The calling thread is not pinned: threads that it starts later (libtorch's threads for operations on the CPU) would inherit that and share its
+    /// one core. Linux leaves a thread on its core as long as that core is free when the thread wakes. If the calling thread must never move, pin it,
+    /// and name the loader's cores with [`cores`](Self::cores). That is also the way for several processes on one machine, each of which knows only
+    /// its own core.
     ///
     /// # Errors
-    /// `build()` refuses it where no other core is left, and on other systems than Linux.
+    /// `build()` refuses it if no other core is left, and on systems other than Linux.
     #[must_use]
     pub fn off_this_core(mut self) -> Self {
         self.neighbour.off_this_core = true;
         self
     }
 
-    /// Lets all threads of the loader give way to others: 0 is the usual, 19 hardly ever runs where others want to. Negative numbers need the right to them.
+    /// Lets all threads of the loader give way to others. 0 is the usual niceness; at 19 a thread hardly ever runs where others want to. Negative
+    /// numbers need the right to them.
     ///
     /// # Errors
-    /// `build()` refuses what the system does, which is less than the niceness of the process itself, and other systems than Linux.
+    /// `build()` refuses what the system refuses, which is a niceness below that of the process itself, and systems other than Linux.
     #[must_use]
     pub fn niceness(mut self, niceness: i8) -> Self {
         self.neighbour.niceness = Some(niceness);
         self
     }
 
-    /// Workers beside the calling thread.
+    /// Returns the number of workers, without the calling thread.
     pub fn num_threads(self) -> usize {
         if self.is_stated {
             return self.threads;
@@ -104,7 +107,7 @@ impl Scheduler {
         self.num_threads() == 0
     }
 
-    /// The same with its cores spelled out, as seen from the calling thread.
+    /// The same with its cores spelled out, as the calling thread sees them.
     ///
     /// # Errors
     /// What the system refuses.
@@ -173,18 +176,18 @@ impl Worker {
 
 /// Workers and their queues, one queue a level.
 ///
-/// A free worker takes the oldest task of the lowest level that has one. Dropping the pool ends it: tasks that run are
-/// waited for, those that wait are dropped.
+/// A free worker takes the oldest task of the lowest level that has one. Dropping the pool ends it: running tasks are waited for, waiting tasks are
+/// dropped.
 pub(crate) struct Pool {
     queues: Vec<Sender<Task>>,
     waiting: Vec<Receiver<Task>>,
     stop: Option<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
-    /// The process that they are in: one that was forked off has none of them.
+    /// The process that the workers are in. A process that was forked off has none of them.
     pub(crate) process: u32,
     /// The caller's own worker, for pools without threads.
     own: Mutex<Worker>,
-    /// Tasks that run, by level.
+    /// The number of running tasks, by level.
     running: Arc<[AtomicUsize; LEVELS]>,
 }
 
@@ -219,7 +222,7 @@ impl Pool {
         Ok(pool)
     }
 
-    /// A task to be put into the queue of its level.
+    /// Prepares a task for the queue of its level.
     pub(crate) fn prepare(&self, level: Level, task: impl FnOnce(&mut Worker) + Send + 'static) -> Prepared {
         let running = self.running.clone();
         let task = move |worker: &mut Worker| {
@@ -230,7 +233,7 @@ impl Pool {
         Prepared { level, task: Box::new(task) }
     }
 
-    /// A task that is no work of its level, only as urgent: nobody waits for what it does.
+    /// Prepares a task that is not work of its level, only as urgent: nobody waits for what it does.
     pub(crate) fn prepare_errand(&self, level: Level, task: impl FnOnce(&mut Worker) + Send + 'static) -> Prepared {
         Prepared { level, task: Box::new(task) }
     }
@@ -241,12 +244,12 @@ impl Pool {
         _ = self.queues[level as usize].send(task);
     }
 
-    /// Whether this process was forked off that of the pool, whose threads it has not.
+    /// Whether this process was forked off the pool's process, and so has none of its threads.
     pub(crate) fn is_inherited(&self) -> bool {
         self.process != std::process::id()
     }
 
-    /// What work of a level waits for: that level itself where a task of it runs, else the level that most workers are busy with.
+    /// What work of a level waits for: that level itself if a task of it runs, else the level that most workers are busy with.
     pub(crate) fn busy_instead_of(&self, level: Level) -> Level {
         let running = |level: &Level| self.running[*level as usize].load(Ordering::Relaxed);
         if running(&level) > 0 {
@@ -255,7 +258,7 @@ impl Pool {
         Level::ALL.into_iter().filter(|level| running(level) > 0).max_by_key(running).unwrap_or(level)
     }
 
-    /// Runs the next task on the calling thread; whether there was one. For pools without threads.
+    /// Runs the next task on the calling thread, for pools without threads. Returns whether there was one.
     pub(crate) fn run_one(&self) -> bool {
         let Some(task) = self.waiting.iter().find_map(|queue| queue.try_recv().ok()) else { return false };
         let mut worker = self.own.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -1,4 +1,4 @@
-//! What is counted, while it happens. Counted per block, chunk or batch, never per row.
+//! What is counted while a loader runs: per block, chunk or batch, never per row.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 pub(crate) struct StageCounter {
     rows: AtomicU64,
     bytes: AtomicU64,
-    /// Tokens that it laid out, and what rows were filled up with.
+    /// Tokens that the stage laid out, and the padding that filled up their rows.
     tokens: AtomicU64,
     padding: AtomicU64,
-    /// Nanoseconds that threads spent in it, summed over threads.
+    /// Nanoseconds that threads spent in the stage, summed over threads.
     busy: AtomicU64,
-    /// Nanoseconds in which it stood still because its input was not there.
+    /// Nanoseconds in which the stage stood still because its input was not there.
     input: AtomicU64,
-    /// Nanoseconds in which it stood still because there was no room for its output.
+    /// Nanoseconds in which the stage stood still because there was no room for its output.
     room: AtomicU64,
 }
 
@@ -62,17 +62,17 @@ impl StageCounter {
     }
 }
 
-/// What the loop can wait for, as far as one moment tells: the tasks of a level do several things in turn, and [`Report`](super::Report)
-/// shares their time out by how long each took.
+/// What the loop can wait for, as far as one moment shows. The tasks of a level do several things in turn; [`Report`](super::Report) divides their
+/// time by how long each took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitedFor {
     /// The memory budget: a block could not be asked for.
     Budget,
-    /// The store's answer to a request: nothing of what is needed next has come yet.
+    /// The store's answer to a request: nothing that is needed next has come yet.
     FirstByte,
     /// The rest of what a store has begun to send.
     Bandwidth,
-    /// Records to columns.
+    /// Decoding of records to columns.
     Decode,
     /// Tasks that gather rows and apply the functions of the graph.
     Evaluate,
@@ -117,7 +117,7 @@ impl Counters {
         Duration::from_nanos(self.waited[what as usize].load(Ordering::Relaxed))
     }
 
-    /// The loop has taken a batch.
+    /// Counts a batch that the loop has taken.
     pub(crate) fn delivered(&self, samples: usize) {
         self.batches.fetch_add(1, Ordering::Relaxed);
         self.samples.fetch_add(samples as u64, Ordering::Relaxed);
@@ -141,7 +141,7 @@ impl Counters {
 pub(crate) struct FunctionCounter {
     pub(crate) name: String,
     pub(crate) counter: Arc<StageCounter>,
-    /// To whole batches, where they are made.
+    /// Whether it is applied to whole batches, where these are made.
     pub(crate) on_batches: bool,
     pub(crate) decodes_images: bool,
 }

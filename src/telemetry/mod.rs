@@ -1,4 +1,4 @@
-//! Counters of every stage, and the report that says which one the loop waited for.
+//! Counters of every stage, and the report that says which stage the loop waited for.
 
 mod counters;
 mod report;

@@ -1,4 +1,4 @@
-//! The counters as a table and a sentence.
+//! The report: the counters as a table and a sentence.
 
 use std::fmt;
 use std::time::Duration;
@@ -27,28 +27,29 @@ use crate::error::Error;
 pub struct Report {
     /// Every stage, from the source down.
     pub stages: Vec<StageReport>,
-    /// Batches that the loop has taken, summed over the iterators of a [split](crate::Loader::split). Stages may have done more: they
-    /// work ahead, beyond the end of an epoch too.
+    /// Batches that the loop has taken, summed over the iterators of a [split](crate::Loader::split). Stages may have done more: they work ahead,
+    /// even beyond the end of an epoch.
     pub batches: u64,
-    /// Samples in them.
+    /// Samples in these batches.
     pub samples: u64,
-    /// Time in which `next()` blocked, by what it waited for: `budget`, `first byte` (the answer of a store), `bandwidth` (the rest of what it
-    /// sends; bytes of local files count as that), `decode` (records to columns), `transform` (gathering rows), each function by its name,
-    /// `image`, `collate`, `deliver` (the copy to the device), `other iterators` (of a [split](crate::Loader::split) loader, which take their parts later), and `on device` (the time that `next()` itself took for operations there).
+    /// Time in which `next()` blocked, by what it waited for: `budget`, `first byte` (the answer of a store), `bandwidth` (the rest of what the store
+    /// sends; bytes of local files count here), `decode` (records to columns), `transform` (gathering rows), each function by its name, `image`,
+    /// `collate`, `deliver` (the copy to the device), `other iterators` (of a [split](crate::Loader::split) loader, which take their parts later),
+    /// and `on device` (the time that `next()` itself took for operations there).
     pub waited: Vec<(String, Duration)>,
     /// Time that the loop spent between calls of `next()`: its own work.
     pub looped: Duration,
-    /// The most bytes that were in flight at a time.
+    /// The largest number of bytes in flight at a time.
     pub peak_bytes: u64,
-    /// The budget.
+    /// The budget in bytes.
     pub budget_bytes: u64,
     /// Records that were left out, as [`Skip`](crate::Skip) allowed, in the order in which they would have been delivered: the first 10,000.
     pub skipped: Vec<Skipped>,
-    /// How many were left out in all.
+    /// How many records were left out in all.
     pub num_skipped: u64,
-    /// The rings of page-locked memory that batches went through to devices; empty for the CPU.
+    /// The rings of page-locked memory through which batches went to devices; empty for the CPU.
     pub rings: Vec<RingReport>,
-    /// Remarks on the plan: how coarse the mixing is, what was read without an index.
+    /// Remarks on the plan: how coarse the mixing is, which shards were read without an index.
     pub notes: Vec<String>,
 }
 
@@ -58,24 +59,26 @@ pub struct Report {
 pub struct RingReport {
     /// The number of the CUDA device.
     pub device: usize,
-    /// Batches that it has room for.
+    /// Batches that the ring has room for.
     pub slots: usize,
-    /// Its bytes, locked when the loader was built or first [split](crate::Loader::split) over its devices.
+    /// Its size in bytes, locked when the loader was built or first [split](crate::Loader::split) over its devices.
     pub bytes: u64,
-    /// Batches that were handed over.
+    /// Batches that were handed over to the loop.
     pub crossed: u64,
-    /// Those of them whose copy was not done then. The device waits for the rest of it, unless it has other work until then; the loop does not.
+    /// Batches among them whose copy was not done at the hand-over. The device waits for the rest of the copy, unless it has other work until then;
+    /// the loop does not.
     pub late: u64,
-    /// Batches that the times below are of: those that the device has come past. None with a driver older than CUDA 12.8.
+    /// Batches that the times below cover: those that the device has come past. None with a driver older than CUDA 12.8.
     pub timed: u64,
-    /// Their bytes.
+    /// Bytes of these batches.
     pub timed_bytes: u64,
-    /// How long their copies took, by the device's clock; of columns without a bound also what they waited for pieces and for workers that fill them.
+    /// How long their copies took, by the device's clock. For columns without a bound this includes the time that copies waited for pieces and for
+    /// the workers that fill them.
     pub copying: Duration,
-    /// How long the device had nothing to do for lack of a batch, by its own clock: from when all was done that the loop had queued before it asked for the
-    /// batch, until that was there. Work on other streams is not seen.
+    /// How long the device had nothing to do for lack of a batch, by its own clock: from the moment when all work was done that the loop had queued
+    /// before it asked for the batch, until the batch was there. Work on other streams is not seen.
     pub device_wait: Duration,
-    /// The part of that in which the batch was being copied.
+    /// The part of `device_wait` in which the batch was being copied.
     pub device_wait_for_copies: Duration,
 }
 
@@ -85,7 +88,7 @@ pub struct RingReport {
 pub struct Skipped {
     /// The epoch.
     pub epoch: u64,
-    /// What is wrong with it, and where it is.
+    /// What is wrong with the record, and where it is.
     pub error: Error,
     /// Its term in the ledger.
     pub(crate) term: u128,
@@ -101,22 +104,22 @@ impl Skipped {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct StageReport {
-    /// `plan` (decisions, which are taken one at a time), `read`, `decode`, `transform`, the name of a function, `image`, `collate`,
-    /// `deliver`, `on device` (on a CUDA device: queueing it).
+    /// The stage's name: `plan` (decisions, which are taken one at a time), `read`, `decode`, `transform`, the name of a function, `image`,
+    /// `collate`, `deliver`, `on device` (on a CUDA device: queueing the work).
     pub name: String,
-    /// Rows that went through.
+    /// Rows that went through the stage.
     pub rows: u64,
-    /// Bytes that came out.
+    /// Bytes that came out of it.
     pub bytes: u64,
-    /// Tokens that it laid out in rows: of a `pack`, those of the documents; of `collate`, the elements of ragged columns.
+    /// Tokens that the stage laid out in rows: for a `pack`, those of the documents; for `collate`, the elements of ragged columns.
     pub tokens: u64,
-    /// What these rows were filled up with.
+    /// Padding that fills up these rows.
     pub padding: u64,
-    /// Time that threads spent in it, summed over threads.
+    /// Time that threads spent in the stage, summed over threads.
     pub busy: Duration,
-    /// Time in which it stood still for want of input.
+    /// Time in which the stage stood still for lack of input.
     pub waited_for_input: Duration,
-    /// Time in which it stood still for want of room downstream (or in the budget).
+    /// Time in which the stage stood still for lack of room downstream (or in the budget).
     pub waited_for_room: Duration,
 }
 
@@ -166,29 +169,30 @@ impl Report {
         }
     }
 
-    /// The counters of a stage.
+    /// Returns the counters of a stage.
     pub fn stage(&self, name: &str) -> Option<&StageReport> {
         self.stages.iter().find(|stage| stage.name == name)
     }
 
-    /// Time in which `next()` blocked, in all.
+    /// Returns the total time in which `next()` blocked.
     pub fn total_wait(&self) -> Duration {
         self.waited.iter().map(|(_, time)| *time).sum()
     }
 
-    /// The share of its time that the loop waited, 0 to 1.
+    /// Returns the share of its time that the loop waited, 0 to 1.
     pub fn wait_share(&self) -> f64 {
         let total = self.total_wait() + self.looped;
         if total.is_zero() { 0.0 } else { self.total_wait().as_secs_f64() / total.as_secs_f64() }
     }
 
-    /// What the loop waited for most, if it waited: a name in [`waited`](Self::waited).
+    /// Returns what the loop waited for most, if it waited: a name in [`waited`](Self::waited).
     pub fn bottleneck(&self) -> Option<&str> {
         let longest = self.waited.iter().max_by_key(|(_, time)| *time);
         longest.filter(|(_, time)| !time.is_zero()).map(|(name, _)| &**name)
     }
 
-    /// The share of its time that its devices stood still for lack of a batch, and the share of that in which it was being copied; where all batches went to devices that tell.
+    /// The share of the loop's time in which its devices stood still for lack of a batch, and the share of that in which the batch was being copied.
+    /// `None` unless all batches went to devices that report times.
     fn device_wait(&self) -> Option<(f64, f64)> {
         let total = (self.total_wait() + self.looped).as_secs_f64();
         let used = || self.rings.iter().filter(|ring| ring.crossed > 0);
@@ -250,12 +254,12 @@ impl Report {
 /// The stage of operations on the device.
 const ON_DEVICE: &str = "on device";
 
-/// Percent of its time that a loop may wait before there is anything to gain; and of the loop's time, its device.
+/// Percentages of the loop's time that the loop, and its device, may wait before there is anything to gain.
 const LITTLE: f64 = 5.0;
 const LITTLE_OF_A_DEVICE: f64 = 1.0;
 
 impl StageReport {
-    /// The share of padding in what it laid out, 0 to 1; `None` where it laid out nothing.
+    /// Returns the share of padding in what the stage laid out, 0 to 1; `None` if it laid out nothing.
     pub fn padding_share(&self) -> Option<f64> {
         let all = self.tokens + self.padding;
         (all > 0).then(|| self.padding as f64 / all as f64)
@@ -278,7 +282,7 @@ impl StageReport {
     }
 }
 
-/// What the loop waited for. Waits for the tasks of a level are shared out to the stages that these tasks ran, by how busy each was.
+/// What the loop waited for. The wait for the tasks of a level is divided among the stages that these tasks ran, by how busy each stage was.
 fn waits(counters: &Counters, functions: &[FunctionCounter]) -> Vec<(String, Duration)> {
     let busy = |counter: &StageCounter| counter.times()[0];
     let of = |on_batches: bool| functions.iter().filter(move |function| function.on_batches == on_batches);
@@ -313,7 +317,7 @@ fn waits(counters: &Counters, functions: &[FunctionCounter]) -> Vec<(String, Dur
     waits
 }
 
-/// A time in proportion to these parts; all of it to the first where there are none.
+/// Divides a time in proportion to how busy the parts were. The first part gets all of it if none was busy.
 fn share_out(time: Duration, parts: Vec<(String, Duration)>) -> impl Iterator<Item = (String, Duration)> {
     let sum: f64 = parts.iter().map(|(_, busy)| busy.as_secs_f64()).sum();
     parts.into_iter().enumerate().map(move |(i, (name, busy))| {

@@ -1,5 +1,5 @@
-//! What is done to whole batches of images on their device: the description. [`tensors`] does it, [`draw`] draws its numbers, and `loader::on_device` brings both
-//! to the batches.
+//! Operations on whole batches of images on their device: the description. [`tensors`] carries them out, [`draw`] draws their numbers, and
+//! `loader::on_device` brings both to the batches.
 
 pub(crate) mod draw;
 pub(crate) mod tensors;
@@ -11,29 +11,31 @@ use tch::Kind;
 
 use crate::transform::image::Layout;
 
-/// What happens to a column of images, and to its labels, once a batch is on its device: a value, given to
+/// What happens to a column of images, and to its labels, once a batch is on its device. Give it to
 /// [`LoaderBuilder::on_device`](crate::LoaderBuilder::on_device).
 ///
-/// So images cross to a GPU as `u8`, a quarter of the bytes of `f32`, and become floats there. The order is fixed, wherever a step is declared: flip, layout,
-/// scale and normalise, mixup or cutmix, dtype. All is computed in `f32`; `f16` and `bf16` are rounded to once, at the end.
+/// So images cross to a GPU as `u8`, a quarter of the bytes of `f32`, and become floats there. The order is fixed, wherever a step is declared: flip,
+/// layout, scale and normalise, mixup or cutmix, dtype. Everything is computed in `f32`; values are rounded to `f16` or `bf16` once, at the end.
 ///
-/// On a CUDA device `next()` only queues the work on the default stream, in front of what the loop queues; on the CPU it computes it, on the loop's thread, so there
-/// [`Image::normalize`](crate::Image::normalize) and [`Image::horizontal_flip`](crate::Image::horizontal_flip), which run on the workers, are the faster choice.
+/// On a CUDA device `next()` only queues the work on the default stream, before what the loop queues. On the CPU `next()` computes it, on the loop's
+/// thread. There [`Image::normalize`](crate::Image::normalize) and [`Image::horizontal_flip`](crate::Image::horizontal_flip), which run on the
+/// workers, are the faster choice.
 ///
 /// # Shape
-/// Images are `[batch, height, width, channels]` or `[batch, channels, height, width]`, `u8` from 0 to 255 or floats from 0 to 1. They stay `u8` unless
-/// [`normalize`](Self::normalize), [`to`](Self::to), [`mixup`](Self::mixup) or [`cutmix`](Self::cutmix) is called; then they are floats: 0 to 1, or what
-/// `normalize` makes of that. [`labels`](Self::labels) `[batch]` of class numbers become `f32 [batch, classes]`. `Batch::shape` and `Batch::tensor` show what came
-/// out, and so does `Batch::values`: `f16` as `half::f16`, and `bf16`, for which it has no type, widened to `f32`, which holds each of its values.
+/// Images are `[batch, height, width, channels]` or `[batch, channels, height, width]`, `u8` from 0 to 255 or floats from 0 to 1. They stay `u8`
+/// unless [`normalize`](Self::normalize), [`to`](Self::to), [`mixup`](Self::mixup) or [`cutmix`](Self::cutmix) is called; then they are floats: 0 to
+/// 1, or what `normalize` makes of that. [`labels`](Self::labels), `[batch]` of class numbers, become `f32 [batch, classes]`. `Batch::shape`,
+/// `Batch::tensor` and `Batch::values` show the result. `Batch::values` gives `f16` as `half::f16`; it has no type for `bf16` and widens it to `f32`,
+/// which holds each of its values.
 ///
 /// # Randomness
-/// Flips are drawn from (seed, epoch, step, sample id): equal for any number of threads, ranks and devices, and in a resumed run. Where a batch has several rows of
-/// one sample, each is drawn for itself. Mixup and cutmix draw once for each batch, from (seed, epoch, step, id of its first sample): so each rank, and each device of a
-/// [split](crate::Loader::split), draws its own, and partners are of the same rank and device. These settings are no part of a [`State`](crate::State): give the
-/// loader that restores one the same.
+/// Flips are drawn from (seed, epoch, step, sample id): they are equal for any number of threads, ranks and devices, and in a resumed run. If a batch
+/// has several rows of one sample, each row is drawn separately. Mixup and cutmix draw once for each batch, from (seed, epoch, step, id of its first
+/// sample). So each rank, and each device of a [split](crate::Loader::split), draws its own, and partners are of the same rank and device. These
+/// settings are not part of a [`State`](crate::State): give the same settings to the loader that restores one.
 ///
 /// # Errors
-/// `build()` lists every mistake: columns that there are not, or of another shape or dtype, and arguments that make no sense.
+/// `build()` lists every mistake: columns that do not exist or have another shape or dtype, and arguments that make no sense.
 ///
 /// # Example
 /// ```
@@ -71,10 +73,10 @@ use crate::transform::image::Layout;
 #[must_use = "it does nothing until a loader is given it"]
 pub struct OnDevice {
     pub(crate) images: Arc<str>,
-    /// How images stand in the column, where somebody said.
+    /// How images are laid out in the column, if that was stated.
     pub(crate) layout: Option<Layout>,
     pub(crate) flip: Option<f64>,
-    /// How they are to stand.
+    /// The layout that they are to have.
     pub(crate) becomes: Option<Layout>,
     /// A mean and a deviation for each channel.
     pub(crate) normalize: Option<(Vec<f32>, Vec<f32>)>,
@@ -101,7 +103,7 @@ pub(crate) struct Mixing {
 }
 
 impl OnDevice {
-    /// Nothing so far, for this column of images.
+    /// Returns a description without operations, for this column of images.
     pub fn images(column: impl Into<Arc<str>>) -> Self {
         Self {
             images: column.into(),
@@ -117,14 +119,14 @@ impl OnDevice {
         }
     }
 
-    /// How the images stand in the column. To be said of columns that are stored as arrays or come from functions; what
+    /// States how the images are laid out in the column. Columns that are stored as arrays or come from functions need it; the layout of what
     /// [`Dataset::image`](crate::Dataset::image) decodes is known.
     pub fn layout(mut self, layout: Layout) -> Self {
         set(&mut self.layout, layout, "layout", &mut self.mistakes);
         self
     }
 
-    /// Mirrors left to right, each sample with this probability.
+    /// Mirrors images left to right, each sample with this probability.
     pub fn horizontal_flip(mut self, probability: f64) -> Self {
         set(&mut self.flip, probability, "horizontal_flip", &mut self.mistakes);
         self
@@ -132,8 +134,8 @@ impl OnDevice {
 
     /// Lays images out as `[batch, channels, height, width]`, in memory too.
     ///
-    /// Convolutions of half-precision floats are faster on channels that lie last in memory, under the same shape. For that leave this call out, and take
-    /// `batch.tensor("image")?.permute([0, 3, 1, 2])`: a view that libtorch recognises as its memory format of that name.
+    /// Convolutions of half-precision floats are faster if channels lie last in memory, under the same shape. For that leave this call out, and take
+    /// `batch.tensor("image")?.permute([0, 3, 1, 2])`: a view that libtorch recognises as its channels-last memory format.
     pub fn channels_first(mut self) -> Self {
         set(&mut self.becomes, Layout::Nchw, "channels_first() or .channels_last", &mut self.mistakes);
         self
@@ -145,33 +147,34 @@ impl OnDevice {
         self
     }
 
-    /// Scales `u8` to 0..1, takes `mean` off and divides by `std`, each channel by its own, as [`Image::normalize`](crate::Image::normalize) does; floats are taken
-    /// to be 0 to 1 already. Equal to it within rounding of `f32`.
+    /// Scales `u8` to 0..1, subtracts `mean` and divides by `std`, for each channel, as [`Image::normalize`](crate::Image::normalize) does. Floats
+    /// are taken to be 0 to 1 already. The results of the two are equal within rounding of `f32`.
     pub fn normalize<const N: usize>(mut self, mean: [f32; N], std: [f32; N]) -> Self {
         set(&mut self.normalize, (mean.into(), std.into()), "normalize", &mut self.mistakes);
         self
     }
 
-    /// The dtype of the images: [`Kind::Float`], [`Kind::Half`] or [`Kind::BFloat16`]. `u8` is scaled to 0..1. Without this call floats are `f32`.
+    /// Sets the dtype of the images: [`Kind::Float`], [`Kind::Half`] or [`Kind::BFloat16`]. `u8` is scaled to 0..1. Without this call floats are
+    /// `f32`.
     pub fn to(mut self, kind: Kind) -> Self {
         set(&mut self.kind, kind, "to", &mut self.mistakes);
         self
     }
 
-    /// The column of class numbers, integers from 0 to `classes - 1`, becomes `f32 [batch, classes]`: 1 for the class, 0 for others, or what smoothing, mixup and
-    /// cutmix make of it. Each row sums to 1.
+    /// Turns the column of class numbers, integers from 0 to `classes - 1`, into `f32 [batch, classes]`: 1 for the class and 0 for the others, or
+    /// what smoothing, mixup and cutmix make of it. Each row sums to 1.
     ///
     /// # Errors
-    /// A number that is no class is an error on the CPU. On a CUDA device, where asking would make the loop wait for all that is queued, its row is NaN, so that the
-    /// loss shows it.
+    /// A number that is no class is an error on the CPU. On a CUDA device, where checking would make the loop wait for everything that is queued, its
+    /// row is NaN, so that the loss shows it.
     pub fn labels(mut self, column: impl Into<Arc<str>>, classes: usize) -> Self {
         let smoothing = self.labels.as_ref().map_or(0.0, |labels| labels.smoothing);
         set(&mut self.labels, Labels { column: column.into(), classes, smoothing }, "labels", &mut self.mistakes);
         self
     }
 
-    /// Gives this share of each label to all classes alike: `1 - smoothing + smoothing / classes` for the class, `smoothing / classes` for others. It is done before
-    /// mixing.
+    /// Spreads this share of each label evenly over all classes: `1 - smoothing + smoothing / classes` for the class, `smoothing / classes` for the
+    /// others. It is applied before mixing.
     ///
     /// # Source
     /// Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7.
@@ -183,12 +186,12 @@ impl OnDevice {
         self
     }
 
-    /// Mixes each sample with the one before it in the batch, the first with the last, with this probability for a batch: images `l * own + (1 - l) * other`, and
-    /// labels alike, with one `l` for the batch from the Beta distribution of (`alpha`, `alpha`).
+    /// Mixes each sample with the one before it in the batch, the first with the last, with this probability for a batch. Images become
+    /// `l * own + (1 - l) * other`, and labels likewise, with one `l` for the batch from the Beta distribution of (`alpha`, `alpha`).
     ///
     /// A batch gets mixup or [`cutmix`](Self::cutmix) or neither: their probabilities sum to at most 1. timm's `prob` and `switch_prob` are
-    /// `.mixup(alpha, prob * (1 - switch_prob)).cutmix(alpha, prob * switch_prob)`; torchvision's `RandomChoice` of both is 0.5 and 0.5. Neighbours are strangers in a
-    /// shuffled data set. A batch of one sample is left as it is.
+    /// `.mixup(alpha, prob * (1 - switch_prob)).cutmix(alpha, prob * switch_prob)`; torchvision's `RandomChoice` of both is 0.5 and 0.5. In a
+    /// shuffled data set, neighbours in a batch are unrelated. A batch of one sample is left as it is.
     ///
     /// # Source
     /// Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
@@ -197,11 +200,12 @@ impl OnDevice {
         self
     }
 
-    /// Replaces a box of each image by the same box of the image before it in the batch, of the first by the last's, with this probability for a batch; one box for the batch. Its
-    /// centre is drawn evenly over the pixels, its sides are `sqrt(1 - l)` of the image's, with `l` from the Beta distribution of (`alpha`, `alpha`), and what
-    /// reaches over the edge is cut off. Labels are mixed by the share of pixels that are each image's own.
+    /// Replaces a box of each image by the same box of the image before it in the batch, that of the first by the last's, with this probability for a
+    /// batch. There is one box for the batch. Its centre is drawn evenly over the pixels, its sides are `sqrt(1 - l)` of the image's, with `l` from
+    /// the Beta distribution of (`alpha`, `alpha`), and what reaches over the edge is cut off. Labels are mixed by the share of pixels that are each
+    /// image's own.
     ///
-    /// See [`mixup`](Self::mixup) for the two together.
+    /// See [`mixup`](Self::mixup) for using both.
     ///
     /// # Source
     /// Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", ICCV 2019.
@@ -210,12 +214,12 @@ impl OnDevice {
         self
     }
 
-    /// Whether images come out as floats, whatever they were.
+    /// Whether images come out as floats, whatever their dtype was.
     pub(crate) fn makes_floats(&self) -> bool {
         self.normalize.is_some() || self.kind.is_some() || self.mixup.is_some() || self.cutmix.is_some()
     }
 
-    /// What is wrong with it whatever the columns are, each with what mends it.
+    /// What is wrong with the description whatever the columns are. Each mistake comes with what fixes it.
     pub(crate) fn mistakes(&self) -> Vec<String> {
         let mut mistakes = self.mistakes.clone();
         let share = |value: f64| (0.0..=1.0).contains(&value);
@@ -272,7 +276,7 @@ impl OnDevice {
     }
 }
 
-/// Sets what may be said once.
+/// Sets what may be stated only once.
 fn set<T>(slot: &mut Option<T>, value: T, verb: &str, mistakes: &mut Vec<String>) {
     if slot.replace(value).is_some() {
         mistakes.push(format!(".{verb}(..) is called twice; leave one out"));
