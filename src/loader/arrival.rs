@@ -1,4 +1,4 @@
-//! Reads a source without index: pieces ahead in parallel, framed in order, a block at a time.
+//! Reads a source without an index: pieces ahead in parallel, framed in order, one block at a time.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,14 +18,14 @@ use crate::source::{ARRIVED_BYTES, Arrived, Arriving, ArrivingPass, Next};
 /// Pieces read at the same time.
 const READS: u64 = 8;
 
-/// A block that arrives, and as much again for what is made of it.
+/// Bytes of a block that arrives, and as many for what is made of it.
 const ROOM_BYTES: u64 = 2 * ARRIVED_BYTES;
 
 /// The pass over one source in one epoch.
 pub(crate) struct ArrivalDriver {
     source: Arc<dyn Arriving>,
     epoch: u64,
-    /// Away while a worker frames.
+    /// `None` while a worker frames.
     pass: Option<Box<dyn ArrivingPass>>,
     pieces: Reorder<Result<(Bytes, Grant)>>,
     /// A read that waits for the budget.
@@ -33,13 +33,13 @@ pub(crate) struct ArrivalDriver {
     asked: u64,
     supplied: u64,
     all_asked: bool,
-    /// Reads of pieces that were not supplied yet.
+    /// Reads of pieces that were not supplied to the pass yet.
     reads: VecDeque<Fetch>,
     /// Rows that planning waits for.
     wanted: u64,
     needs_piece: bool,
     waits_for_room: bool,
-    /// Bytes of a block and what is made of it, as large as the next record takes, and the grant that is kept while such a one comes in.
+    /// Bytes of a block and what is made of it, as many as the next record takes, and the grant that is kept while such a record comes in.
     room_bytes: u64,
     room: Option<Grant>,
     blocks: u32,
@@ -54,17 +54,17 @@ pub(crate) struct Framed {
     result: Result<Outcome>,
 }
 
-/// What framing came to.
+/// The result of framing.
 enum Outcome {
-    /// A block of so many rows, the first of which has this sample id, and where to read it from again.
+    /// A block: its number of rows, the sample id of the first row, and where to read it from again.
     Block(u64, u64, ReadPoint),
-    /// Another piece is wanted. The room is given back to hold what there is of a large record.
+    /// Another piece is needed. The room is given back to hold the part of a large record that has come.
     Piece(Grant),
-    /// A record takes so many bytes.
+    /// A record takes this many bytes.
     Room(u64, Grant),
 }
 
-/// What was started.
+/// The number of tasks and reads that were started.
 #[derive(Default)]
 pub(crate) struct Started {
     pub(crate) tasks: usize,
@@ -107,7 +107,7 @@ impl ArrivalDriver {
         self.ended
     }
 
-    /// What ended the pass, if it was not its end.
+    /// The error that ended the pass, if one did.
     pub(crate) fn error(&self) -> Option<Error> {
         self.error.clone()
     }
@@ -116,12 +116,12 @@ impl ArrivalDriver {
         self.pass.is_none()
     }
 
-    /// When the first byte of the piece that is needed next came.
+    /// When the first byte came of the piece that is needed next.
     pub(crate) fn first_byte(&self) -> Option<Instant> {
         self.reads.front()?.first_byte.came()
     }
 
-    /// Bytes that it waits for, when the budget has no room.
+    /// Bytes that the driver waits for when the budget has no room.
     pub(crate) fn wanted_bytes(&self) -> Option<u64> {
         match &self.next {
             Some((bytes, _)) => Some(*bytes),
@@ -129,7 +129,7 @@ impl ArrivalDriver {
         }
     }
 
-    /// Says that planning waits for `rows` rows in all; whether that is news.
+    /// Says that planning waits for `rows` rows in all. Returns whether that is new.
     pub(crate) fn want(&mut self, rows: u64) -> bool {
         let news = rows > self.wanted;
         self.wanted = self.wanted.max(rows);
@@ -140,7 +140,7 @@ impl ArrivalDriver {
         self.pieces.put(number, piece);
     }
 
-    /// Takes the pass back; rows, first sample id and place of the block that it gave.
+    /// Takes the pass back. Returns the rows, first sample id and place of the block that it gave.
     pub(crate) fn block_framed(&mut self, framed: Framed) -> Option<(u64, u64, ReadPoint)> {
         self.pass = Some(framed.pass);
         match framed.result {
@@ -267,7 +267,7 @@ impl ArrivalDriver {
         started
     }
 
-    /// Room for a block, and for what is made of it.
+    /// Takes room for a block, and for what is made of it.
     fn take_room(&mut self, account: &Arc<Account>, reserve: u64) -> Option<Grant> {
         let Some(mut room) = self.room.take() else { return account.grant(self.room_bytes, reserve) };
         if room.bytes() < self.room_bytes && !room.resize(self.room_bytes) {
@@ -277,7 +277,7 @@ impl ArrivalDriver {
         Some(room)
     }
 
-    /// Lets the driver's end be seen where no worker brings it back.
+    /// Makes the driver's end known if no worker brings it back.
     fn report_end(&mut self, run: &Run, leaf: usize) {
         let (Some(pass), epoch) = (self.pass.take(), self.epoch) else { return };
         let error = self.error.clone().expect("called after a failure");
@@ -287,7 +287,7 @@ impl ArrivalDriver {
     }
 }
 
-/// The sample id of a block's first row: shard and record, since row numbers are not known.
+/// The sample id of a block's first row: shard and record number, since row numbers are not known.
 fn sample_id(arrived: &Arrived) -> u64 {
     (arrived.shard as u64) << 40 | arrived.first_record
 }

@@ -1,4 +1,4 @@
-//! Evaluated rows to finished batches: one allocation a column, filled by several tasks, delivered to its device.
+//! Makes finished batches of evaluated rows: one allocation for each column, filled by several tasks, delivered to its device.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,20 +26,20 @@ pub(crate) struct Assembly {
     /// Its place in the order of what is delivered.
     pub(crate) number: u64,
     pub(crate) step: u64,
-    /// Where the run stands before it, which is where it goes on when the batch is cut short, and behind it.
+    /// Where the run stands before this batch, which is where it continues if the batch is cut short, and after it.
     pub(crate) before: Progress,
     pub(crate) progress: Progress,
     pub(crate) rows: Vec<Rows>,
-    /// What comes behind these rows in place of more.
+    /// The error that comes after these rows in place of more rows.
     pub(crate) error: Option<Error>,
     pub(crate) drawn: Drawn,
-    /// The row behind each slot that a bad record left empty, where rows are positions.
+    /// The row after each slot that a bad record left empty, where rows are positions.
     pub(crate) gaps: Vec<u64>,
     /// Blocks that the rows point into.
     pub(crate) kept: Vec<Kept>,
     /// Whether the functions of whole batches were applied.
     pub(crate) is_applied: bool,
-    /// Bytes of the budget that it takes, once they are known.
+    /// Bytes of the budget that the batch takes, once they are known.
     pub(crate) bytes: u64,
 }
 
@@ -56,10 +56,10 @@ impl Finished {
     }
 }
 
-/// What became of an assembly.
+/// The result of an assembly.
 pub(crate) struct Assembled {
     pub(crate) lanes: Vec<Finished>,
-    /// What comes behind it.
+    /// The error that comes after the batch.
     pub(crate) error: Option<Error>,
     pub(crate) drawn: Drawn,
 }
@@ -157,7 +157,7 @@ impl Assembly {
         Ok(())
     }
 
-    /// Shares the rows out to the lanes and allocates their batches.
+    /// Divides the rows among the lanes and allocates their batches.
     fn lay_out(mut self, run: &Run) -> Result<LaidOut> {
         let shared = &run.shared;
         let layouts = &shared.pipeline.layouts;
@@ -224,9 +224,9 @@ impl Assembly {
     }
 }
 
-/// What became of an assembly that asked for memory.
+/// The result of an assembly that asked for memory.
 enum LaidOut {
-    /// Its batch, and what is to be written into it.
+    /// The batch, and what is to be written into it.
     Filling(Arc<Work>, Vec<Fill>),
     /// The assembly again: the budget or a ring has no room for it now.
     NoRoom(Box<Assembly>),
@@ -242,7 +242,7 @@ struct Work {
     parts: Mutex<Option<Vec<Option<Part>>>>,
     /// Rows that could not be written, counted over all lanes.
     bad: Mutex<Vec<(usize, Error)>>,
-    /// What comes behind the last row.
+    /// The error that comes after the last row.
     error: Option<Error>,
     drawn: Mutex<Drawn>,
     total: usize,
@@ -253,17 +253,17 @@ struct Work {
 
 /// One chunk of rows to be written.
 struct Fill {
-    /// Number of its first row, counted over all lanes.
+    /// Number of the chunk's first row, counted over all lanes.
     at: usize,
     rows: Rows,
     slots: Slots,
 }
 
-/// A lane's part of it.
+/// A lane's part of the batch.
 struct Part {
     filling: Filling,
     samples: Vec<Sample>,
-    /// Its first row.
+    /// The part's first row.
     start: usize,
     grant: Grant,
 }
@@ -375,7 +375,7 @@ fn may_leave_out(run: &Run, error: &Error) -> bool {
     run.shared.skip.is_some() && is_bad_record(error)
 }
 
-/// The rows of a part that starts at row `start`, without those that are bad: ranges counted from `start`.
+/// The rows of a part that starts at row `start`, without those that are bad, as ranges counted from `start`.
 fn kept(start: usize, len: usize, bad: &[(usize, Error)]) -> Vec<Range<usize>> {
     let (mut kept, mut from) = (Vec::new(), 0);
     let gaps = bad.iter().map(|(row, _)| *row).filter(|row| (start..start + len).contains(row)).map(|row| row - start);
@@ -388,7 +388,7 @@ fn kept(start: usize, len: usize, bad: &[(usize, Error)]) -> Vec<Range<usize>> {
     kept
 }
 
-/// The error of a step in which others have samples, and a rank or device has none, because all of its were bad.
+/// The error of a step in which a rank or device has no samples, because all of its were bad, while others have some.
 fn missing_part(run: &Run, step: u64, lanes: &[Finished], drawn: &Drawn) -> Option<Error> {
     let alone = run.shared.pipeline.steps.world == 1 && lanes.len() == 1 || run.shared.pipeline.expands;
     let (bad, _) = drawn.skipped.last().filter(|_| !alone && lanes.iter().any(|lane| lane.batch.is_none()))?;

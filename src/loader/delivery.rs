@@ -34,22 +34,22 @@ use crate::telemetry::RingReport;
 /// Where the batches of an iterator go.
 #[derive(Clone, Default)]
 pub(crate) struct Delivery {
-    /// The ring of its device, and what it has of the budget; none for the host.
+    /// The ring of its device, and the ring's share of the budget; `None` for the host.
     #[cfg(feature = "tch")]
     ring: Option<(Arc<Ring>, Arc<Grant>)>,
 }
 
-/// What a batch that left for its device is known by.
+/// Identifies a batch that left for its device.
 #[cfg(feature = "tch")]
 pub(crate) type Parcel = Option<Arc<Crossing>>;
-/// Without devices nothing leaves.
+/// Without devices nothing leaves the host.
 #[cfg(not(feature = "tch"))]
 #[derive(Default)]
 pub(crate) struct Parcel {}
 
-/// A device that is there.
+/// A device that was found.
 pub(crate) struct Found {
-    /// None for the host.
+    /// `None` for the host.
     #[cfg(feature = "tch")]
     copier: Option<Arc<dyn Copier>>,
 }
@@ -66,10 +66,10 @@ pub(crate) fn find(device: Device) -> Result<Found> {
 }
 
 impl Found {
-    /// Batches to it, for one of `lanes` iterators that share each.
+    /// Delivers batches to this device, for one of `lanes` iterators that share each batch.
     ///
     /// # Errors
-    /// A budget that is smaller than the ring; a device that cannot lock so much memory.
+    /// The budget is smaller than the ring; the device cannot lock so much memory.
     pub(crate) fn through(self, shared: &Shared, lanes: u64) -> Result<Delivery> {
         #[cfg(feature = "tch")]
         return Delivery::through(self.copier, &shared.pipeline, lanes, &shared.account);
@@ -82,10 +82,10 @@ impl Found {
 }
 
 impl Delivery {
-    /// Through a ring for one of `lanes` iterators that share each batch.
+    /// Delivers through a ring, for one of `lanes` iterators that share each batch.
     ///
     /// # Errors
-    /// A budget that is smaller than the ring; a device without so much memory to lock.
+    /// The budget is smaller than the ring; the device has not so much memory to lock.
     #[cfg(feature = "tch")]
     pub(crate) fn through(
         copier: Option<Arc<dyn Copier>>,
@@ -111,7 +111,7 @@ impl Delivery {
         Ok(Self { ring: Some((Arc::new(ring), Arc::new(grant))) })
     }
 
-    /// Columns of varying length that have no place in a ring, because nobody said how long they can be.
+    /// Notes on columns of varying length that have no place in a ring, because their length has no stated bound.
     pub(crate) fn notes(layouts: &[Layout]) -> impl Iterator<Item = String> {
         let unbounded = layouts.iter().filter(|layout| !layout.is_bytes() && layout.sample_bytes().is_none());
         let note = |name: &str| {
@@ -122,7 +122,7 @@ impl Delivery {
         unbounded.map(move |layout| note(layout.column.name()))
     }
 
-    /// What its ring has done, if it has one.
+    /// What the ring has done, if there is one.
     pub(crate) fn report(&self) -> Option<RingReport> {
         #[cfg(feature = "tch")]
         return self.ring.as_ref().map(|(ring, _)| {
@@ -147,7 +147,7 @@ impl Delivery {
         None
     }
 
-    /// Whether the columns' memory is the ring's, so that it takes nothing more of the budget.
+    /// Whether the columns' memory is the ring's, so that it takes nothing more from the budget.
     pub(crate) fn is_ring(&self) -> bool {
         #[cfg(feature = "tch")]
         return self.ring.is_some();
@@ -155,7 +155,7 @@ impl Delivery {
         false
     }
 
-    /// The way of an iterator's batches, with so many on the device ahead of it.
+    /// The way of an iterator's batches, `ahead` of which are on the device before the loop takes them.
     pub(crate) fn way(&self, ahead: usize) -> Way {
         #[cfg(feature = "tch")]
         return Way { track: self.ring.as_ref().map(|(ring, _)| Track::new(ring.clone(), ahead)) };
@@ -184,7 +184,7 @@ pub(crate) struct Way {
 }
 
 impl Way {
-    /// Bytes of a batch of these rows that lie in no ring.
+    /// Bytes of a batch of these rows that are not in a ring.
     pub(crate) fn host_bytes(&self, layouts: &[Layout], rows: &[Rows]) -> u64 {
         collate::column_bytes(layouts, rows)
             .enumerate()
@@ -216,7 +216,7 @@ impl Way {
         Ok(Some(allocator))
     }
 
-    /// Whether a further batch has a slot.
+    /// Whether there is a slot for another batch.
     pub(crate) fn has_room(&self) -> bool {
         #[cfg(feature = "tch")]
         return self.track.as_ref().is_none_or(|track| track.ring().has_room());
@@ -224,7 +224,7 @@ impl Way {
         true
     }
 
-    /// Waits for a copy under way, whose slot comes back then; whether there was one.
+    /// Waits for a copy under way, which frees its slot. Returns whether there was one.
     pub(crate) fn wait_for_one(&self) -> bool {
         #[cfg(feature = "tch")]
         return self.track.as_ref().is_some_and(|track| track.ring().wait_for_one());
@@ -232,7 +232,7 @@ impl Way {
         false
     }
 
-    /// Makes tensors of a finished batch, or sends it on its way to the device: it is complete then once it [arrived](Self::arrive).
+    /// Makes tensors of a finished batch, or sends it on its way to the device. Then it is complete once it has [arrived](Self::arrive).
     pub(crate) fn send(&self, batch: &mut Batch) -> Result<Parcel> {
         #[cfg(feature = "tch")]
         {
@@ -265,7 +265,7 @@ impl Way {
         }
     }
 
-    /// The batch is next in order: it is copied as soon as there is room on the device.
+    /// Takes the batch that is next in order. It is copied as soon as there is room on the device.
     pub(crate) fn enqueue(&self, parcel: &Parcel) {
         #[cfg(feature = "tch")]
         if let (Some(track), Some(crossing)) = (&self.track, parcel) {
@@ -283,7 +283,7 @@ impl Way {
         false
     }
 
-    /// Queues the copies that can be.
+    /// Queues the copies that can be queued.
     pub(crate) fn pump(&self) {
         #[cfg(feature = "tch")]
         if let Some(track) = &self.track {
@@ -291,7 +291,7 @@ impl Way {
         }
     }
 
-    /// The loop is gone.
+    /// Notes that the loop is gone.
     pub(crate) fn close(&self) {
         #[cfg(feature = "tch")]
         if let Some(track) = &self.track {
@@ -299,7 +299,7 @@ impl Way {
         }
     }
 
-    /// The loop asks for its next batch, on its own thread.
+    /// Notes that the loop asks for its next batch, on its own thread.
     pub(crate) fn ask(&self) {
         #[cfg(feature = "tch")]
         if let Some(track) = &self.track {
@@ -307,8 +307,8 @@ impl Way {
         }
     }
 
-    /// Hands the batch's tensors over, on the loop's thread, which is `alone` where no worker can go on with the copies of the next ones; whether there
-    /// are some to go on with.
+    /// Hands the batch's tensors over, on the loop's thread. `alone`: whether no worker can continue with the copies of the next batches. Returns
+    /// whether there are copies left to continue with.
     ///
     /// # Errors
     /// What went wrong with its copy.

@@ -1,4 +1,4 @@
-//! Picked rows to real ones: gather from blocks, then the functions of the graph.
+//! Turns picked rows into real ones: gathers them from blocks, then applies the functions of the graph.
 
 mod blocks;
 mod chunk;
@@ -27,7 +27,7 @@ use crate::schema::{Column, Dtype};
 use crate::telemetry::Counters;
 use crate::transform::image::{Image, Scratch};
 
-/// Rows, up to the first that failed.
+/// Evaluated rows, up to the first that failed.
 #[derive(Clone)]
 pub(crate) struct Evaluated {
     pub(crate) rows: Rows,
@@ -37,7 +37,7 @@ pub(crate) struct Evaluated {
     pub(crate) shares: Option<Vec<u32>>,
     /// Positions that were left out because their record is bad, ascending.
     pub(crate) skipped: Vec<(u32, Error)>,
-    /// What stopped it behind these rows.
+    /// What stopped evaluation after these rows.
     pub(crate) error: Option<Error>,
 }
 
@@ -67,7 +67,7 @@ impl Evaluated {
     }
 }
 
-/// Rows without fault.
+/// The rows that are not bad.
 struct Sound<'p> {
     at: Cow<'p, [(usize, usize)]>,
     origin: Option<Vec<u32>>,
@@ -87,7 +87,7 @@ pub(crate) struct Env<'a> {
     pub(crate) enumerated: &'a [Column],
     pub(crate) blocks: &'a Blocks,
     pub(crate) epoch: u64,
-    /// The number of the stream's window that the rows are of, where functions work on windows.
+    /// The number of the stream's window that the rows belong to, where functions work on windows.
     pub(crate) window: u64,
     pub(crate) counters: &'a Counters,
     /// Whether bad records are left out, instead of being an error.
@@ -153,7 +153,7 @@ impl Env<'_> {
         Ok(Evaluated { rows: Rows { rows, samples }, origin, shares: None, skipped, error })
     }
 
-    /// The rows that are not bad, up to one that ends it.
+    /// Leaves out bad rows, up to one that ends the evaluation.
     fn leave_bad<'p>(&self, picked: &'p PickedRows, blocks: &[&Block]) -> Sound<'p> {
         let mut at = Vec::with_capacity(picked.rows.len());
         let (mut origin, mut skipped, mut error) = (Vec::new(), Vec::new(), None);
@@ -176,12 +176,12 @@ impl Env<'_> {
         Sound { at: at.into(), origin, skipped, error }
     }
 
-    /// Whether a record with this error may be left out; how many, is counted where batches are delivered.
+    /// Whether a record with this error may be left out. How many may be left out is checked where batches are delivered.
     fn may_leave_out(&self, error: &Error) -> bool {
         self.leave_out && is_bad_record(error)
     }
 
-    /// Takes note of a row that a function failed for; whether it is the last one.
+    /// Notes a row for which a function failed. Returns whether it is the last one.
     fn ends_at(&self, failing: &mut Failing, row: usize, error: Error) -> bool {
         if self.may_leave_out(&error) {
             failing.left_out.push((row, error));
@@ -191,7 +191,7 @@ impl Env<'_> {
         true
     }
 
-    /// The error that a bad record ends the epoch with.
+    /// The error with which a bad record ends the epoch.
     fn ends(&self, error: Error) -> Error {
         if is_bad_record(&error) && !self.leave_out { error.or_leave_out() } else { error }
     }
@@ -214,7 +214,7 @@ impl Env<'_> {
         applied
     }
 
-    /// Says which sample a function failed for, and where its record stands.
+    /// Adds to an error the sample for which a function failed, and where its record stands.
     fn blame(&self, stage: &Stage, sample: Sample, error: Error) -> Error {
         locate(error.stage(stage.name.clone()).sample(sample.id), self.blocks.values())
     }
@@ -398,7 +398,7 @@ impl Env<'_> {
     }
 }
 
-/// Rows that a function failed for: those that are left out, and the one that ends it.
+/// Rows for which a function failed: those that are left out, and the one that ends the evaluation.
 #[derive(Default)]
 struct Failing {
     left_out: Vec<(usize, Error)>,
@@ -406,7 +406,7 @@ struct Failing {
 }
 
 impl Failing {
-    /// The rows without them, and only those before the end.
+    /// The rows without the failing ones, and only those before the end.
     fn leave(self, input: Evaluated) -> Result<Evaluated> {
         let (left_out, len) = (self.left_out, self.end.as_ref().map_or(input.rows.len(), |end| end.0));
         if left_out.is_empty() {
@@ -421,7 +421,7 @@ impl Failing {
     }
 }
 
-/// Skips in the order of what they are of, one for each.
+/// Merges skipped rows in the order of their keys, and keeps one for each key.
 fn merge_skipped<K: Ord>(
     skipped: impl Iterator<Item = (u32, Error)>,
     of: impl Fn(&(u32, Error)) -> K,
@@ -444,18 +444,18 @@ fn pixel_array(image: &Image, pixels: Vec<f32>, bytes: usize) -> Result<ArrayRef
     Ok(Arc::new(list.map_err(internal)?))
 }
 
-/// Faults of our own making.
+/// An error that is a fault of forebay.
 fn internal(error: arrow::error::ArrowError) -> Error {
     Error::new(ErrorKind::Transform, "rows of different columns met").because(error)
 }
 
-/// The rows with columns added, or replaced where the name is taken.
+/// Adds columns to the rows, or replaces those of the same name.
 fn with_columns(rows: &RecordBatch, columns: Vec<(Column, ArrayRef)>) -> Result<RecordBatch> {
     let columns = columns.into_iter().map(|(column, array)| (column.name().clone(), array));
     with_columns_as(rows, columns.collect())
 }
 
-/// The same for arrays that no column can be declared for.
+/// Does the same with arrays that no column can be declared for.
 fn with_columns_as(rows: &RecordBatch, columns: Vec<(Arc<str>, ArrayRef)>) -> Result<RecordBatch> {
     if columns.is_empty() {
         return Ok(rows.clone());
@@ -482,12 +482,12 @@ fn column_of<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
         .ok_or_else(|| Error::new(ErrorKind::Schema, "the column is gone before it is wanted").column(name))
 }
 
-/// The part of a row that is number `part` of those made of a sample. Parts of parts stay distinct for up to 2^12 rows made of each.
+/// The part number of row `part` among those made of a sample. Parts of parts stay distinct for up to 2^12 rows made of each.
 fn part_of(sample: Sample, part: u32) -> u32 {
     sample.part.wrapping_mul(1 << 12).wrapping_add(part)
 }
 
-/// Rows by number, each possibly not at all or several times.
+/// Takes rows by number: each of them once, several times or not at all.
 fn expand(input: Evaluated, from: Vec<u32>, parts: Option<Vec<u32>>, failing: Failing) -> Result<Evaluated> {
     let left_out = failing.left_out.into_iter().map(|(row, error)| (input.position(row), error));
     // Rows that were made of one sample are one record; those of a window have one position and are many.
@@ -565,7 +565,7 @@ fn regather(parts: &[Evaluated], from: &[(u32, u32)]) -> Result<Evaluated> {
     Ok(Evaluated { rows: Rows { rows, samples }, origin: expanded.then_some(origin), shares: None, skipped, error })
 }
 
-/// Columns side by side, as far as all parts go.
+/// Joins columns side by side, up to the last row that all parts have.
 fn zip(mut parts: Vec<Evaluated>) -> Result<Evaluated> {
     if parts.iter().any(|part| part.origin.is_some()) {
         parts = aligned(parts)?;
@@ -599,7 +599,7 @@ fn zip(mut parts: Vec<Evaluated>) -> Result<Evaluated> {
     Ok(Evaluated { rows: Rows { rows, samples }, origin, shares: None, skipped, error })
 }
 
-/// Only the positions that every part has; a part that failed has none from there on, and ends all.
+/// Only the positions that every part has. A part that failed has none from there on, and ends all parts.
 fn aligned(parts: Vec<Evaluated>) -> Result<Vec<Evaluated>> {
     let positions = |part: &Evaluated| -> Vec<u32> { (0..part.rows.len()).map(|row| part.position(row)).collect() };
     let mut common = positions(&parts[0]);

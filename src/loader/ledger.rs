@@ -1,4 +1,4 @@
-//! What an epoch should add up to: its plan walked without reading, and a ledger held against it.
+//! Compares a ledger with what an epoch should add up to. For that it walks the plan without reading.
 
 use super::run::Shared;
 use crate::error::{Error, ErrorKind, Result};
@@ -9,7 +9,7 @@ use crate::plan::steps::Steps;
 /// Positions that are picked at a time.
 const PICKED: u64 = 4096;
 
-/// Holds the ledger of all ranks against the plan of an epoch.
+/// Compares the ledger of all ranks with the plan of an epoch.
 pub(super) fn verify(shared: &Shared, epoch: u64, ledger: &Ledger) -> Result<()> {
     let pipeline = &shared.pipeline;
     let ours = shared.with_ledger(|ledger| ledger.clone());
@@ -31,13 +31,13 @@ pub(super) fn verify(shared: &Shared, epoch: u64, ledger: &Ledger) -> Result<()>
         .advice("compare the ledgers of two runs: Ledger::compare, or forebay ledger"))
 }
 
-/// What an epoch should add up to, over all ranks and on each, beside what was delivered of it.
+/// What an epoch should add up to, over all ranks and on each, and what was delivered of it.
 struct Audit {
     epoch: u64,
     found: Sums,
     all: Sums,
     ranks: Vec<Sums>,
-    /// Steps of the epoch, and the last up to which what was delivered is all there should be.
+    /// Steps of the epoch, and the last step up to which everything was delivered and nothing else.
     steps: u64,
     done: Option<u64>,
 }
@@ -71,7 +71,7 @@ impl Audit {
         self.done == Some(self.steps)
     }
 
-    /// Whether what was delivered, with what was left out of it, is what these sums say.
+    /// Whether what was delivered, together with what was left out, matches these sums.
     fn is_found(&self, sums: &Sums) -> bool {
         // What was left out has no place in the order any more, so that the rest cannot be held against it.
         let same_order = self.found.left_out > 0 || self.found.order == sums.order;
@@ -119,13 +119,13 @@ impl Audit {
     }
 }
 
-/// The only sample that was delivered too rarely, or too often.
+/// The only sample that was delivered too rarely or too often.
 enum OddOne {
     Missing(u64),
     Twice(u64),
 }
 
-/// Looks for the one sample whose term makes up the difference; where several are wrong there is none.
+/// Looks for the one sample whose term makes up the difference. If several samples are wrong, there is none.
 fn odd_one(shared: &Shared, rows: u64, audit: &Audit) -> Option<OddOne> {
     let lacks = audit.all.ids.wrapping_sub(audit.found_ids());
     let mut odd = None;
@@ -140,7 +140,7 @@ fn odd_one(shared: &Shared, rows: u64, audit: &Audit) -> Option<OddOne> {
     odd
 }
 
-/// Calls `f` with position, sample id and pass of what all ranks deliver in an epoch, in order.
+/// Calls `f` with the position, sample id and pass of each sample that all ranks deliver in an epoch, in order.
 fn for_each_sample(shared: &Shared, epoch: u64, rows: u64, mut f: impl FnMut(u64, u64, u64)) {
     let whole = Steps { rank: 0, world: 1, ..shared.pipeline.steps };
     let mut order = shared.pipeline.order.clone();

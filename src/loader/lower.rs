@@ -27,26 +27,26 @@ use crate::schema::{Column, Dtype, Shape};
 use crate::transform::image::Image;
 use crate::transform::tokens::{Part, holds};
 
-/// What is said about batches behind `.batch(n)`, read off the top of the graph.
+/// What the graph says about batches after `.batch(n)`, read off its top.
 pub(crate) struct BatchSpec<'a> {
     pub(crate) size: u64,
     pub(crate) remainder: Remainder,
-    /// Batches that wait for the loop, where somebody said.
+    /// Batches that wait for the loop, if their number was stated.
     pub(crate) prefetch: Option<usize>,
-    /// From the batch upwards.
+    /// The nodes from the batch upwards.
     above: Vec<&'a Node>,
     input: &'a Arc<Node>,
 }
 
-/// Batches that wait for the loop when nobody says.
+/// Batches that wait for the loop unless their number is stated.
 const PREFETCH: u64 = 2;
 
-/// Of small batches more, up to so many bytes and batches: handing one over costs what gathering some hundred rows does, and threads that find no work
-/// fall asleep. 1,024 rows of 8 bytes came through 3 times as fast as with two.
+/// Small batches may be more, up to these bytes and this number: handing one over costs what gathering some hundred rows does, and threads that find
+/// no work fall asleep. 1,024 rows of 8 bytes came through 3 times as fast as with two.
 const SMALL_BYTES: u64 = 1 << 20;
 const MANY: u64 = 64;
 
-/// Batches on their way at a time: those that wait for the loop, and one that is being made.
+/// Batches in flight at a time: those that wait for the loop, and one that is being made.
 fn window(prefetch: Option<usize>, layouts: &[Layout], rows: u64) -> u64 {
     let sample_bytes =
         layouts.iter().map(|layout| layout.sample_bytes().map(|bytes| bytes as u64)).sum::<Option<u64>>();
@@ -55,7 +55,7 @@ fn window(prefetch: Option<usize>, layouts: &[Layout], rows: u64) -> u64 {
 }
 
 impl<'a> BatchSpec<'a> {
-    /// Reads it off a validated graph.
+    /// Reads the specification off a validated graph.
     pub(crate) fn of(dataset: &'a Dataset) -> Self {
         let (mut node, mut above) = (&dataset.node, Vec::new());
         let (mut remainder, mut prefetch) = (None, None);
@@ -79,12 +79,12 @@ impl<'a> BatchSpec<'a> {
 #[derive(Clone)]
 struct Carried {
     column: Column,
-    /// The source that it is read from unchanged.
+    /// The source from which the column is read unchanged.
     leaf: Option<usize>,
     pad: Option<Pad>,
     /// An image operation that waits until the batch is laid out.
     image: Option<(Arc<Image>, Key, String)>,
-    /// Whether it says where other columns' elements lie.
+    /// Whether the column says where other columns' elements lie.
     is_index: bool,
 }
 
@@ -93,7 +93,7 @@ impl Carried {
         Self { column, leaf, pad: None, image: None, is_index: false }
     }
 
-    /// How it is padded, in words: those of equal padding are equal, NaN too.
+    /// The column's padding in words, which are equal if the padding is equal, also for NaN.
     fn padding(&self) -> String {
         self.pad.unwrap_or_default().to_string()
     }
@@ -103,23 +103,23 @@ impl Carried {
 struct Lowered {
     order: Order,
     columns: Vec<Carried>,
-    /// The nodes that settle which row stands where: equal lists, equal orders.
+    /// The nodes that determine which row stands where. Equal lists mean equal orders.
     path: Vec<*const Node>,
 }
 
 struct Lowering<'a> {
     opened: &'a HashMap<*const Node, Leaf>,
-    /// How the node at hand is dealt to streams: below a mix in smaller steps than those of the epoch.
+    /// How the node is dealt to streams: below a mix, in smaller steps than those of the epoch.
     steps: Steps,
     seed: Key,
     leaves: Vec<(*const Node, Leaf, u64)>,
     stages: Vec<Stage>,
-    /// Functions of whole windows, and all behind one. They commute with whatever only reorders, so they are no part of the order.
+    /// Functions of whole windows, and all functions after one. They commute with everything that only reorders, so they are no part of the order.
     on_windows: Vec<usize>,
     enumerated: Vec<Column>,
-    /// The shuffle nodes met so far: one that feeds two branches has one order in both.
+    /// The shuffle nodes met so far. A node that feeds two branches has one order in both.
     shuffles: Vec<*const Node>,
-    /// The same of mixes.
+    /// The mix nodes met so far, likewise.
     mixes: Vec<*const Node>,
     mistakes: Vec<Error>,
     notes: Vec<String>,
@@ -340,9 +340,9 @@ fn identity(dataset: &Dataset, data: Vec<DataMark>, steps: Steps, drops: bool, s
     identity.bounded()
 }
 
-/// Stages whose samples go through one that makes more or fewer of them, or moves them.
+/// Stages whose samples later go through a stage that makes more or fewer of them, or moves them.
 fn in_front_of_row_changes(node: &Arc<Node>) -> HashSet<*const Node> {
-    /// `seen`: whether as early, too.
+    /// `seen`: the nodes met, and whether each of them is as early, too.
     fn walk(node: &Arc<Node>, is_early: bool, seen: &mut HashMap<*const Node, bool>) {
         let known = seen.insert(Arc::as_ptr(node), is_early || seen.get(&Arc::as_ptr(node)) == Some(&true));
         if known.is_none_or(|known| is_early && !known) {
@@ -583,7 +583,7 @@ impl Lowering<'_> {
         Lowered { order, columns, path: vec![Arc::as_ptr(node)] }
     }
 
-    /// Chooses columns by name; a declaration that differs from what there is, is a mistake.
+    /// Chooses columns by name. A declaration that differs from the column at hand is a mistake.
     fn select(&mut self, lowered: Lowered, wanted: &[Column]) -> Lowered {
         let mut columns = Vec::with_capacity(wanted.len());
         for want in wanted {
@@ -627,7 +627,7 @@ impl Lowering<'_> {
         self.stages.len() - 1
     }
 
-    /// Says of a global shuffle what it reads of blocks that are not rows.
+    /// Notes how much a global shuffle reads if blocks can only be read as a whole.
     fn note_reads_of_rows(&mut self) {
         let whole_blocks = self.leaves.iter().find_map(|(_, leaf, _)| match leaf {
             Leaf::Indexed(source) => {
@@ -689,7 +689,7 @@ fn number_among(met: &mut Vec<*const Node>, node: &Arc<Node>) -> u64 {
     number as u64
 }
 
-/// Shapes with the same number of elements in the same raggedness: Arrow does not know inner extents.
+/// Whether shapes have the same number of elements and the same raggedness: Arrow does not know inner extents.
 fn same_extent(a: &Shape, b: &Shape) -> bool {
     match (a, b) {
         (Shape::Ragged(a), Shape::Ragged(b)) => a.iter().product::<usize>() == b.iter().product::<usize>(),

@@ -1,4 +1,4 @@
-//! A budget that an epoch can be delivered with, as small as may be said beforehand, found by walking its plan.
+//! Finds a budget with which an epoch can be delivered, as small as can be told beforehand, by walking the epoch's plan.
 
 use std::collections::HashMap;
 
@@ -6,11 +6,11 @@ use super::pipeline::Leaf;
 use super::run::Shared;
 use crate::plan::order::{Arrivals, ENDLESS, Frame, PickedBlock, Positions};
 
-/// Rows of an epoch that are looked at, at most: the walk is made once, for an error message.
+/// The most rows of an epoch that are walked. The walk is made once, for an error message.
 const ROWS: u64 = 10_000_000;
 
-/// Bytes of the blocks that have to be there at the same time, in the step that takes most, and of the batches in flight.
-/// `None` for sources whose blocks are not known before.
+/// Bytes of the blocks that have to be there at the same time, in the step that needs most, and of the batches in flight. `None` for sources whose
+/// blocks are not known beforehand.
 pub(crate) fn smallest_budget(shared: &Shared, epoch: u64, batch_bytes: u64) -> Option<u64> {
     let pipeline = &shared.pipeline;
     let mut order = pipeline.order.clone();

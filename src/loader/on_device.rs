@@ -1,4 +1,4 @@
-//! Operations on the device, brought to batches: checked against the columns at `build()`, applied where a batch is handed to the loop.
+//! Applies operations on the device to batches. They are checked against the columns at `build()`, and applied when a batch is handed to the loop.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -17,22 +17,22 @@ use crate::random::Key;
 use crate::schema::{Column, Dtype, Shape};
 use crate::transform::image::Layout;
 
-/// The stage, in errors.
+/// The name of the stage, in errors.
 const STAGE: &str = "on device";
 
 /// Operations that suit the columns of the batch.
 pub(crate) struct Prepared {
     what: OnDevice,
     key: Key,
-    /// How the images stand in the column.
+    /// How the images are laid out in the column.
     layout: Layout,
     /// Height and width.
     size: (u32, u32),
-    /// One for each device, which its first batch brings there: brought with every batch, it would stand behind the copy of the next.
+    /// One for each device. Its first batch brings it there: if every batch brought it, it would wait behind the copy of the next batch.
     normalizations: Mutex<Vec<Normalization>>,
 }
 
-/// What is wrong with them whatever the columns are.
+/// What is wrong with the operations whatever the columns are.
 pub(super) fn mistakes(all: &[OnDevice]) -> Vec<Error> {
     let mut wrong: Vec<Error> = all
         .iter()
@@ -55,10 +55,10 @@ pub(super) fn mistakes(all: &[OnDevice]) -> Vec<Error> {
     wrong
 }
 
-/// Holds the operations against the columns that batches will have.
+/// Checks the operations against the columns that batches will have.
 ///
 /// # Errors
-/// All that does not suit, each with what mends it.
+/// Everything that does not fit, each with what fixes it.
 pub(super) fn prepare(all: Vec<OnDevice>, columns: &[collate::Layout], seed: u64) -> Result<Arc<[Prepared]>> {
     let mut wrong = Vec::new();
     let mut prepared = Vec::with_capacity(all.len());
@@ -105,7 +105,7 @@ fn find<'a>(
     found
 }
 
-/// How images stand in their column, and the three extents there.
+/// How images are laid out in their column, and the three extents there.
 fn check_images(what: &OnDevice, columns: &[collate::Layout], wrong: &mut Vec<Error>) -> Option<(Layout, [usize; 3])> {
     let column = find(what, &what.images, columns, wrong)?;
     let extents = match column.column.shape() {
@@ -166,10 +166,10 @@ fn check_labels(what: &OnDevice, columns: &[collate::Layout], wrong: &mut Vec<Er
 }
 
 impl Shared {
-    /// Does to a batch what is to be done on its device.
+    /// Applies the operations to a batch, on its device.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`] for what libtorch says, and [`ErrorKind::Schema`] for a label that is no class.
+    /// [`ErrorKind::Device`] for what libtorch reports, and [`ErrorKind::Schema`] for a label that is no class.
     pub(super) fn on_device(&self, batch: &mut Batch) -> Result<()> {
         if self.on_device.is_empty() {
             return Ok(());
@@ -184,7 +184,7 @@ impl Shared {
 }
 
 impl Prepared {
-    /// Bytes of the columns that it makes.
+    /// Bytes of the columns that the operations make.
     fn bytes<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = usize> + 'a {
         let names = [Some(&self.what.images), self.what.labels.as_ref().map(|labels| &labels.column)];
         let columns = names.into_iter().flatten().filter_map(|name| position(batch, name));
@@ -250,7 +250,7 @@ impl Prepared {
         }
     }
 
-    /// What images of this device are normalised with.
+    /// The mean and deviation for images on this device.
     fn normalization(
         &self,
         images: &Tensor,
@@ -267,7 +267,7 @@ impl Prepared {
         Ok(made)
     }
 
-    /// Where asking costs nothing.
+    /// Refuses labels that are no class, on the CPU only: checking costs nothing there.
     fn refuse_wrong_labels(&self, batch: &Batch, labels: &Tensor, wrong: &Tensor) -> Result<()> {
         let Some(what) = self.what.labels.as_ref().filter(|_| labels.device() == tch::Device::Cpu) else {
             return Ok(());
@@ -294,14 +294,14 @@ fn position(batch: &Batch, name: &str) -> Option<usize> {
     batch.columns.iter().position(|column| column.column.name().as_ref() == name)
 }
 
-/// A column's tensor, and where it stands.
+/// Returns a column's tensor, and its place in the batch.
 fn take(batch: &Batch, name: &Arc<str>) -> Result<(Tensor, usize)> {
     let at = position(batch, name)
         .ok_or_else(|| Error::new(ErrorKind::Schema, "the column is gone").column(name.clone()))?;
     Ok((batch.tensor(name)?, at))
 }
 
-/// Puts what a column became in its place.
+/// Puts a column's new tensor in its place.
 fn put(batch: &mut Batch, at: usize, tensor: Tensor, dtype: Dtype) {
     let shape: Vec<usize> = tensor.size().into_iter().map(|extent| extent as usize).collect();
     let name = batch.columns[at].column.name().clone();

@@ -1,4 +1,4 @@
-//! What a graph was lowered to, and what it says of steps and states.
+//! The result of lowering a graph, and what follows from it for steps and states.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(crate) struct Stage {
     pub(crate) counter: Arc<StageCounter>,
 }
 
-/// What a graph was lowered to.
+/// The result of lowering a graph.
 #[derive(Clone)]
 pub(crate) struct Pipeline {
     pub(crate) leaves: Vec<Leaf>,
@@ -35,25 +35,25 @@ pub(crate) struct Pipeline {
     /// Functions of whole batches, by number of stage.
     pub(crate) on_batches: Vec<usize>,
     pub(crate) steps: Steps,
-    /// Whether rows become none or several on their way.
+    /// Whether a row can become none or several on its way.
     pub(crate) expands: bool,
-    /// What does that, with an article.
+    /// The stage that does so, with an article.
     pub(crate) changer: &'static str,
-    /// Positions of a stream in a window, where a function wants all rows of one: a multiple of the stream's share of a step.
+    /// Positions of a stream in a window, if a function needs all rows of a window: a multiple of the stream's share of a step.
     pub(crate) window_rows: Option<u64>,
-    /// The functions that are applied to whole windows, by number of stage: the one that wants them, and all behind it.
+    /// The functions that are applied to whole windows, by number of stage: the one that needs windows, and all after it.
     pub(crate) on_windows: Vec<usize>,
-    /// Whether streams give shares of any number of rows, as they were marked, instead of so many rows.
+    /// Whether streams give shares of any number of rows, as the rows are marked, instead of a fixed number of rows.
     pub(crate) shares: bool,
-    /// Batches of an epoch at most, where they are counted behind an expanding stage.
+    /// The most batches that an epoch has, where batches are counted after an expanding stage.
     pub(crate) limit: Option<u64>,
-    /// Rows of which none of a stream was left until it is believed that none ever will be: of orders that do not end.
+    /// For orders that do not end: rows of a stream in succession that leave none, after which it is assumed that none ever will be left.
     pub(crate) barren_turn: Option<u64>,
-    /// Batches between the start of their tickets and the loop, at most.
+    /// The most batches between the start of their tickets and the loop.
     pub(crate) window: u64,
     /// What every state of the loader has in common.
     pub(crate) identity: Arc<Identity>,
-    /// Whether states of other transforms are taken.
+    /// Whether states of graphs with other transforms are accepted.
     pub(crate) transforms_may_differ: bool,
     pub(crate) notes: Vec<String>,
 }
@@ -68,7 +68,7 @@ impl Pipeline {
         }
     }
 
-    /// Where each of the rank's streams is planned from, where rows are not positions.
+    /// The position from which each of the rank's streams is planned, where rows are not positions.
     pub(crate) fn planned_at(&self, cursors: &[Cursor]) -> Vec<u64> {
         let mut planned = vec![0; if self.expands { self.steps.own_streams() as usize } else { 0 }];
         for (at, cursor) in planned.iter_mut().zip(cursors) {
@@ -83,7 +83,8 @@ impl Pipeline {
         planned
     }
 
-    /// Where a stream that stands at a cursor is planned from: what a window became is made of all of it.
+    /// The position from which a stream that stands at a cursor is planned. What a window became is made of all its rows, so it is planned from the
+    /// window's start.
     pub(crate) fn planned_for(&self, cursor: Cursor) -> u64 {
         self.window_rows.map_or(cursor.position, |rows| cursor.position / rows * rows)
     }
@@ -98,17 +99,18 @@ impl Pipeline {
         self.window_rows.unwrap_or(self.steps.stream_share())
     }
 
-    /// Tickets planned ahead of those that can start, at most; of those that have many steps' positions, fewer.
+    /// The most tickets that are planned ahead of those that can start. There are fewer if a ticket has the positions of many steps.
     pub(crate) fn tickets_ahead(&self) -> u64 {
         (TICKETS_AHEAD * self.steps.stream_share() / self.unit()).max(2)
     }
 
-    /// Tickets that are planned before it is known what becomes of them, where rows are not positions: what a batch and a share more take if nothing is lost.
+    /// Tickets that are planned before their rows are evaluated, where rows are not positions: as many as a batch and a share more take if no row is
+    /// lost.
     pub(crate) fn tickets_unseen(&self) -> u64 {
         ((self.steps.batch / self.steps.world + self.steps.stream_share()) / self.unit()).max(2)
     }
 
-    /// Positions that were delivered before a run begins, of the rows that arrive again for it.
+    /// Positions that were delivered before a run begins, among the rows that arrive again for it.
     pub(crate) fn passed_at(&self, start: &Progress) -> std::ops::Range<u64> {
         let step = match self.planned_at(&start.cursors).first() {
             Some(at) => at / self.steps.stream_share(),
@@ -118,10 +120,10 @@ impl Pipeline {
         self.order.first_arrival_for(next).map_or(0..0, |first| first..next)
     }
 
-    /// Where a run begins that goes on from a state.
+    /// Where a run begins that continues from a state.
     ///
     /// # Errors
-    /// A state of another run, and numbers that no state of this loader has.
+    /// A state of another run, or numbers that no state of this loader has.
     pub(crate) fn start_behind(&self, state: &State) -> Result<Progress> {
         let start = state.progress_for(&self.identity, self.transforms_may_differ)?;
         self.check(&start).map(|()| start)
@@ -158,22 +160,22 @@ impl Pipeline {
         }
     }
 
-    /// What makes batches of rows that are not positions.
+    /// The builder of batches from rows that are not positions.
     pub(crate) fn rebatch(&self, start: &Progress, traced: bool) -> Option<Rebatch> {
         let rows = if self.order.arrives() { ENDLESS } else { self.order.rows().unwrap_or(ENDLESS) };
         self.expands.then(|| Rebatch::new(self, rows, traced || !self.packs(), start))
     }
 
-    /// Rows of an epoch over all ranks, where they are known before it and are what batches are made of.
+    /// The number of an epoch's rows over all ranks, if it is known beforehand and batches are made of these rows.
     pub(crate) fn known_rows(&self) -> Option<u64> {
         self.order.rows().filter(|&rows| rows != ENDLESS && !self.expands && !self.order.arrives())
     }
 }
 
-/// Steps whose positions are planned ahead of the tickets that can start, at most.
+/// The most steps whose positions are planned ahead of the tickets that can start.
 const TICKETS_AHEAD: u64 = 64;
 
-/// Steps that a state may say were taken.
+/// The largest number of steps that a state may say were taken.
 fn start_limit(steps: Steps, rows: u64, expands: bool) -> u64 {
     match rows {
         _ if steps.stated.is_some() || expands => u64::from(u32::MAX) << 16,

@@ -1,11 +1,11 @@
-//! Batches of rows whose number no plan knows: what filters and flat_maps leave, stream by stream.
+//! Makes batches of rows whose number no plan knows: what filters and flat_maps leave, stream by stream.
 //!
-//! Each stream gives its share of every batch. When one has run dry at the end of an epoch, the others fill its place, in the
-//! order of their numbers, so that all batches but the last are full. A batch depends on what the streams' rows are alone, never on when they
-//! come: it waits until what is to be in it is settled. So a run that begins in the middle gives what the whole one gives.
+//! Each stream gives its share of every batch. When one has run dry at the end of an epoch, the others fill its place, in the order of their numbers,
+//! so that all batches but the last are full. A batch depends only on what the streams' rows are, never on when they come: it waits until its content
+//! is settled. So a run that begins in the middle gives the same batches as the whole run.
 //!
-//! Where shares are marked in the rows, a stream gives one of them to each batch, whatever number of rows it has, and a stream that has run dry
-//! gives nothing.
+//! If shares are marked in the rows, a stream gives one share to each batch, whatever number of rows it has, and a stream that has run dry gives
+//! nothing.
 
 use std::collections::VecDeque;
 
@@ -22,13 +22,13 @@ use crate::plan::{Cursor, Remainder};
 
 pub(crate) struct Rebatch {
     steps: Steps,
-    /// Batches of an epoch at most.
+    /// The most batches that an epoch has.
     limit: Option<u64>,
-    /// Positions of an epoch, [`ENDLESS`] where they are not known or do not end.
+    /// Positions of an epoch; [`ENDLESS`] if they are not known or do not end.
     rows: u64,
-    /// Rows of one turn of an order that does not end: a stream that none of so many leaves a row of is not waited for any longer.
+    /// Rows of one turn of an order that does not end. If none of so many rows of a stream is left, that stream is not waited for any longer.
     turn: Option<u64>,
-    /// What changes the number of rows, for messages.
+    /// The stage that changes the number of rows, for messages.
     changer: &'static str,
     /// Whether shares are marked in the rows.
     shares: bool,
@@ -37,7 +37,7 @@ pub(crate) struct Rebatch {
     streams: Vec<Stream>,
     /// The step of the next batch.
     step: u64,
-    /// The epoch of the rows at hand, and whether all of them are.
+    /// The epoch of the rows at hand, and whether they are all of its rows.
     epoch: u64,
     over: bool,
     failed: bool,
@@ -46,16 +46,16 @@ pub(crate) struct Rebatch {
 struct Stream {
     pieces: VecDeque<Piece>,
     rows: usize,
-    /// Everything before was delivered.
+    /// Everything before this cursor was delivered.
     cursor: Cursor,
-    /// The position behind all pieces, and how many positions there are.
+    /// The position after all pieces, and how many positions there are.
     end: u64,
     length: u64,
     /// Positions since the last one that became a row.
     barren: u64,
     /// Positions that were left out and are not counted yet.
     skipped: VecDeque<(u64, (Error, u128))>,
-    /// What comes behind the last piece.
+    /// The error that comes after the last piece.
     error: Option<Error>,
 }
 
@@ -63,9 +63,9 @@ struct Stream {
 struct Piece {
     rows: Rows,
     origin: Option<Vec<u32>>,
-    /// The number of the share of each row, where they are marked.
+    /// The number of each row's share, if shares are marked.
     shares: Option<Vec<u32>>,
-    /// Whether an error stands behind the last row, which may be in the middle of what a position became.
+    /// Whether an error follows the last row, which may be in the middle of what a position became.
     is_cut: bool,
     /// Rows already taken.
     taken: usize,
@@ -78,9 +78,9 @@ enum Next {
     /// Not settled yet.
     Open,
     Full(Vec<usize>),
-    /// All that there is.
+    /// All rows that there are.
     Rest(Vec<usize>),
-    /// All that there is before an error.
+    /// All rows that there are before an error.
     Ends(Vec<usize>, Error),
 }
 
@@ -89,7 +89,7 @@ impl Piece {
         self.rows.len() - self.taken
     }
 
-    /// The position that a row came from, counted from the piece's.
+    /// The position that a row came from, counted from that of the piece.
     fn position(&self, row: usize) -> u32 {
         self.origin.as_ref().map_or(row as u32, |origin| origin[row])
     }
@@ -110,7 +110,7 @@ impl Piece {
         first(within).saturating_add(cursor.expanded as usize).min(first(within + 1))
     }
 
-    /// The cursor behind a row.
+    /// The cursor after a row.
     fn cursor_behind(&self, row: usize) -> Cursor {
         let position = self.position(row);
         let behind = row + 1;
@@ -124,7 +124,7 @@ impl Piece {
 }
 
 impl Rebatch {
-    /// `rows`: positions of an epoch, where known; `points`: whether rows keep the blocks that they are of.
+    /// `rows`: positions of an epoch, if known. `points`: whether rows keep the blocks that they point into.
     pub(crate) fn new(pipeline: &Pipeline, rows: u64, points: bool, start: &Progress) -> Self {
         let mut rebatch = Self {
             steps: pipeline.steps,
@@ -159,7 +159,8 @@ impl Rebatch {
         self.epoch == epoch && self.limit.is_some_and(|limit| self.step >= limit)
     }
 
-    /// Whether a stream that is planned up to a position need not be read further now: the next batch can be made without, and enough is under way.
+    /// Whether a stream that is planned up to this position need not be read further now: the next batch can be made without more of it, and enough
+    /// is under way.
     pub(crate) fn is_sated(&self, stream: usize, epoch: u64, planned: u64) -> bool {
         let Stream { rows, end, .. } = self.streams[stream];
         let under_way = rows as u64 + planned.saturating_sub(end);
@@ -176,7 +177,7 @@ impl Rebatch {
         self.steps.stream_share() as usize
     }
 
-    /// Takes the rows of one ticket; gives the batches that are settled by them.
+    /// Takes the rows of one ticket. Returns the batches that they settle.
     pub(crate) fn push(&mut self, evaluation: Evaluation) -> Vec<Assembly> {
         if self.epoch != evaluation.epoch {
             (self.epoch, self.step) = (evaluation.epoch, 0);
@@ -223,7 +224,7 @@ impl Rebatch {
         batches
     }
 
-    /// What the next batch is made of: each stream's share, and where one has less, more of the others.
+    /// What the next batch is made of: each stream's share, and more of the others if one has less.
     fn next(&self) -> Next {
         if self.shares {
             return self.next_shares();
@@ -255,7 +256,7 @@ impl Rebatch {
         if missing > 0 { Next::Rest(counts) } else { Next::Full(counts) }
     }
 
-    /// What the next batch is made of where shares are marked: one of each stream.
+    /// What the next batch is made of if shares are marked: one share of each stream.
     fn next_shares(&self) -> Next {
         let counts = self.streams.iter().map(|stream| stream.pieces.front().map_or(0, Piece::next_share)).collect();
         let mut dry = self.streams.iter().filter(|stream| stream.rows == 0).peekable();
@@ -362,14 +363,14 @@ impl Stream {
         self.count(before, drawn);
     }
 
-    /// Goes on to a position behind which nothing of the epoch comes.
+    /// Moves on to a position after which nothing of the epoch comes.
     fn pass(&mut self, position: u64, drawn: &mut Drawn) {
         let before = self.cursor.position;
         self.cursor.position = self.cursor.position.max(position);
         self.count(before, drawn);
     }
 
-    /// Counts what lies between a position and the cursor as drawn.
+    /// Counts the positions from `before` to the cursor as drawn.
     fn count(&mut self, before: u64, drawn: &mut Drawn) {
         drawn.samples += self.cursor.position - before;
         while self.skipped.front().is_some_and(|(position, _)| *position < self.cursor.position) {

@@ -1,4 +1,4 @@
-//! Loaders over an emulated device, which does what it does in any order that events leave open.
+//! Loaders over an emulated device, which works in any order that events leave open.
 #![expect(
     unsafe_code,
     reason = "kernels of the emulated device look at memory when they run, not when they are queued"
@@ -34,12 +34,13 @@ fn list(id: u64) -> Vec<i64> {
     (0..id as i64 % 6).map(|at| at * 100 + id as i64).collect()
 }
 
-/// Images, labels, lists with a bound, and lists without. These cross in pieces, which makes copies wait for whatever is queued on the default stream.
+/// Images, labels, lists with a bound, and lists without a bound. The latter cross in pieces, which makes copies wait for whatever is queued on the
+/// default stream.
 fn dataset(rows: u64) -> Dataset {
     without_free(rows, false)
 }
 
-/// As [`dataset`], without the lists that have no bound if `without` says so.
+/// As [`dataset`], but without the lists that have no bound if `without` is set.
 fn without_free(rows: u64, without: bool) -> Dataset {
     let ids = || 0..rows;
     let pixels = Float32Array::from_iter_values(ids().flat_map(|id| (0..WIDTH).map(move |at| pixel(id, at))));

@@ -6,18 +6,18 @@ use crate::engine::budget::Grant;
 use crate::error::Error;
 use crate::source::Decoded;
 
-/// A decoded block, for as long as somebody needs its rows.
+/// A decoded block, kept for as long as its rows are needed.
 pub(crate) struct Block {
     pub(crate) decoded: Decoded,
-    /// What is wrong with all of it.
+    /// The error of the whole block, if it failed.
     pub(crate) failed: Option<Error>,
     /// The sample id of its first row.
     pub(crate) first_id: u64,
-    /// The block's share of the budget, given back with it.
+    /// The block's share of the budget, which is given back with it.
     pub(crate) _grant: Option<Grant>,
 }
 
-/// Adds to an error of a sample where its record stands, if one of the blocks holds it.
+/// Adds to a sample's error where its record stands, if one of the blocks holds it.
 pub(crate) fn locate<'a>(error: Error, blocks: impl IntoIterator<Item = &'a Arc<Block>>) -> Error {
     let Some(id) = error.place().sample.filter(|_| error.place().record.is_none()) else { return error };
     let found = blocks.into_iter().find_map(|block| {

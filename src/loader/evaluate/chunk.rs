@@ -1,4 +1,4 @@
-//! Lists of tokens cut into pieces, a row each.
+//! Cuts lists of tokens into pieces, a row each.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::schema::Column;
 use crate::transform::tokens::{self, Chunk};
 
 impl Env<'_> {
-    /// A row for each piece of its tokens and of what stands beside them.
+    /// Makes a row for each piece of a row's tokens and of the columns that go with them.
     pub(super) fn chunked(&self, stage: &Stage, input: Evaluated, column: &str, chunk: &Chunk) -> Result<Evaluated> {
         let mut failing = Failing::default();
         let names = || chunk.beside.iter().map(String::as_str);
@@ -45,7 +45,7 @@ impl Env<'_> {
     }
 }
 
-/// The tokens of documents, and their elements in each column beside.
+/// The tokens of documents, and their elements in each column that goes with them.
 pub(super) fn documents_of<'a, 'n>(
     rows: &'a RecordBatch,
     column: &str,

@@ -1,4 +1,4 @@
-//! Functions that work on all rows of a stream's window at once: packing, and dealing by length.
+//! Functions that work on all rows of a stream's window at once: packing, and bucketing by length.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,7 +19,7 @@ use crate::transform::image::Scratch;
 use crate::transform::tokens::{self, Buckets, Dealt, Pack, Packed, Part, Span};
 
 impl Env<'_> {
-    /// Joins the parts of a window, each with the number of its positions, and applies functions to all of it.
+    /// Joins the parts of a window, each with the number of its positions, and applies functions to the whole window.
     ///
     /// # Errors
     /// Faults that no row is to blame for.
@@ -48,8 +48,8 @@ impl Env<'_> {
 
     /// Applies a function to all rows of a window at once.
     ///
-    /// What it makes stands at the window's last position, so that a cursor counts how much of it was delivered. An error ends the epoch before
-    /// the window's first row: what the window would be without the rows behind the error is not what it is once the error is mended.
+    /// The results stand at the window's last position, so that a cursor counts how many of them were delivered. An error ends the epoch before the
+    /// window's first row: a window without the rows after the error is not the same window as once the error is fixed.
     fn apply_to_window(&self, stage: &Stage, mut input: Evaluated, positions: u64) -> Result<Evaluated> {
         let last = positions.saturating_sub(1) as u32;
         let mut failing = Failing::default();
@@ -117,7 +117,7 @@ impl Env<'_> {
         Ok(Rows { rows, samples })
     }
 
-    /// The rows of a window in the order in which they are dealt, and the shares they are dealt in where these are of no fixed size.
+    /// The rows of a window in the order in which they are dealt, and their shares if shares have no fixed size.
     fn bucketed(
         &self,
         stage: &Stage,
@@ -141,7 +141,7 @@ fn of_columns(columns: Vec<(Column, ArrayRef)>) -> Result<RecordBatch> {
     RecordBatch::try_new(crate::schema::arrow_schema(&columns), arrays).map_err(internal)
 }
 
-/// Rows of consecutive parts end to end, up to the first that failed; `positions` of each are counted on.
+/// Joins the rows of consecutive parts end to end, up to the first that failed. Each part's positions follow those of the part before.
 fn join(mut parts: Vec<(Evaluated, u64)>) -> Result<Evaluated> {
     if parts.len() == 1
         && let Some((only, _)) = parts.pop()

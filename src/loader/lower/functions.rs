@@ -1,4 +1,4 @@
-//! Functions of a graph: the stage of each, and what it does to the columns.
+//! Lowers the functions of a graph: the stage of each, and what it does to the columns.
 
 use std::sync::Arc;
 
@@ -172,7 +172,7 @@ impl Lowering<'_> {
         Some(found)
     }
 
-    /// The dtype of a column that is to be packed beside the tokens; any where it cannot be.
+    /// The dtype of a column that is to be packed along with the tokens; any dtype if it cannot be packed.
     fn dtype_beside(&mut self, columns: &[Carried], name: &str, pack: &Pack) -> Dtype {
         let Some(found) = self.check_beside(columns, name, is_beside) else { return Dtype::I64 };
         let dtype = found.dtype();
@@ -185,7 +185,7 @@ impl Lowering<'_> {
         dtype
     }
 
-    /// Notes an image operation; it is done when the batch is laid out, unless somebody wants the pixels before.
+    /// Notes an image operation. It is carried out when the batch is laid out, unless a function needs the pixels before.
     pub(super) fn image(&mut self, mut lowered: Lowered, name: &str, column: &str, image: &Arc<Image>) -> Lowered {
         let Some(carried) = lowered.columns.iter_mut().find(|c| c.column.name().as_ref() == column) else {
             self.no_column(&lowered.columns, column, ".image()");
@@ -206,7 +206,7 @@ impl Lowering<'_> {
         lowered
     }
 
-    /// Decodes the images that were put off: a function that comes next may look at the pixels.
+    /// Decodes the images that were put off, because the next function may look at the pixels.
     pub(super) fn decode_images(&mut self, mut lowered: Lowered) -> Lowered {
         for i in 0..lowered.columns.len() {
             let Some((image, key, name)) = lowered.columns[i].image.take() else { continue };
@@ -219,7 +219,7 @@ impl Lowering<'_> {
     }
 }
 
-/// Puts a column that a function makes where one of its name stood, or behind the others.
+/// Puts a column that a function makes in the place of the one with its name, or after the others.
 fn make(columns: &mut Vec<Carried>, column: Column) {
     let made = Carried::new(column, None);
     match columns.iter_mut().find(|carried| carried.column.name() == made.column.name()) {
@@ -232,7 +232,7 @@ fn make(columns: &mut Vec<Carried>, column: Column) {
     }
 }
 
-/// Whether rows of a column are lists of single elements, which may stand beside tokens.
+/// Whether rows of a column are lists of single elements, which can go with tokens.
 fn is_beside(column: &Column) -> bool {
     column.dtype() != Dtype::Bytes && *column.shape() == Shape::Ragged(Vec::new())
 }

@@ -1,4 +1,4 @@
-//! What a graph wants of its sources before they are opened.
+//! What a graph needs from its sources, collected before they are opened.
 
 use std::sync::Arc;
 
@@ -10,24 +10,24 @@ use crate::error::{Error, Result};
 use crate::plan::{Remainder, Shuffle};
 use crate::schema::Column;
 
-/// What the graph wants of a source that has to be opened.
+/// What the graph needs from a source that has to be opened.
 #[derive(Debug, Default)]
 pub(crate) struct Request {
-    /// Columns to parse; `None`: what the first records show.
+    /// Columns to parse; `None` means those that the first records show.
     pub(crate) columns: Option<Vec<Column>>,
     /// The finest shuffle above it.
     pub(crate) shuffle: Option<Shuffle>,
     /// Why row counts must be known before reading, if they must.
     pub(crate) needs_index: Option<&'static str>,
-    /// What holds for each row that is wanted: rows for which it does not may be left out.
+    /// Conditions that hold for each row that is wanted. Rows for which they do not hold may be left out.
     pub(crate) conditions: Vec<Arc<Expr>>,
-    /// Columns of conditions, wanted as they are stored besides `columns`.
+    /// Columns of conditions, which are wanted as they are stored, in addition to `columns`.
     pub(crate) also: Vec<Arc<str>>,
-    /// Whether anything but conditions, images and the batch looks at the rows, or joins them with those of other sources.
+    /// Whether anything other than conditions, images and the batch looks at the rows, or joins them with those of other sources.
     pub(crate) is_seen: bool,
 }
 
-/// The file nodes of a graph and what is wanted of each, in a fixed order.
+/// The file nodes of a graph and what is needed from each, in a fixed order.
 pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Request)>> {
     struct Walk<'a> {
         found: Vec<(&'a Arc<Node>, &'a Files, Request)>,
@@ -42,12 +42,12 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
         is_seen: bool,
     }
     impl Above {
-        /// Rows that are counted or paired must all be there.
+        /// The same for rows that are counted or paired: they must all be there.
         fn with_all_rows(&self) -> Self {
             Self { conditions: Vec::new(), ..self.clone() }
         }
 
-        /// Of rows that a function may have computed nothing is known.
+        /// The same for rows that a function may have computed: nothing is known of them.
         fn unknown() -> Self {
             Self { is_seen: true, ..Self::default() }
         }
