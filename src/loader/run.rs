@@ -1,9 +1,9 @@
 //! The driver of a run: plans tickets, asks for blocks, starts work, puts results in order.
 //!
-//! A *ticket* is one step of the plan on its way through the stages. All decisions are taken in [`State::advance`], under one
-//! lock, whenever something happened: a block arrived, a task ended, the loop took a batch. It never waits. The work itself
-//! runs on the pool without the lock. `src/loader/README.md` tells the life of a ticket. What is decided about rows stands in `planning.rs`, about
-//! blocks in `blocks.rs`, how they are read in `reads.rs`, about tickets whose blocks are there in `tickets.rs`; `lanes.rs` is where loops take batches, and `waits.rs` keeps account of their waits.
+//! A *ticket* is one step of the plan on its way through the stages. [`State::advance`] takes all decisions, under one lock, whenever something
+//! happened: a block arrived, a task ended, the loop took a batch. It never waits. The work itself runs on the pool without the lock.
+//! `src/loader/README.md` describes the life of a ticket. `planning.rs` decides about rows, `blocks.rs` about blocks, and `reads.rs` reads them.
+//! `tickets.rs` decides about tickets whose blocks are there. Loops take batches in `lanes.rs`, and `waits.rs` keeps account of their waits.
 
 mod blocks;
 mod lanes;
@@ -66,9 +66,9 @@ pub(crate) struct Shared {
     /// What is done to batches on their device.
     #[cfg(feature = "tch")]
     pub(crate) on_device: Arc<[super::on_device::Prepared]>,
-    /// Rows of a chunk: what one task takes.
+    /// Rows of a chunk, which one task takes.
     pub(crate) chunk_rows: usize,
-    /// Tasks of any run that wait or run; what they hold of the budget comes back with them.
+    /// Tasks of any run that wait or run. What they hold of the budget comes back with them.
     pub(crate) alive: Arc<AtomicUsize>,
 }
 
@@ -78,14 +78,14 @@ impl Shared {
         f(&mut self.ledger.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 
-    /// Bytes of a batch of this rank, where its columns' sizes are fixed.
+    /// Bytes of a batch of this rank, if its columns' sizes are fixed.
     pub(crate) fn batch_bytes(&self) -> u64 {
         let sample: usize = self.pipeline.layouts.iter().filter_map(|layout| layout.sample_bytes()).sum();
         (sample as u64).saturating_mul(self.pipeline.steps.batch) / self.pipeline.steps.world
     }
 }
 
-/// Bytes of blocks asked for ahead of the tickets that can start: what a store far away needs to be kept busy.
+/// Bytes of blocks that are asked for ahead of the tickets that can start: enough to keep a distant store busy.
 const READ_AHEAD: u64 = 64 << 20;
 
 /// One pass, or several, over the data set.
@@ -94,17 +94,17 @@ pub(crate) struct Run {
     /// How each lane's batches come to it.
     pub(crate) ways: Vec<Way>,
     state: Mutex<State>,
-    /// What each lane's thread sleeps at.
+    /// Where each lane's thread sleeps.
     bells: Vec<Condvar>,
     cancelled: AtomicBool,
-    /// Reads that were ended before they were done, and are still counted as under way.
+    /// Reads that were cancelled before they were done, and still count as under way.
     aborted: AtomicUsize,
     /// Batches whose memory is not granted yet.
     pub(crate) ungranted: AtomicU64,
     this: Weak<Run>,
 }
 
-/// A block's place: source, block, and for sources without index the epoch.
+/// A block's place: source, block, and the epoch for sources without an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct BlockKey {
     pub(crate) leaf: usize,
@@ -114,9 +114,9 @@ pub(crate) struct BlockKey {
 
 struct Entry {
     stage: BlockStage,
-    /// The last ticket that needs it.
+    /// The last ticket that needs the block.
     hold: u64,
-    /// Tickets that wait for it.
+    /// Tickets that wait for the block.
     waiting: Vec<u64>,
     bytes: u64,
     /// Whether no ticket has asked for it yet.
@@ -126,7 +126,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// Whether it can be forgotten once no ticket needs it: nothing is under way for it, and it can be read again.
+    /// Whether the block can be forgotten once no ticket needs it: nothing is under way for it, and it can be read again.
     fn is_settled(&self) -> bool {
         self.rows_left.is_none() && matches!(self.stage, BlockStage::Wanted | BlockStage::Ready(_))
     }
@@ -147,19 +147,19 @@ struct Ticket {
     /// In ascending order.
     blocks: Vec<BlockKey>,
     missing: usize,
-    /// Bytes that have to be read for it.
+    /// Bytes that have to be read for the ticket.
     bytes: u64,
-    /// Bytes of the blocks that no ticket before it needed.
+    /// Bytes of the blocks that no earlier ticket needed.
     held: u64,
-    /// The marker behind the last step of an epoch.
+    /// The marker after the last step of an epoch.
     end: Option<Option<Error>>,
 }
 
 /// Some consecutive rows of a ticket.
 struct Chunk {
-    /// In parts that a task each evaluates; more than one only of a window.
+    /// The rows in parts, each evaluated by one task. Only a window has more than one part.
     parts: Vec<Picked>,
-    /// The stream they belong to and their position in it, where rows are not positions.
+    /// The stream that the rows belong to, and their position in it, where rows are not positions.
     stream: usize,
     position: u64,
 }
@@ -193,7 +193,7 @@ pub(crate) struct Evaluation {
     pub(crate) end: Option<Option<Error>>,
     /// Blocks that the rows may still point into.
     pub(crate) kept: Kept,
-    /// Rows taken of blocks that arrived.
+    /// Rows taken from blocks that arrived.
     counts: HashMap<BlockKey, u64>,
 }
 
@@ -207,7 +207,7 @@ impl Evaluation {
 #[derive(Clone)]
 pub(crate) struct EvaluatedChunk {
     pub(crate) stream: usize,
-    /// Position in the stream of the first, and how many positions they were.
+    /// Position of the first row in the stream, and the number of positions.
     pub(crate) position: u64,
     pub(crate) positions: u64,
     pub(crate) evaluated: Evaluated,
@@ -220,28 +220,28 @@ pub(crate) type Kept = Arc<Blocks>;
 
 /// What `next()` may find.
 enum Item {
-    /// Records that the batch behind this does without.
+    /// Records that were left out of the batch after this item.
     LeftOut(Vec<Skipped>),
     Batch(Box<Batch>, Option<Grant>, Parcel),
     Failed(Error),
     EndOfEpoch(u64),
 }
 
-/// What the next batch stands still for.
+/// What holds the next batch up.
 enum Stands {
-    /// Bytes, and since when they come.
+    /// Bytes, and the time since when they have been coming.
     Reading(Option<Instant>),
     In(WaitedFor),
 }
 
-/// What one step gives: an item for each lane, or one for all.
+/// The result of one step: an item for each lane, or one for all.
 enum Out {
     Batch(Assembled),
     Failed(Error),
     EndOfEpoch(u64),
 }
 
-/// What comes next behind all batches that were begun.
+/// What comes next after all batches that were begun.
 enum Ready {
     Batch(Box<Assembly>),
     End(Out),
@@ -251,45 +251,46 @@ enum Ready {
 struct Lane {
     items: VecDeque<Item>,
     open: bool,
-    /// Whether its loop has found nothing, and waits.
+    /// Whether the lane's loop found nothing, and waits.
     waits: bool,
 }
 
 pub(crate) struct State {
     order: Order,
     arrivals: Vec<Arrivals>,
-    /// What had arrived in epochs that are planned, and not delivered to their end.
+    /// What had arrived in epochs that are planned but not yet delivered to their end.
     arrived: VecDeque<(u64, Vec<Arrivals>)>,
     drivers: HashMap<usize, ArrivalDriver>,
     /// Next step to plan.
     epoch: u64,
     step: u64,
-    /// Whether the next epoch is planned behind this one.
+    /// Whether the next epoch is planned after this one.
     go_on: bool,
     planned_all: bool,
     /// The epoch that needs no more rows.
     cut: Option<u64>,
-    /// Where a failure broke an epoch off that comes as it is read, and the first row of the order that would be another if it had not.
+    /// In an order that depends on what arrives: the epoch that a failure broke off, and the first row of the order that would be another without the
+    /// failure.
     broken_off: Option<(u64, u64)>,
-    /// Without an index: where the last batch stands that no failure can change.
+    /// Without an index: the position of the last batch that no failure can change.
     settled: Option<Progress>,
     /// Records left out up to the last whole batch.
     left_out: u64,
-    /// The ticket of step 0 of the epoch being planned, modulo 2^64: a run may begin behind it.
+    /// The ticket of step 0 of the epoch being planned, modulo 2^64: a run may begin after that step.
     base: u64,
-    /// Where each of the rank's streams is planned to, where rows are not positions.
+    /// How far each of the rank's streams is planned, where rows are not positions.
     planned: Vec<u64>,
     /// Where the first epoch's pass over shards without an index begins.
     place: Option<ReadPoint>,
-    /// Positions of that epoch that were delivered before, of the rows that arrive again.
+    /// Positions of that epoch that were delivered before, among the rows that arrive again.
     passed: Range<u64>,
     tickets: VecDeque<Ticket>,
     /// Number of the first of `tickets`.
     first: u64,
-    /// Tickets started, and tickets whose rows were handed on.
+    /// Number of tickets started, and of tickets whose rows were handed on.
     started: u64,
     popped: u64,
-    /// [`Ticket::held`] of those between the two.
+    /// [`Ticket::held`] of the tickets started and not handed on.
     under_way: VecDeque<u64>,
     evaluated: Reorder<Evaluation>,
     blocks: HashMap<BlockKey, Entry>,
@@ -297,18 +298,18 @@ pub(crate) struct State {
     needs: VecDeque<BlockKey>,
     ahead: VecDeque<BlockKey>,
     rebatch: Option<Rebatch>,
-    /// Batches whose rows are there, and ends of epochs behind them, that the window has no room for yet.
+    /// Batches whose rows are there, and ends of epochs after them, for which the window has no room yet.
     ready: VecDeque<Ready>,
-    /// How many of them the last ticket gave.
+    /// How many of these the last ticket gave.
     yielded: usize,
-    /// Outs numbered, and taken out of `out`.
+    /// Outs that were numbered, and outs that were taken from `out`.
     assigned: u64,
     out: Reorder<Out>,
     taken: u64,
     lanes: Vec<Lane>,
     /// Assemblies that wait for memory.
     stalled: VecDeque<Assembly>,
-    /// Tasks to be submitted, and blocks to be freed, once the lock is let go.
+    /// Tasks to be submitted, and blocks to be freed, once the lock is released.
     todo: Vec<Prepared>,
     done_with: Vec<Entry>,
     in_flight: usize,
@@ -316,14 +317,14 @@ pub(crate) struct State {
     decoding: usize,
     /// The largest batch so far.
     batch_bytes: u64,
-    /// Counts bad records, where they are left out.
+    /// Counts bad records, if they are left out.
     tally: Option<Tally>,
     failed: bool,
     clock: Clock,
 }
 
 impl Run {
-    /// Starts where `start` says; one lane for each device.
+    /// Starts at `start`, with one lane for each device.
     pub(crate) fn start(shared: Arc<Shared>, start: &Progress, deliveries: &[Delivery], go_on: bool) -> Arc<Self> {
         let pipeline = &shared.pipeline;
         let first_row = start.read_from.map_or(0, |place| place.row);
@@ -400,14 +401,14 @@ impl Run {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The lock, with the time until now accounted for.
+    /// Takes the lock, and accounts for the time until now.
     fn lock_on_time(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         state.account_time(&self.shared);
         state
     }
 
-    /// Takes the time until now into account, of a wait that is not over too.
+    /// Accounts for the time until now, including that of a wait that is not over.
     pub(crate) fn account_until_now(&self) {
         drop(self.lock_on_time());
     }
@@ -423,8 +424,7 @@ impl Run {
         self.unlock(state);
     }
 
-    /// Lets go of the lock, and does what need not be done under it: wake loops, hand tasks to the pool (which may wake workers), free
-    /// blocks.
+    /// Releases the lock, and does what need not be done under it: wakes loops, hands tasks to the pool (which may wake workers), frees blocks.
     fn unlock(&self, mut state: MutexGuard<'_, State>) {
         let (todo, done_with) = (std::mem::take(&mut state.todo), std::mem::take(&mut state.done_with));
         let woken: Vec<usize> = state.lanes_to_wake().collect();
@@ -436,7 +436,7 @@ impl Run {
         drop(done_with);
     }
 
-    /// Queues the copies that can be.
+    /// Queues the copies that can be queued.
     fn pump(&self) {
         if self.ways.iter().any(Way::is_device) {
             let start = Instant::now();
@@ -475,17 +475,17 @@ impl Run {
         self.wake_all();
     }
 
-    /// Says that no epoch behind the current one will be asked for.
+    /// Notes that no epoch after the current one will be asked for.
     pub(crate) fn last_epoch(&self) {
         self.lock().go_on = false;
     }
 
-    /// Hands a task to the pool; it is counted until `f` has called [`update`](Self::update) with its result.
+    /// Hands a task to the pool. It is counted until `f` has called [`update`](Self::update) with its result.
     pub(crate) fn submit(&self, level: Level, f: impl FnOnce(&Run, &mut Scratch) + Send + 'static) {
         self.shared.pool.submit(self.prepare(level, f));
     }
 
-    /// A task that is handed to the pool later.
+    /// Prepares a task that is handed to the pool later.
     fn prepare(&self, level: Level, f: impl FnOnce(&Run, &mut Scratch) + Send + 'static) -> Prepared {
         let this = self.this.clone();
         let alive = Alive::new(&self.shared.alive);
@@ -498,8 +498,8 @@ impl Run {
         })
     }
 
-    /// Does a piece of work that catches what user functions do; a panic that comes this far is a fault of ours, and the loop
-    /// hears of it.
+    /// Runs a piece of work that already catches panics of user functions. A panic that comes this far is a fault of forebay, and the loop receives
+    /// it as an error.
     fn guarded(&self, f: impl FnOnce(&Run)) {
         let done = no_panic(|| {
             f(self);
@@ -539,7 +539,7 @@ impl Run {
         self.decoded(key, first_id, grant, decoded.map_err(|e| e.url(shard).block(u64::from(key.block))));
     }
 
-    /// Decodes a block, with its time counted and panics caught.
+    /// Decodes a block, counts its time and catches panics.
     pub(crate) fn decode(&self, f: impl FnOnce() -> Result<Decoded>) -> Result<Decoded> {
         let start = Instant::now();
         let decoded = no_panic(f).map(Decoded::with_checksums);
@@ -553,7 +553,7 @@ impl Run {
         decoded
     }
 
-    /// A block is there, or will never be.
+    /// Notes that a block is there, or will never be.
     pub(crate) fn decoded(&self, key: BlockKey, first_id: u64, grant: Grant, decoded: Result<Decoded>) {
         let (decoded, failed) = match decoded {
             Ok(decoded) => (decoded, None),
@@ -580,7 +580,7 @@ impl Run {
         });
     }
 
-    /// A batch is finished.
+    /// Notes that a batch is finished.
     pub(crate) fn finished(&self, number: u64, result: Result<Assembled>) {
         self.update(|state| {
             state.in_flight -= 1;
@@ -593,7 +593,7 @@ impl Run {
         });
     }
 
-    /// An assembly found no memory; it is tried again when some was given back.
+    /// Takes back an assembly that found no memory. It is tried again when some was given back.
     pub(crate) fn stall(&self, assembly: Assembly) {
         self.update(|state| {
             state.in_flight -= 1;
@@ -644,7 +644,8 @@ impl State {
         }
     }
 
-    /// Begins the batches whose rows are there, as far as the window goes: a ticket may give many at once, where a few are wanted at a time.
+    /// Begins the batches whose rows are there, as far as the window has room. A ticket may give many batches at once, of which only a few are wanted
+    /// at a time.
     fn begin_ready(&mut self, run: &Run) {
         while let Some(ready) = self.ready.pop_front() {
             match ready {
@@ -669,7 +670,7 @@ impl State {
         }
     }
 
-    /// An end of epoch takes no room in the window: it goes to the lanes at once where it is next.
+    /// Hands an end of epoch to the lanes at once if it is next: it takes no room in the window.
     fn distribute_if_next(&mut self, run: &Run) {
         if self.out.is_ready() {
             self.distribute(run);

@@ -42,12 +42,12 @@ pub(crate) fn requests(dataset: &Dataset) -> Result<Vec<(&Arc<Node>, &Files, Req
         is_seen: bool,
     }
     impl Above {
-        /// The same for rows that are counted or paired: they must all be there.
+        /// The same without conditions: rows that are counted or paired must all be there.
         fn with_all_rows(&self) -> Self {
             Self { conditions: Vec::new(), ..self.clone() }
         }
 
-        /// The same for rows that a function may have computed: nothing is known of them.
+        /// What is said about rows that a function may have computed: nothing is known of them.
         fn unknown() -> Self {
             Self { is_seen: true, ..Self::default() }
         }

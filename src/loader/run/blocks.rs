@@ -1,4 +1,4 @@
-//! Blocks from wanted to forgotten: asked for in the plan's order, held as long as rows of them are needed.
+//! The life of a block, from wanted to forgotten: blocks are asked for in the plan's order, and held as long as their rows are needed.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -32,8 +32,8 @@ impl State {
         }
     }
 
-    /// Forgets a block that was read ahead and that no ticket has asked for yet, to make room for one that is needed; it is
-    /// read again in its time. Whether there was one.
+    /// Forgets a block that was read ahead and that no ticket has asked for yet, to make room for one that is needed. It is read again when its turn
+    /// comes. Returns whether there was such a block.
     pub(super) fn give_up_one_ahead(&mut self) -> bool {
         let spare =
             self.blocks.iter_mut().filter(|(_, entry)| entry.is_ahead && matches!(entry.stage, BlockStage::Ready(_)));
@@ -43,7 +43,7 @@ impl State {
         true
     }
 
-    /// Asks for one block, if it is wanted; `false` when the budget has no room.
+    /// Asks for one block, if it is wanted. Returns `false` if the budget has no room.
     pub(super) fn ask(&mut self, run: &Run, key: BlockKey, reserve: u64) -> bool {
         let Some(entry) = self.blocks.get_mut(&key).filter(|entry| matches!(entry.stage, BlockStage::Wanted)) else {
             return true;
@@ -68,7 +68,7 @@ impl State {
         true
     }
 
-    /// Rows that these chunks take of blocks that arrived.
+    /// Rows that these chunks take from blocks that arrived.
     pub(super) fn count_rows(&self, chunks: &[Chunk], epoch: u64) -> HashMap<BlockKey, u64> {
         let mut counts = HashMap::new();
         if !self.order.arrives() {
@@ -87,7 +87,7 @@ impl State {
         counts
     }
 
-    /// Forgets blocks that no ticket behind `number` needs.
+    /// Forgets blocks that no ticket after `number` needs.
     pub(super) fn release(&mut self, number: u64, evaluation: &Evaluation) {
         for (&key, &count) in &evaluation.counts {
             self.deliver_rows(key, count);
@@ -109,7 +109,7 @@ impl State {
         }
     }
 
-    /// Counts rows of a block that arrived as done with.
+    /// Counts rows of a block that arrived as delivered.
     pub(super) fn deliver_rows(&mut self, key: BlockKey, count: u64) {
         if let Some(entry) = self.blocks.get_mut(&key)
             && let Some(left) = &mut entry.rows_left
@@ -121,7 +121,7 @@ impl State {
         }
     }
 
-    /// The entry of a block, made if it is not there, and held until ticket `hold`.
+    /// Returns the entry of a block, held until ticket `hold`. Makes the entry if there is none.
     pub(super) fn entry(&mut self, run: &Run, key: BlockKey, hold: u64) -> (&mut Entry, bool) {
         let mut new = false;
         let entry = self.blocks.entry(key).or_insert_with(|| {
@@ -139,7 +139,7 @@ impl State {
         (entry, new)
     }
 
-    /// Lets sources without index read and frame what is wanted of them.
+    /// Lets sources without an index read and frame what is wanted of them.
     pub(super) fn drive_arrivals(&mut self, run: &Run) {
         let reserve = self.reserve(run);
         for leaf in 0..self.arrivals.len() {
@@ -150,7 +150,7 @@ impl State {
         }
     }
 
-    /// A piece of a source without index was read.
+    /// Takes a piece that was read of a source without an index.
     pub(crate) fn piece_read(&mut self, leaf: usize, epoch: u64, number: u64, piece: Result<(Bytes, Grant)>) {
         self.in_flight -= 1;
         self.fetching -= 1;
@@ -159,7 +159,7 @@ impl State {
         }
     }
 
-    /// A source without index has given a block (which is being decoded), or wants another piece, or has ended.
+    /// Takes the result of framing a source without an index: it has given a block (which is being decoded), needs another piece, or has ended.
     pub(crate) fn block_framed(&mut self, leaf: usize, framed: Framed) -> Option<BlockKey> {
         self.in_flight -= 1;
         let driver = self.drivers.get_mut(&leaf).filter(|driver| driver.epoch() == framed.epoch)?;

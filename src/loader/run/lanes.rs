@@ -1,4 +1,4 @@
-//! Where a run meets its loops: each has a lane, from which it takes batches, and a bell at which it sleeps while there are none.
+//! Where a run meets its loops. Each loop has a lane, from which it takes batches, and a bell, at which it sleeps while there are none.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Condvar, MutexGuard};
@@ -13,8 +13,8 @@ use crate::loader::delivery::{Parcel, Way};
 use crate::loader::minimum::smallest_budget;
 use crate::loader::skip::Tally;
 
-/// With so many batches on their way or fewer, a worker is woken for what follows when the loop took one; with more, they are small, and whichever worker ends its
-/// task next does it.
+/// With at most this many batches in flight, a worker is woken for the work that follows when the loop takes one. With more, batches are small, and
+/// whichever worker ends its task next does that work.
 const FEW_BATCHES: u64 = 16;
 
 impl Run {
@@ -22,7 +22,7 @@ impl Run {
         self.bells.iter().for_each(Condvar::notify_one);
     }
 
-    /// A lane's consumer is gone; when it was the last one, the run ends.
+    /// Closes the lane of a consumer that is gone. When it was the last lane, the run ends.
     pub(crate) fn close_lane(&self, lane: usize) {
         if self.shared.pool.is_inherited() {
             return;
@@ -46,7 +46,7 @@ impl Run {
         }
     }
 
-    /// The next batch of a lane; `None` at the end of `epoch`, and after an error.
+    /// Returns the next batch of a lane; `None` at the end of `epoch`, and after an error.
     pub(crate) fn next(&self, lane: usize, epoch: u64) -> Option<Result<Batch>> {
         if self.shared.pool.is_inherited() {
             return Some(Err(Error::config(
@@ -112,7 +112,7 @@ impl Run {
         }
     }
 
-    /// One round of waiting for something that a lane can take: does what there is to do, or sleeps while others do it.
+    /// Does one round of waiting for something that a lane can take: does the work that there is, or sleeps while others do it.
     fn wait<'a>(&'a self, mut state: MutexGuard<'a, State>, lane: usize) -> MutexGuard<'a, State> {
         if self.shared.scheduler.is_single_threaded() {
             self.unlock(state);
@@ -169,7 +169,8 @@ impl Run {
         state
     }
 
-    /// The loop has taken a batch: what follows from it (reads to ask for, tasks to start) is a worker's to do, for the loop has a step to launch.
+    /// Goes on after the loop has taken a batch. The work that follows (reads to ask for, tasks to start) is left to a worker, because the loop has a
+    /// step to launch.
     fn go_on(&self, mut state: MutexGuard<'_, State>) {
         let many = self.shared.pipeline.window > FEW_BATCHES;
         if self.shared.scheduler.is_single_threaded() || many && state.in_flight == state.fetching {
@@ -184,7 +185,7 @@ impl Run {
 }
 
 impl State {
-    /// Batches that are finished or being finished, and not yet taken by the slowest lane.
+    /// Batches that are finished or being finished, and that the slowest lane has not taken yet.
     pub(super) fn undelivered(&self) -> u64 {
         let queued = self.lanes.iter().filter(|lane| lane.open).map(|lane| lane.items.len()).max().unwrap_or(0);
         self.assigned - self.taken + queued as u64
@@ -243,7 +244,7 @@ impl State {
         }
     }
 
-    /// Ends the run with an error behind what was delivered.
+    /// Ends the run with an error after what was delivered.
     pub(super) fn fail(&mut self, error: Error) {
         self.failed = true;
         self.planned_all = true;
@@ -252,8 +253,7 @@ impl State {
         }
     }
 
-    /// Lanes whose sleep is over: those that have something to take, and all of them where one has to see to it that the run goes on, be it to
-    /// its end.
+    /// Lanes whose sleep is over: those that have something to take, or all of them if one has to make sure that the run goes on, or ends.
     pub(super) fn lanes_to_wake(&self) -> impl Iterator<Item = usize> {
         let all = self.failed || self.in_flight == 0 || !self.stalled.is_empty() || self.out.is_ready();
         let waiting = self.lanes.iter().enumerate().filter(|(_, lane)| lane.waits);
@@ -265,12 +265,12 @@ impl State {
         self.out.is_ready() || self.lanes.iter().any(|lane| lane.open && !lane.items.is_empty())
     }
 
-    /// Nothing runs, nothing is ready, and what is needed next does not fit the budget.
+    /// Whether nothing runs, nothing is ready, and what is needed next does not fit the budget.
     fn is_stuck(&self) -> bool {
         self.in_flight == 0 && !self.is_ready() && !self.failed
     }
 
-    /// The error of a run that is stuck. The plan is walked for it, which may take a second.
+    /// The error of a run that is stuck. For it the plan is walked, which may take a second.
     fn why_stuck(&self, run: &Run) -> Error {
         let shared = &run.shared;
         let wanted = match (self.stalled.front(), self.needs.front()) {

@@ -1,4 +1,4 @@
-//! Which rows the next ticket has: steps where rows are positions, streams at their own pace where they are not.
+//! Plans which rows the next ticket has: those of a step where rows are positions, or those of streams at their own pace where they are not.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use crate::plan::order::{Ahead, Arrivals, ENDLESS, Frame, NeedsRows, PADDING, Pi
 use crate::plan::steps::Steps;
 
 impl State {
-    /// Plans a ticket more, if it is time to; whether it did.
+    /// Plans one more ticket, if it is time to. Returns whether it did.
     pub(super) fn plan_more(&mut self, run: &Run) -> bool {
         let unstarted = self.tickets.len() as u64;
         let bytes: u64 = self.tickets.iter().map(|ticket| ticket.bytes).sum();
@@ -76,7 +76,7 @@ impl State {
         }
     }
 
-    /// Lets go of rows that arrived again, and were delivered before the run began.
+    /// Drops rows that arrived again, and were delivered before the run began.
     pub(super) fn pass_over(&mut self) {
         let passed = std::mem::take(&mut self.passed);
         if passed.is_empty() {
@@ -125,11 +125,11 @@ impl State {
         (steps.first_stream()..).zip(&self.planned).all(|(stream, &at)| at >= steps.stream_rows(stream, rows))
     }
 
-    /// The next rows of each stream that needs some, where what becomes of them is not known: a share each, or a window as one chunk, where functions
-    /// work on windows.
+    /// Plans the next rows of each stream that needs some, where it is not known what becomes of them: a share each, or a window as one chunk if
+    /// functions work on windows.
     ///
-    /// Streams lose rows at different rates, so they go at their own pace, and each is read no further than it is wanted. Rows of
-    /// shards without an index come in one sequence only; there all streams keep step.
+    /// Streams lose rows at different rates, so they go at their own pace, and each is read only as far as it is wanted. Rows of shards without an
+    /// index come in one sequence only; there all streams keep step.
     pub(super) fn plan_streams(
         &mut self,
         run: &Run,
@@ -176,7 +176,7 @@ impl State {
         Ok(chunks)
     }
 
-    /// Puts the marker behind the last step, and goes on to the next epoch if somebody may want it.
+    /// Puts the marker after the last step, and goes on to the next epoch if it may be asked for.
     pub(super) fn end_epoch(&mut self, failure: Option<Error>) {
         self.planned_all = !self.go_on || failure.is_some();
         let ticket = Ticket {

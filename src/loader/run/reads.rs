@@ -1,4 +1,4 @@
-//! Reads on the I/O runtime: what is counted while they are under way, and how they are ended.
+//! Reads on the I/O runtime: what is counted while they are under way, and how they are cancelled.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -35,7 +35,7 @@ impl Drop for Alive {
     }
 }
 
-/// A read that is under way; when it is dropped before its end, nobody waits for it any more.
+/// A read that is under way. If it is dropped before its end, nobody waits for it any more.
 struct Unfinished {
     run: Weak<Run>,
 }
@@ -56,7 +56,8 @@ impl Drop for Unfinished {
     }
 }
 
-/// A read, which counts as alive until all that it holds is dropped: one that is ended holds its share of the budget until an I/O thread comes to it.
+/// A read that counts as alive until everything that it holds is dropped. A cancelled read holds its share of the budget until an I/O thread comes to
+/// it.
 struct Counted {
     read: Pin<Box<dyn Future<Output = ()> + Send>>,
     _alive: Alive,
@@ -97,7 +98,7 @@ impl Run {
         Fetch { cancel: Some(self.shared.io.spawn(counted)), first_byte }
     }
 
-    /// Has a worker see to what follows from a change that was made without the lock.
+    /// Sends a worker to do what follows from a change that was made without the lock.
     pub(super) fn send_errand(&self) {
         let this = self.this.clone();
         self.shared.pool.submit(self.shared.pool.prepare_errand(Level::Collate, move |_| {

@@ -1,4 +1,4 @@
-//! Tickets from planned to handed on: started when their blocks are there, evaluated part by part, made batches of in their order.
+//! Tickets from planned to handed on: they are started when their blocks are there, evaluated part by part, and turned into batches in their order.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -16,8 +16,8 @@ use crate::plan::steps::Steps;
 const WINDOWS_UNDER_WAY: u64 = 2;
 
 impl State {
-    /// Whether there is room for what a further ticket gives: within the window of undelivered batches; and, where a ticket has windows of streams and
-    /// gives many batches, beside those of the ticket before, so that the loop takes the one's while the other is evaluated.
+    /// Whether there is room for the batches of one more ticket: within the window of undelivered batches. A ticket of windows gives many batches;
+    /// there is also room for it in addition to those of the ticket before, so that the loop takes the batches of one while the other is evaluated.
     fn may_start(&self, run: &Run) -> bool {
         let under_way = self.started - self.popped;
         let room = under_way + self.undelivered() + (self.ready.len() as u64) < run.shared.pipeline.window;
@@ -100,7 +100,8 @@ impl State {
         }
     }
 
-    /// Where a failure broke an epoch off, rows come in another order once it is mended: states do not go beyond the last batch in front of them.
+    /// Keeps states from going beyond the last batch before rows that a failure moved: if a failure broke an epoch off, rows come in another order
+    /// once it is fixed.
     fn keep_settled(&mut self, steps: Steps, assembly: &mut Assembly) {
         if !self.order.arrives() {
             return;
@@ -124,7 +125,7 @@ impl State {
         self.settled = Some(settled);
     }
 
-    /// Where a pass over shards without an index would have to go on behind a batch.
+    /// Where a pass over shards without an index would have to continue after a batch.
     fn read_point_behind(&self, pipeline: &Pipeline, progress: &Progress) -> Option<ReadPoint> {
         let steps = pipeline.steps;
         // One sequence feeds all streams: it begins with the step that the first of them is planned from.
@@ -136,7 +137,7 @@ impl State {
     }
 }
 
-/// Tasks that evaluate the chunks of a ticket, part by part; the last one of a chunk joins its parts, the last of all hands the ticket on.
+/// Tasks that evaluate the chunks of a ticket, part by part. The last task of a chunk joins its parts, and the last task of all hands the ticket on.
 fn evaluate(run: &Run, number: u64, evaluation: Evaluation, chunks: Vec<Chunk>) -> impl Iterator<Item = Prepared> {
     struct Work {
         evaluation: Mutex<Evaluation>,

@@ -1,4 +1,4 @@
-//! What the loop waits for, moment by moment, and which stages stand still meanwhile.
+//! Accounts for what the loop waits for, moment by moment, and which stages stand still meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -7,12 +7,12 @@ use crate::engine::pool::Level;
 use crate::loader::arrival::ArrivalDriver;
 use crate::telemetry::{Counters, WaitedFor};
 
-/// Blocks of a ticket that are looked at, which happens under the run's lock whenever one of them gets further. Under a global shuffle a ticket has as many as rows:
-/// all of them each time would be the square of a batch.
+/// The most blocks of a ticket that are looked at, under the run's lock, whenever one of them gets further. Under a global shuffle a ticket has as
+/// many blocks as rows: looking at all of them each time would take the square of a batch.
 const MOST_LOOKED_AT: usize = 64;
 
 impl State {
-    /// Charges the time since the last change to what stood still, and to what the loop waits for.
+    /// Charges the time since the last change to the stages that stood still, and to what the loop waits for.
     pub(super) fn account_time(&mut self, shared: &Shared) {
         let (from, to) = self.clock.lap();
         let counters = &shared.counters;
@@ -59,7 +59,7 @@ impl State {
         }
     }
 
-    /// What the next batch is waiting for: where its next task has no worker, what the workers do instead.
+    /// What the next batch is waiting for. If its next task has no worker, that is what the workers do instead.
     fn waits_for(&self, shared: &Shared) -> Stands {
         if self.assigned == self.taken && self.undelivered() >= shared.pipeline.window {
             // There is no room for another batch until the slowest lane has taken one.
