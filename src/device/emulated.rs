@@ -1,7 +1,7 @@
 //! A device in host memory for tests: two streams that run when they like, and an allocator that gives memory out again at once, as libtorch's does.
 //!
-//! Whatever is not ordered by an event happens in any order: a copy that does not wait overwrites what a kernel still reads, a slot that is used again
-//! too early arrives with the next batch's bytes. Kernels of tests look at memory when they run, not when they are queued.
+//! Whatever no event orders happens in any order: a copy that does not wait overwrites what a kernel still reads, and a slot that is used again too
+//! early arrives with the next batch's bytes. Kernels of tests look at memory when they run, not when they are queued.
 #![cfg(test)]
 #![expect(unsafe_code, reason = "a model of a device, which moves bytes behind the types' back")]
 #![expect(clippy::disallowed_methods, reason = "its streams have a thread")]
@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::random::{Key, Rng};
 use crate::schema::Dtype;
 
-/// A call of the trait that shall fail.
+/// A call of the trait that is to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Lock,
@@ -30,11 +30,11 @@ pub(crate) enum Call {
     Mark,
     Wait,
     Copy,
-    /// Each of them from then on, and waiting too.
+    /// All calls from then on, and waiting too.
     All,
 }
 
-/// The device.
+/// The emulated device.
 pub(crate) struct Emulated {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -52,14 +52,14 @@ struct State {
     queues: [VecDeque<Op>; 2],
     /// When each event was done.
     done: Vec<Option<Instant>>,
-    /// Memory of tensors that were dropped: the last goes out first.
+    /// Memory of tensors that were dropped; the last dropped is given out first.
     free: Vec<Memory>,
     log: Vec<String>,
-    /// How many calls go well before one fails.
+    /// How many calls succeed before one fails.
     fault: Option<(Call, usize)>,
     lost: bool,
     stopped: bool,
-    /// Whether an operation runs that was taken off its queue.
+    /// Whether an operation that was taken off its queue is running.
     running: bool,
     locked: usize,
     /// Bytes of tensors and locked memory that live.
@@ -74,7 +74,7 @@ enum Op {
 }
 
 impl Emulated {
-    /// `pause`: the longest that the device thinks between two operations.
+    /// `pause`: the longest time that the device stands still between two operations.
     pub(crate) fn new(seed: u64, pause: Duration) -> Arc<Self> {
         let shared = Arc::<Shared>::default();
         let device = shared.clone();
@@ -82,7 +82,7 @@ impl Emulated {
         Arc::new(Self { shared, thread: Some(thread) })
     }
 
-    /// The `nth` call of this kind from now on fails.
+    /// Makes the `nth` call of this kind from now on fail.
     pub(crate) fn fail(&self, call: Call, nth: usize) {
         self.shared.lock().fault = Some((call, nth));
     }
@@ -112,12 +112,12 @@ impl Emulated {
         }
     }
 
-    /// The calls so far. Events are numbered as they are recorded.
+    /// Returns the calls so far. Events are numbered as they are recorded.
     pub(crate) fn log(&self) -> Vec<String> {
         self.shared.lock().log.clone()
     }
 
-    /// Whether all tensors and locked memory are given back within some seconds: a worker that ends its task may be the last that has the ring.
+    /// Whether all tensors and locked memory are given back within some seconds. A worker that ends its task may be the last that holds the ring.
     pub(crate) fn is_given_back(&self) -> bool {
         let state = self.shared.lock();
         let waited = self.shared.changed.wait_timeout_while(state, Duration::from_secs(10), |state| state.live > 0);
@@ -151,7 +151,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Notes a call, and fails it if it shall.
+    /// Notes a call, and fails it if it is to fail.
     fn call(&self, call: Call, text: String) -> Result<()> {
         let mut state = self.lock();
         state.log.push(text);
@@ -237,7 +237,7 @@ impl State {
     }
 }
 
-/// Memory of the device, or locked memory of the host; it goes to the free list.
+/// Memory of the device, or locked memory of the host; it returns to the free list.
 struct Block {
     shared: Arc<Shared>,
     memory: Option<Memory>,

@@ -1,4 +1,4 @@
-//! A fixed ring of page-locked slots, one a batch, and how batches cross from them to their device.
+//! A fixed ring of page-locked slots, one for each batch, and how batches cross from them to their device.
 //!
 #![doc = include_str!("README.md")]
 
@@ -16,24 +16,25 @@ use super::copier::{Copier, Event, Locked};
 use super::timing::{Times, Timing};
 use crate::error::{Error, Result};
 
-/// Columns of a batch from this size on have a tensor of their own on the device; smaller ones share one, and one copy.
+/// Columns of a batch from this size on have their own tensor on the device. Smaller columns share one tensor, and one copy.
 ///
-/// A copy costs some microseconds to queue, which is what 1 MiB takes to cross at 50 GB/s in twenty; and a label that is kept keeps no images.
+/// Queueing a copy costs some microseconds; 1 MiB takes twenty to cross at 50 GB/s. And a label that is kept keeps no images.
 const OWN_TENSOR: usize = 1 << 20;
 
-/// What every place in a slot is aligned to: libtorch's kernels load up to 16 bytes at a time, devices move 128.
+/// The alignment of every place in a slot: libtorch's kernels load up to 16 bytes at a time, devices move 128.
 const ALIGNMENT: usize = 256;
 
-/// Columns without a bound cross through pieces of this size. Each holds bytes of one column, so that there are more of them than such columns, as a rule.
+/// Columns without a bound cross through pieces of this size. Each piece holds bytes of one column, so that as a rule there are more pieces than such
+/// columns.
 const PIECE: usize = 1 << 20;
 const PIECES: usize = 8;
 
 /// Where the columns of a batch lie in a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SlotLayout {
-    /// By number of column; columns without a bound have none.
+    /// The place of each column, by its number; `None` for columns without a bound.
     places: Vec<Option<Place>>,
-    /// Ranges of a slot, each of which is copied at once, to a tensor of its own.
+    /// Ranges of a slot, each of which is copied at once, to its own tensor.
     groups: Vec<Range<usize>>,
 }
 
@@ -45,7 +46,7 @@ struct Place {
 }
 
 impl SlotLayout {
-    /// A place for each column with a bound in bytes: small columns side by side, then large ones.
+    /// Gives a place to each column with a bound in bytes: small columns side by side, then large ones.
     pub(crate) fn new(bounds: &[Option<usize>]) -> Self {
         let mut layout = Self { places: vec![None; bounds.len()], groups: Vec::new() };
         let mut end = 0;
@@ -72,7 +73,7 @@ impl SlotLayout {
         self.groups.last().map_or(0, |group| group.end)
     }
 
-    /// Whether a column of so many bytes has its place.
+    /// Whether a column of `len` bytes has a place.
     pub(crate) fn holds(&self, column: usize, len: usize) -> bool {
         self.place(column, len).is_some()
     }
@@ -82,14 +83,14 @@ impl SlotLayout {
     }
 }
 
-/// The locked memory, and which slots of it nobody has.
+/// The locked memory, and which of its slots are free.
 struct Arena {
     memory: Box<dyn Locked>,
     layout: SlotLayout,
     free: Mutex<Vec<usize>>,
 }
 
-/// One batch's place in the ring. It goes back when it is dropped: when the last column's memory is let go, which is behind the batch's copy.
+/// One batch's place in the ring. It goes back when it is dropped: when the last column's memory is released, which is after the batch's copy.
 pub(crate) struct Slot {
     arena: Arc<Arena>,
     number: usize,
@@ -97,7 +98,8 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// The place of a column of `len` bytes, as an offset into the slot. Each can be had once; `None` where the column has no place, or a smaller one.
+    /// Claims the place of a column of `len` bytes, as an offset into the slot. Each place can be claimed once. `None` if the column has no place, or
+    /// a smaller one.
     pub(crate) fn claim(&self, column: usize, len: usize) -> Option<usize> {
         let place = self.arena.layout.place(column, len)?;
         let claimed = self.claimed[column].swap(true, Ordering::AcqRel);
@@ -122,7 +124,7 @@ impl Drop for Slot {
 pub(crate) trait HostBytes: Send {
     fn bytes(&self) -> &[u8];
 
-    /// The slot that it lies in, and where.
+    /// The slot that the memory lies in, and the offset there.
     fn slot(&self) -> Option<(&Slot, usize)>;
 }
 
@@ -138,7 +140,7 @@ pub(crate) struct Outgoing {
 /// Memory that copies under way read from, oldest first.
 type UnderWay = VecDeque<(Event, Vec<Box<dyn HostBytes>>)>;
 
-/// Slots for the batches of one device: allocated and locked when it is built, and never again.
+/// Slots for the batches of one device. They are allocated and locked when the ring is built, and never again.
 pub(crate) struct Ring {
     copier: Arc<dyn Copier>,
     arena: Arc<Arena>,
@@ -147,13 +149,13 @@ pub(crate) struct Ring {
     /// Why nothing more is copied, once the device is lost.
     broken: OnceLock<Error>,
     slots: usize,
-    /// Batches that were handed over, and those of them whose copy was not done then.
+    /// Batches that were handed over, and those among them whose copy was not done at that moment.
     crossed: AtomicU64,
     late: AtomicU64,
     timing: Mutex<Timing>,
 }
 
-/// Locked memory that columns without a place go through, piece by piece.
+/// Locked memory through which columns without a place go, piece by piece.
 struct LockedPieces {
     memory: Arc<dyn Locked>,
     next: usize,
@@ -163,14 +165,14 @@ struct LockedPieces {
 /// A piece that a copy reads from.
 #[derive(Clone)]
 struct Busy {
-    /// What the copy waits for: kernels of the loop, which take as long as they take. Behind them it is a matter of moments.
+    /// What the copy waits for: kernels of the loop, which take as long as they take. After them it is a matter of moments.
     kernels: Event,
     copied: Event,
 }
 
 impl Ring {
     /// # Errors
-    /// Of the device, which has no such memory.
+    /// Those of the device, which has no such memory.
     pub(crate) fn new(copier: Arc<dyn Copier>, layout: SlotLayout, slots: usize) -> Result<Self> {
         let memory = copier.lock((layout.bytes() * slots).max(ALIGNMENT))?;
         let memory_of_pieces = copier.lock(PIECE * PIECES)?.into();
@@ -199,12 +201,12 @@ impl Ring {
         (layout.bytes() * slots + PIECE * PIECES) as u64
     }
 
-    /// Slots, and page-locked bytes.
+    /// The number of slots, and of page-locked bytes.
     pub(crate) fn size(&self) -> (usize, u64) {
         (self.slots, Self::bytes_of(self.layout(), self.slots))
     }
 
-    /// Batches that were handed over, and those of them whose copy was not done then.
+    /// Batches that were handed over, and those among them whose copy was not done at that moment.
     pub(crate) fn crossed(&self) -> (u64, u64) {
         (self.crossed.load(Ordering::Relaxed), self.late.load(Ordering::Relaxed))
     }
@@ -213,12 +215,12 @@ impl Ring {
         self.copier.number()
     }
 
-    /// What the device did with its time, over the batches that it has come past.
+    /// What the device did with its time, summed over the batches that it has come past.
     pub(crate) fn times(&self) -> Times {
         lock(&self.timing).settle(&*self.copier)
     }
 
-    /// A slot that nobody has, and no copy reads from; `None` when there is none at the moment.
+    /// Takes a slot that is free, and that no copy reads from; `None` if there is none at the moment.
     ///
     /// # Errors
     /// What is wrong with the device.
@@ -229,12 +231,12 @@ impl Ring {
         Ok(number.map(|number| Slot { arena: self.arena.clone(), number, claimed: claimed() }))
     }
 
-    /// Whether [`take`](Self::take) would not say `None`.
+    /// Whether [`take`](Self::take) would not return `None`.
     pub(crate) fn has_room(&self) -> bool {
         self.reclaim().is_err() || !lock(&self.arena.free).is_empty()
     }
 
-    /// Waits for the oldest copy under way, whose slot comes back then; whether there was one.
+    /// Waits for the oldest copy under way, which frees its slot. Returns whether there was one.
     pub(crate) fn wait_for_one(&self) -> bool {
         if self.broken.get().is_some() {
             return false;
@@ -246,7 +248,7 @@ impl Ring {
         oldest.is_some()
     }
 
-    /// Lets go of the memory of copies that are done.
+    /// Releases the memory of copies that are done.
     fn reclaim(&self) -> Result<()> {
         if let Some(error) = self.broken.get() {
             return Err(error.clone());

@@ -1,11 +1,12 @@
-//! What a device did with its time, by its own clock: marks in its streams, read once it has come past them.
+//! What a device did with its time, by its own clock: marks in its streams, read once the device has come past them.
 
 use std::collections::VecDeque;
 
 use super::copier::{Copier, Event};
 
-/// The marks around one batch. `asked` and `arrived` stand on the default stream: behind what the loop had queued when it asked for the batch, and where the
-/// batch's copy is waited for. Each of `copies` stands between two others: what lies in the slot, and what crosses in pieces, behind what it waits for.
+/// The marks around one batch. `asked` and `arrived` are on the default stream: after what the loop had queued when it asked for the batch, and where
+/// the batch's copy is waited for. Each of `copies` is between two other marks: a copy of what lies in the slot, and one of what crosses in pieces,
+/// after what it waits for.
 pub(super) struct Marks {
     pub(super) asked: Event,
     pub(super) arrived: Event,
@@ -18,11 +19,11 @@ pub(super) struct Marks {
 pub(crate) struct Times {
     pub(crate) batches: u64,
     pub(crate) bytes: u64,
-    /// Copies, one batch after the other.
+    /// Time of copies, one batch after the other.
     pub(crate) copying: f64,
-    /// From when all was done that was queued before a batch was asked for, until it was there.
+    /// From the moment when all work was done that was queued before a batch was asked for, until the batch was there.
     pub(crate) waited: f64,
-    /// The part of that in which it was being copied.
+    /// The part of `waited` in which the batch was being copied.
     pub(crate) waited_for_copies: f64,
 }
 
@@ -38,7 +39,7 @@ impl Timing {
         self.pending.push_back(marks);
     }
 
-    /// Takes the batches into account that the device has come past. Nothing waits for it, and an error of the device is for others to tell.
+    /// Takes into account the batches that the device has come past. It waits for nothing, and leaves errors of the device to other calls.
     pub(super) fn settle(&mut self, copier: &dyn Copier) -> Times {
         while let Some(marks) = self.pending.pop_front_if(|marks| copier.is_done(&marks.arrived).unwrap_or(false)) {
             self.times.add(&marks, copier);

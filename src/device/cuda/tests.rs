@@ -1,5 +1,5 @@
-//! The copier's calls, against a model of the driver (`tests/data/cuda/driver.rs`) that is strict about handles, contexts and locked memory. "Device" memory is
-//! that of CPU tensors. What a driver and a GPU really do is for `examples/gpu_throughput.rs` to see.
+//! The copier's calls, checked with a model of the driver (`tests/data/cuda/driver.rs`) that is strict about handles, contexts and locked memory.
+//! "Device" memory is that of CPU tensors. `examples/gpu_throughput.rs` shows what a driver and a GPU really do.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use arrow::datatypes::Int32Type;
 use super::*;
 use crate::device::ring::{Ring, SlotLayout};
 
-/// Builds the model and loads it before anything asks for `libcuda.so`, which its name stands for from then on.
+/// Builds the model and loads it before anything asks for `libcuda.so`; that name stands for the model from then on.
 fn model() -> &'static Library {
     static MODEL: OnceLock<Library> = OnceLock::new();
     MODEL.get_or_init(|| {
@@ -32,7 +32,7 @@ fn model() -> &'static Library {
     })
 }
 
-/// Contexts, streams, events and locked pieces that live, and copies made; and what was wrong.
+/// Contexts, streams, events and locked pieces that live, and copies made; also what was wrong.
 fn report() -> ([usize; 5], String) {
     type Report = unsafe extern "C" fn(*mut usize, *mut u8, usize) -> usize;
     let (mut counts, mut text) = ([0; 5], vec![0; 4096]);
@@ -70,7 +70,7 @@ fn memory_comes_from_a_node_for_as_long_as_it_is_asked_for() {
     assert_eq!(Policy::of_this_thread(), Some(before));
 }
 
-/// One test, for the model counts what the whole process does.
+/// One test only, because the model counts what the whole process does.
 #[test]
 fn calls_of_the_driver_are_in_order_and_what_is_made_is_freed() {
     let cuda = copier();

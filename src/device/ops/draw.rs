@@ -1,4 +1,4 @@
-//! The numbers behind flips, mixup and cutmix. No tensors here.
+//! Draws the numbers for flips, mixup and cutmix. No tensors here.
 
 use std::collections::HashMap;
 
@@ -22,13 +22,13 @@ pub(crate) fn flipped(key: Key, probability: f64, samples: &[u64]) -> Vec<i64> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Mixed {
     Not,
-    /// Images and labels: so much of their own.
+    /// Whole images, and labels, are mixed; this share is their own.
     Whole(f64),
-    /// The box is the other's; labels have so much of their own.
+    /// The box is that of the other image; labels have this share of their own.
     Box(Window, f64),
 }
 
-/// A window in pixels: ends are behind the last.
+/// A window in pixels: ends are exclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Window {
     pub(crate) left: u32,
@@ -67,18 +67,18 @@ fn window(own: f64, (height, width): (u32, u32), rng: &mut Rng) -> Window {
     }
 }
 
-/// A number of the Beta distribution of (`alpha`, `alpha`): X / (X + Y) for two numbers of the Gamma distribution.
+/// A number from the Beta distribution of (`alpha`, `alpha`): X / (X + Y) for two numbers from the Gamma distribution.
 ///
-/// By their logarithms, because both are 0 in floats for a small alpha more often than one would like.
+/// It is computed from their logarithms, because for a small alpha both are too often 0 as floats.
 fn beta(alpha: f64, rng: &mut Rng) -> f64 {
     let (x, y) = (log_gamma(alpha, rng), log_gamma(alpha, rng));
     1.0 / (1.0 + libm::exp(y - x))
 }
 
-/// The logarithm of a number of the Gamma distribution of this shape and scale 1.
+/// The logarithm of a number from the Gamma distribution of this shape and scale 1.
 ///
-/// Marsaglia and Tsang, "A Simple Method for Generating Gamma Variables", ACM Transactions on Mathematical Software 26 (2000); of shape + 1, and times
-/// `u^(1 / shape)`, as section 6 has it for shapes below 1 and as holds for all.
+/// Marsaglia and Tsang, "A Simple Method for Generating Gamma Variables", ACM Transactions on Mathematical Software 26 (2000). The number is drawn
+/// for shape + 1 and multiplied by `u^(1 / shape)`, as section 6 does for shapes below 1 and as holds for all.
 fn log_gamma(shape: f64, rng: &mut Rng) -> f64 {
     let d = shape + 1.0 - 1.0 / 3.0;
     let c = 1.0 / libm::sqrt(9.0 * d);

@@ -1,4 +1,4 @@
-//! The operations as functions on whole tensors, on whatever device these are. Nothing here waits for the device.
+//! The operations as functions on whole tensors, on any device. Nothing here waits for the device.
 
 use tch::{Kind, TchError, Tensor};
 
@@ -15,9 +15,10 @@ fn width_of(layout: Layout) -> i64 {
     }
 }
 
-/// Brings a few numbers to the device, without waiting for what is queued there.
+/// Copies a few numbers to the device, without waiting for what is queued there.
 ///
-/// Of up to 64 KiB in host memory that is not pinned, CUDA takes a copy and returns (CUDA C++ Programming Guide, "Concurrent Execution between Host and Device").
+/// For up to 64 KiB of host memory that is not pinned, CUDA takes a copy and returns (CUDA C++ Programming Guide, "Concurrent Execution between Host
+/// and Device").
 fn to_device_of(host: &Tensor, images: &Tensor) -> Result<Tensor> {
     host.f_to_device_(images.device(), host.f_kind()?, true, false)
 }
@@ -32,7 +33,7 @@ pub(crate) fn flip(images: &mut Tensor, layout: Layout, rows: &[i64]) -> Result<
     images.f_index_copy_(0, &rows, &flipped).map(drop)
 }
 
-/// The same images in another layout, in memory too.
+/// Returns the same images in another layout, in memory too.
 pub(crate) fn lay_out(images: &Tensor, from: Layout, to: Layout) -> Result<Tensor> {
     match (from, to) {
         (Layout::Nhwc, Layout::Nchw) => images.f_permute([0, 3, 1, 2])?.f_contiguous(),
@@ -41,7 +42,7 @@ pub(crate) fn lay_out(images: &Tensor, from: Layout, to: Layout) -> Result<Tenso
     }
 }
 
-/// What images are normalised with, on their device: a mean and a deviation for each channel.
+/// A mean and a deviation for each channel, on the images' device, with which images are normalised.
 #[derive(Debug)]
 pub(crate) struct Normalization {
     mean: Tensor,
@@ -49,7 +50,8 @@ pub(crate) struct Normalization {
 }
 
 impl Normalization {
-    /// For images as these are. Bytes go through as (x - 255 mean) / (255 std): two passes over the floats instead of three, and not less exact.
+    /// Prepares for images like these. Bytes are normalised as (x - 255 mean) / (255 std): two passes over the floats instead of three, and not less
+    /// exact.
     pub(crate) fn new(images: &Tensor, layout: Layout, mean: &[f32], std: &[f32]) -> Result<Self> {
         let scale = if images.f_kind()? == Kind::Uint8 { 255.0 } else { 1.0 };
         let channels = |numbers: &[f32]| -> Result<Tensor> {
@@ -73,7 +75,7 @@ impl Normalization {
     }
 }
 
-/// `u8` from 0 to 255, or floats from 0 to 1, to `f32` from 0 to 1, or normalised.
+/// Turns `u8` from 0 to 255, or floats from 0 to 1, into `f32` from 0 to 1, or normalised.
 pub(crate) fn to_floats(images: &Tensor, normalize: Option<&Normalization>) -> Result<Tensor> {
     let is_u8 = images.f_kind()? == Kind::Uint8;
     let Some(Normalization { mean, deviation }) = normalize else {
@@ -85,7 +87,7 @@ pub(crate) fn to_floats(images: &Tensor, normalize: Option<&Normalization>) -> R
     images.f_sub(mean)?.f_div_(deviation)
 }
 
-/// Class numbers `[n]` to `f32 [n, classes]`, smoothed; and which of the numbers, `bool [n]`, are no classes: their rows are NaN.
+/// Turns class numbers `[n]` into `f32 [n, classes]`, smoothed. Also returns which of the numbers, `bool [n]`, are no classes: their rows are NaN.
 pub(crate) fn one_hot(labels: &Tensor, classes: usize, smoothing: f64) -> Result<(Tensor, Tensor)> {
     let numbers = labels.f_to_kind(Kind::Int64)?.f_unsqueeze(1)?;
     let all = Tensor::f_arange(classes as i64, (Kind::Int64, labels.device()))?;
@@ -98,12 +100,12 @@ pub(crate) fn one_hot(labels: &Tensor, classes: usize, smoothing: f64) -> Result
     Ok((soft, wrong.f_squeeze_dim(1)?))
 }
 
-/// Each row mixed with the one before it, the first with the last: so much of its own.
+/// Mixes each row with the one before it, the first with the last. `own`: the share of a row's own values.
 pub(crate) fn mix(rows: &Tensor, own: f64) -> Result<Tensor> {
     rows.f_roll([1], [0])?.f_lerp_(rows, own)
 }
 
-/// The window of each image replaced by that of the one before it, of the first by the last's, in place.
+/// Replaces the window of each image by that of the image before it, and the first image's by the last's, in place.
 pub(crate) fn paste(images: &Tensor, layout: Layout, window: Window) -> Result<()> {
     let width = width_of(layout);
     let extent = |from: u32, to: u32| i64::from(to - from);

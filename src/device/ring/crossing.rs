@@ -1,4 +1,4 @@
-//! A batch on its way to the device: its copies are queued, and what they read and write is kept until they are done.
+//! A batch on its way to the device: its copies are queued, and the memory that they read and write is kept until they are done.
 #![expect(
     unsafe_code,
     reason = "copies run beside the host, from memory and to tensors that are kept until they are done"
@@ -17,11 +17,11 @@ type Copies = Vec<(Event, Event)>;
 /// How far the copies of columns without a place are queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pieces {
-    /// Not at all: filling pieces takes time, which a loop has not that has a step to launch.
+    /// Not at all: filling pieces takes time, and a loop that has a step to launch has none.
     Later,
-    /// Through pieces that no copy reads from which waits for kernels.
+    /// Only through pieces that are not read by a copy that still waits for kernels.
     Free,
-    /// All of them, though it takes waiting for kernels.
+    /// All of them, even if that takes waiting for kernels.
     All,
 }
 
@@ -35,21 +35,21 @@ pub(super) enum Queued {
     Nothing,
 }
 
-/// A batch whose copies are being queued: of what lies in its slot all at once, of other columns piece by piece, as pieces become free.
+/// A batch whose copies are being queued: those of what lies in its slot all at once, those of other columns piece by piece, as pieces become free.
 ///
-/// Dropped before [`finish`](Self::finish), it waits until the device does nothing more with its memory.
+/// If it is dropped before [`finish`](Self::finish), it waits until the device does nothing more with its memory.
 pub(super) struct Queueing {
     ring: Arc<Ring>,
     outgoing: Vec<Outgoing>,
-    /// Their tensors, each of which is here before anything is copied to it.
+    /// The columns' tensors, each of which is here before anything is copied to it.
     tensors: Vec<tch::Tensor>,
-    /// Marks around the copies that are queued, and in front of those that follow; none if one could not be made.
+    /// Marks around the copies that are queued, and before those that follow; `None` if one could not be made.
     marks: Option<(Copies, Event)>,
     /// Columns without a place, by their number in `outgoing`, and what they are copied to.
     left: VecDeque<(usize, tch::Tensor)>,
-    /// Bytes of the first of them whose copies are queued.
+    /// Bytes of the first of these columns whose copies are queued.
     at: usize,
-    /// Behind what may still use the memory of those tensors.
+    /// The event after what may still use the memory of those tensors.
     allocated: Option<Event>,
 }
 
@@ -102,7 +102,7 @@ impl Queueing {
         Ok(())
     }
 
-    /// Queues the copies of what lies in no slot, through locked pieces; whether they all are.
+    /// Queues the copies of what lies in no slot, through locked pieces. Returns whether they are all queued.
     fn go_on(&mut self, how: Pieces) -> Result<bool> {
         if self.left.is_empty() || how == Pieces::Later {
             return Ok(self.left.is_empty());
@@ -150,7 +150,7 @@ impl Queueing {
         Ok(true)
     }
 
-    /// Behind the last copy.
+    /// Finishes, after the last copy was queued.
     fn finish(mut self) -> Result<Copying> {
         let copied = self.ring.copier.record(Stream::Copy)?;
         let memories: Vec<_> = std::mem::take(&mut self.outgoing).into_iter().map(|column| column.memory).collect();
@@ -187,14 +187,14 @@ fn view(whole: &tch::Tensor, start: usize, len: usize, column: &Outgoing) -> Res
     })
 }
 
-/// Tensors on the device that a batch will be copied to, a group each, and the event behind what used their memory before.
+/// Tensors on the device that a batch will be copied to, one for each group, and the event after what used their memory before.
 pub(super) struct Destination {
     pub(super) tensors: Vec<tch::Tensor>,
     pub(super) ready: Event,
 }
 
-/// A batch whose copies are queued. Its tensors can only be had by [`Track::hand_over`], which orders the default stream behind them; dropped before, it
-/// waits for them, because the memory of tensors is given out again in the order of that stream.
+/// A batch whose copies are queued. Only [`Track::hand_over`] gives its tensors out, and it orders the default stream after the copies. If the batch
+/// is dropped before, it waits for its copies, because the memory of tensors is given out again in the order of that stream.
 pub(super) struct Copying {
     copier: Arc<dyn Copier>,
     pub(super) tensors: Vec<tch::Tensor>,
@@ -230,12 +230,12 @@ impl Crossing {
         Self { stage: Mutex::new(Stage::OnHost(outgoing)) }
     }
 
-    /// Whether some of its copies are not queued.
+    /// Whether some of the batch's copies are not queued.
     pub(super) fn is_behind(&self) -> bool {
         matches!(*lock(&self.stage), Stage::OnHost(_) | Stage::Queueing(_))
     }
 
-    /// Queues its copies, once there are tensors for them.
+    /// Queues the batch's copies, once there are tensors for them.
     pub(super) fn go_on(&self, ring: &Arc<Ring>, ready: &Mutex<VecDeque<Result<Destination>>>, how: Pieces) -> Queued {
         let mut stage = lock(&self.stage);
         let queueing = match std::mem::replace(&mut *stage, Stage::Gone) {

@@ -10,20 +10,21 @@ use crate::device::copier::{Event, Stream};
 use crate::device::timing::Marks;
 use crate::error::Result;
 
-/// The way of one iterator's batches through a ring, in order: so many are on the device or on their way there, ahead of the loop.
+/// The way of one iterator's batches through a ring, in order. A fixed number of them is on the device or on the way there, ahead of the loop.
 pub(crate) struct Track {
     ring: Arc<Ring>,
     /// Tensors for the batches that come next, oldest first; or why there are none.
     ready: Mutex<VecDeque<Result<Destination>>>,
-    /// Batches that have none yet, behind one whose copies are being queued.
+    /// Batches that have no tensors yet, after one whose copies are being queued.
     waiting: Mutex<VecDeque<Weak<Crossing>>>,
-    /// Held while copies are queued: they are in the order of batches. But for the loop's own thread nobody waits for it, or while he has it.
+    /// Held while copies are queued, so that they are in the order of batches. Only the loop's own thread ever waits for this lock, or waits while it
+    /// holds it.
     pumping: Mutex<()>,
-    /// Whether whoever has `pumping` shall look once more.
+    /// Whether the thread that holds `pumping` shall look once more.
     again: AtomicBool,
-    /// Whether the loop waits for it: whoever has it ends behind the batch that he is at.
+    /// Whether the loop waits for `pumping`: the thread that holds it then stops after its current batch.
     wanted: AtomicBool,
-    /// Behind what was queued when the loop asked for the batch that is handed over next.
+    /// The mark after what was queued when the loop asked for the batch that is handed over next.
     asked: Mutex<Option<Event>>,
 }
 
@@ -47,7 +48,7 @@ impl Track {
         &self.ring
     }
 
-    /// Allocates tensors for one batch more. The event tells when nothing uses their memory any more that is queued now.
+    /// Allocates tensors for one more batch. The event is done when none of the work that is queued now uses their memory any more.
     fn prepare(&self) {
         let copier = &self.ring.copier;
         let allocate = || {
@@ -58,13 +59,13 @@ impl Track {
         lock(&self.ready).push_back(allocate());
     }
 
-    /// A finished batch, behind all before it. It is copied by the next [`pump`](Self::pump) that has tensors for it.
+    /// Adds a finished batch, after all before it. The next [`pump`](Self::pump) that has tensors for it copies it.
     pub(crate) fn enqueue(&self, crossing: &Arc<Crossing>) {
         lock(&self.waiting).push_back(Arc::downgrade(crossing));
     }
 
-    /// Queues the copies of batches that there are tensors for, as far as `how` says. Where somebody is at it, he does this too. Whether columns without
-    /// a place are left to [`Pieces::Free`].
+    /// Queues the copies of batches for which there are tensors, as far as `how` says. If another thread is already pumping, it does this too.
+    /// Returns whether columns without a place are left to [`Pieces::Free`].
     pub(crate) fn pump(&self, how: Pieces) -> bool {
         let mut left = false;
         self.again.store(true, Ordering::SeqCst);
@@ -80,7 +81,7 @@ impl Track {
         left
     }
 
-    /// Queues copies, in the order of batches, up to one that is stated; whether columns without a place are left.
+    /// Queues copies, in the order of batches, up to `last` if it is given. Returns whether columns without a place are left.
     fn queue(&self, how: Pieces, last: Option<&Crossing>) -> bool {
         let goes_on = || last.map_or(!self.wanted.load(Ordering::SeqCst), Crossing::is_behind);
         while goes_on() {
@@ -95,13 +96,14 @@ impl Track {
         false
     }
 
-    /// The loop asks for its next batch: from here on its device waits for nothing else. (A fault shows at the hand-over.)
+    /// Notes that the loop asks for its next batch: from here on its device waits for nothing else. (A fault shows at the hand-over.)
     pub(crate) fn ask(&self) {
         *lock(&self.asked) = self.ring.copier.mark(Stream::Default).ok();
     }
 
-    /// The tensors of the next batch, which what is queued on the default stream from now on may use; and tensors for one batch more, which go to
-    /// the first that has none. What follows is queued as far as `how` says; whether columns without a place are left to others.
+    /// Returns the tensors of the next batch, which work queued on the default stream from now on may use. It prepares tensors for one more batch,
+    /// which go to the first batch that has none, and queues what follows as far as `how` says. Also returns whether columns without a place are left
+    /// to others.
     ///
     /// # Errors
     /// What went wrong with its copy.
@@ -138,7 +140,7 @@ impl Track {
         Ok((tensors, self.pump(how)))
     }
 
-    /// The loop wants no more batches: tensors for them are let go of.
+    /// Releases the tensors for batches to come: the loop wants no more.
     pub(crate) fn close(&self) {
         lock(&self.waiting).clear();
         let tensors = std::mem::take(&mut *lock(&self.ready));
