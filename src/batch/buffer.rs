@@ -23,7 +23,7 @@ pub(crate) struct Allocator {
 }
 
 impl Allocator {
-    /// Plain memory, which is given back to `account` for the next batches.
+    /// Allocates plain memory, which is given back to `account` for the next batches.
     pub(crate) fn new(account: &Arc<Account>) -> Self {
         Self {
             account: Arc::downgrade(account),
@@ -32,14 +32,14 @@ impl Allocator {
         }
     }
 
-    /// Columns go to their places in this slot, and to plain memory if they have none there.
+    /// Allocates columns at their places in this slot, or in plain memory if they have none there.
     #[cfg(feature = "tch")]
     pub(crate) fn with_slot(mut self, slot: Slot) -> Self {
         self.slot = Some(Arc::new(slot));
         self
     }
 
-    /// Memory for the column of this number.
+    /// Allocates memory for the column of this number.
     pub(crate) fn allocate(&self, column: usize, dtype: Dtype, shape: &[usize]) -> Result<Buffer> {
         let len = shape
             .iter()
@@ -62,7 +62,7 @@ impl Allocator {
 /// Who owns the memory of a column.
 enum Owner {
     Plain(Plain),
-    /// The part of a slot from `start`. Each column of a batch has a place of its own there.
+    /// The part of a slot from `start`. Each column of a batch has its own place there.
     #[cfg(feature = "tch")]
     Slot {
         slot: Arc<Slot>,
@@ -83,7 +83,7 @@ impl Owner {
 
 /// Plain memory, which goes back to its account.
 struct Plain {
-    /// None once it is dropped.
+    /// `None` once it is dropped.
     memory: Option<Memory>,
     account: Weak<Account>,
 }
@@ -127,7 +127,7 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts(self.owner.pointer(), self.len) }
     }
 
-    /// The first byte, for code that is not Rust.
+    /// Returns the first byte, for code that is not Rust.
     pub(crate) fn pointer(&self) -> *mut u8 {
         self.owner.pointer()
     }
@@ -137,7 +137,7 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts_mut(self.owner.pointer(), self.len) }
     }
 
-    /// Keeps these ranges of bytes, in ascending order, moved together.
+    /// Keeps only these ranges of bytes, in ascending order, and moves them together.
     pub(crate) fn keep(&mut self, ranges: impl Iterator<Item = Range<usize>>) {
         let mut end = 0;
         for range in ranges {
@@ -159,7 +159,7 @@ pub(crate) mod torch {
     use crate::schema::Dtype;
 
     unsafe extern "C" {
-        /// Of libtorch's stable C interface, `torch/csrc/stable/c/shim.h`: a tensor over memory that `deleter` frees. 0 means success.
+        /// From libtorch's stable C interface, `torch/csrc/stable/c/shim.h`: makes a tensor over memory that `deleter` frees. 0 means success.
         fn torch_from_blob(
             data: *mut c_void,
             ndim: i64,
@@ -181,7 +181,8 @@ pub(crate) mod torch {
     const CPU: i32 = 0;
     const STRIDED: i32 = 0;
 
-    /// A CPU tensor over memory that `owner` keeps: it is dropped with the last tensor that shares the memory, on whichever thread that is.
+    /// Makes a CPU tensor over memory that `owner` keeps. The owner is dropped with the last tensor that shares the memory, on whichever thread that
+    /// is.
     ///
     /// # Safety
     /// `data` is the start of the elements of this shape and dtype, aligned for libtorch, valid and not aliased for as long as the owner lives.
@@ -231,7 +232,7 @@ pub(crate) mod torch {
     }
 
     impl Buffer {
-        /// The buffer as a CPU tensor, which owns it: its memory is given back when the last tensor that shares it is dropped.
+        /// Turns the buffer into a CPU tensor, which owns it: its memory is given back when the last tensor that shares it is dropped.
         pub(crate) fn into_tensor(self, dtype: Dtype, shape: &[usize]) -> Result<tch::Tensor> {
             debug_assert_eq!(self.len, shape.iter().product::<usize>() * dtype.size().unwrap_or(1));
             // SAFETY: the buffer holds the elements of this shape and dtype, aligned to 64, and nobody else has it.
@@ -260,7 +261,7 @@ pub(crate) struct Whole {
 }
 
 impl Whole {
-    /// The buffer again, once all its parts were dropped; `None` before.
+    /// Returns the buffer once all its parts were dropped; `None` before.
     pub(crate) fn join(self) -> Option<Buffer> {
         let len = self.len;
         Arc::try_unwrap(self.owner).ok().map(|owner| Buffer { owner, len })

@@ -1,4 +1,4 @@
-//! Rows into a batch's memory: stacked, padded, decoded in place.
+//! Writes rows into a batch's memory: stacked, padded, decoded in place.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -28,7 +28,7 @@ impl Rows {
         self.samples.len()
     }
 
-    /// The rows end to end.
+    /// Joins rows end to end.
     pub(crate) fn concat(chunks: &[Self]) -> Result<Self> {
         let Some(first) = chunks.first() else { return Err(Error::config("no rows to join")) };
         let alike = chunks.iter().map(|chunk| in_order_of(&first.rows, &chunk.rows));
@@ -43,7 +43,7 @@ impl Rows {
     }
 }
 
-/// Rows with their columns in the order of others': Arrow joins rows by their columns' numbers, and columns are known by name.
+/// Puts the columns of rows into the order of others: Arrow joins rows by column number, but columns are known by name.
 pub(crate) fn in_order_of(first: &RecordBatch, rows: &RecordBatch) -> std::result::Result<RecordBatch, ArrowError> {
     let (wanted, found) = (first.schema_ref().fields(), rows.schema_ref());
     if wanted.iter().zip(found.fields()).all(|(a, b)| a.name() == b.name()) && wanted.len() == found.fields().len() {
@@ -54,15 +54,15 @@ pub(crate) fn in_order_of(first: &RecordBatch, rows: &RecordBatch) -> std::resul
     rows.project(&indices)
 }
 
-/// The identity of a row, behind all its randomness.
+/// The identity of a row, from which all its randomness derives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sample {
     pub(crate) id: u64,
-    /// How often it was drawn before.
+    /// How often the sample was drawn before.
     pub(crate) pass: u64,
-    /// Which of the rows that a flat_map made of it.
+    /// Which of the rows it is that a flat_map made of the sample.
     pub(crate) part: u32,
-    /// The checksum of the record that it was read from.
+    /// The checksum of the record that the sample was read from.
     pub(crate) checksum: u32,
 }
 
@@ -82,7 +82,7 @@ pub(crate) struct Layout {
     pub(crate) pad: Pad,
     /// The image operation that fills the slots, with the key of its randomness.
     pub(crate) image: Option<(Arc<Image>, Key)>,
-    /// Whether it holds no elements of a sample, but says where they lie: its padding is none.
+    /// Whether the column holds no elements of a sample, but says where they lie; its padding does not count.
     pub(crate) is_index: bool,
 }
 
@@ -91,7 +91,7 @@ impl Layout {
         self.column.dtype() == Dtype::Bytes
     }
 
-    /// Bytes that a sample takes in the batch, where that is known before its rows are.
+    /// Bytes that a sample takes in the batch, if they are known before its rows are.
     pub(crate) fn sample_bytes(&self) -> Option<usize> {
         match (self.column.shape(), self.pad.length) {
             (Shape::Ragged(inner), Some(length)) => {
@@ -102,7 +102,7 @@ impl Layout {
     }
 }
 
-/// The most bytes that each column takes in a batch of so many samples, where that is known before.
+/// The most bytes that each column takes in a batch of `samples` samples, if they are known beforehand.
 #[cfg(feature = "tch")]
 pub(crate) fn bounds(layouts: &[Layout], samples: usize) -> Vec<Option<usize>> {
     layouts.iter().map(|layout| layout.sample_bytes().map(|bytes| bytes * samples)).collect()
@@ -150,7 +150,7 @@ pub(crate) struct Slots {
 /// Allocates a batch for these chunks of rows.
 ///
 /// # Errors
-/// A column that is gone; no memory.
+/// A column is gone; no memory.
 pub(crate) fn begin(layouts: &[Layout], chunks: &[Rows], allocator: &Allocator) -> Result<(Filling, Vec<Slots>)> {
     let len = chunks.iter().map(Rows::len).sum();
     let mut slots: Vec<Slots> = chunks.iter().map(|_| Slots { parts: Vec::with_capacity(layouts.len()) }).collect();
@@ -212,8 +212,8 @@ fn list_lengths(array: &ArrayRef) -> Vec<i64> {
 
 /// Writes one chunk of rows into its slots.
 ///
-/// Returns the rows that cannot be written, with the reason for each; of each column none behind the first that `may_leave_out` does not
-/// allow. All others are written.
+/// Returns the rows that cannot be written, with the reason for each. In each column it stops after the first bad row that `may_leave_out` does not
+/// allow. All other rows are written.
 pub(crate) fn fill(
     layouts: &[Layout],
     rows: &Rows,
@@ -253,7 +253,8 @@ pub(crate) fn fill(
     one_a_row(all_bad, may_leave_out)
 }
 
-/// One reason for each row, in their order. Of several it is one that ends the run, if any does: the column that it is of was left there.
+/// Keeps one reason for each row, in the order of rows. If a row has several, it keeps one that ends the run, if there is any: the writing of that
+/// column stopped there.
 fn one_a_row(mut bad: Vec<(usize, Error)>, may_leave_out: &dyn Fn(&Error) -> bool) -> Vec<(usize, Error)> {
     bad.sort_by_key(|(row, error)| (*row, may_leave_out(error)));
     bad.dedup_by_key(|(row, _)| *row);
@@ -287,7 +288,7 @@ fn copy_raw(
     }
 }
 
-/// Elements of four bytes to elements of eight.
+/// Widens elements of four bytes to elements of eight.
 fn widen(value: &[u8], slot: &mut [u8], element: impl Fn([u8; 4]) -> [u8; 8]) {
     for (from, to) in value.as_chunks::<4>().0.iter().zip(slot.as_chunks_mut::<8>().0) {
         *to = element(*from);
@@ -348,7 +349,7 @@ fn fill_values(
     }
 }
 
-/// The memory of an array's elements, fixed lists flattened.
+/// The memory of an array's elements, with fixed lists flattened.
 fn flat_bytes(array: &ArrayRef) -> Cow<'_, [u8]> {
     fn typed<T: Element>(array: &ArrayRef) -> Cow<'_, [u8]> {
         Cow::Borrowed(bytemuck::cast_slice(array.as_primitive::<T::Arrow>().values()))
@@ -378,7 +379,7 @@ fn flat_bytes(array: &ArrayRef) -> Cow<'_, [u8]> {
     }
 }
 
-/// A padding value in the dtype's own bytes; the first `size` of them.
+/// A padding value in the dtype's own bytes: the first `size` of them.
 fn filler(dtype: Dtype, value: f64) -> [u8; 8] {
     let mut bytes = [0; 8];
     let mut put = |value: &[u8]| bytes[..value.len()].copy_from_slice(value);
@@ -411,7 +412,7 @@ impl Filling {
         (tokens, all - tokens)
     }
 
-    /// The finished columns, of which only the rows in `kept` are wanted. All slots must have been filled and dropped.
+    /// Returns the finished columns, reduced to the rows in `kept`. All slots must have been filled and dropped.
     pub(crate) fn finish(self, kept: &[Range<usize>]) -> Result<Vec<BatchColumn>> {
         let all = kept.iter().map(ExactSizeIterator::len).sum::<usize>() == self.len;
         let columns = self.columns.into_iter().map(|ColumnFilling { layout, mut shape, mut lengths, memory }| {

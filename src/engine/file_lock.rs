@@ -4,8 +4,8 @@ use std::fs::File;
 
 /// Ends the lock on a file when it is dropped.
 ///
-/// To close the file would not do: a child that this process is just starting has a copy of every open file until it runs its program, and what is
-/// locked stays so until the last copy is closed. To unlock it ends the lock of all copies, so a process that was forked off leaves that to its parent.
+/// Closing the file is not enough. A child that this process is just starting has a copy of every open file until it runs its program, and the file
+/// stays locked until the last copy is closed. Unlocking ends the lock of all copies, so a forked process leaves that to its parent.
 #[derive(Debug)]
 pub(crate) struct FileLock {
     file: File,
@@ -13,7 +13,7 @@ pub(crate) struct FileLock {
 }
 
 impl FileLock {
-    /// Of a file that was locked, on a system that has locks.
+    /// Takes a file that was locked, on a system that has locks.
     pub(crate) fn of(file: File) -> Self {
         Self { file, process: std::process::id() }
     }

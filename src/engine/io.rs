@@ -1,4 +1,4 @@
-//! The runtime for I/O: tokio, and nothing but I/O on it.
+//! The runtime for I/O: tokio, with nothing but I/O on it.
 
 use std::future::Future;
 use std::sync::mpsc;
@@ -14,7 +14,7 @@ const SOCKET_THREADS: usize = 2;
 /// Threads that may wait for a disk at the same time.
 const DISK_THREADS: usize = 32;
 
-/// A tokio runtime of the loader's own, so that it works inside and outside of other runtimes and ends with the loader.
+/// A tokio runtime that belongs to the loader, so that it works inside and outside of other runtimes and ends with the loader.
 pub(crate) struct Io {
     runtime: Option<Runtime>,
     inline: bool,

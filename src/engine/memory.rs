@@ -1,22 +1,22 @@
-//! Large memory, for batches and for what is read: in huge pages, and used again instead of being returned to the system.
+//! Large memory, for batches and for what is read: in huge pages, and reused instead of being returned to the system.
 #![expect(unsafe_code, reason = "asking Linux for huge pages, and memory that several threads write to")]
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-/// Below this the C library does as well: it hands memory out again without the kernel, and clears it fast. (Batches of 512 KiB of tokens spent 2 % of the loader's time
-/// on that.)
+/// Below this size the C library does as well: it hands memory out again without the kernel, and clears it fast. (With batches of 512 KiB of tokens,
+/// 2 % of the loader's time went into that.)
 const WORTH_KEEPING: usize = 128 << 10;
 
-/// More pieces than this are searched longer than a new one takes.
+/// The most pieces that are kept. Searching more takes longer than allocating a new one.
 const MOST_KEPT: usize = 256;
 
-/// Where memory starts, and multiples of which it has.
+/// Memory starts at, and has, a multiple of this many bytes.
 const ALIGN: usize = 64;
 
-/// Words of the allocation. Asked for more than their alignment, the standard library clears memory by writing to it: then every page of 4 KiB is there before Linux
-/// could be asked for huge ones (147 MiB took 103 ms instead of 0.01, and the first pass over it 50).
+/// Words of the allocation. If more than their alignment is asked for, the standard library clears memory by writing to it. Then every page of 4 KiB
+/// is there before Linux could be asked for huge pages (147 MiB took 103 ms instead of 0.01, and the first pass over it 50).
 type Word = u128;
 
 /// Memory aligned to 64 bytes, in pages of 2 MiB where there is enough of it.
@@ -33,7 +33,7 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// At least `len` bytes, all zero.
+    /// Allocates at least `len` bytes, all zero.
     ///
     /// # Panics
     /// If there is no such memory.
@@ -41,7 +41,7 @@ impl Memory {
         Self::try_new(len).unwrap_or_else(|| panic!("no memory for {len} bytes"))
     }
 
-    /// The same; `None` if there is no such memory.
+    /// Does the same; `None` if there is no such memory.
     pub(crate) fn try_new(len: usize) -> Option<Self> {
         let capacity = len.checked_next_multiple_of(ALIGN)?;
         let words = capacity.checked_add(ALIGN)?.div_ceil(size_of::<Word>());
@@ -55,7 +55,7 @@ impl Memory {
         Some(memory)
     }
 
-    /// Where it starts. It stays there when the owner moves.
+    /// Where the memory starts. It stays there when the owner moves.
     pub(crate) fn pointer(&self) -> *mut u8 {
         self.start.as_ptr()
     }
@@ -98,7 +98,7 @@ impl Drop for Memory {
     }
 }
 
-/// Memory that nobody uses, kept for what comes next. Fresh memory costs more than the copy into it: the kernel clears each page before it is written.
+/// Unused memory, kept for what comes next. Fresh memory costs more than the copy into it: the kernel clears each page before it is written.
 #[derive(Debug, Default)]
 pub(crate) struct Spare {
     kept: Mutex<Vec<Memory>>,
@@ -117,7 +117,8 @@ impl Spare {
         self.limit.fetch_max(bytes, Ordering::AcqRel);
     }
 
-    /// Memory of at least `len` bytes, whose content is anything: of what is kept the smallest that is not much too large, of several the one used last.
+    /// Takes memory of at least `len` bytes, whose content is arbitrary. It takes the smallest piece that is not much too large; among several, the
+    /// one used last.
     pub(crate) fn take(&self, len: usize) -> Option<Memory> {
         if len < WORTH_KEEPING {
             return None;
@@ -131,7 +132,7 @@ impl Spare {
         Some(memory)
     }
 
-    /// Keeps memory, if `room` bytes and what is allowed suffice for all that is kept then. The oldest gives way to what was used last.
+    /// Keeps memory, if `room` bytes and the allowed bytes are enough for all that is kept then. The oldest memory gives way to what was used last.
     pub(crate) fn keep(&self, memory: Memory, room: u64) {
         let (bytes, room) = (memory.capacity() as u64, room.min(self.limit.load(Ordering::Acquire)));
         if memory.capacity() < WORTH_KEEPING || bytes > room {
@@ -148,7 +149,7 @@ impl Spare {
         drop(freed);
     }
 
-    /// Takes out the oldest until no more than `bytes` are kept.
+    /// Removes the oldest until no more than `bytes` are kept.
     pub(crate) fn shed_to(&self, bytes: u64) -> Vec<Memory> {
         let mut shed = Vec::new();
         if self.bytes() > bytes {
@@ -177,7 +178,7 @@ mod tests {
 
     const MIB: usize = 1 << 20;
 
-    /// Pages that were touched so far, by this thread.
+    /// Page faults of this thread so far.
     #[cfg(target_os = "linux")]
     fn faults() -> i64 {
         let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();

@@ -1,4 +1,4 @@
-//! Execution: threads, waiting, memory. It has never heard of an image.
+//! Execution: threads, waiting, memory. It knows nothing of images.
 
 pub(crate) mod budget;
 pub(crate) mod file_lock;

@@ -1,9 +1,10 @@
 //! Being a good neighbour to the training loop: on which cores the loader's threads run, and to whom they give way.
 //!
-//! Linux knows both of each thread, so the loop's own thread is left as it is. Elsewhere there is neither, and asking for it is an error.
+//! Linux has both settings for each thread, so the loop's own thread is left as it is. Other systems have neither, and asking for them is an error.
 //!
-//! Without being asked, workers are batch threads there (`SCHED_BATCH`): one that is woken does not take the core from the thread that wakes it. That is often the loop,
-//! which has just taken a batch and has a step to launch. Threads that only move bytes stay as they are: what they bring is waited for.
+//! By default, workers on Linux are batch threads (`SCHED_BATCH`): a worker that is woken does not take the core from the thread that wakes it. That
+//! is often the loop, which has just taken a batch and has a step to launch. Threads that only move bytes stay as they are, because others wait for
+//! what they bring.
 #![cfg_attr(
     target_os = "linux",
     expect(unsafe_code, reason = "the system's calls for affinity and priority of a thread")
@@ -14,7 +15,7 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 
-/// Cores that a set may name: what the system's own sets hold.
+/// The most cores that a set may name, as in the system's own sets.
 const MOST_CORES: usize = 1024;
 
 const WORD: usize = c_ulong::BITS as usize;
@@ -25,7 +26,7 @@ pub(crate) struct Cores([c_ulong; MOST_CORES / WORD]);
 
 impl Cores {
     /// # Errors
-    /// A number that no set holds.
+    /// A number that no set can hold.
     pub(crate) fn of(numbers: impl IntoIterator<Item = usize>) -> Result<Self, usize> {
         let mut cores = Self::default();
         for core in numbers {
@@ -71,7 +72,7 @@ impl fmt::Display for Cores {
 /// What a loader's threads leave to others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Neighbour {
-    /// The cores they may run on; `Err`: one that no machine has.
+    /// The cores that they may run on; `Err`: a core that no machine has.
     pub(crate) cores: Option<Result<Cores, usize>>,
     /// Whether they stay off the core of the thread that builds the loader.
     pub(crate) off_this_core: bool,
@@ -79,10 +80,11 @@ pub(crate) struct Neighbour {
 }
 
 impl Neighbour {
-    /// The same with its cores spelled out, tried on a thread of its own.
+    /// Returns the same with its cores spelled out, after trying it on a separate thread.
     ///
     /// # Errors
-    /// What the system refuses: cores that are not there or not this process's, priority that it may not have. Elsewhere than on Linux: anything at all.
+    /// What the system refuses: cores that do not exist or do not belong to this process, or a priority that it may not have. On systems other than
+    /// Linux: any setting at all.
     pub(crate) fn settle(self) -> Result<Self> {
         if self == Self::default() {
             return Ok(self);
@@ -146,7 +148,7 @@ mod system {
         Ok(neighbour)
     }
 
-    /// Threads of another class than the usual one were made so by somebody, and stay as they are.
+    /// Makes the calling thread a batch thread. A thread of another class than the usual one was made so by somebody, and stays as it is.
     pub(super) fn never_preempt() {
         // SAFETY: numbers in, numbers out, and a struct of numbers that is only read; thread 0 is the one that calls. A refusal does no harm.
         unsafe {
@@ -236,7 +238,7 @@ pub(crate) fn this_core() -> Option<usize> {
     None
 }
 
-/// On which cores the calling thread may run, its niceness, and its class: 0 the usual, 3 batch. As Linux tells others.
+/// The cores on which the calling thread may run, its niceness, and its class (0 the usual, 3 batch), as Linux reports them.
 #[cfg(all(test, target_os = "linux"))]
 pub(crate) fn seen_of_this_thread() -> (String, i64, i64) {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/{name}")).expect("it is there on Linux");

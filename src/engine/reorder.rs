@@ -1,8 +1,8 @@
-//! Restores the planned order behind a parallel stage.
+//! Restores the planned order after a parallel stage.
 
 use std::collections::VecDeque;
 
-/// Takes results as they are finished and gives them back by sequence number.
+/// Takes results as they are finished, and gives them back by sequence number.
 #[derive(Debug)]
 pub(crate) struct Reorder<T> {
     next: u64,
@@ -20,7 +20,7 @@ impl<T> Reorder<T> {
     /// Hands in the result of `sequence`.
     ///
     /// # Panics
-    /// If this number was handed in before: a fault of the engine.
+    /// If this number was handed in before, which is a fault of the engine.
     pub(crate) fn put(&mut self, sequence: u64, item: T) {
         let at = sequence.checked_sub(self.next).expect("each sequence number comes once") as usize;
         if at >= self.slots.len() {
