@@ -222,9 +222,9 @@ impl ManagedTensor {
     /// Hands the memory over as DLPack 1.x. Whoever holds the pointer calls its `deleter` with it, once; otherwise the memory is never freed.
     ///
     /// # Safety of what is done with it
-    /// The memory is the batch's own. It may be read until the deleter is called. It may be written only while nothing else of the batch is read or
-    /// written: no slice that [`Batch::values`] borrows may be alive, nor may another thread be at work on a tensor or another export of the column.
-    /// The surest way is to drop the batch first.
+    /// The memory is the batch's own. It may be read until the deleter is called. It may be written only while nothing of the batch is read or
+    /// written elsewhere: no slice that [`Batch::values`] borrows may be alive, nor may another thread be at work on a tensor or another export of
+    /// the column. The surest way is to drop the batch first.
     pub fn into_raw(mut self) -> *mut DLManagedTensorVersioned {
         let managed = DLManagedTensorVersioned {
             version: DLPackVersion { major: 1, minor: 0 },

@@ -51,7 +51,7 @@ impl Pad {
         Self::new(Some(length), false)
     }
 
-    /// Pads to this many rows, with zeros, or cuts to them. A longer sample keeps its first rows, unless [`cut`](Self::cut) says the last.
+    /// Pads to this many rows, with zeros, or cuts a longer sample to them. The first rows are kept, unless [`cut`](Self::cut) says the last.
     pub fn truncate_to(length: usize) -> Self {
         Self::new(Some(length), true)
     }

@@ -60,7 +60,7 @@ fn why_not() -> Error {
     }
 }
 
-/// What CUDA's runtime, which libtorch brings, reports about a driver that sees devices; mostly that the driver is too old.
+/// What CUDA's runtime, which libtorch brings, finds wrong with a driver that sees devices; mostly that the driver is too old.
 fn what_the_runtime_says() -> Option<Error> {
     type AskInt = unsafe extern "C" fn(*mut c_int) -> c_int;
     type AskText = unsafe extern "C" fn(c_int) -> *const c_char;

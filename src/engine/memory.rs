@@ -15,8 +15,8 @@ const MOST_KEPT: usize = 256;
 /// Memory starts at, and has, a multiple of this many bytes.
 const ALIGN: usize = 64;
 
-/// Words of the allocation. If more than their alignment is asked for, the standard library clears memory by writing to it. Then every page of 4 KiB
-/// is there before Linux could be asked for huge pages (147 MiB took 103 ms instead of 0.01, and the first pass over it 50).
+/// Words of the allocation. If asked for more than their alignment, the standard library clears memory by writing to it. Then every page of 4 KiB is
+/// there before Linux could be asked for huge pages (147 MiB took 103 ms instead of 0.01, and the first pass over it 50).
 type Word = u128;
 
 /// Memory aligned to 64 bytes, in pages of 2 MiB where there is enough of it.

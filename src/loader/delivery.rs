@@ -69,7 +69,7 @@ impl Found {
     /// Delivers batches to this device, for one of `lanes` iterators that share each batch.
     ///
     /// # Errors
-    /// The budget is smaller than the ring; the device cannot lock so much memory.
+    /// The budget is smaller than the ring; the device cannot lock that much memory.
     pub(crate) fn through(self, shared: &Shared, lanes: u64) -> Result<Delivery> {
         #[cfg(feature = "tch")]
         return Delivery::through(self.copier, &shared.pipeline, lanes, &shared.account);
@@ -85,7 +85,7 @@ impl Delivery {
     /// Delivers through a ring, for one of `lanes` iterators that share each batch.
     ///
     /// # Errors
-    /// The budget is smaller than the ring; the device has not so much memory to lock.
+    /// The budget is smaller than the ring; the device does not have that much memory to lock.
     #[cfg(feature = "tch")]
     pub(crate) fn through(
         copier: Option<Arc<dyn Copier>>,

@@ -205,9 +205,9 @@ impl Loader {
     /// one waits forever: on one thread, take from the iterators in turns.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`](crate::ErrorKind::Device) if there is no such device. A batch, or the last batch of an epoch, that the devices cannot
-    /// share equally. If the number of rows is not known (after a filter, without an index), the last batch may leave some devices without a part:
-    /// `.drop_remainder()` leaves that batch out.
+    /// [`ErrorKind::Device`](crate::ErrorKind::Device) if there is no such device. Also an error: the devices cannot share a batch, or the last batch
+    /// of an epoch, equally. If the number of rows is not known (after a filter, without an index), the last batch may leave some devices without a
+    /// part: `.drop_remainder()` leaves that batch out.
     pub fn split(&mut self, devices: &[Device]) -> Result<Vec<Epoch>> {
         let batch = self.shared.pipeline.steps.batch / self.shared.pipeline.steps.world;
         if devices.is_empty() || !batch.is_multiple_of(devices.len() as u64) {

@@ -229,7 +229,7 @@ enum Item {
 
 /// What holds the next batch up.
 enum Stands {
-    /// Bytes, and the time since when they have been coming.
+    /// Bytes, and when the first of them came.
     Reading(Option<Instant>),
     In(WaitedFor),
 }

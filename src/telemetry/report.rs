@@ -33,7 +33,7 @@ pub struct Report {
     /// Samples in these batches.
     pub samples: u64,
     /// Time in which `next()` blocked, by what it waited for: `budget`, `first byte` (the answer of a store), `bandwidth` (the rest of what the store
-    /// sends; bytes of local files count here), `decode` (records to columns), `transform` (gathering rows), each function by its name, `image`,
+    /// sends; bytes of local files count as this), `decode` (records to columns), `transform` (gathering rows), each function by its name, `image`,
     /// `collate`, `deliver` (the copy to the device), `other iterators` (of a [split](crate::Loader::split) loader, which take their parts later),
     /// and `on device` (the time that `next()` itself took for operations there).
     pub waited: Vec<(String, Duration)>,
@@ -49,7 +49,7 @@ pub struct Report {
     pub num_skipped: u64,
     /// The rings of page-locked memory through which batches went to devices; empty for the CPU.
     pub rings: Vec<RingReport>,
-    /// Remarks on the plan: how coarse the mixing is, which shards were read without an index.
+    /// Remarks on the plan: how coarse the mixing is, what was read without an index.
     pub notes: Vec<String>,
 }
 

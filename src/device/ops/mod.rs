@@ -148,7 +148,7 @@ impl OnDevice {
     }
 
     /// Scales `u8` to 0..1, subtracts `mean` and divides by `std`, for each channel, as [`Image::normalize`](crate::Image::normalize) does. Floats
-    /// are taken to be 0 to 1 already. The results of the two are equal within rounding of `f32`.
+    /// are taken to be 0 to 1 already. The result equals that of `Image::normalize` within rounding of `f32`.
     pub fn normalize<const N: usize>(mut self, mean: [f32; N], std: [f32; N]) -> Self {
         set(&mut self.normalize, (mean.into(), std.into()), "normalize", &mut self.mistakes);
         self
