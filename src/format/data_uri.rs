@@ -1,13 +1,13 @@
-//! Byte strings in JSON: data URIs of base64, for those that are no text.
+//! Byte strings in JSON: those that are not text become base64 data URIs.
 //!
 //! Source: RFC 2397; RFC 4648, section 4.
 
-/// What byte strings that are no text begin with.
+/// The prefix of byte strings that are not text.
 pub(crate) const DATA_URI: &str = "data:;base64,";
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// Appends base64, padded.
+/// Appends base64 with padding.
 pub(crate) fn base64(bytes: &[u8], out: &mut String) {
     out.reserve(bytes.len().div_ceil(3) * 4);
     for group in bytes.chunks(3) {
@@ -19,7 +19,8 @@ pub(crate) fn base64(bytes: &[u8], out: &mut String) {
     }
 }
 
-/// What a text of base64 encodes, as [`base64`] writes it: padded, without anything between, and with zeros in the bits that are left over. `None` of others.
+/// Decodes base64 in the form that [`base64`] writes: padded, with nothing in between, and with zeros in the bits that are left over. Returns `None`
+/// for any other text.
 #[cfg(feature = "text")]
 pub(crate) fn undo_base64(text: &[u8]) -> Option<Vec<u8>> {
     const VALUES: [u8; 256] = {

@@ -1,4 +1,4 @@
-//! Record formats: framing, compression, and records to columns.
+//! Record formats: framing, compression, and conversion of records to columns.
 
 pub(crate) mod data_uri;
 pub mod example;

@@ -13,7 +13,7 @@ pub(crate) enum Packing {
 }
 
 impl Packing {
-    /// By the first bytes, whatever the shard is called.
+    /// Detects the compression from the first bytes, whatever the shard is called.
     pub(crate) fn of(first_bytes: &[u8]) -> Self {
         match first_bytes {
             [0x1f, 0x8b, 8, ..] => Self::Gzip,
@@ -23,13 +23,13 @@ impl Packing {
     }
 }
 
-/// Undoes the compression of a whole shard. Streams may be several on end.
+/// Undoes the compression of a whole shard, which may consist of several streams in succession.
 ///
 /// # Memory
-/// As much as there is, and no more than `limit` bytes: what the shard declares is not believed.
+/// The size of the decompressed data, and no more than `limit` bytes; the size that the shard declares is not trusted.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] for damaged streams, [`ErrorKind::Memory`] beyond `limit`, [`ErrorKind::Config`] for zstd without its feature.
+/// [`ErrorKind::Corrupt`] for damaged streams, [`ErrorKind::Memory`] for more than `limit` bytes, [`ErrorKind::Config`] for zstd without its feature.
 pub(crate) fn unpack(packing: Packing, stored: &[u8], limit: usize) -> Result<Vec<u8>> {
     match packing {
         Packing::Plain => Ok(stored.to_vec()),

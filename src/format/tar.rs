@@ -1,7 +1,7 @@
-//! Tar archives in the convention of WebDataset: members that follow each other with one key are a sample.
+//! Tar archives in the convention of WebDataset: consecutive members with the same key form a sample.
 //!
-//! Headers are walked without reading what is between them. GNU's long names, pax headers and ustar's prefixes are understood; links, folders and
-//! devices are no members.
+//! The walk reads only the headers, not the content between them. It understands GNU's long names, pax headers and ustar's prefixes. Links, folders
+//! and devices are not members.
 
 use std::ops::Range;
 
@@ -9,24 +9,25 @@ use tar::{EntryType, Header};
 
 use crate::error::{Error, Result};
 
-/// Bytes of a header, and what members are padded to.
+/// The size of a header, and the multiple to which members are padded, in bytes.
 pub(crate) const HEADER_BYTES: u64 = 512;
 
-/// Bytes of a long name or a pax header, at most.
+/// The most bytes that a long name or a pax header may have.
 const MAX_EXTENSION: u64 = 1 << 20;
 
 /// A regular file in an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) name: Vec<u8>,
-    /// Where its header starts, or what belongs to it before that.
+    /// Where its header starts, or the first of the extension headers that belong to it.
     pub(crate) start: u64,
     pub(crate) data: Range<u64>,
 }
 
 impl Member {
-    /// Its sample's key and its column: the name before and behind the first dot of its last part, the latter in lower case. None for what WebDataset
-    /// leaves out: names without a dot or with one at their beginning, and `__like_this__`.
+    /// Returns the key of its sample and the name of its column: the parts before and after the first dot in the last component of its name, the
+    /// column in lower case. Returns `None` for names that WebDataset leaves out: those without a dot or with one at the beginning, and
+    /// `__like_this__`.
     pub(crate) fn key(&self) -> Option<(&[u8], String)> {
         let name = self.name.strip_prefix(b"./").unwrap_or(&self.name);
         let base = name.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
@@ -37,10 +38,10 @@ impl Member {
     }
 }
 
-/// What a walk wants next.
+/// What a walk needs next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// These bytes of the archive.
+    /// The walk needs these bytes of the archive.
     Read(Range<u64>),
     /// The archive ends at this offset.
     End(u64),
@@ -49,28 +50,28 @@ pub(crate) enum Step {
 /// A walk from header to header.
 #[derive(Debug)]
 pub(crate) struct Walk {
-    /// Bytes of the archive.
+    /// Size of the archive in bytes.
     size: u64,
-    /// The next header.
+    /// Offset of the next header.
     at: u64,
-    /// Where what belongs to the next member starts.
+    /// Where the extension headers of the next member start.
     start: Option<u64>,
-    /// What is said of it before its header.
+    /// What extension headers have said about the next member.
     name: Option<Vec<u8>>,
     length: Option<u64>,
     is_sparse: bool,
-    /// Content that is wanted: of a long name, or of a pax header.
+    /// Content that is needed: that of a long name or of a pax header.
     wanted: Option<(Range<u64>, EntryType)>,
     ended: Option<u64>,
 }
 
 impl Walk {
-    /// Through an archive of so many bytes.
+    /// Creates a walk through an archive of `size` bytes.
     pub(crate) fn new(size: u64) -> Self {
         Self { size, at: 0, start: None, name: None, length: None, is_sparse: false, wanted: None, ended: None }
     }
 
-    /// What to read next: a header, or what belongs to one.
+    /// Returns what to read next: a header, or the content of an extension header.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the archive ends within a header.
@@ -93,10 +94,11 @@ impl Walk {
         Ok(Step::Read(self.at..self.at + HEADER_BYTES))
     }
 
-    /// Takes the bytes that [`next`](Self::next) wanted; a member if they were its header.
+    /// Takes the bytes that [`next`](Self::next) asked for. Returns a member if they were its header.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) for damaged headers and members that go beyond the archive; the place holds the byte.
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) for damaged headers and for members that extend beyond the archive; the error's place holds
+    /// the byte.
     pub(crate) fn supply(&mut self, bytes: &[u8]) -> Result<Option<Member>> {
         if let Some((range, kind)) = self.wanted.take() {
             match kind {
@@ -158,7 +160,7 @@ impl Walk {
         Ok((is_file && !name.ends_with(b"/")).then_some(Member { name, start, data }))
     }
 
-    /// Takes a path, a length and whether the member has holes from `LENGTH KEY=VALUE\n` records.
+    /// Reads a path, a length, and whether the member has holes, from `LENGTH KEY=VALUE\n` records.
     fn pax(&mut self, mut records: &[u8]) -> Option<()> {
         while !records.is_empty() {
             let space = records.iter().position(|byte| *byte == b' ')?;
@@ -177,7 +179,7 @@ impl Walk {
         Some(())
     }
 
-    /// Walks an archive that lies in memory; `each` is given its members. Where it ends.
+    /// Walks an archive that is in memory and passes its members to `each`. Returns where the archive ends.
     pub(crate) fn through(archive: &[u8], mut each: impl FnMut(Member)) -> Result<u64> {
         let mut walk = Walk::new(archive.len() as u64);
         loop {
@@ -197,7 +199,7 @@ fn broken(what: impl Into<std::borrow::Cow<'static, str>>, at: u64) -> Error {
     Error::corrupt(what).byte_offset(at).advice("fetch or write the archive again")
 }
 
-/// The sum of a header's bytes, its own field taken as spaces; some old programs added signed ones.
+/// Checks the sum of a header's bytes, with its checksum field taken as spaces. Some old programs added up signed bytes.
 fn checksum_fits(header: &[u8; HEADER_BYTES as usize]) -> bool {
     let Ok(stored) = Header::from_byte_slice(header).cksum() else { return false };
     let bytes = || header.iter().enumerate().map(|(at, &byte)| if (148..156).contains(&at) { b' ' } else { byte });
@@ -205,14 +207,14 @@ fn checksum_fits(header: &[u8; HEADER_BYTES as usize]) -> bool {
         || bytes().map(|byte| i64::from(byte as i8)).sum::<i64>() == i64::from(stored)
 }
 
-/// Where samples start: at members whose key is another than that of the member before.
+/// Finds where samples start: at each member whose key differs from that of the member before.
 #[derive(Debug, Default)]
 pub(crate) struct Samples {
     key: Option<Vec<u8>>,
 }
 
 impl Samples {
-    /// The member's column and whether it begins a sample; none if it belongs to no sample.
+    /// Returns the member's column and whether the member begins a sample; `None` if it belongs to no sample.
     pub(crate) fn place(&mut self, member: &Member) -> Option<(String, bool)> {
         let (key, column) = member.key()?;
         let begins = self.key.as_deref() != Some(key);
@@ -222,7 +224,7 @@ impl Samples {
         Some((column, begins))
     }
 
-    /// The key of the sample that was placed last.
+    /// Returns the key of the sample that was placed last.
     pub(crate) fn key(&self) -> &[u8] {
         self.key.as_deref().unwrap_or_default()
     }

@@ -1,18 +1,18 @@
-//! Text with a record a line: where the lines of JSON and the rows of CSV start.
+//! Text with one record per line: finds where the lines of JSON and the rows of CSV start.
 
 use std::io::BufRead as _;
 
-/// How rows follow each other.
+/// How rows are separated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rows {
-    /// Lines, but for blank ones.
+    /// Each line is a row, except for blank lines.
     Lines,
-    /// As RFC 4180 has it, with `\n` or `\r` at the end of rows too: a field that begins with a quote ends at the next single one, and line ends within it
-    /// are content. Blank lines are no rows.
+    /// As in RFC 4180, except that `\n` or `\r` also ends a row: a field that begins with a quote ends at the next quote that is not doubled, and
+    /// line ends within the field are content. Blank lines are not rows.
     Csv { delimiter: u8 },
 }
 
-/// Finds rows in pieces of text, cut anywhere.
+/// Finds rows in text that arrives in pieces, cut anywhere.
 #[derive(Clone, Debug)]
 pub(crate) struct RowFinder {
     rows: Rows,
@@ -20,32 +20,32 @@ pub(crate) struct RowFinder {
     /// Bytes seen.
     at: u64,
     starts: Vec<u64>,
-    /// How much of a byte order mark there is, at the beginning of a shard and until it is known whether it is one.
+    /// How much of a byte order mark has been seen, at the beginning of a shard and until it is known whether it is one.
     mark: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Only white space (in lines) or line ends (in CSV) since the last row.
+    /// There has been only white space (in lines) or line ends (in CSV) since the last row.
     Between,
-    /// In a line; at the beginning of a field.
+    /// In a line, or at the beginning of a field.
     Field,
     Unquoted,
     Quoted,
-    /// Behind a quote within a quoted field: the field's end, or the first of two that are one.
+    /// After a quote within a quoted field: either the end of the field, or the first of two quotes that stand for one.
     QuoteInQuoted,
 }
 
-/// What some programs put before UTF-8.
+/// The byte order mark that some programs put before UTF-8.
 pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 impl RowFinder {
-    /// For a shard from its beginning.
+    /// Creates a finder for a shard, from its beginning.
     pub(crate) fn new(rows: Rows) -> Self {
         Self { mark: Some(0), ..Self::within(rows) }
     }
 
-    /// For a part of a shard that begins with a row.
+    /// Creates a finder for a part of a shard that begins with a row.
     pub(crate) fn within(rows: Rows) -> Self {
         Self { rows, state: State::Between, at: 0, starts: Vec::new(), mark: None }
     }
@@ -65,7 +65,7 @@ impl RowFinder {
         self.feed_content(piece);
     }
 
-    /// What began like a mark is content.
+    /// Treats bytes that looked like the beginning of a mark as content.
     fn no_mark(&mut self, seen: usize) {
         self.mark = None;
         self.feed_content(&BYTE_ORDER_MARK[..seen]);
@@ -79,7 +79,7 @@ impl RowFinder {
         self.at += piece.len() as u64;
     }
 
-    /// Where each row starts.
+    /// Returns where each row starts.
     pub(crate) fn starts(mut self) -> Vec<u64> {
         if let Some(seen) = self.mark {
             self.no_mark(seen);
@@ -128,7 +128,7 @@ impl RowFinder {
     }
 }
 
-/// The state behind the first byte of a field.
+/// Returns the state after the first byte of a field.
 fn of_field(byte: u8, delimiter: u8) -> State {
     match byte {
         b'"' => State::Quoted,

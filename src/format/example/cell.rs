@@ -9,7 +9,7 @@ use half::f16;
 
 use super::wire::{self, Flaw, fixed32, len, var};
 
-/// The kinds of feature, by their field numbers in `tf.train.Feature`; 0 is none.
+/// The kinds of feature, by their field numbers in `tf.train.Feature`; 0 means none.
 pub(super) const BYTES: u32 = 1;
 pub(super) const FLOAT: u32 = 2;
 pub(super) const INT64: u32 = 3;
@@ -23,14 +23,14 @@ pub(super) fn kind_name(kind: u32) -> &'static str {
     }
 }
 
-/// The bytes that byte strings are views into.
+/// The buffer that views of byte strings point into.
 #[derive(Clone, Copy)]
 pub(super) struct Block<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) number: u32,
 }
 
-/// The values of a feature in any encoding, collected under protobuf's rules for merging.
+/// The values of a feature in any encoding, collected by protobuf's rules for merging.
 #[derive(Default)]
 pub(super) struct Collected<'a> {
     pub(super) kind: u32,
@@ -47,7 +47,7 @@ impl<'a> Collected<'a> {
         self.strings.clear();
     }
 
-    /// Merges the bytes of a feature: another kind replaces what was there, the same kind goes on.
+    /// Merges the bytes of a feature: another kind replaces what was there; values of the same kind are appended.
     pub(super) fn merge(&mut self, feature: &'a [u8]) -> Result<(), Flaw> {
         for field in wire::fields(feature) {
             let (tag, list) = field?;
@@ -98,30 +98,30 @@ impl<'a> Collected<'a> {
     }
 }
 
-/// An element of a column, as it lies in memory.
+/// An element of a column, in its in-memory form.
 pub(super) trait Cell: Copy {
-    /// The kind of feature it is read from.
+    /// The kind of feature from which it is read.
     const KIND: u32;
 
-    /// The value of a feature that holds one value in the encoding writers use; `None` sends it the long way.
+    /// Reads the value of a feature that holds one value in the encoding that writers use. On `None` the caller takes the slow path.
     fn one(feature: &[u8], block: Block<'_>) -> Option<Self>;
 
-    /// Appends the values of a feature in the encoding writers use. `None` sends it the long way, whatever was appended.
+    /// Appends the values of a feature in the encoding that writers use. On `None` the caller takes the slow path, whatever was appended.
     fn many(feature: &[u8], block: Block<'_>, values: &mut Vec<Self>) -> Option<()>;
 
-    /// Appends collected values; the first that does not fit is the error, in words.
+    /// Appends collected values. The error describes the first value that does not fit.
     fn collected(from: &Collected<'_>, block: Block<'_>, values: &mut Vec<Self>) -> Result<(), String>;
 
-    /// The bytes of a byte string.
+    /// Returns the length of a byte string.
     fn bytes(self) -> usize {
         size_of::<Self>()
     }
 
-    /// The elements as an Arrow array.
+    /// Returns the elements as an Arrow array.
     fn array(values: Vec<Self>, blocks: &[Buffer]) -> ArrayRef;
 }
 
-/// The list inside a feature that holds nothing but this kind, once.
+/// Returns the list inside a feature that holds only this kind, once.
 #[inline(always)]
 fn sole_list(feature: &[u8], kind: u32) -> Option<&[u8]> {
     let (tag, mut list) = feature.split_first()?;
@@ -129,7 +129,7 @@ fn sole_list(feature: &[u8], kind: u32) -> Option<&[u8]> {
     (u32::from(*tag) == len(kind) && bytes == list.len() as u64).then_some(list)
 }
 
-/// The packed values inside a feature that holds nothing but this kind, once, packed in one piece.
+/// Returns the packed values inside a feature that holds only this kind, once, packed in one piece.
 #[inline(always)]
 fn sole_packed(feature: &[u8], kind: u32) -> Option<&[u8]> {
     let list = sole_list(feature, kind)?;
@@ -250,13 +250,13 @@ float_cell!(f32, types::Float32Type, std::convert::identity, |_: &f32, _| true);
 float_cell!(f64, types::Float64Type, f64::from, |_: &f64, _| true);
 float_cell!(f16, types::Float16Type, f16::from_f32, |half: &f16, value: f32| half.is_finite() || !value.is_finite());
 
-/// A byte string in Arrow's view layout: up to 12 bytes themselves, longer ones by block and offset.
+/// A byte string in Arrow's view layout: up to 12 bytes are stored in the view itself, longer ones by block and offset.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(super) struct View(u128);
 
 impl View {
-    /// A view of `data`, which lies in `block` unless it is short.
+    /// Creates a view of `data`, which lies in `block` unless it is short.
     #[inline(always)]
     pub(super) fn new(data: &[u8], block: Block<'_>) -> Self {
         let offset = (data.as_ptr() as usize).wrapping_sub(block.bytes.as_ptr() as usize);

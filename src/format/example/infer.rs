@@ -1,4 +1,4 @@
-//! The columns of records that nobody has described.
+//! Infers the columns of records that have no declared columns.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use super::proto::{Example, Feature, SequenceExample, Values};
 use crate::error::{Error, ErrorKind, Result};
 use crate::schema::{Column, Dtype, Shape};
 
-/// What the records so far say about one name.
+/// What the records so far show about one name.
 #[derive(Default)]
 struct Seen {
-    /// The kind, by its field number; 0 while every value was missing.
+    /// The kind, by its field number; 0 while every value has been missing.
     kind: u32,
-    /// Records that hold it, in every step.
+    /// Records that hold the feature, in every step.
     records: usize,
-    /// The fewest and the most values a record, or a step.
+    /// The fewest and the most values per record, or per step.
     counts: Option<(usize, usize)>,
     sequence: bool,
 }
@@ -44,7 +44,7 @@ impl Seen {
         Ok(true)
     }
 
-    /// The column, unless no record had a value.
+    /// Returns the column, unless no record had a value.
     fn column(&self, name: &str, num_records: usize) -> Result<Option<Column>> {
         let dtype = match self.kind {
             0 => return Ok(None),
@@ -71,10 +71,10 @@ impl Seen {
     }
 }
 
-/// Reads a record of either kind: the context of a sequence is where the features of an example are.
+/// Reads a record of either message: the context of a sequence is encoded like the features of an example.
 ///
 /// # Errors
-/// [`ErrorKind::Schema`] if it is neither.
+/// [`ErrorKind::Schema`] if the record is neither message.
 pub(crate) fn either(payload: &[u8]) -> Result<SequenceExample> {
     let record = SequenceExample::from_bytes(payload).or_else(|_| {
         let example = Example::from_bytes(payload)?;
@@ -87,16 +87,14 @@ pub(crate) fn either(payload: &[u8]) -> Result<SequenceExample> {
     Ok(record)
 }
 
-/// The kind and the columns of records, from the first few of them (64 to 256 tell enough).
+/// Infers the message and the columns of records from the first few of them (64 to 256 are enough).
 ///
-/// A column is `bytes`, `f32` or `i64`; a scalar where every record has one value, fixed where every record has the same
-/// number, else ragged; optional where a record, or a step, lacks it. Columns come sorted by name. One without a value in any
-/// record is left out.
+/// A column is `bytes`, `f32` or `i64`. It is a scalar if every record has one value, fixed if every record has the same number of values, and ragged
+/// otherwise. It is optional if a record, or a step, lacks it. Columns are sorted by name. A column without a value in any record is left out.
 ///
 /// # Errors
-/// [`ErrorKind::Schema`] if there are no records, if a record is no `tf.Example` or `tf.SequenceExample` (its number is the
-/// place), if a name holds two kinds of value, or is both in the context and among the feature lists, or if the steps of a
-/// feature list differ in length.
+/// [`ErrorKind::Schema`] if there are no records, if a record is neither a `tf.Example` nor a `tf.SequenceExample` (the error's place is its number),
+/// if a name holds two kinds of value or is both in the context and among the feature lists, or if the steps of a feature list differ in length.
 ///
 /// # Example
 /// ```

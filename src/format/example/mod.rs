@@ -1,8 +1,8 @@
-//! `tf.Example` and `tf.SequenceExample`: messages for building, and wire bytes to Arrow columns.
+//! `tf.Example` and `tf.SequenceExample`: messages to build records with, and a parser from wire bytes to Arrow columns.
 //!
-//! [`Example`] and [`SequenceExample`] build, write and show any record. [`Parser`] is how data sets are read: it turns the
-//! records of a block into Arrow columns in two passes, neither of which builds a message. The first finds where the wanted
-//! features of a record lie, the second appends one column after the other. [`infer`] says which columns records have.
+//! [`Example`] and [`SequenceExample`] build, write and show any record. [`Parser`] is what reads data sets: it turns the records of a block into
+//! Arrow columns in two passes, neither of which builds a message. The first pass finds where the wanted features of a record lie; the second appends
+//! one column after the other. [`infer`] finds out which columns records have.
 
 mod cell;
 mod infer;

@@ -1,4 +1,4 @@
-//! Wire bytes to Arrow columns, without building messages.
+//! Parses wire bytes into Arrow columns, without building messages.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use crate::schema::{Column, Dtype, Missing, Shape, arrow_schema};
 pub enum Kind {
     /// `tf.Example`: named features.
     Example,
-    /// `tf.SequenceExample`: named features of the whole, and named lists with a feature a time step.
+    /// `tf.SequenceExample`: named features of the whole sequence, and named lists with one feature per time step.
     SequenceExample,
 }
 
 impl Kind {
-    /// The message's name.
+    /// Returns the message's name.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Example => "tf.Example",
@@ -34,36 +34,36 @@ impl Kind {
     }
 }
 
-/// Parsed records: one row each, and the rows that are bad.
+/// Parsed records: one row per record, and the rows that are bad.
 #[derive(Clone, Debug)]
 pub struct Parsed {
-    /// The wanted columns, in the order they were asked for. What a bad row holds in them is valid but means nothing.
+    /// The wanted columns, in the order in which they were asked for. The values of a bad row are valid but have no meaning.
     pub rows: RecordBatch,
-    /// Bad rows, ascending, each once, with the first thing that is wrong with it.
+    /// Bad rows in ascending order, each once, with the first error found in it.
     pub bad: Vec<(usize, Error)>,
 }
 
 /// Parses records of `tf.Example` or `tf.SequenceExample` straight into Arrow columns.
 ///
-/// Only wanted features are looked at; others are stepped over. Features may come in any order; the usual one, the same in
-/// record after record, is fastest. Int64 features go into `i64 i32 i16 i8 u8 bool` columns, each value checked; float features
-/// into `f32 f64 f16`; bytes features into byte strings and raw columns, whose length is checked.
+/// The parser reads only the wanted features and skips the others. Features may come in any order; records that all have the same order, as is usual,
+/// are fastest. Int64 features go into `i64 i32 i16 i8 u8 bool` columns, and each value is checked. Float features go into `f32 f64 f16`. Bytes
+/// features go into byte strings and into raw columns, whose length is checked.
 ///
-/// The rules for unusual encodings are protobuf's: of features with the same name the last counts; of several kinds in a
-/// feature the last counts, and pieces of the same kind follow each other, packed or not; unknown fields are skipped. A feature
-/// without a kind is missing, and so is an empty list where a scalar or fixed shape is wanted.
+/// Unusual encodings follow protobuf's rules. Of several features with the same name, the last counts. Of several kinds in a feature, the last
+/// counts; pieces of the same kind are concatenated, packed or not. Unknown fields are skipped. A feature without a kind is missing, and so is an
+/// empty list where the column is a scalar or has a fixed shape.
 ///
 /// # Shape
-/// As [`Column`] says. A scalar column wants exactly one value, a fixed one as many as its extents multiply to, a ragged one a
-/// multiple of its inner extents. A feature list ([`Column::in_sequence`]) wants one scalar, or one such row, each time step.
+/// As [`Column`] describes. A scalar column needs exactly one value, a fixed one as many as its extents multiply to, a ragged one a multiple of its
+/// inner extents. A feature list ([`Column::in_sequence`]) needs one scalar, or one such row, per time step.
 ///
 /// # Memory
 /// Byte strings longer than 12 bytes are views into the buffer that was parsed and keep it alive.
 ///
 /// # Errors
-/// [`Parser::new`] gives [`ErrorKind::Config`] for columns that cannot be. Parsing itself never fails; its bad rows have
-/// [`ErrorKind::Schema`] for another kind, count or range than declared, for missing columns and for records that are another
-/// message, and [`ErrorKind::Corrupt`] for a wanted feature that is no valid protobuf.
+/// [`Parser::new`] returns [`ErrorKind::Config`] for impossible columns. Parsing itself never fails; bad rows have [`ErrorKind::Schema`] if the kind,
+/// count or range differs from the declared one, if a column is missing, or if the record is another message, and [`ErrorKind::Corrupt`] if a wanted
+/// feature is not valid protobuf.
 ///
 /// # Source
 /// Protocol Buffers, "Encoding"; TensorFlow, `tensorflow/core/example/feature.proto`.
@@ -92,29 +92,29 @@ pub struct Parser {
     context: Names,
     lists: Names,
     schema: SchemaRef,
-    /// The most bytes that views of one block reach.
+    /// The most bytes that the views of one block can address.
     block_bytes: usize,
 }
 
-/// A column and what parsing it needs.
+/// A column, and what is needed to parse it.
 #[derive(Clone, Debug)]
 struct Layout {
     column: Column,
-    /// Values a sample, or a multiple of so many; for a feature list, values a step.
+    /// Values per sample, or the number of which a ragged sample has a multiple; for a feature list, values per step.
     count: usize,
-    /// Whether any multiple of `count` goes.
+    /// Whether any multiple of `count` is allowed.
     ragged: bool,
-    /// Bytes of a raw column's string.
+    /// Length of a raw column's byte string.
     raw_bytes: Option<usize>,
     /// Whether a missing feature is replaced.
     optional: bool,
     int: i64,
     float: f64,
-    /// The default byte string; block 0 of the column's views when it is longer than a view can hold.
+    /// The default byte string. It is block 0 of the column's views if it is too long to be held in a view.
     string: Buffer,
 }
 
-/// The longest string that lies in the view itself.
+/// The longest string that is stored in the view itself.
 const INLINE_BYTES: usize = 12;
 /// Arrow counts offsets in 31 bits.
 const MAX_BLOCK_BYTES: usize = i32::MAX as usize;
@@ -160,13 +160,13 @@ impl Layout {
         Ok(Self { column: column.clone(), count, ragged, raw_bytes, optional, int, float, string })
     }
 
-    /// How many blocks of views come before the parsed buffer's.
+    /// Returns how many blocks of views come before the parsed buffer's block.
     fn own_blocks(&self) -> u32 {
         u32::from(self.string.len() > INLINE_BYTES)
     }
 }
 
-/// A default number for a dtype: as integer, as float, and as the bytes of one element.
+/// Converts a default number for a dtype: to an integer, to a float, and to the bytes of one element.
 fn number(missing: &Missing, dtype: Dtype) -> Option<(i64, f64, Vec<u8>)> {
     let (int, float) = match *missing {
         Missing::Int(int) => (Some(int), int as f64),
@@ -188,7 +188,7 @@ fn number(missing: &Missing, dtype: Dtype) -> Option<(i64, f64, Vec<u8>)> {
     Some((int.unwrap_or(0), float, bytes))
 }
 
-/// What is wrong with a feature, before it is put into words.
+/// What is wrong with a feature, before it becomes a message.
 enum Problem {
     Missing,
     Kind(u32),
@@ -205,7 +205,7 @@ impl From<Flaw> for Problem {
     }
 }
 
-/// What stands for a missing value, as one of a column's elements.
+/// The value that replaces a missing one, as an element of a column.
 trait Filler: Cell {
     fn filler(layout: &Layout) -> Self;
 }
@@ -230,7 +230,7 @@ impl Filler for View {
     }
 }
 
-/// A column while it grows.
+/// A column that is being filled.
 struct Growing<T> {
     values: Vec<T>,
     /// For ragged columns: where each row ends, in items.
@@ -250,7 +250,7 @@ enum Store {
     View(Growing<View>),
 }
 
-/// Calls a generic function on whichever type a store holds.
+/// Calls a generic function with the type that a store holds.
 macro_rules! each {
     ($store:expr, $growing:ident => $call:expr) => {
         match $store {
@@ -298,12 +298,12 @@ impl Store {
     }
 }
 
-/// The rows that are scanned before their columns are filled: both passes find them in the cache.
+/// The rows that are scanned before their columns are filled. Both passes find them in the cache.
 struct Chunk<'a> {
     /// The number of the first row in the whole call.
     first_row: usize,
     payloads: Vec<&'a [u8]>,
-    /// A slot a column, row after row: the bytes of the feature (or feature list), empty where there is none.
+    /// One slot per column, row after row: the bytes of the feature (or feature list), empty if there is none.
     slots: Vec<&'a [u8]>,
     odd: Vec<OddEntry<'a>>,
     spoilt: Vec<bool>,
@@ -311,7 +311,7 @@ struct Chunk<'a> {
 }
 
 impl<'a> Chunk<'a> {
-    /// The pieces of a feature's bytes that are to be merged.
+    /// Returns the pieces of a feature's bytes that are to be merged.
     fn pieces(&self, slot: usize) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let value = self.slots[slot];
         let filed = || self.odd.iter().rev().find(|(at, _)| *at == slot).map(|&(_, entry)| entry);
@@ -322,11 +322,11 @@ impl<'a> Chunk<'a> {
 }
 
 impl Parser {
-    /// A parser for these columns of records of this kind.
+    /// Creates a parser that reads these columns from records of this kind.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for no columns, a name twice, a feature list in a `tf.Example`, a shape without elements, a raw column
-    /// that is ragged, and a default that its dtype cannot hold; all of them at once.
+    /// [`ErrorKind::Config`] if there are no columns, for a repeated name, a feature list in a `tf.Example`, a shape without elements, a raw column
+    /// that is ragged, and a default that its dtype cannot hold. The error lists all of these at once.
     pub fn new(columns: &[Column], kind: Kind) -> Result<Self> {
         let mut wrong = Vec::new();
         if columns.is_empty() {
@@ -353,17 +353,17 @@ impl Parser {
         Ok(Self { columns: layouts, kind, context, lists, schema: arrow_schema(columns), block_bytes: MAX_BLOCK_BYTES })
     }
 
-    /// The Arrow schema of the rows.
+    /// Returns the Arrow schema of the rows.
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// Parses one record a payload: ranges of `buffer`, usually as framing found them.
+    /// Parses one record per payload. Payloads are ranges of `buffer`, usually as found by framing.
     pub fn parse(&self, buffer: &Buffer, payloads: &[Range<usize>]) -> Parsed {
         self.parse_except(buffer, payloads, Vec::new())
     }
 
-    /// Parses all but the rows that are already known to be bad, which keep their errors (framing's, for instance).
+    /// Parses all rows except those already known to be bad, which keep their errors (framing's, for instance).
     pub fn parse_except(&self, buffer: &Buffer, payloads: &[Range<usize>], bad: Vec<(usize, Error)>) -> Parsed {
         let mut bad = bad;
         let known = bad.len();
@@ -432,7 +432,7 @@ impl Parser {
         Parsed { rows, bad }
     }
 
-    /// The first pass: finds each row's features.
+    /// Runs the first pass: finds each row's features.
     fn scan<'a>(&self, chunk: &mut Chunk<'a>, hints: &mut (Hints<'a>, Hints<'a>), bad: &mut Vec<(usize, Error)>) {
         let width = self.columns.len();
         for (row, &payload) in chunk.payloads.iter().enumerate() {
@@ -495,7 +495,7 @@ fn unreachable_payload(too_long: bool) -> Error {
     Error::corrupt(message).advice("write the shard with smaller records, or build its index again")
 }
 
-/// "No column X", with what there is instead.
+/// Returns the error for a column without a value, with the columns that exist instead.
 #[cold]
 fn missing(name: &str, payload: &[u8]) -> Error {
     const MOST: usize = 32;
@@ -511,7 +511,7 @@ fn missing(name: &str, payload: &[u8]) -> Error {
     Error::new(ErrorKind::Schema, message).column(name)
 }
 
-/// The second pass: appends one column's values of all rows in the chunk.
+/// Runs the second pass: appends the values of one column for all rows in the chunk.
 fn fill<'a, T: Filler>(
     layout: &Layout,
     number: usize,
@@ -563,7 +563,7 @@ fn fill<'a, T: Filler>(
     }
 }
 
-/// Appends the values of one feature. What was appended before an error is left to the caller to cut.
+/// Appends the values of one feature. After an error, the caller cuts off what was appended.
 #[inline]
 fn feature<'a, T: Cell, P: Iterator<Item = &'a [u8]>>(
     layout: &Layout,
@@ -600,7 +600,7 @@ fn feature<'a, T: Cell, P: Iterator<Item = &'a [u8]>>(
     }
 }
 
-/// What is wrong with so many values; none at all are a missing feature unless any number goes.
+/// Returns what is wrong with a count of values. No values at all count as a missing feature, unless any number is allowed.
 fn wrong_count(layout: &Layout, found: usize) -> Option<Problem> {
     if layout.ragged && !layout.column.is_sequence() {
         return (!found.is_multiple_of(layout.count)).then_some(Problem::Count(found));
@@ -611,7 +611,7 @@ fn wrong_count(layout: &Layout, found: usize) -> Option<Problem> {
     }
 }
 
-/// Appends the steps of a feature list; an error names the step.
+/// Appends the steps of a feature list. An error names the step.
 fn steps<'a, T: Filler>(
     layout: &Layout,
     pieces: impl Iterator<Item = &'a [u8]>,
@@ -691,7 +691,7 @@ fn in_words(layout: &Layout, kind: u32, step: Option<usize>, problem: Problem, p
     Error::new(ErrorKind::Schema, message).column(Arc::clone(name)).advice(advice)
 }
 
-/// A finished column.
+/// Returns a finished column.
 fn array<T: Cell>(layout: &Layout, growing: Growing<T>, data_type: &DataType, blocks: &[Buffer]) -> ArrayRef {
     let own = (layout.own_blocks() > 0).then(|| layout.string.clone());
     let blocks: Vec<Buffer> = own.into_iter().chain(blocks.iter().cloned()).collect();

@@ -31,7 +31,7 @@ pub struct Int64List {
     pub value: Vec<i64>,
 }
 
-/// A list of values of one kind, or nothing: a feature without a kind is missing.
+/// A list of values of one kind, or nothing: a feature without a kind counts as missing.
 ///
 /// # Example
 /// ```
@@ -94,7 +94,7 @@ pub struct Example {
     pub features: Option<Features>,
 }
 
-/// One feature a time step.
+/// A list with one feature per time step.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FeatureList {
     /// The steps.
@@ -110,7 +110,7 @@ pub struct FeatureLists {
     pub feature_list: BTreeMap<String, FeatureList>,
 }
 
-/// A `tf.SequenceExample`: features of the whole (the context), and features a time step.
+/// A `tf.SequenceExample`: features of the whole sequence (the context), and features per time step.
 ///
 /// # Source
 /// TensorFlow, `tensorflow/core/example/example.proto` and `feature.proto`.
@@ -130,44 +130,44 @@ pub struct SequenceExample {
     /// Features of the whole sequence.
     #[prost(message, optional, tag = "1")]
     pub context: Option<Features>,
-    /// Features a time step.
+    /// Features per time step.
     #[prost(message, optional, tag = "2")]
     pub feature_lists: Option<FeatureLists>,
 }
 
 impl Feature {
-    /// 64-bit integers.
+    /// Creates a feature of 64-bit integers.
     pub fn int64(values: impl IntoIterator<Item = i64>) -> Self {
         Self { kind: Some(Values::Int64(Int64List { value: values.into_iter().collect() })) }
     }
 
-    /// Single-precision floats.
+    /// Creates a feature of single-precision floats.
     pub fn float32(values: impl IntoIterator<Item = f32>) -> Self {
         Self { kind: Some(Values::Float(FloatList { value: values.into_iter().collect() })) }
     }
 
-    /// Byte strings.
+    /// Creates a feature of byte strings.
     pub fn bytes<V: AsRef<[u8]>>(values: impl IntoIterator<Item = V>) -> Self {
         let value = values.into_iter().map(|value| value.as_ref().to_vec()).collect();
         Self { kind: Some(Values::Bytes(BytesList { value })) }
     }
 
-    /// The integers, if it holds integers.
+    /// Returns the integers, if the feature holds integers.
     pub fn as_int64(&self) -> Option<&[i64]> {
         if let Some(Values::Int64(list)) = &self.kind { Some(&list.value) } else { None }
     }
 
-    /// The floats, if it holds floats.
+    /// Returns the floats, if the feature holds floats.
     pub fn as_float32(&self) -> Option<&[f32]> {
         if let Some(Values::Float(list)) = &self.kind { Some(&list.value) } else { None }
     }
 
-    /// The byte strings, if it holds byte strings.
+    /// Returns the byte strings, if the feature holds byte strings.
     pub fn as_bytes(&self) -> Option<&[Vec<u8>]> {
         if let Some(Values::Bytes(list)) = &self.kind { Some(&list.value) } else { None }
     }
 
-    /// What it holds, in words: `int64`, `float`, `bytes` or `nothing`.
+    /// Returns the name of what the feature holds: `int64`, `float`, `bytes` or `nothing`.
     pub fn kind_name(&self) -> &'static str {
         match &self.kind {
             Some(Values::Int64(_)) => "int64",
@@ -177,7 +177,7 @@ impl Feature {
         }
     }
 
-    /// How many values it holds.
+    /// Returns the number of values.
     pub fn num_values(&self) -> usize {
         match &self.kind {
             Some(Values::Int64(list)) => list.value.len(),
@@ -189,7 +189,7 @@ impl Feature {
 }
 
 impl Example {
-    /// An example without features.
+    /// Creates an example without features.
     pub fn new() -> Self {
         Self::default()
     }
@@ -219,12 +219,12 @@ impl Example {
         self.with(name, Feature::bytes(values))
     }
 
-    /// The feature of this name.
+    /// Returns the feature of this name.
     pub fn get(&self, name: &str) -> Option<&Feature> {
         self.features.as_ref()?.feature.get(name)
     }
 
-    /// The record's payload. Equal examples give equal bytes: features are written in the order of their names.
+    /// Encodes the record's payload. Equal examples give equal bytes: features are written in the order of their names.
     pub fn encode(&self) -> Vec<u8> {
         let mut payload = Vec::new();
         if let Some(features) = &self.features {
@@ -233,17 +233,17 @@ impl Example {
         payload
     }
 
-    /// Reads a record's payload.
+    /// Decodes a record's payload.
     ///
     /// # Errors
-    /// [`ErrorKind::Schema`] if it cannot be one. Another message may happen to look like an example.
+    /// [`ErrorKind::Schema`] if the payload cannot be a `tf.Example`. Another message may happen to look like one.
     pub fn from_bytes(payload: &[u8]) -> Result<Self> {
         Self::decode(payload).map_err(|error| no_message("tf.Example", error))
     }
 }
 
 impl SequenceExample {
-    /// A sequence without features.
+    /// Creates a sequence without features.
     pub fn new() -> Self {
         Self::default()
     }
@@ -255,7 +255,7 @@ impl SequenceExample {
         self
     }
 
-    /// Sets a feature list: one feature a time step.
+    /// Sets a feature list: one feature per time step.
     #[must_use]
     pub fn with_steps(mut self, name: impl Into<String>, steps: impl IntoIterator<Item = Feature>) -> Self {
         let list = FeatureList { feature: steps.into_iter().collect() };
@@ -263,7 +263,7 @@ impl SequenceExample {
         self
     }
 
-    /// The record's payload. Equal sequences give equal bytes.
+    /// Encodes the record's payload. Equal sequences give equal bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut payload = Vec::new();
         if let Some(context) = &self.context {
@@ -275,17 +275,17 @@ impl SequenceExample {
         payload
     }
 
-    /// Reads a record's payload.
+    /// Decodes a record's payload.
     ///
     /// # Errors
-    /// [`ErrorKind::Schema`] if it cannot be one. Another message may happen to look like a sequence.
+    /// [`ErrorKind::Schema`] if the payload cannot be a `tf.SequenceExample`. Another message may happen to look like one.
     pub fn from_bytes(payload: &[u8]) -> Result<Self> {
         Self::decode(payload).map_err(|error| no_message("tf.SequenceExample", error))
     }
 }
 
-/// Appends a field that is a message with nothing but a map. Each entry has its name and its value even when they are empty:
-/// `prost` leaves those out, which protobuf allows and TensorFlow's parsers of Examples refuse.
+/// Appends a field that is a message with nothing but a map. Each entry is written with its name and its value even when they are empty. `prost`
+/// leaves empty ones out: protobuf allows that, but TensorFlow's parsers of Examples refuse it.
 fn encode_map<V: Message>(number: u32, map: &BTreeMap<String, V>, payload: &mut Vec<u8>) {
     let head = |number: u32, bytes: usize, payload: &mut Vec<u8>| {
         encode_key(number, WireType::LengthDelimited, payload);

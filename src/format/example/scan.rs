@@ -1,13 +1,13 @@
-//! Where the wanted features of a record lie: the first of the parser's two passes.
+//! Finds where the wanted features of a record lie: the first of the parser's two passes.
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::wire::{self, Flaw, len};
 
-/// Stands in a slot for an entry with several values, which are to be merged: no value looks like this.
+/// Marks the slot of an entry with several values that are to be merged. No value looks like this.
 pub(super) const ODD: &[u8] = &[0xff];
 
-/// Stands in a slot for a feature list that is there and has no steps: an encoding of just that, but not an empty one.
+/// Marks the slot of a feature list that exists but has no steps: a valid encoding of an empty list that is not itself empty.
 pub(super) const NO_STEPS: &[u8] = &[0x10, 0];
 
 /// Column numbers by name: open addressing, at most half full.
@@ -43,13 +43,13 @@ impl Names {
     }
 }
 
-/// No column has this number.
+/// Marks names that belong to no column.
 const UNWANTED: u32 = u32::MAX;
-/// Hints beyond this many features a record would only cost memory.
+/// Limits the hints: beyond this many features per record they would only cost memory.
 const MAX_HINTS: usize = 1 << 14;
 
-/// The order of the features in the records so far. Writers repeat it, so that comparing a name with the one at the same place
-/// in the record before usually saves the look-up.
+/// The order of the features in the records so far. Writers repeat it, so comparing a name with the one at the same place in the previous record
+/// usually saves the look-up.
 #[derive(Debug, Default)]
 pub(super) struct Hints<'a>(Vec<(&'a [u8], u32)>);
 
@@ -75,12 +75,13 @@ impl<'a> Hints<'a> {
     }
 }
 
-/// An entry with several values: its slot's number, and all of the entry.
+/// An entry with several values: the number of its slot, and the whole entry.
 pub(super) type OddEntry<'a> = (usize, &'a [u8]);
 
-/// Puts the value of each wanted entry of a map into its column's slot; the last of a name wins. Returns how many were wanted.
+/// Puts the value of each wanted entry of a map into its column's slot; of entries with the same name, the last one counts. Returns how many were
+/// wanted.
 ///
-/// `first_slot` is the number of `slots[0]` under which odd entries are filed; `empty` stands for an empty value.
+/// `first_slot` is the slot number of `slots[0]`, under which odd entries are recorded; `empty` stands for an empty value.
 pub(super) fn map<'a>(
     mut input: &'a [u8],
     names: &Names,
@@ -114,7 +115,7 @@ pub(super) fn map<'a>(
     Ok(wanted)
 }
 
-/// Name and value of an entry as every writer writes it: name, value, nothing else.
+/// Returns the name and value of an entry in the form that all writers use: name, value, nothing else.
 #[inline(always)]
 fn usual(entry: &[u8]) -> Option<(&[u8], &[u8])> {
     let [0x0a, name_bytes @ 0..0x80, rest @ ..] = entry else { return None };
@@ -125,7 +126,7 @@ fn usual(entry: &[u8]) -> Option<(&[u8], &[u8])> {
     (value_bytes == value.len() as u64).then_some((name, value))
 }
 
-/// Name and value of any entry: the last name, or none; the one value, nothing, or [`ODD`].
+/// Returns the name and value of any entry: the last name, or none; the one value, nothing, or [`ODD`].
 #[cold]
 fn unusual(entry: &[u8]) -> Result<(&[u8], &[u8]), Flaw> {
     let (mut name, mut value, mut values) = (&[][..], &[][..], 0);
@@ -139,13 +140,13 @@ fn unusual(entry: &[u8]) -> Result<(&[u8], &[u8]), Flaw> {
     Ok((name, if values > 1 { ODD } else { value }))
 }
 
-/// The values of an odd entry.
+/// Returns the values of an odd entry.
 pub(super) fn odd_values(entry: &[u8]) -> impl Iterator<Item = &[u8]> {
     // The scan has been through the entry, so there is no flaw.
     wire::fields(entry).filter_map(|field| field.ok().filter(|(tag, _)| *tag == len(2)).map(|(_, value)| value))
 }
 
-/// The names in the maps of a record, as far as they can be read, and at most `limit` of them.
+/// Returns the names in the maps of a record, as far as they can be read, and at most `limit` of them.
 pub(super) fn names(payload: &[u8], limit: usize) -> Vec<String> {
     let maps = wire::fields(payload).map_while(Result::ok).filter(|(tag, _)| *tag == len(1) || *tag == len(2));
     let entries = maps.flat_map(|(_, map)| wire::fields(map).map_while(Result::ok)).filter(|(tag, _)| *tag == len(1));
@@ -157,7 +158,7 @@ pub(super) fn names(payload: &[u8], limit: usize) -> Vec<String> {
     names
 }
 
-/// The name of a feature, or a feature list, that has values and is not known; nothing of a record that cannot be read.
+/// Returns the name of a feature or feature list that has values and is not known; nothing if the record cannot be read.
 pub(crate) fn stranger(payload: &[u8], is_known: impl Fn(&[u8]) -> bool) -> Option<&[u8]> {
     // Numbers may be packed into runs, also of none at all.
     let has_values = |feature: &[u8]| {
@@ -180,9 +181,9 @@ pub(crate) fn stranger(payload: &[u8], is_known: impl Fn(&[u8]) -> bool) -> Opti
     None
 }
 
-/// Whether every byte of a record belongs to a `tf.Example` (or `tf.SequenceExample`): no unknown field, no other type of field.
+/// Checks whether every byte of a record belongs to a `tf.Example` (or `tf.SequenceExample`): no unknown field, no field of another type.
 ///
-/// Another message may parse as an Example that has nothing but unknown fields; this tells them apart.
+/// Another message may parse as an Example that has only unknown fields; this check tells them apart.
 pub(super) fn is_exactly(payload: &[u8], sequence: bool) -> bool {
     fn all(message: &[u8], mut good: impl FnMut(u32, &[u8]) -> bool) -> bool {
         let mut message = message;

@@ -1,9 +1,9 @@
-//! The protobuf wire format: varints, tags, lengths, and skipping what is not wanted.
+//! The protobuf wire format: varints, tags, lengths, and skipping of unwanted fields.
 
 /// What is wrong with the bytes of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flaw {
-    /// It ends inside a field.
+    /// The message ends inside a field.
     Truncated,
     /// A number takes more than 64 bits.
     Varint,
@@ -24,17 +24,17 @@ impl Flaw {
     }
 }
 
-/// The tag of a field whose value has a length in front.
+/// Returns the tag of a length-delimited field.
 pub(super) const fn len(field: u32) -> u32 {
     field << 3 | 2
 }
 
-/// The tag of a field that is a varint.
+/// Returns the tag of a varint field.
 pub(super) const fn var(field: u32) -> u32 {
     field << 3
 }
 
-/// The tag of a field of four bytes.
+/// Returns the tag of a field of four bytes.
 pub(super) const fn fixed32(field: u32) -> u32 {
     field << 3 | 5
 }
@@ -67,14 +67,14 @@ fn long_varint(input: &mut &[u8]) -> Result<u64, Flaw> {
     Err(if input.len() < 10 { Flaw::Truncated } else { Flaw::Varint })
 }
 
-/// The next field's number and wire type.
+/// Reads the next field's number and wire type.
 #[inline(always)]
 pub(super) fn tag(input: &mut &[u8]) -> Result<u32, Flaw> {
     let tag = u32::try_from(varint(input)?).map_err(|_| Flaw::Tag)?;
     if tag < 8 { Err(Flaw::Tag) } else { Ok(tag) }
 }
 
-/// A value that has its length in front.
+/// Reads a length-delimited value.
 #[inline(always)]
 pub(super) fn bytes<'a>(input: &mut &'a [u8]) -> Result<&'a [u8], Flaw> {
     let length = varint(input)?;
@@ -90,7 +90,7 @@ pub(super) fn take<'a>(input: &mut &'a [u8], length: usize) -> Result<&'a [u8], 
 
 /// Skips the value of the field with this tag.
 pub(super) fn skip(input: &mut &[u8], field: u32) -> Result<(), Flaw> {
-    /// As deep as protobuf's own parsers go.
+    /// The nesting depth that protobuf's own parsers allow.
     const DEPTH: usize = 100;
     let mut open = Vec::new();
     let mut field = field;
@@ -112,10 +112,10 @@ pub(super) fn skip(input: &mut &[u8], field: u32) -> Result<(), Flaw> {
     }
 }
 
-/// The fields of a message that have a length in front; all others are skipped.
+/// Returns the length-delimited fields of a message and skips all others.
 ///
 /// # Errors
-/// The first flaw, after which there is nothing more.
+/// The first flaw; the iterator ends after it.
 pub(super) fn fields(mut message: &[u8]) -> impl Iterator<Item = Result<(u32, &[u8]), Flaw>> {
     std::iter::from_fn(move || {
         while !message.is_empty() {

@@ -1,8 +1,7 @@
-//! Arrow IPC: where a file's footer and a stream's messages say that record batches lie, and what is in them.
+//! Arrow IPC: finds record batches from a file's footer or a stream's messages, and decodes them.
 //!
-//! Plain functions from bytes to values; reading bytes is left to the caller. A file is `ARROW1`, messages, a footer that names each, its
-//! length and `ARROW1` again; a stream is the messages alone, of which each tells its own length. A message is
-//!
+//! This module holds plain functions from bytes to values; the caller reads the bytes. A file is `ARROW1`, messages, a footer that lists the
+//! messages, the footer's length, and `ARROW1` again. A stream is the messages alone, each of which states its own length. A message is
 //! | bytes | what |
 //! |---|---|
 //! | 4 | `ff ff ff ff` (not there before Arrow 0.15) |
@@ -10,7 +9,7 @@
 //! | n | metadata, a flatbuffer: a schema, or where the buffers of a batch lie in the body |
 //! | as the metadata says | body |
 //!
-//! Every length is held against the shard and the body before anything is read or allocated with it: Arrow's own reader trusts them.
+//! Every length is checked against the shard and the body before it is used to read or allocate anything, because Arrow's own reader trusts lengths.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,19 +23,19 @@ use arrow::ipc::{self, Block, MessageHeader, MetadataVersion};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Begins and ends a file.
+/// The magic bytes at the beginning and the end of a file.
 const MAGIC: &[u8; 6] = b"ARROW1";
 
-/// What a file ends in: the footer's length and the magic.
+/// The size of a file's trailer: the footer's length and the magic.
 pub(crate) const TRAILER_BYTES: u64 = 10;
 
-/// Bytes before a message's metadata, at most.
+/// The most bytes that come before a message's metadata.
 pub(crate) const PREFIX_BYTES: usize = 8;
 
-/// Rows of one batch, at most: the loader counts them in 32 bits within a block.
+/// The most rows in one batch: the loader counts them in 32 bits within a block.
 const MAX_ROWS: i64 = i32::MAX as i64;
 
-/// Elements of one array, at most: so many that no length in bytes overflows.
+/// The most elements in one array, small enough that no length in bytes overflows.
 const MAX_NODE: i64 = 1 << 40;
 
 /// The two forms of Arrow shards.
@@ -46,10 +45,10 @@ pub(crate) enum Form {
     Stream,
 }
 
-/// Which form a shard has, by its first bytes.
+/// Detects the form of a shard from its first bytes.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] if it is neither.
+/// [`ErrorKind::Corrupt`] if it is neither form.
 pub(crate) fn form_of(first_bytes: &[u8]) -> Result<Form> {
     if first_bytes.starts_with(MAGIC) {
         return Ok(Form::File);
@@ -70,7 +69,7 @@ pub(crate) fn form_of(first_bytes: &[u8]) -> Result<Form> {
     }
 }
 
-/// A message in a shard: where it starts, and the bytes of its prefix with the metadata and of its body.
+/// The place of a message in a shard: where it starts, the bytes of its prefix with the metadata, and the bytes of its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
     pub(crate) offset: u64,
@@ -92,16 +91,16 @@ impl Extent {
     }
 }
 
-/// What a message's prefix says.
+/// The content of a message's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Prefix {
-    /// A message whose metadata takes `bytes`, behind a prefix of `prefix` bytes.
+    /// A message whose metadata takes `bytes`, after a prefix of `prefix` bytes.
     Message { prefix: usize, bytes: u64 },
     /// The stream ends here.
     End,
 }
 
-/// Reads a message's prefix; none if there are too few bytes.
+/// Reads a message's prefix; returns `None` if there are too few bytes.
 pub(crate) fn prefix(bytes: &[u8]) -> Option<Prefix> {
     let number = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
     let (prefix, length) = match number(0)? {
@@ -120,7 +119,7 @@ pub(crate) struct Footer {
     pub(crate) batches: Vec<Extent>,
 }
 
-/// Where the footer of a file of `size` bytes lies, by its last [`TRAILER_BYTES`].
+/// Returns where the footer of a file of `size` bytes lies, given the file's last [`TRAILER_BYTES`].
 pub(crate) fn footer_range(trailer: &[u8], size: u64) -> Result<Range<u64>> {
     let end = size.saturating_sub(TRAILER_BYTES);
     let wrong = |message: String| {
@@ -138,7 +137,7 @@ pub(crate) fn footer_range(trailer: &[u8], size: u64) -> Result<Range<u64>> {
     }
 }
 
-/// Reads a footer that lies at `start`; each message must lie before it.
+/// Reads a footer that starts at `start`; every message must lie before it.
 pub(crate) fn footer(bytes: &[u8], start: u64) -> Result<Footer> {
     let damaged = |message: String| {
         Error::corrupt(format!("the footer is damaged: {message}")).byte_offset(start).advice("write the file again")
@@ -175,7 +174,7 @@ pub(crate) enum Message {
     Dictionary { id: i64, delta: bool, body: u64 },
 }
 
-/// Reads a message's metadata, with the prefix before it.
+/// Reads a message's metadata, including the prefix before it.
 pub(crate) fn message(bytes: &[u8]) -> Result<Message> {
     let message = parse(bytes)?;
     let body = u64::try_from(message.bodyLength()).map_err(|_| damaged("its body has a negative length"))?;
@@ -231,7 +230,7 @@ fn schema_of(schema: ipc::Schema<'_>) -> Result<SchemaRef> {
     guarded(|| Ok(Arc::new(ipc::convert::fb_to_schema(schema))))
 }
 
-/// A column of integers of other than 8, 16, 32 or 64 bits, such as polars writes: Arrow's reader panics at them.
+/// Finds a column of integers with a width other than 8, 16, 32 or 64 bits, such as polars writes: Arrow's reader panics on them.
 fn strange_integer(schema: ipc::Schema<'_>) -> Option<String> {
     fn of<'a>(mut fields: impl Iterator<Item = ipc::Field<'a>>) -> Option<String> {
         fields.find_map(|field| {
@@ -244,7 +243,7 @@ fn strange_integer(schema: ipc::Schema<'_>) -> Option<String> {
     of(schema.fields()?.iter())
 }
 
-/// The same of the schema that Parquet files note for Arrow, as a message in base64.
+/// Checks the same for the schema that Parquet files store for Arrow as a base64 message.
 #[cfg(feature = "parquet")]
 pub(crate) fn notes_strange_integer(note: &str) -> bool {
     let message = crate::format::data_uri::undo_base64(note.as_bytes());
@@ -255,12 +254,12 @@ pub(crate) fn notes_strange_integer(note: &str) -> bool {
     })
 }
 
-/// Arrow's reader panics at some of what a damaged message can say, behind all that is checked here.
+/// Catches panics: Arrow's reader panics on some damaged messages even after all the checks here.
 fn guarded<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(damaged("Arrow's reader cannot make sense of it")))
 }
 
-/// Turns messages into record batches, with the dictionaries that came before them.
+/// Decodes messages into record batches, with the dictionaries that came before them.
 pub(crate) struct Decoder {
     inner: FileDecoder,
     schema: SchemaRef,
@@ -269,19 +268,19 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// For batches of this schema, of which these fields are wanted.
+    /// Creates a decoder for batches of this schema; `projection` lists the wanted fields.
     pub(crate) fn new(schema: SchemaRef, version: MetadataVersion, projection: Vec<usize>) -> Self {
         let inner = FileDecoder::new(schema.clone(), version).with_projection(projection.clone());
         Self { inner, schema, version, projection }
     }
 
-    /// Whether wanted fields take their values from this dictionary.
+    /// Returns whether wanted fields take their values from this dictionary.
     pub(crate) fn needs(&self, dictionary: i64) -> bool {
         let wanted = self.projection.iter().filter_map(|&at| self.schema.fields().get(at));
         wanted.into_iter().any(|field| names_dictionary(field, dictionary))
     }
 
-    /// Takes a dictionary message: `bytes` are those of its extent. No more than `limit` bytes are decompressed.
+    /// Takes a dictionary message; `bytes` are the bytes of its extent. No more than `limit` bytes are decompressed.
     pub(crate) fn dictionary(&mut self, extent: &Extent, bytes: &Buffer, limit: usize) -> Result<()> {
         let message = parse(bytes)?;
         let batch = message.header_as_dictionary_batch().ok_or_else(|| damaged("it is no dictionary"))?;
@@ -300,7 +299,7 @@ impl Decoder {
         })
     }
 
-    /// The wanted columns of a batch: `bytes` are those of its extent. No more than `limit` bytes are decompressed.
+    /// Decodes the wanted columns of a batch; `bytes` are the bytes of its extent. No more than `limit` bytes are decompressed.
     pub(crate) fn batch(&self, extent: &Extent, bytes: &Buffer, limit: usize) -> Result<RecordBatch> {
         let message = parse(bytes)?;
         let batch = message.header_as_record_batch().ok_or_else(|| damaged("it is no record batch"))?;
@@ -313,7 +312,7 @@ impl Decoder {
     }
 }
 
-/// Dictionaries that grow while a file is read would make a block depend on those before it.
+/// Returns the error for delta dictionaries: if dictionaries grew while a file is read, a block would depend on the blocks before it.
 pub(crate) fn delta() -> Error {
     Error::new(ErrorKind::Schema, "a dictionary that is added to (a delta) is not read")
         .advice("write the shard without delta dictionaries")
@@ -349,7 +348,7 @@ fn names_dictionary(field: &Field, id: i64) -> bool {
     dictionary_id(field) == Some(id) || children(field.data_type()).into_iter().any(|field| names_dictionary(field, id))
 }
 
-/// The type of a dictionary's values.
+/// Returns the type of a dictionary's values.
 fn dictionary_field<'a>(fields: impl IntoIterator<Item = &'a Arc<Field>>, id: i64) -> Option<DataType> {
     fields.into_iter().find_map(|field| match field.data_type() {
         DataType::Dictionary(_, values) if dictionary_id(field) == Some(id) => Some((**values).clone()),
@@ -357,7 +356,7 @@ fn dictionary_field<'a>(fields: impl IntoIterator<Item = &'a Arc<Field>>, id: i6
     })
 }
 
-/// Holds a batch's metadata against its fields and its body.
+/// Checks a batch's metadata against its fields and its body.
 fn check<'a>(
     batch: &ipc::RecordBatch<'_>,
     fields: impl Iterator<Item = &'a Arc<Field>>,
@@ -428,7 +427,7 @@ fn check<'a>(
     Ok(())
 }
 
-/// How many arrays and buffers fields take.
+/// The number of arrays and buffers that fields need.
 struct Expected {
     nodes: usize,
     buffers: usize,

@@ -1,4 +1,4 @@
-//! Compression of whole shards: recognised by their first bytes, undone in bounded pieces.
+//! Compression of whole shards, recognised by their first bytes and undone in pieces of bounded size.
 
 use flate2::{Decompress, FlushDecompress, Status};
 
@@ -19,20 +19,19 @@ use crate::error::{Error, Result};
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Compression {
-    /// Records as they are.
+    /// Records are stored uncompressed.
     #[default]
     None,
-    /// One gzip member or several behind each other.
+    /// One gzip member, or several in succession.
     Gzip,
     /// One zlib stream.
     Zlib,
 }
 
 impl Compression {
-    /// Recognises the compression by a shard's first bytes, whatever its name says. Give it at least 12 where they exist.
+    /// Recognises the compression by a shard's first bytes, whatever its name says. Pass at least 12 bytes where the shard has that many.
     ///
-    /// A plain shard starts with a length that could look like the magic bytes of gzip or zlib; its checksum, in bytes 8 to
-    /// 11, settles that.
+    /// A plain shard starts with a length that could look like the magic bytes of gzip or zlib. Its checksum, in bytes 8 to 11, decides which it is.
     pub fn detect(first_bytes: &[u8]) -> Self {
         if let Some((length, stored)) = first_bytes.first_chunk::<HEADER_BYTES>().map(|header| header.split_at(8))
             && masked_crc32c(length).to_le_bytes() == *stored
@@ -49,7 +48,7 @@ impl Compression {
         }
     }
 
-    /// The name in metadata and messages.
+    /// Returns the name that metadata and messages use.
     pub fn name(self) -> &'static str {
         match self {
             Compression::None => "none",
@@ -58,7 +57,7 @@ impl Compression {
         }
     }
 
-    /// The compression of this [`name`](Self::name).
+    /// Returns the compression of this [`name`](Self::name).
     pub fn from_name(name: &str) -> Option<Self> {
         [Compression::None, Compression::Gzip, Compression::Zlib].into_iter().find(|c| c.name() == name)
     }
@@ -73,24 +72,24 @@ impl std::fmt::Display for Compression {
 /// What one call of [`Decoder::decode`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoded {
-    /// Input bytes that are done with.
+    /// Input bytes that have been used up.
     pub consumed: usize,
-    /// Whether the call stopped at its limit: call again, with the rest of the input (even when none is left).
+    /// Whether the call stopped at its limit. If so, call again with the rest of the input, even when none is left.
     pub more: bool,
 }
 
-/// Decompresses a shard that arrives in pieces, into output that grows by no more than asked for.
+/// Decompresses a shard that arrives in pieces. Each call adds no more output than asked for.
 ///
-/// Several gzip members are read through; the checksum and length at each end are verified. Plain shards pass as they are.
+/// The decoder reads through several gzip members and verifies the checksum and length at the end of each. Plain shards pass through unchanged.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) for damage, bytes after the end, and (from [`finish`](Self::finish)) a
-/// stream that breaks off. The place holds the offset in the decompressed shard, the message the one in the stored shard. What
-/// was decompressed before the damage is in the output; a checksum is known only at its end, so records are to be trusted
-/// by their own. After an error the decoder gives it again.
+/// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) for damage, for bytes after the end, and (from [`finish`](Self::finish)) for a stream that
+/// breaks off. The error's place is the offset in the decompressed shard; its message has the offset in the stored shard. The output holds what was
+/// decompressed before the damage. The compression's checksum can only be verified at its end, so rely on each record's own checksum. After an error,
+/// every further call returns the same error.
 ///
 /// # Memory
-/// One window (32 KiB) and the caller's output, at most `limit` bytes a call.
+/// One window (32 KiB) and the caller's output, which grows by at most `limit` bytes per call.
 ///
 /// # Example
 /// ```
@@ -117,7 +116,7 @@ pub struct Decoded {
 #[derive(Debug)]
 pub struct Decoder {
     compression: Compression,
-    /// The member being read; none before the first byte of one.
+    /// The member being read; `None` before its first byte.
     member: Option<Decompress>,
     members: u64,
     read: u64,
@@ -129,22 +128,22 @@ pub struct Decoder {
 const PIECE_BYTES: usize = 32 << 10;
 
 impl Decoder {
-    /// A decoder at the start of a shard.
+    /// Creates a decoder at the start of a shard.
     pub fn new(compression: Compression) -> Self {
         Self { compression, member: None, members: 0, read: 0, written: 0, failed: None }
     }
 
-    /// Stored bytes read so far.
+    /// Returns the number of stored bytes read so far.
     pub fn bytes_read(&self) -> u64 {
         self.read
     }
 
-    /// Decompressed bytes written so far.
+    /// Returns the number of decompressed bytes written so far.
     pub fn bytes_written(&self) -> u64 {
         self.written
     }
 
-    /// Decompresses from `input` onto the end of `output`, until the input is used up or `limit` bytes were added.
+    /// Decompresses `input` onto the end of `output`, until the input is used up or `limit` bytes have been added.
     ///
     /// # Errors
     /// See [`Decoder`].
@@ -213,10 +212,10 @@ impl Decoder {
         }
     }
 
-    /// Says whether the shard may end here.
+    /// Checks whether the shard may end here.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) where it breaks off inside compressed data.
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if the shard breaks off inside compressed data.
     pub fn finish(&mut self) -> Result<()> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -250,7 +249,7 @@ mod tests {
         writer.finish().unwrap()
     }
 
-    /// Output and error of feeding `bytes` in pieces of `piece`, `limit` bytes of output a call.
+    /// Returns the output and the error of feeding `bytes` in pieces of `piece`, with at most `limit` bytes of output per call.
     fn decode(compression: Compression, bytes: &[u8], piece: usize, limit: usize) -> (Vec<u8>, Result<()>) {
         let (mut decoder, mut output) = (Decoder::new(compression), Vec::new());
         for mut input in bytes.chunks(piece) {

@@ -1,4 +1,4 @@
-//! Records in a byte stream: length, its checksum, payload, its checksum.
+//! Finds records in a byte stream: length, its checksum, payload, its checksum.
 
 use std::ops::Range;
 
@@ -8,10 +8,10 @@ use crate::error::{Error, Result};
 pub const HEADER_BYTES: usize = 12;
 /// Bytes after a payload: its checksum.
 pub const FOOTER_BYTES: usize = 4;
-/// The payload length above which a record is taken for damage, unless the caller says otherwise.
+/// The payload length above which a record counts as damaged, unless the caller sets another.
 pub const MAX_RECORD_BYTES: u64 = 1 << 30;
 
-/// The checksum that TFRecord stores: CRC32C, rotated and shifted, so that a checksum of data that holds checksums stays strong.
+/// Computes the checksum that TFRecord stores: CRC32C, rotated and shifted, so that a checksum of data that holds checksums stays strong.
 ///
 /// # Source
 /// TensorFlow, "TFRecord and tf.train.Example", section "TFRecords format details".
@@ -27,7 +27,7 @@ pub fn masked_crc32c(data: &[u8]) -> u32 {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// How much of a shard's checksums is verified.
+/// How many of a shard's checksums are verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Check {
@@ -36,47 +36,47 @@ pub enum Check {
     Full,
     /// Lengths only: damage to a payload goes unnoticed, damage to the framing does not.
     LengthsOnly,
-    /// Nothing; declared lengths are still held against the shard and the limit.
+    /// Nothing; declared lengths are still checked against the shard and the limit.
     None,
 }
 
-/// Records found in a buffer: a payload a row, and the rows that are damaged.
+/// Records found in a buffer: one payload per row, and the rows that are damaged.
 ///
-/// A row with a damaged payload keeps its range; a row that could not be found has an empty one.
+/// A row with a damaged payload keeps its range. A row that could not be found has an empty range.
 #[derive(Clone, Debug, Default)]
 pub struct Framed {
     /// Each row's payload, as a range of the buffer.
     pub payloads: Vec<Range<usize>>,
-    /// Damaged rows, ascending, with what is wrong with them.
+    /// Damaged rows in ascending order, each with its error.
     pub bad: Vec<(usize, Error)>,
 }
 
 impl Framed {
-    /// Forgets the records and keeps the memory.
+    /// Removes the records but keeps the memory for reuse.
     pub fn clear(&mut self) {
         self.payloads.clear();
         self.bad.clear();
     }
 }
 
-/// How far a [`Framer`] came in a buffer.
+/// How far a [`Framer`] got in a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes that are done with. The rest belongs before the next buffer's bytes.
+    /// Bytes that have been used up. Put the rest in front of the next buffer's bytes.
     pub consumed: usize,
-    /// Bytes that the next buffer must hold, counted from `consumed`, to bring a record further; 0 at the end of the shard.
+    /// Bytes that the next buffer must hold, counted from `consumed`, to complete another record; 0 at the end of the shard.
     pub needed: usize,
 }
 
 /// Finds records in a shard that arrives in buffers of any size.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt), with the record and the byte offset, for a damaged length, for a length
-/// that exceeds the shard or the limit, and for a shard that ends inside a record. The records before it have been delivered,
-/// and asking again gives the same error. A damaged payload is no error of the framer: the row is listed in [`Framed::bad`].
+/// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt), with the record and the byte offset, for a damaged length, for a length that exceeds the shard
+/// or the limit, and for a shard that ends inside a record. The records before the error have been delivered, and another call returns the same
+/// error. A damaged payload is not an error of the framer: the row is listed in [`Framed::bad`].
 ///
 /// # Memory
-/// Allocates nothing but the growth of `Framed`; a declared length is refused before anybody can allocate for it.
+/// Allocates only what `Framed` needs to grow. A declared length that is too large is refused before anything can be allocated for it.
 ///
 /// # Example
 /// ```
@@ -105,38 +105,38 @@ pub struct Framer {
 }
 
 impl Framer {
-    /// A framer at the start of a shard.
+    /// Creates a framer at the start of a shard.
     pub fn new(check: Check) -> Self {
         Self { check, max_record_bytes: MAX_RECORD_BYTES, record: 0, offset: 0 }
     }
 
-    /// Refuses longer payloads than this, in bytes; 1 GiB unless stated.
+    /// Refuses payloads longer than this many bytes. Default 1 GiB.
     #[must_use]
     pub fn max_record_bytes(mut self, bytes: u64) -> Self {
         self.max_record_bytes = bytes;
         self
     }
 
-    /// Starts in the middle of a shard, at the header of `record`, `offset` bytes from the start.
+    /// Starts in the middle of a shard: at the header of record number `record`, `offset` bytes from the start.
     #[must_use]
     pub fn starting_at(mut self, record: u64, offset: u64) -> Self {
         (self.record, self.offset) = (record, offset);
         self
     }
 
-    /// The number of the next record.
+    /// Returns the number of the next record.
     pub fn record(&self) -> u64 {
         self.record
     }
 
-    /// The offset of the next record's header within the (decompressed) shard.
+    /// Returns the offset of the next record's header within the (decompressed) shard.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
     /// Appends the complete records of `buffer`, which starts at [`offset`](Self::offset), to `framed`.
     ///
-    /// `following` says how many bytes of the shard come after the buffer, where that is known: `Some(0)` is the end.
+    /// `following` is the number of bytes of the shard that come after the buffer, where that is known; `Some(0)` means that the shard ends there.
     ///
     /// # Errors
     /// See [`Framer`].
@@ -166,9 +166,9 @@ impl Framer {
         }
     }
 
-    /// The payload length that the header at the front of `rest` declares, once it is all there.
+    /// Returns the payload length that the header at the front of `rest` declares, or `None` while the header is incomplete.
     ///
-    /// `left` are the bytes from here to the end of the shard, where known.
+    /// `left` is the number of bytes from here to the end of the shard, where known.
     #[inline]
     pub(super) fn length(&self, rest: &[u8], left: Option<u64>) -> Result<Option<usize>> {
         let Some(header) = rest.first_chunk::<HEADER_BYTES>() else {
@@ -205,7 +205,7 @@ impl Framer {
         }
     }
 
-    /// What is wrong with a payload that is followed by its checksum.
+    /// Returns what is wrong with a payload that is followed by its checksum.
     #[inline]
     fn payload_damage(&self, payload_and_footer: &[u8]) -> Option<Error> {
         if self.check != Check::Full {
@@ -224,11 +224,11 @@ impl Framer {
 
 /// Frames a block whose rows are known from an index: exactly `num_rows` records that fill `buffer`.
 ///
-/// `base_offset` is where the block starts in the (decompressed) shard, `first_record` its first record's number. There is one
-/// payload a row whatever happens: a damaged payload spoils its row, a damaged length its row and all rows after it.
+/// `base_offset` is where the block starts in the (decompressed) shard; `first_record` is the number of its first record. The result always has one
+/// payload per row. A damaged payload spoils its own row; a damaged length spoils its row and all rows after it.
 ///
 /// # Errors
-/// All in [`Framed::bad`], each with its record and byte offset. Bytes that are left over spoil the last row: then the index
+/// All errors go into [`Framed::bad`], each with its record and byte offset. Bytes left over at the end spoil the last row: they show that the index
 /// and the shard do not belong together.
 ///
 /// # Example

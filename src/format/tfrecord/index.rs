@@ -1,4 +1,4 @@
-//! What is known of a shard before it is read: where each record starts, and which object that holds for.
+//! What is known of a shard before it is read: where each record starts, and which version of the object that applies to.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,31 +14,31 @@ use super::compression::Compression;
 use super::framing::{Check, FOOTER_BYTES, Framer, HEADER_BYTES};
 use crate::error::{Error, ErrorKind, Result};
 
-/// The layout of stored indexes. Another number is another layout.
+/// The version of the layout of stored indexes; a different layout gets a different number.
 const VERSION: &str = "1";
-/// Every so many records the offset is kept; between them lengths are added up.
+/// The offset of every `STRIDE`th record is kept; between them, lengths are added up.
 const STRIDE: usize = 128;
 const OVERHEAD: u64 = (HEADER_BYTES + FOOTER_BYTES) as u64;
 
-/// What identifies the content of a stored object, as far as its store tells.
+/// Identifies the content of a stored object, as far as its store reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Fingerprint {
-    /// Stored bytes.
+    /// Size of the stored object in bytes.
     pub size: u64,
-    /// The store's tag of this content.
+    /// The store's tag for this content.
     pub etag: Option<String>,
-    /// Last modification, in nanoseconds since 1970 (UTC).
+    /// Time of the last modification, in nanoseconds since 1970 (UTC).
     pub modified: Option<i64>,
 }
 
-/// The records of one TFRecord shard: their places in the decompressed stream, and the object they were found in.
+/// The records of one TFRecord shard: their places in the decompressed stream, and the object in which they were found.
 ///
 /// # Memory
-/// About 4 bytes a record.
+/// About 4 bytes per record.
 ///
 /// # Source
-/// Stored as an Arrow IPC file with one `UInt32` column `length` (payload bytes, in order; records follow each other without
-/// gaps, 16 bytes around each payload) and the rest in the schema's metadata, under `forebay.*`.
+/// Stored as an Arrow IPC file with one `UInt32` column, `length`: payload bytes, in order. Records follow each other without gaps, with 16 bytes
+/// around each payload. Everything else is in the schema's metadata, under `forebay.*`.
 ///
 /// # Example
 /// ```
@@ -73,20 +73,20 @@ pub struct ShardIndex {
     bytes: u64,
 }
 
-/// A run of records that lie next to each other: what one block holds.
+/// A run of adjacent records: what one block holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Run {
-    /// The first record's number in the shard.
+    /// The number of the first record in the shard.
     pub first_record: u64,
-    /// Records; at least 1.
+    /// The number of records; at least 1.
     pub num_records: usize,
     /// Where the first record's header starts in the decompressed shard.
     pub offset: u64,
-    /// Bytes of all its records, headers and footers included.
+    /// Bytes of all its records, including headers and footers.
     pub bytes: u64,
 }
 
-/// Collects the record lengths of a shard while it is read for the first time.
+/// Collects the record lengths of a shard while the shard is read for the first time.
 ///
 /// # Example
 /// ```
@@ -107,27 +107,27 @@ pub struct IndexBuilder {
 }
 
 impl IndexBuilder {
-    /// A builder before the first record.
+    /// Creates a builder with no records.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Records so far.
+    /// Returns the number of records so far.
     pub fn len(&self) -> usize {
         self.lengths.len()
     }
 
-    /// Whether there is no record yet.
+    /// Returns whether there are no records yet.
     pub fn is_empty(&self) -> bool {
         self.lengths.is_empty()
     }
 
-    /// Where the next record's header starts in the decompressed shard.
+    /// Returns where the next record's header starts in the decompressed shard.
     pub fn offset(&self) -> u64 {
         self.bytes
     }
 
-    /// Adds the next record, by the bytes of its payload.
+    /// Adds the next record, given the number of bytes in its payload.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] for a payload of 4 GiB or more.
@@ -145,10 +145,10 @@ impl IndexBuilder {
         Ok(())
     }
 
-    /// The index of the shard, whose last record was pushed.
+    /// Returns the index of the shard, once its last record has been pushed.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] when a plain shard's size is not that of its records.
+    /// [`ErrorKind::Corrupt`] if a plain shard's size is not that of its records.
     pub fn finish(mut self, fingerprint: Fingerprint, compression: Compression) -> Result<ShardIndex> {
         if compression == Compression::None && fingerprint.size != self.bytes {
             let (size, bytes) = (fingerprint.size, self.bytes);
@@ -160,7 +160,7 @@ impl IndexBuilder {
         Ok(ShardIndex { fingerprint, compression, lengths: self.lengths, starts: self.starts, bytes: self.bytes })
     }
 
-    /// Hops through a plain shard of `size` bytes.
+    /// Hops from header to header through a plain shard of `size` bytes.
     fn hop(&mut self, read_at: &mut impl FnMut(u64, &mut [u8]) -> io::Result<()>, size: u64) -> Result<()> {
         let mut window = vec![0; WINDOW_BYTES.min(usize::try_from(size).unwrap_or(WINDOW_BYTES))];
         let (mut start, mut filled, mut last) = (0, 0, 0);
@@ -188,13 +188,13 @@ impl IndexBuilder {
         Ok(())
     }
 
-    /// The index of the records before damage.
+    /// Returns the index of the records before the damage.
     pub(crate) fn up_to_damage(self, fingerprint: Fingerprint, compression: Compression) -> ShardIndex {
         ShardIndex { fingerprint, compression, lengths: self.lengths, starts: self.starts, bytes: self.bytes }
     }
 }
 
-/// That a shard has fewer bytes than when it was indexed: more often than not a copy that was interrupted.
+/// A shard has fewer bytes than when it was indexed: most often an interrupted copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shortened {
     now: u64,
@@ -206,7 +206,7 @@ impl Shortened {
         (now.size < then.size).then_some(Self { now: now.size, then: then.size })
     }
 
-    /// An error of the shard's content, with this as its likely cause.
+    /// Adds this as the likely cause to an error in the shard's content.
     pub(crate) fn explain(self, error: Error) -> Error {
         match error.kind() {
             ErrorKind::Corrupt => error.advice(format!("{self}; copy it again")),
@@ -225,7 +225,7 @@ impl fmt::Display for Shortened {
     }
 }
 
-/// Whether two fingerprints are of the same object; if not, what differs.
+/// Checks whether two fingerprints are of the same object; if not, returns what differs.
 pub(crate) fn matches(then: &Fingerprint, now: &Fingerprint) -> Result<(), String> {
     if now.size != then.size {
         return Err(format!("size is {}, was {}", now.size, then.size));
@@ -239,7 +239,7 @@ pub(crate) fn matches(then: &Fingerprint, now: &Fingerprint) -> Result<(), Strin
 }
 
 impl ShardIndex {
-    /// Like [`hop`](Self::hop), but for a damaged shard the index of the records before the damage, and the damage.
+    /// Like [`hop`](Self::hop), but for a damaged shard returns the index of the records before the damage, and the damage.
     pub(crate) fn hop_up_to_damage(
         read_at: &mut impl FnMut(u64, &mut [u8]) -> io::Result<()>,
         fingerprint: Fingerprint,
@@ -254,32 +254,32 @@ impl ShardIndex {
         }
     }
 
-    /// Records in the shard.
+    /// Returns the number of records in the shard.
     pub fn len(&self) -> usize {
         self.lengths.len()
     }
 
-    /// Whether the shard holds no record.
+    /// Returns whether the shard holds no records.
     pub fn is_empty(&self) -> bool {
         self.lengths.is_empty()
     }
 
-    /// Bytes of the shard once decompressed.
+    /// Returns the size of the decompressed shard in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The object that the index was built from.
+    /// Returns the fingerprint of the object from which the index was built.
     pub fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
     }
 
-    /// How the shard is compressed.
+    /// Returns how the shard is compressed.
     pub fn compression(&self) -> Compression {
         self.compression
     }
 
-    /// Where a record's header starts in the decompressed shard; for `len()` its end.
+    /// Returns where a record's header starts in the decompressed shard; for `len()`, where the shard ends.
     ///
     /// # Panics
     /// If `record` is greater than `len()`.
@@ -292,7 +292,7 @@ impl ShardIndex {
         self.starts[nearest] + between.iter().map(|&length| u64::from(length) + OVERHEAD).sum::<u64>()
     }
 
-    /// A record's payload bytes.
+    /// Returns the length of a record's payload in bytes.
     ///
     /// # Panics
     /// If there is no such record.
@@ -300,16 +300,16 @@ impl ShardIndex {
         self.lengths[record] as usize
     }
 
-    /// Whether the object that the store now describes is the one indexed: by size, then by etag where both are known, else by
-    /// time of modification where both are known.
+    /// Checks whether the object that the store now describes is the one that was indexed. Compares the size, then the etag where both are known,
+    /// else the time of modification where both are known.
     ///
     /// # Errors
-    /// What differs, in words: `size is 10, was 12`.
+    /// A description of what differs: `size is 10, was 12`.
     pub fn matches(&self, now: &Fingerprint) -> Result<(), String> {
         matches(&self.fingerprint, now)
     }
 
-    /// Cuts the shard into runs of about `target_bytes` (decompressed): a run ends with the record that comes nearest to it.
+    /// Cuts the shard into runs of about `target_bytes` (decompressed). A run ends with the record whose end is nearest to the target.
     pub fn blocks(&self, target_bytes: u64) -> Vec<Run> {
         let mut runs = Vec::new();
         let mut run = Run { first_record: 0, num_records: 0, offset: 0, bytes: 0 };
@@ -330,13 +330,12 @@ impl ShardIndex {
         runs
     }
 
-    /// Builds the index of a plain shard by reading its headers only, through a function that fills a buffer from an offset.
+    /// Builds the index of a plain shard by reading only its headers, through a function that fills a buffer from an offset.
     ///
-    /// Every length's checksum is verified, payloads are not read. Short records are found many to a read.
+    /// The checksum of every length is verified; payloads are not read. One read covers the headers of many short records.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] for a damaged length and for a shard that ends inside a record; [`ErrorKind::Transfer`] when
-    /// reading fails.
+    /// [`ErrorKind::Corrupt`] for a damaged length and for a shard that ends inside a record; [`ErrorKind::Transfer`] when a read fails.
     pub fn hop(
         read_at: &mut impl FnMut(u64, &mut [u8]) -> io::Result<()>,
         fingerprint: Fingerprint,
@@ -345,7 +344,7 @@ impl ShardIndex {
         builder.hop(read_at, fingerprint.size)?;
         builder.finish(fingerprint, Compression::None)
     }
-    /// The index as an Arrow IPC file.
+    /// Returns the index as an Arrow IPC file.
     ///
     /// # Errors
     /// [`ErrorKind::Memory`] when Arrow cannot write it.
@@ -379,10 +378,10 @@ impl ShardIndex {
         metadata
     }
 
-    /// Reads a stored index, whatever happened to it: bounded by its own size, every reference checked.
+    /// Reads a stored index, whatever its bytes hold: reading is bounded by the size of `bytes`, and every reference is checked.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] for damage, and for files that are no index or one of another version.
+    /// [`ErrorKind::Corrupt`] for damage, for files that are not an index, and for an index of another version.
     pub fn from_bytes(bytes: &[u8]) -> Result<ShardIndex> {
         let index = stored(bytes).and_then(|(metadata, lengths)| Self::from_parts(&metadata, lengths));
         index.map_err(|what| {
@@ -418,7 +417,7 @@ impl ShardIndex {
     }
 }
 
-/// Nanoseconds since 1970 as RFC 3339 writes them, in the proleptic Gregorian calendar.
+/// Formats nanoseconds since 1970 as in RFC 3339, in the proleptic Gregorian calendar.
 fn utc(nanos: i64) -> String {
     let (seconds, nanos) = (nanos.div_euclid(1_000_000_000), nanos.rem_euclid(1_000_000_000));
     let (mut day, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
@@ -445,11 +444,10 @@ fn utc(nanos: i64) -> String {
     format!("{year:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z", day + 1)
 }
 
-/// Small enough for the second-level cache, large enough for about a hundred records of 600 bytes a read.
+/// Small enough for the second-level cache, large enough for about a hundred records of 600 bytes per read.
 const WINDOW_BYTES: usize = 64 << 10;
-/// Records longer than this are hopped over one read each: reading 12 bytes takes about 0.5 µs and filling the window 13 µs
-/// (page cache), so a window pays from about 25 records on. Measured at 600, 2000, 6000 and 100 000 bytes a record: 6.9, 2.0,
-/// 1.4 and 3.3 million records/s.
+/// Records longer than this are hopped over with one read each. Reading 12 bytes takes about 0.5 µs and filling the window 13 µs (page cache), so a
+/// window pays from about 25 records on. Measured at 600, 2000, 6000 and 100 000 bytes per record: 6.9, 2.0, 1.4 and 3.3 million records/s.
 const FAR_BYTES: u64 = 3 << 10;
 
 fn checksum(metadata: &[(&'static str, String)], lengths: &[u32]) -> u32 {
@@ -463,10 +461,10 @@ fn checksum(metadata: &[(&'static str, String)], lengths: &[u32]) -> u32 {
     })
 }
 
-/// The metadata and lengths of an Arrow IPC file as [`ShardIndex::to_bytes`] writes it.
+/// Reads the metadata and lengths of an Arrow IPC file as [`ShardIndex::to_bytes`] writes it.
 ///
-/// Arrow's own reader takes any schema and trusts offsets in places; this one takes the one schema and trusts nothing: the
-/// flatbuffers are verified and every range is looked up with a check.
+/// Arrow's own reader accepts any schema and trusts offsets in places. This one accepts the one schema and trusts nothing: the flatbuffers are
+/// verified, and every range is looked up with a check.
 fn stored(bytes: &[u8]) -> Result<(HashMap<&str, &str>, impl Iterator<Item = u32>), String> {
     let part = |from: usize, length: usize| bytes.get(from..from.checked_add(length)?);
     let size = |value: i64| usize::try_from(value).map_err(|_| "a negative size".to_owned());

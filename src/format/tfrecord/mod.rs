@@ -1,6 +1,6 @@
-//! TFRecord: framing with masked CRC32C, compression, index.
+//! TFRecord: framing with masked CRC32C, compression, indexes.
 //!
-//! Plain functions from bytes to values; reading and writing bytes is left to the caller. A shard is a run of records, each
+//! This module holds plain functions from bytes to values; the caller reads and writes the bytes. A shard is a sequence of records, each laid out as
 //!
 //! | bytes | what |
 //! |---|---|
@@ -9,10 +9,11 @@
 //! | n | payload |
 //! | 4 | masked CRC32C of the payload, little-endian |
 //!
-//! with nothing before, between or after them, optionally compressed as a whole. [`Decoder`] undoes the compression, [`Framer`]
-//! finds records in a stream, [`frame_block`] those of a block whose place is known from a [`ShardIndex`], [`Writer`] writes.
+//! with nothing before, between or after the records. The shard as a whole may be compressed. [`Decoder`] undoes the compression; [`Framer`] finds
+//! records in a stream; [`frame_block`] finds the records of a block whose place is known from a [`ShardIndex`]; [`Writer`] writes shards.
 //!
-//! Where TensorFlow's reader and this one differ: a shard that ends inside a record is damaged here, and at its end there.
+//! This reader and TensorFlow's differ for a shard that ends inside a record: this one reports it as damaged, TensorFlow's takes it as the end of the
+//! shard.
 
 mod compression;
 mod framing;
@@ -29,7 +30,7 @@ pub(crate) use index::matches;
 pub use index::{Fingerprint, IndexBuilder, Run, ShardIndex};
 pub use writer::Writer;
 
-/// The folder beside shards that indexes of them may lie in, each called `SHARD.index`.
+/// The folder next to the shards that may hold their indexes, each called `SHARD.index`.
 pub(crate) const INDEX_FOLDER: &str = "_index";
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! The parts together, and against files that TensorFlow wrote.
+//! Tests the parts together, and against files that TensorFlow wrote.
 
 use super::*;
 use crate::error::{Error, Result};
 
-/// Every record of a stored shard, and the first thing that is wrong with it.
+/// Returns every record of a stored shard, and the first error in it.
 fn read(stored: &[u8]) -> (Vec<Vec<u8>>, Result<()>) {
     let mut decoder = Decoder::new(Compression::detect(stored));
     let (mut plain, mut rest) = (Vec::new(), stored);

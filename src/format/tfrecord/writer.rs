@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Writes payloads as records of a TFRecord shard, plain or compressed as a whole.
 ///
-/// Small writes are collected; [`finish`](Self::finish) must be called, or the end of the shard is missing.
+/// Small writes are buffered. Call [`finish`](Self::finish), or the end of the shard is missing.
 ///
 /// # Errors
 /// [`ErrorKind::Transfer`] with the writer's own error as its cause.
@@ -40,16 +40,16 @@ enum Sink<W: Write> {
     Zlib(ZlibEncoder<BufWriter<W>>),
 }
 
-/// Below it, system calls cost more than the bytes they move.
+/// Below this size, system calls cost more than the bytes they move.
 const BUFFER_BYTES: usize = 64 << 10;
 
 impl<W: Write> Writer<W> {
-    /// A writer at the start of a shard; compression at level 6.
+    /// Creates a writer at the start of a shard; compression is at level 6.
     pub fn new(inner: W, compression: Compression) -> Self {
         Self::with_level(inner, compression, 6)
     }
 
-    /// A writer with a compression level: 0 stores, 1 is fastest, 9 smallest. Higher numbers count as 9.
+    /// Creates a writer with a compression level: 0 stores, 1 is fastest, 9 smallest. Higher numbers count as 9.
     pub fn with_level(inner: W, compression: Compression, level: u32) -> Self {
         let (inner, level) = (BufWriter::with_capacity(BUFFER_BYTES, inner), flate2::Compression::new(level.min(9)));
         let sink = match compression {
@@ -60,12 +60,12 @@ impl<W: Write> Writer<W> {
         Self { sink, records: 0, offset: 0 }
     }
 
-    /// Records written so far.
+    /// Returns the number of records written so far.
     pub fn records(&self) -> u64 {
         self.records
     }
 
-    /// Bytes of records written so far, before compression: where the next record's header goes.
+    /// Returns the bytes of records written so far, before compression: the offset of the next record's header.
     pub fn offset(&self) -> u64 {
         self.offset
     }
@@ -73,7 +73,7 @@ impl<W: Write> Writer<W> {
     /// Writes one record.
     ///
     /// # Errors
-    /// See [`Writer`]. The shard is then broken off and cannot be continued.
+    /// See [`Writer`]. After an error the shard is incomplete and cannot be continued.
     pub fn write(&mut self, payload: &[u8]) -> Result<()> {
         let mut header = [0; HEADER_BYTES];
         header[..8].copy_from_slice(&(payload.len() as u64).to_le_bytes());
@@ -92,7 +92,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Completes the shard, flushes it and gives the inner writer back.
+    /// Completes the shard, flushes it and returns the inner writer.
     ///
     /// # Errors
     /// See [`Writer`].
