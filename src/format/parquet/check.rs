@@ -1,4 +1,4 @@
-//! A file in memory, decoded one way and the other: for tests and fuzzing.
+//! Decodes a file in memory, with the direct decoders or without: for tests and fuzzing.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use parquet::basic::CompressionCodec;
 use super::{Decompressor, Fetched, Footer, FooterReader, Part, Progress, Projection, cut, decode, ranges};
 use crate::error::Result;
 
-/// A Parquet file whose footer was read.
+/// A Parquet file whose footer has been read.
 #[derive(Debug)]
 pub struct Opened {
     pub(super) footer: Footer,
@@ -18,7 +18,7 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Reads the footer, and where pages stand, in as many steps as the reader wants.
+    /// Reads the footer and the places of pages, in as many steps as the reader needs.
     pub fn new(file: Bytes) -> Result<Self> {
         let length = file.len() as u64;
         let finish = |mut reader: FooterReader| loop {
@@ -39,7 +39,7 @@ impl Opened {
         Ok(Self { footer: Footer::new(Arc::new(*metadata), length)?, file })
     }
 
-    /// With the pages of every row group looked for, as the loader does it of large ones.
+    /// Scans every row group for its pages, as the loader does for large row groups.
     pub fn scanned(self) -> Result<Self> {
         let mut footer = self.footer.clone();
         for group in 0..self.groups().len() {
@@ -54,32 +54,32 @@ impl Opened {
         Ok(Self { footer, ..self })
     }
 
-    /// Rows of each row group.
+    /// Returns the number of rows of each row group.
     pub fn groups(&self) -> Vec<u64> {
         self.footer.metadata().row_groups().iter().map(|group| group.num_rows() as u64).collect()
     }
 
-    /// Bytes that some rows take, as the loader reckons.
+    /// Returns the bytes that some rows take, as the loader estimates them.
     pub fn bytes(&self, group: usize, rows: Range<u64>) -> u64 {
         let (stored, decoded) = Projection::new(&self.footer, None).bytes(&self.footer, &Part { group, rows });
         stored.saturating_add(decoded)
     }
 
-    /// Bytes that decompressors of a row group may take for themselves, however small its pages are.
+    /// Returns the bytes that decompressors of a row group may allocate for themselves, however small its pages are.
     pub fn window_bytes(&self, group: usize) -> usize {
         let columns = self.footer.metadata().row_group(group).columns();
         let brotli = columns.iter().any(|column| column.compression_codec() == CompressionCodec::BROTLI);
         if brotli { 17 << 20 } else { 0 }
     }
 
-    /// The parts into which a row group is cut, about so many.
+    /// Cuts a row group into about `parts` parts.
     pub fn cut(&self, group: usize, parts: u64) -> Vec<Range<u64>> {
         let rows = 0..self.groups()[group];
         cut(&self.footer, &Projection::new(&self.footer, None), &Part { group, rows }, parts)
     }
 
-    /// Decodes rows of the columns of these dotted names (or all), with only the bytes at hand that are asked for. With `direct`, numbers and lists of them
-    /// are decoded straight from their pages, as the loader does it; without, all is left to the `parquet` crate.
+    /// Decodes rows of the columns with these dotted names (or of all columns), given only the bytes that the decoder asks for. With `direct`,
+    /// numbers and lists of numbers are decoded straight from their pages, as in the loader; without it, the `parquet` crate decodes everything.
     pub fn decode(
         &self,
         group: usize,

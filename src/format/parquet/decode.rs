@@ -1,4 +1,4 @@
-//! A run of rows of one row group: which bytes of the file it lies in, and their columns.
+//! Decodes a run of rows of one row group: finds the bytes of the file that hold it, and decodes its columns.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,20 +18,20 @@ use super::page::{Decompressor, Encoding, Pages};
 use super::{caught, delta};
 use crate::error::{Error, Result};
 
-/// Which columns of a file are read, and how.
+/// Which columns of a file are read, and how each is decoded.
 #[derive(Clone, Debug)]
 pub(crate) struct Projection {
-    /// The schema of what is decoded: the wanted columns, structs with their wanted fields alone.
+    /// The schema of the decoded rows: the wanted columns, with structs reduced to their wanted fields.
     schema: SchemaRef,
     columns: Vec<ProjectedColumn>,
 }
 
-/// One column at the top of the schema.
+/// One top-level column of the schema.
 #[derive(Clone, Debug)]
 struct ProjectedColumn {
-    /// Its columns in the file: several for structs.
+    /// Its columns in the file; a struct has several.
     leaves: Vec<usize>,
-    /// Levels, where it is decoded directly.
+    /// The column's levels, if it is decoded directly.
     direct: Option<Levels>,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Part {
 }
 
 impl Projection {
-    /// Of a file: the columns of these dotted names (those that there are), or all.
+    /// Selects the columns with these dotted names (as far as the file has them), or all columns.
     pub(crate) fn new(footer: &Footer, names: Option<&[&str]>) -> Self {
         let descr = footer.metadata().file_metadata().schema_descr();
         let (mut fields, mut columns) = (Vec::new(), Vec::new());
@@ -73,22 +73,22 @@ impl Projection {
         Self { schema: Arc::new(Schema::new(fields)), columns }
     }
 
-    /// Decodes nothing here, all with the `parquet` crate.
+    /// Turns off direct decoding: the `parquet` crate decodes every column.
     pub(super) fn leave_to_the_crate(&mut self) {
         self.columns.iter_mut().for_each(|column| column.direct = None);
     }
 
-    /// The schema of what is decoded.
+    /// Returns the schema of the decoded rows.
     pub(crate) fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// The columns of the file that are read.
+    /// Returns the columns of the file that are read.
     pub(crate) fn leaves(&self) -> impl Iterator<Item = usize> {
         self.columns.iter().flat_map(|column| column.leaves.iter().copied())
     }
 
-    /// Bytes that some rows take: as they are stored, and as they are decoded (about).
+    /// Returns the bytes that some rows take: as stored, and (approximately) as decoded.
     pub(crate) fn bytes(&self, footer: &Footer, part: &Part) -> (u64, u64) {
         let group = footer.metadata().row_group(part.group);
         let (rows, wanted) = (group.num_rows().max(1) as u64, part.rows.end - part.rows.start);
@@ -116,7 +116,7 @@ impl Projection {
     }
 }
 
-/// Bytes that a column's pages take once they are decompressed, and prefixes that byte strings share are written out.
+/// Returns the bytes that a column's pages take once they are decompressed and shared prefixes of byte strings are written out.
 fn undone_bytes(chunk: &ColumnChunkMetaData) -> u64 {
     let bytes = chunk.uncompressed_size() as u64;
     if !chunk.encodings().any(|encoding| encoding == parquet::basic::Encoding::DELTA_BYTE_ARRAY) {
@@ -126,7 +126,8 @@ fn undone_bytes(chunk: &ColumnChunkMetaData) -> u64 {
     bytes.saturating_add(stated.unwrap_or_else(|| bytes.saturating_mul(SHARED).max(SHARED_BYTES)))
 }
 
-/// How many times their stored bytes strings may take that share prefixes, where the footer does not say; or so many bytes.
+/// Bounds the size of strings that share prefixes where the footer does not state it: this many times their stored bytes, or `SHARED_BYTES` if that
+/// is more.
 const SHARED: u64 = 16;
 const SHARED_BYTES: u64 = 1 << 20;
 
@@ -137,7 +138,7 @@ fn width(stored: parquet::basic::Type) -> u64 {
     }
 }
 
-/// A field with those of its parts that are wanted; `paths` collects their names in the file.
+/// Returns a field with only its wanted parts; `paths` collects their names in the file.
 fn pick(
     field: &Arc<Field>,
     path: &mut Vec<String>,
@@ -162,11 +163,11 @@ fn pick(
     (!picked.is_empty()).then(|| Arc::new(field.as_ref().clone().with_data_type(DataType::Struct(picked))))
 }
 
-/// Where the pages of a column stand that hold some rows.
+/// Where the pages of a column that hold some rows are.
 struct Located {
     dictionary: Option<Range<u64>>,
     pages: Range<u64>,
-    /// The first row that begins on them, and whether the rest of another stands before it.
+    /// The first row that begins on these pages, and whether the rest of another row comes before it.
     first_row: u64,
     begins_within: bool,
 }
@@ -187,7 +188,7 @@ fn locate(footer: &Footer, part: &Part, leaf: usize) -> Located {
     Located { dictionary, pages: first.place.start..last.place.end, first_row, begins_within: first.begins_within }
 }
 
-/// The bytes of the file that some rows lie in, by column, ascending.
+/// Returns the ranges of the file that hold some rows, by column, in ascending order.
 pub(crate) fn ranges(footer: &Footer, projection: &Projection, part: &Part) -> Vec<Range<u64>> {
     let mut ranges: Vec<Range<u64>> = projection
         .leaves()
@@ -201,7 +202,7 @@ pub(crate) fn ranges(footer: &Footer, projection: &Projection, part: &Part) -> V
     ranges
 }
 
-/// Bytes of a file that were read: pieces with their offsets, ascending.
+/// Bytes that were read from a file: pieces with their offsets, in ascending order.
 #[derive(Clone, Debug)]
 pub(crate) struct Fetched {
     pieces: Arc<Vec<(u64, Bytes)>>,
@@ -252,10 +253,10 @@ impl ChunkReader for Fetched {
     }
 }
 
-/// Decodes some rows: an array for each column at the top of the projection's schema.
+/// Decodes some rows: returns an array for each top-level column of the projection's schema.
 ///
 /// # Errors
-/// Damage, with the byte offset in the file where that is known, and the column.
+/// Damage, with the column, and with the byte offset in the file if it is known.
 pub(crate) fn decode(
     footer: &Footer,
     projection: &Projection,
@@ -285,7 +286,7 @@ pub(crate) fn decode(
     Ok(arrays.into_iter().map(|array| array.expect("each was decoded by one or the other")).collect())
 }
 
-/// Values of some rows, about: of lists as many as others have, and of all rows as the footer says.
+/// Estimates the number of values of some rows: lists are taken to have the row group's average length. For all rows it is the number in the footer.
 fn expected(column: &ColumnChunkMetaData, part: &Part, footer: &Footer) -> usize {
     let rows = footer.metadata().row_group(part.group).num_rows().max(1) as u128;
     let wanted = u128::from(part.rows.end - part.rows.start);
@@ -324,8 +325,8 @@ fn decode_numbers(
     }))
 }
 
-/// Looks at the headers of all pages before they are decompressed by the general reader, which believes them; and at the lengths of strings
-/// that share prefixes, since a few bytes can stand for any number.
+/// Checks the headers of all pages before the general reader, which trusts them, decompresses the pages. Also checks the lengths of strings that
+/// share prefixes, since a few bytes can stand for any number.
 fn check_sizes(
     footer: &Footer,
     part: &Part,
@@ -424,8 +425,9 @@ fn decode_general(footer: &Footer, part: &Part, leaves: &[usize], fetched: &Fetc
     })
 }
 
-/// Whether each text is one. Where that was checked it is left to see that each begins with a character: the crate holds the texts of delta encodings against UTF-8
-/// on end, not each by itself, so that of a character that lies in two of them the second begins with its rest.
+/// Checks that each text is valid UTF-8. Where the crate has checked that, it remains to check that each text begins with a character: the crate
+/// validates the texts of delta encodings end to end, not each by itself, so a character may be split between two texts, and the second then begins
+/// with its remainder.
 fn is_text(array: &ArrayData, is_checked: bool) -> bool {
     if *array.data_type() != DataType::Utf8View {
         return array.child_data().iter().all(|child| is_text(child, is_checked));
@@ -439,7 +441,7 @@ fn is_text(array: &ArrayData, is_checked: bool) -> bool {
     texts.iter().flatten().all(|text| std::str::from_utf8(text).is_ok())
 }
 
-/// Cuts rows into about so many parts, at the pages of their largest column; into one where it is not known where pages stand.
+/// Cuts rows into about `parts` parts, at page boundaries of their largest column; into one part if the places of pages are not known.
 pub(crate) fn cut(footer: &Footer, projection: &Projection, whole: &Part, parts: u64) -> Vec<Range<u64>> {
     let all = whole.rows.clone();
     if parts <= 1 || !has_pages(footer, projection, whole.group) {
@@ -460,7 +462,7 @@ pub(crate) fn cut(footer: &Footer, projection: &Projection, whole: &Part, parts:
     cuts.windows(2).map(|pair| pair[0]..pair[1]).collect()
 }
 
-/// Whether it is known where the pages of all columns of a row group stand, so that it can be read in part.
+/// Returns whether the places of the pages of all columns of a row group are known, so that the row group can be read in part.
 pub(crate) fn has_pages(footer: &Footer, projection: &Projection, group: usize) -> bool {
     let mut columns = projection.columns.iter();
     columns.all(|column| {
@@ -472,7 +474,7 @@ pub(crate) fn has_pages(footer: &Footer, projection: &Projection, group: usize) 
     })
 }
 
-/// The columns of a row group of which it is not known where their pages stand.
+/// Returns the columns of a row group whose pages have unknown places.
 pub(crate) fn without_pages(footer: &Footer, projection: &Projection, group: usize) -> Vec<usize> {
     projection.leaves().filter(|&leaf| footer.pages(group, leaf).is_none()).collect()
 }

@@ -1,5 +1,5 @@
-//! How long byte strings are whose lengths are stored as differences: known before the general reader takes memory for as many as are declared, and
-//! writes out what they share.
+//! Computes the length of byte strings whose lengths are stored as differences, before the general reader allocates the declared number of strings
+//! and writes out the prefixes that they share.
 //!
 //! Source: Apache Parquet, "Encodings", Delta Encoding (DELTA_BINARY_PACKED = 5), Delta-length byte array
 //! (DELTA_LENGTH_BYTE_ARRAY = 6) and Delta Strings (DELTA_BYTE_ARRAY = 7).
@@ -9,8 +9,8 @@ use super::numbers::levels_of;
 use super::page::{Encoding, Page, PageKind};
 use crate::error::{Error, Result};
 
-/// Bytes of all strings of a page in one of these encodings. In DELTA_BYTE_ARRAY the lengths of what each shares with the one before come first, then
-/// those of what it adds.
+/// Returns the bytes of all strings of a page in one of these encodings. In DELTA_BYTE_ARRAY, the lengths of the prefix that each string shares with
+/// the one before come first, then the lengths of what each string adds.
 pub(super) fn string_bytes(page: &Page<'_>, max_repetition: i16, max_definition: i16) -> Result<u64> {
     let mut data: &[u8] = page.data;
     if page.header.kind == PageKind::Data {
@@ -25,7 +25,7 @@ pub(super) fn string_bytes(page: &Page<'_>, max_repetition: i16, max_definition:
     Ok(first.saturating_add(sum(&mut data, values)?))
 }
 
-/// The sum of the numbers of a stream, which is taken off the front of `data`. There may be `most` numbers, none below zero.
+/// Returns the sum of the numbers of a stream, and removes the stream from the front of `data`. There may be at most `most` numbers, none below zero.
 fn sum(data: &mut &[u8], most: u64) -> Result<u64> {
     let wrong = |what: &str| Error::corrupt(format!("lengths of strings {what}"));
     let [block, groups, count] = [varint(data)?, varint(data)?, varint(data)?];

@@ -1,4 +1,4 @@
-//! What a file says of itself: schema, row groups, and where the pages of each column stand.
+//! A file's metadata: the schema, the row groups, and where the pages of each column are.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -21,39 +21,39 @@ use super::thrift::{Kind, Reader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ipc::notes_strange_integer;
 
-/// Magic, the footer's length, and magic again.
+/// The size of magic, footer length, and magic again: the smallest file.
 const SMALLEST: u64 = 12;
 
-/// The footer's length, and magic.
+/// The size of the footer's length and the magic at the end.
 const END: u64 = 8;
 
-/// Groups within groups of a schema, at most: the crate goes down by calling itself.
+/// The deepest nesting of groups in a schema, because the crate descends by recursion.
 const MAX_DEPTH: usize = 64;
 
-/// Reads a footer without doing any I/O: it says which bytes it wants.
+/// Reads a footer without doing any I/O: it reports which bytes it needs.
 pub(crate) struct FooterReader {
     decoder: ParquetMetaDataPushDecoder,
     file_bytes: u64,
-    /// What was supplied.
+    /// The bytes supplied so far.
     pieces: Vec<(u64, Bytes)>,
-    /// What is looked through before the decoder, which takes memory for as many items as a list says that it has.
+    /// What still has to be checked before the decoder sees it: the decoder allocates as many items as a list declares.
     unseen: Unseen,
 }
 
 enum Unseen {
     Footer,
-    /// Structures at these places.
+    /// Structures at these ranges.
     Structures(Vec<Range<u64>>),
 }
 
-/// What a [`FooterReader`] came to.
+/// The result of one step of a [`FooterReader`].
 pub(crate) enum Progress {
     Wants(Vec<Range<u64>>),
     Done(Box<ParquetMetaData>),
 }
 
 impl FooterReader {
-    /// For a file of so many bytes.
+    /// Creates a reader for a file of `file_bytes` bytes.
     pub(crate) fn new(file_bytes: u64) -> Result<Self> {
         if file_bytes < SMALLEST {
             return Err(Error::corrupt(format!("{file_bytes} bytes are no Parquet file"))
@@ -64,9 +64,9 @@ impl FooterReader {
         Ok(Self { decoder, file_bytes, pieces: Vec::new(), unseen: Unseen::Footer })
     }
 
-    /// For the page indexes of a file whose footer is known.
+    /// Creates a reader for the page indexes of a file whose footer is known.
     ///
-    /// Where pages stand is always read, the bounds of their values where `with_bounds` says so.
+    /// It always reads the places of pages; with `with_bounds` it also reads the bounds of their values.
     pub(crate) fn of_page_index(file_bytes: u64, metadata: &ParquetMetaData, with_bounds: bool) -> Result<Self> {
         let decoder = ParquetMetaDataPushDecoder::try_new_with_metadata(file_bytes, metadata.clone());
         let bounds = if with_bounds { PageIndexPolicy::Optional } else { PageIndexPolicy::Skip };
@@ -91,7 +91,7 @@ impl FooterReader {
         self.decoder.push_range(range, bytes).map_err(damaged)
     }
 
-    /// Supplied bytes, where they are there.
+    /// Returns supplied bytes, if they have been supplied.
     fn supplied(&self, range: &Range<u64>) -> Option<&[u8]> {
         self.pieces.iter().find_map(|(start, bytes)| {
             let from = range.start.checked_sub(*start)?;
@@ -99,7 +99,7 @@ impl FooterReader {
         })
     }
 
-    /// Looks through what is there of what was not looked through.
+    /// Checks the supplied bytes that have not been checked yet.
     fn look(&mut self) -> Result<()> {
         match &self.unseen {
             Unseen::Footer => {
@@ -170,7 +170,7 @@ impl FooterReader {
     }
 }
 
-/// Whether lists end within the footer, and the schema is a tree of bounded depth. No memory is taken for what it declares.
+/// Checks that lists end within the footer and that the schema is a tree of bounded depth. Allocates nothing for what the footer declares.
 fn check_footer(footer: &[u8]) -> Result<()> {
     let (mut reader, mut last) = (Reader::new(footer), 0);
     while let Some((field, kind)) = reader.field(&mut last)? {
@@ -182,7 +182,8 @@ fn check_footer(footer: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// As [`check_footer`], for where the pages of a column stand, or what they hold: which of them are nulls alone comes first.
+/// Checks, like [`check_footer`], the index of where a column's pages are, or of what they hold; the latter begins with the list of pages that hold
+/// only nulls.
 fn check_page_index(index: &[u8]) -> Result<()> {
     let (mut reader, mut last) = (Reader::new(index), 0);
     while let Some((field, kind)) = reader.field(&mut last)? {
@@ -225,30 +226,30 @@ fn damaged(error: parquet::errors::ParquetError) -> Error {
     Error::corrupt("the footer cannot be read").because(error).advice("fetch or write the shard again")
 }
 
-/// A file's footer, checked: every number in it can be used.
+/// A file's footer after checks: every number in it can be used.
 #[derive(Clone, Debug)]
 pub(crate) struct Footer {
     pub(super) reader: ArrowReaderMetadata,
     file_bytes: u64,
-    /// Where pages stand, of columns of row groups that were scanned for it.
+    /// The places of pages, for columns of row groups that were scanned for them.
     scanned: HashMap<(usize, usize), Arc<Vec<PageRows>>>,
 }
 
-/// A page: its rows, and where it stands.
+/// A page: its rows, and its place in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PageRows {
-    /// Rows of which it holds something.
+    /// The rows of which the page holds at least a part.
     pub(crate) rows: Range<u64>,
-    /// Whether it begins within its first row, a list that began on the page before.
+    /// Whether the page begins within its first row, a list that began on the page before.
     pub(crate) begins_within: bool,
     pub(crate) place: Range<u64>,
 }
 
 impl Footer {
-    /// Checks what the file says of itself.
+    /// Checks the file's metadata.
     ///
     /// # Errors
-    /// Sizes below zero or beyond the file, types that Arrow has no name for.
+    /// Sizes below zero or beyond the file, and types for which Arrow has no name.
     pub(crate) fn new(metadata: Arc<ParquetMetaData>, file_bytes: u64) -> Result<Self> {
         let columns = metadata.file_metadata().schema_descr().num_columns();
         for (number, group) in metadata.row_groups().iter().enumerate() {
@@ -288,18 +289,18 @@ impl Footer {
         Ok(Self { reader, file_bytes, scanned: HashMap::new() })
     }
 
-    /// The schema that row groups are decoded to: byte strings as views, dictionaries as their values.
+    /// Returns the schema to which row groups are decoded: byte strings become views, dictionaries their values.
     pub(crate) fn schema(&self) -> &SchemaRef {
         self.reader.schema()
     }
 
-    /// With what scans have found.
+    /// Adds the pages that scans have found.
     pub(crate) fn with_pages(mut self, found: impl IntoIterator<Item = ((usize, usize), Vec<PageRows>)>) -> Self {
         self.scanned.extend(found.into_iter().map(|(key, pages)| (key, Arc::new(pages))));
         self
     }
 
-    /// The pages of a column, where it was scanned or the file has an index of them that holds together.
+    /// Returns the pages of a column if it was scanned, or if the file has a consistent index of them.
     pub(crate) fn pages(&self, group: usize, leaf: usize) -> Option<Arc<Vec<PageRows>>> {
         if let Some(scanned) = self.scanned.get(&(group, leaf)) {
             return Some(scanned.clone());
@@ -323,7 +324,7 @@ impl Footer {
         (!found.is_empty()).then(|| Arc::new(found))
     }
 
-    /// A reader of one row group alone (its number is 0), to which the pages that were found are told.
+    /// Creates a reader of one row group alone (its number is 0) that knows the pages found by the scan.
     pub(super) fn reader_of_scanned(&self, group: usize) -> Result<ArrowReaderMetadata> {
         let metadata = self.metadata();
         let columns = 0..metadata.row_group(group).num_columns();
@@ -345,7 +346,7 @@ impl Footer {
         ArrowReaderMetadata::try_new(Arc::new(alone), options).map_err(unreadable)
     }
 
-    /// Whether the pages of a row group are known from a scan alone.
+    /// Returns whether the pages of a row group are known only from a scan.
     pub(super) fn is_scanned(&self, group: usize) -> bool {
         self.scanned.keys().any(|(scanned, _)| *scanned == group)
     }
@@ -358,7 +359,7 @@ impl Footer {
         self.reader.metadata()
     }
 
-    /// Bytes of a column of a row group in the file.
+    /// Returns the range of a column of a row group in the file.
     pub(crate) fn chunk_range(&self, group: usize, leaf: usize) -> Range<u64> {
         chunk_range(self.metadata().row_group(group).column(leaf)).expect("checked when the footer was read")
     }
@@ -390,8 +391,8 @@ fn check_chunk(column: &ColumnChunkMetaData, file_bytes: u64) -> Result<(), Stri
     Ok(())
 }
 
-/// The schema with byte strings and text as views, dictionaries as their values, dates in `days` if they are so stored, and INT96 in microseconds: nanoseconds
-/// would wrap around outside of 1677 to 2262. `int96` says of each column of the file whether it is such.
+/// Returns the schema with byte strings and text as views, dictionaries as their values, dates in `days` if they are stored so, and INT96 in
+/// microseconds: nanoseconds would overflow outside of 1677 to 2262. `int96` says for each column of the file whether it is INT96.
 fn with_views(schema: &Schema, days: bool, int96: &[bool]) -> SchemaRef {
     fn field(of: &Field, days: bool, int96: &mut Iter<'_, bool>) -> Arc<Field> {
         let data_type = match of.data_type() {

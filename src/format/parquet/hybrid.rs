@@ -1,18 +1,18 @@
 //! Runs of small numbers: levels and dictionary indexes.
 //!
-//! A stream alternates between runs of one repeated number and groups of eight that are packed into bits. Levels of lists are nearly all runs, so
-//! they are taken as such and never written out one by one.
+//! A stream alternates between runs of one repeated number and groups of eight numbers packed into bits. Levels of lists are nearly all runs, so they
+//! are handled as runs and never expanded one by one.
 //!
 //! Source: Apache Parquet, "Encodings", Run Length Encoding / Bit-Packing Hybrid (RLE = 3).
 
 use crate::error::{Error, Result};
 
-/// Numbers that follow each other.
+/// Consecutive numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Run<'a> {
-    /// One number, so often.
+    /// One number, repeated `count` times.
     Repeated { value: u32, count: usize },
-    /// Packed numbers: so many in these bytes.
+    /// `count` numbers, packed into these bytes.
     Packed { bytes: &'a [u8], count: usize },
 }
 
@@ -24,7 +24,7 @@ impl Run<'_> {
     }
 }
 
-/// The runs of a stream, up to a number of values.
+/// Iterates over the runs of a stream, up to a number of values.
 pub(super) struct Runs<'a> {
     data: &'a [u8],
     width: u32,
@@ -32,7 +32,7 @@ pub(super) struct Runs<'a> {
 }
 
 impl<'a> Runs<'a> {
-    /// `values` numbers of `width` bits each (32 at most).
+    /// Reads `values` numbers of `width` bits each (at most 32).
     pub(super) fn new(data: &'a [u8], width: u32, values: usize) -> Result<Self> {
         if width > 32 {
             return Err(Error::corrupt(format!("numbers of {width} bits, where 32 are the most")));
@@ -40,7 +40,7 @@ impl<'a> Runs<'a> {
         Ok(Self { data, width, left: values })
     }
 
-    /// The next run, cut to the values that are left; `None` behind the last.
+    /// Returns the next run, cut to the values that are left; `None` after the last.
     pub(super) fn next(&mut self) -> Result<Option<Run<'a>>> {
         if self.left == 0 {
             return Ok(None);
@@ -101,12 +101,12 @@ fn early(left: usize) -> Error {
     Error::corrupt(format!("a page ends {left} values early"))
 }
 
-/// Bits that a number up to `max` needs.
+/// Returns the number of bits needed for numbers up to `max`.
 pub(super) fn width_of(max: i16) -> u32 {
     u16::BITS - (max as u16).leading_zeros()
 }
 
-/// Unpacks `out.len()` numbers of `width` bits from the front of `bytes`, which hold them, lowest bits first.
+/// Unpacks `out.len()` numbers of `width` bits from the front of `bytes`, which must hold them; the lowest bits come first.
 pub(super) fn unpack(bytes: &[u8], width: u32, out: &mut [u32]) {
     macro_rules! by_width {
         ($($w:literal)*) => {
@@ -120,7 +120,7 @@ pub(super) fn unpack(bytes: &[u8], width: u32, out: &mut [u32]) {
     by_width!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32);
 }
 
-/// Of a width known when compiling, so that shifts and masks are constants: 32 numbers take `W` words.
+/// Unpacks numbers of a width known at compile time, so that shifts and masks are constants: 32 numbers take `W` words.
 fn unpack_width<const W: usize>(bytes: &[u8], out: &mut [u32]) {
     let mask = u64::MAX >> (64 - W);
     let (mut whole, mut packed) = (out.chunks_exact_mut(32), bytes.chunks_exact(4 * W));

@@ -1,7 +1,7 @@
 //! Parquet: footers, pages, and row groups to columns.
 //!
-//! The `parquet` crate reads footers, and all columns that are not numbers or lists of them. Those are decoded here (`numbers`): what accelerators
-//! ask for most.
+//! The `parquet` crate reads footers, and all columns other than numbers and lists of numbers. Those two, which accelerators need most, are decoded
+//! here (`numbers`).
 
 pub mod check;
 mod decode;

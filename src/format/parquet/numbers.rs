@@ -1,7 +1,8 @@
 //! Columns of numbers and of lists of numbers, decoded straight into the memory of their array.
 //!
-//! Levels are taken as the runs they are stored in: a list of 2,048 tokens costs a few steps, not 2,048. Values go from the decompressed page to
-//! their place in one pass. What is not covered here (other encodings than plain and dictionary, deeper lists) is left to the general reader.
+//! Levels are processed as the runs in which they are stored: a list of 2,048 tokens costs a few steps, not 2,048. Values go from the decompressed
+//! page to their final place in one pass. Whatever is not covered here (encodings other than plain and dictionary, deeper lists) is left to the
+//! general reader.
 
 use std::sync::Arc;
 
@@ -16,33 +17,33 @@ use super::hybrid::{Run, Runs, unpack, width_of};
 use super::page::{Decompressor, Encoding, Page, PageKind, Pages};
 use crate::error::{Error, Result};
 
-/// What is stored of a column in one row group, or of a part of it: pages from a row on.
+/// The stored bytes of a column in one row group, or in a part of it: pages from some row on.
 #[derive(Clone, Debug)]
 pub(super) struct Chunk {
-    /// The dictionary page, where `pages` does not begin with it.
+    /// The dictionary page, if `pages` does not begin with it.
     pub(super) dictionary: Option<Bytes>,
     pub(super) pages: Bytes,
-    /// Bytes that all of it may decompress to, and values that it may hold, as the footer says.
+    /// The bytes to which all of it may decompress, and the values that it may hold, according to the footer.
     pub(super) bytes: u64,
     pub(super) values: u64,
     pub(super) codec: Codec,
-    /// Values that are expected: memory is taken for so many at once.
+    /// The number of values expected: memory for them is allocated at once.
     pub(super) expected: usize,
     /// Whether the first page begins with the rest of a list that is not wanted.
     pub(super) begins_within: bool,
 }
 
-/// Levels of a column.
+/// The levels of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Levels {
     pub(super) max_definition: i16,
     /// 0 for numbers, 1 for lists of them.
     pub(super) max_repetition: i16,
-    /// The definition level from which on a list has an element.
+    /// The lowest definition level at which a list has an element.
     pub(super) element: i16,
 }
 
-/// Whether columns of this type are decoded here.
+/// Returns whether columns of this type are decoded here.
 pub(super) fn is_covered(stored: Physical, wanted: &DataType, levels: Levels) -> bool {
     let element = match wanted {
         DataType::List(item) => item.data_type(),
@@ -59,7 +60,7 @@ pub(super) fn is_covered(stored: Physical, wanted: &DataType, levels: Levels) ->
     matches && levels.max_repetition == i16::from(is_list)
 }
 
-/// Decodes a column of a covered type; `None` where a page is stored in a way that is left to the general reader.
+/// Decodes a column of a covered type; returns `None` if a page is stored in a way that is left to the general reader.
 pub(super) fn decode(
     chunk: &Chunk,
     stored: Physical,
@@ -75,15 +76,15 @@ pub(super) fn decode(
     }
 }
 
-/// A column in the making.
+/// A column that is being decoded.
 struct Column<T: ArrowPrimitiveType> {
     levels: Levels,
     begins_within: bool,
     dictionary: Vec<T::Native>,
     values: Vec<T::Native>,
-    /// Which values are there, from the first that is not.
+    /// Which values are not null; kept only from the first null on.
     present: Option<BooleanBufferBuilder>,
-    /// Where each list begins in the values, and which lists are there, from the first that is not.
+    /// Where each list begins in the values, and which lists are not null (kept only from the first null on).
     starts: Vec<i32>,
     lists: Option<BooleanBufferBuilder>,
     /// Unpacked numbers, and values without their gaps.
@@ -96,7 +97,7 @@ struct Scratch<T> {
     dense: Vec<T>,
 }
 
-/// Indexes that are unpacked at a time: they stay in the first-level cache.
+/// The number of indexes that are unpacked at a time: they stay in the first-level cache.
 const UNPACKED: usize = 1024;
 
 impl<T: ArrowPrimitiveType<Native: Pod>> Column<T> {
@@ -145,7 +146,7 @@ impl<T: ArrowPrimitiveType<Native: Pod>> Column<T> {
         Ok(true)
     }
 
-    /// Takes a page of values; `false` where it is none of ours.
+    /// Takes a page of values; returns `false` if its encoding is not covered here.
     fn take(&mut self, page: &Page<'_>) -> Result<bool> {
         let values = page.header.values as usize;
         if !matches!(page.header.encoding, Encoding::Plain | Encoding::Dictionary) {
@@ -276,7 +277,8 @@ impl<T: ArrowPrimitiveType<Native: Pod>> Column<T> {
         Ok(())
     }
 
-    /// Values belong to the list before: there must be one, or they are none of ours and stand before the first.
+    /// Checks that values can continue the previous list: there must be one, or the values come before the first wanted list and are not wanted
+    /// themselves.
     fn goes_on(&self) -> Result<()> {
         match self.starts.is_empty() && !self.begins_within {
             true => Err(Error::corrupt("a column begins in the middle of a list")),
@@ -284,7 +286,7 @@ impl<T: ArrowPrimitiveType<Native: Pod>> Column<T> {
         }
     }
 
-    /// Values of which each definition level says whether it is there.
+    /// Takes values with nulls among them: each definition level says whether its value is present.
     fn take_with_gaps(&mut self, definitions: &[u32], data: &[u8], encoding: Encoding) -> Result<()> {
         let max = self.levels.max_definition as u32;
         let there = definitions.iter().filter(|&&definition| definition == max).count();
@@ -310,7 +312,7 @@ impl<T: ArrowPrimitiveType<Native: Pod>> Column<T> {
         Ok(())
     }
 
-    /// Values without gaps.
+    /// Takes values without nulls.
     fn take_values(&mut self, data: &[u8], encoding: Encoding, values: usize) -> Result<()> {
         if let Some(present) = &mut self.present {
             present.append_n(values, true);
@@ -336,7 +338,7 @@ fn too_many() -> Error {
     Error::corrupt("2^31 or more elements in one block").advice("write the shard with smaller row groups")
 }
 
-/// The levels at the front of a page of the first version, and what comes behind.
+/// Splits the levels off the front of a page of the first version; returns the levels and the rest.
 pub(super) fn levels_of(data: &[u8], max: i16) -> Result<(&[u8], &[u8])> {
     if max == 0 {
         return Ok((&[], data));
@@ -346,7 +348,7 @@ pub(super) fn levels_of(data: &[u8], max: i16) -> Result<(&[u8], &[u8])> {
     rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(early)
 }
 
-/// Levels are packed into bits that can hold larger numbers than there are levels.
+/// Checks levels against the maximum: they are packed into bits that can hold numbers larger than the highest level.
 fn check_levels(levels: &[u32], max: u32) -> Result<()> {
     let fills_its_bits = (max + 1).is_power_of_two();
     match levels.iter().max().filter(|&&level| !fills_its_bits && level > max) {
@@ -381,7 +383,7 @@ fn read_values<T: Pod>(
     }
 }
 
-/// Values end to end, little-endian.
+/// Reads plain values: end to end, little-endian.
 fn plain<T: Pod>(data: &[u8], values: usize, out: &mut Vec<T>) -> Result<()> {
     let size = size_of::<T>();
     let data = values.checked_mul(size).and_then(|bytes| data.get(..bytes)).ok_or_else(|| {
@@ -401,7 +403,7 @@ fn plain<T: Pod>(data: &[u8], values: usize, out: &mut Vec<T>) -> Result<()> {
     Ok(())
 }
 
-/// Values by their number in the dictionary.
+/// Reads values by their index in the dictionary.
 fn indexed<T: Pod>(data: &[u8], values: usize, dictionary: &[T], out: &mut Vec<T>) -> Result<()> {
     if values == 0 {
         return Ok(());

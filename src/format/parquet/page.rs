@@ -1,4 +1,4 @@
-//! Pages of a column chunk: headers, checksums, decompression. Sizes that headers declare are held against the chunk before memory is taken.
+//! Pages of a column chunk: headers, checksums, decompression. Sizes that headers declare are checked against the chunk before memory is allocated.
 //!
 //! Source: Apache Parquet, "File Format" and `parquet.thrift`.
 
@@ -23,11 +23,11 @@ pub(super) enum PageKind {
         is_compressed: bool,
     },
     Dictionary,
-    /// Index pages, and what later versions may bring: passed over.
+    /// Index pages, and page types that later versions may add: skipped.
     Other,
 }
 
-/// How values are stored.
+/// How values are encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
     Plain,
@@ -35,9 +35,9 @@ pub(super) enum Encoding {
     Dictionary,
     Rle,
     BitPacked,
-    /// Byte strings that share prefixes with those before them.
+    /// Byte strings that share prefixes with the string before them.
     DeltaByteArray,
-    /// Byte strings behind their lengths.
+    /// Byte strings, preceded by their lengths.
     DeltaLengths,
     Other(i32),
 }
@@ -48,7 +48,7 @@ pub(super) struct PageHeader {
     pub(super) kind: PageKind,
     pub(super) values: u32,
     pub(super) encoding: Encoding,
-    /// How levels are stored, in pages of the first version.
+    /// How levels are encoded in pages of the first version.
     pub(super) levels: Encoding,
     pub(super) stored_bytes: u32,
     pub(super) bytes: u32,
@@ -56,7 +56,7 @@ pub(super) struct PageHeader {
 }
 
 impl PageHeader {
-    /// Reads a header from the front of `data`; also its own length.
+    /// Reads a header from the front of `data`; also returns the header's length.
     pub(super) fn read(data: &[u8]) -> Result<(Self, usize)> {
         let mut reader = Reader::new(data);
         let (mut kind, mut sizes, mut crc) = (None, [None; 2], None);
@@ -107,7 +107,7 @@ impl PageHeader {
         Ok((header, reader.position()))
     }
 
-    /// Whether it is a page of values.
+    /// Returns whether it is a page of values.
     pub(super) fn is_data(&self) -> bool {
         matches!(self.kind, PageKind::Data | PageKind::DataV2 { .. })
     }
@@ -124,8 +124,8 @@ fn of_another_kind(field: i64, wire: Kind) -> Error {
     Error::corrupt(format!("field {field} of a page header is a {wire:?}"))
 }
 
-/// The first eight fields of a structure, of which so many are integers; 1 where a truth value is false (the only one of interest is true unless said
-/// otherwise).
+/// Reads the first eight fields of a structure, the first `ints` of which are integers. A boolean that is false gives 1 (the only boolean of interest
+/// is true unless stated otherwise).
 fn numbers(reader: &mut Reader<'_>, ints: i64) -> Result<[i64; 8]> {
     let (mut numbers, mut last) = ([0; 8], 0);
     while let Some((field, wire)) = reader.field(&mut last)? {
@@ -157,14 +157,14 @@ fn encoding_of(code: i64) -> Encoding {
 #[derive(Clone, Debug)]
 pub(super) struct StoredPage {
     pub(super) header: PageHeader,
-    /// Where its header stands, counted from the chunk's beginning.
+    /// Offset of its header from the beginning of the chunk.
     pub(super) offset: usize,
     body: Bytes,
 }
 
 impl StoredPage {
-    /// Refuses content for which a decompressor would take memory of its own without bound: Brotli's large windows, which are no part of its
-    /// standard, let a few bytes ask for 1 GiB. Within the standard 16 MiB are the most.
+    /// Refuses content for which a decompressor would allocate memory of its own without bound: with Brotli's large windows, which are not part of
+    /// its standard, a few bytes can ask for 1 GiB. Within the standard, the most is 16 MiB.
     ///
     /// Source: RFC 7932, section 9.1, where the bits 0010001 are reserved.
     pub(super) fn check_window(&self, codec: Codec) -> Result<()> {
@@ -184,7 +184,7 @@ impl StoredPage {
     }
 }
 
-/// Walks the pages in some bytes of a column chunk, which begin with a header.
+/// Iterates over the pages in some bytes of a column chunk, which begin with a header.
 pub(super) struct Pages {
     data: Bytes,
     at: usize,
@@ -194,12 +194,12 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    /// The pages within `range` of `data`; they may decompress to `bytes` in all.
+    /// Creates an iterator over the pages within `range` of `data`; together they may decompress to `bytes`.
     pub(super) fn new(data: Bytes, range: Range<usize>, bytes: u64) -> Self {
         Self { end: range.end.min(data.len()), data, at: range.start, left: bytes }
     }
 
-    /// The next page; `None` behind the last.
+    /// Returns the next page; `None` after the last.
     pub(super) fn next(&mut self) -> Result<Option<StoredPage>> {
         if self.at >= self.end {
             return Ok(None);
@@ -230,19 +230,19 @@ impl Pages {
 #[derive(Debug)]
 pub(super) struct Page<'a> {
     pub(super) header: PageHeader,
-    /// The levels of a page of the second version, which come uncompressed in front.
+    /// The repetition levels of a page of the second version, which come first and are not compressed.
     pub(super) repetition: &'a [u8],
     pub(super) definition: &'a [u8],
-    /// In pages of the first version levels, then values; otherwise values.
+    /// In pages of the first version, levels and then values; otherwise values alone.
     pub(super) data: &'a [u8],
 }
 
-/// Decompresses pages, with what is kept from one to the next: codecs, and memory. Fresh memory for each page took a fifth of the time of decoding 40
-/// columns of numbers.
+/// Decompresses pages, and keeps codecs and memory from one page to the next. Allocating fresh memory for each page took a fifth of the time of
+/// decoding 40 columns of numbers.
 #[derive(Default)]
 pub(crate) struct Decompressor {
     codecs: Codecs,
-    /// The page at hand as it is stored, and decompressed.
+    /// The current page, as stored and as decompressed.
     stored: Bytes,
     scratch: Vec<u8>,
 }
@@ -253,14 +253,14 @@ struct Codecs {
     snappy: Option<snap::raw::Decoder>,
 }
 
-/// Memory that is kept for the next page, at most: pages are seldom larger.
+/// The most memory that is kept for the next page: pages are seldom larger.
 const KEPT_BYTES: usize = 8 << 20;
 
 impl Decompressor {
-    /// The page's content.
+    /// Decompresses a page's content.
     ///
     /// # Errors
-    /// A wrong checksum, content that is other than its header says.
+    /// A wrong checksum, or content that differs from what the header declares.
     pub(super) fn open(&mut self, page: StoredPage, codec: Codec) -> Result<Page<'_>> {
         page.check_window(codec)?;
         let StoredPage { header, offset, body } = page;
@@ -312,7 +312,7 @@ impl Decompressor {
 }
 
 impl Codecs {
-    /// Replaces `data` by exactly so many bytes.
+    /// Replaces `data` with exactly `bytes` decompressed bytes.
     fn decompress(&mut self, stored: &[u8], bytes: usize, codec: Codec, data: &mut Vec<u8>) -> Result<()> {
         let wrong = |what: String| Error::corrupt(format!("a page does not decompress: {what}"));
         let found =
@@ -363,14 +363,14 @@ impl Codecs {
     }
 }
 
-/// Reads to the end, but no more than a byte beyond what is expected.
+/// Reads to the end, but at most one byte more than expected.
 fn read_up_to(reader: impl std::io::Read, bytes: usize, data: &mut Vec<u8>) -> std::io::Result<usize> {
     data.clear();
     data.try_reserve(bytes + 1)?;
     reader.take(bytes as u64 + 1).read_to_end(data)
 }
 
-/// The codec of old files: Hadoop's frames of big-endian lengths, or LZ4's frame format, or a bare block.
+/// Decompresses the codec of old files: Hadoop's frames with big-endian lengths, LZ4's frame format, or a bare block.
 fn lz4_hadoop(stored: &[u8], out: &mut [u8]) -> Result<usize, String> {
     fn framed(mut stored: &[u8], out: &mut [u8]) -> Option<usize> {
         let mut at = 0usize;

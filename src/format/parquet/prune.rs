@@ -1,4 +1,4 @@
-//! Which rows of a row group a condition can hold for, by statistics, bloom filters and page indexes.
+//! Determines which rows of a row group can meet a condition, from statistics, Bloom filters and page indexes.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,24 +15,24 @@ use parquet::schema::types::ColumnDescriptor;
 use super::footer::{Footer, PageRows};
 use crate::schema::{Dtype, Value};
 
-/// The least and the most of a column in some rows.
+/// The minimum and the maximum of a column in some rows.
 pub(crate) type Bounds = (Value, Value);
 
-/// What is known of a column in some rows, none of which is null: the bounds, if they are.
+/// What is known of a column in some rows, none of which is null: the bounds, if they are known.
 pub(crate) type Known = Option<Bounds>;
 
-/// What is known of each column, unless there may be nulls.
+/// Returns what is known of a column; `None` if it may hold nulls.
 pub(crate) type OfColumn<'a> = dyn Fn(&str) -> Option<Known> + 'a;
 
-/// A column that a condition speaks of.
+/// A column that a condition mentions.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     pub(crate) name: Arc<str>,
-    /// What it is carried as.
+    /// The dtype in which its values are carried.
     pub(crate) dtype: Dtype,
 }
 
-/// The column of the file that holds an asked one, where its values are carried in the order that they are stored in.
+/// Finds the column of the file that holds an asked column, provided that its values are carried in the order in which they are stored.
 fn leaf_of(footer: &Footer, asked: &Asked) -> Option<usize> {
     let descr = footer.metadata().file_metadata().schema_descr();
     let columns = descr.columns();
@@ -56,7 +56,7 @@ fn is_ordered(column: &ColumnDescriptor, carried: Dtype) -> bool {
     }
 }
 
-/// Rounded as the values are: rounding keeps their order.
+/// Rounds a bound as values are rounded; rounding keeps their order.
 fn carried(bound: Value, dtype: Dtype) -> Value {
     match (bound, dtype) {
         (Value::Int(value), Dtype::F64) => Value::Float(value as f64),
@@ -66,7 +66,7 @@ fn carried(bound: Value, dtype: Dtype) -> Value {
     }
 }
 
-/// What is known of a column chunk, unless there may be nulls.
+/// Returns what is known of a column chunk; `None` if it may hold nulls.
 fn of_chunk(chunk: &ColumnChunkMetaData, dtype: Dtype) -> Option<Known> {
     let statistics = chunk.statistics();
     let nulls = statistics.and_then(Statistics::null_count_opt);
@@ -94,7 +94,7 @@ fn floats(least: f64, most: f64) -> Option<Bounds> {
     (!least.is_nan() && !most.is_nan()).then_some((Value::Float(least), Value::Float(most)))
 }
 
-/// What is known of a page, unless there may be nulls.
+/// Returns what is known of a page; `None` if it may hold nulls.
 fn of_page(index: &ColumnIndexMetaData, page: usize, dtype: Dtype, nullable: bool) -> Option<Known> {
     // An index that is not there has no pages to be asked about.
     let is_there = !matches!(index, ColumnIndexMetaData::NONE) && (page as u64) < index.num_pages();
@@ -119,7 +119,7 @@ fn page_bounds(index: &ColumnIndexMetaData, page: usize, dtype: Dtype) -> Option
     Some((carried(least, dtype), carried(most, dtype)))
 }
 
-/// A filter of the values that a column of a row group has.
+/// A Bloom filter of the values in a column of a row group.
 #[derive(Clone, Debug)]
 pub(crate) struct Bloom {
     filter: Sbbf,
@@ -127,7 +127,7 @@ pub(crate) struct Bloom {
 }
 
 impl Bloom {
-    /// Where the filter of a column of a row group stands, if there is one.
+    /// Returns where the filter of a column of a row group is, if there is one.
     pub(crate) fn place(footer: &Footer, group: usize, asked: &Asked) -> Option<Range<u64>> {
         let chunk = footer.metadata().row_group(group).column(leaf_of(footer, asked)?);
         let start = u64::try_from(chunk.bloom_filter_offset()?).ok()?;
@@ -135,14 +135,14 @@ impl Bloom {
         (end <= footer.file_bytes()).then_some(start..end)
     }
 
-    /// The filter in these bytes; one that cannot be read says nothing.
+    /// Reads the filter in these bytes; returns `None` if it cannot be read.
     pub(crate) fn read(footer: &Footer, group: usize, asked: &Asked, bytes: &[u8]) -> Option<Self> {
         let chunk = footer.metadata().row_group(group).column(leaf_of(footer, asked)?);
         let filter = super::caught(|| Ok(Sbbf::from_bytes(bytes).ok())).ok()??;
         Some(Self { filter, stored: chunk.column_type() })
     }
 
-    /// Whether it is certain that the column has no such value.
+    /// Returns whether the column certainly does not hold the value.
     pub(crate) fn excludes(&self, value: &Value) -> bool {
         match (self.stored, value) {
             (Physical::INT32, Value::Int(value)) => i32::try_from(*value).is_ok_and(|value| !self.filter.check(&value)),
@@ -153,7 +153,7 @@ impl Bloom {
     }
 }
 
-/// The pages of an asked column, and what the file says of their values.
+/// The pages of an asked column, and what the file records of their values.
 struct AskedPages<'a> {
     dtype: Dtype,
     nullable: bool,
@@ -161,8 +161,8 @@ struct AskedPages<'a> {
     index: &'a ColumnIndexMetaData,
 }
 
-/// The rows of a row group for which `possible` says that they may be wanted. It is asked with what is known of each asked column, in the row group
-/// as a whole and then in each run of rows between page boundaries.
+/// Returns the rows of a row group that may be wanted according to `possible`. It calls `possible` with what is known of each asked column, first for
+/// the row group as a whole, then for each run of rows between page boundaries.
 pub(crate) fn rows(
     footer: &Footer,
     group: usize,

@@ -1,7 +1,7 @@
-//! Where the pages of a column stand, of files without an index of them: found by hopping from header to header.
+//! Finds the pages of a column in files without a page index, by hopping from header to header.
 //!
-//! Of numbers and texts, and of pages of the second version, the header says how many rows there are. A page of lists of the first version is
-//! read for its levels; it may begin within a row.
+//! For numbers and texts, and for pages of the second version, the header says how many rows there are. For a page of lists of the first version, the
+//! levels have to be read; such a page may begin within a row.
 
 use std::ops::Range;
 
@@ -14,30 +14,30 @@ use super::numbers::levels_of;
 use super::page::{Decompressor, Encoding, PageHeader, PageKind, Pages};
 use crate::error::{Error, Result};
 
-/// Bytes that a header is looked for in, at first; statistics can make it longer.
+/// The number of bytes first read to find a header; statistics can make a header longer.
 const HEADER_BYTES: u64 = 4 << 10;
 
-/// The longest header that is believed.
+/// The longest header that is accepted.
 const LONGEST_HEADER: u64 = 16 << 20;
 
-/// A column of a row group while it is scanned.
+/// The scan of a column of a row group.
 pub(crate) struct ColumnScan {
     chunk: Range<u64>,
     rows: u64,
-    /// Bytes that all its pages may decompress to.
+    /// The bytes to which all its pages may decompress.
     bytes: u64,
     codec: Codec,
     is_list: bool,
     at: u64,
     wanted: u64,
-    /// The row that the next page begins with, if it begins with one.
+    /// The row with which the next page begins, if it begins with one.
     row: u64,
     pages: Vec<PageRows>,
     decompressor: Decompressor,
 }
 
 impl ColumnScan {
-    /// `None` for columns that this does not work for: lists of lists.
+    /// Creates a scan; `None` for columns that cannot be scanned: lists of lists.
     pub(crate) fn new(footer: &Footer, group: usize, leaf: usize) -> Option<Self> {
         let metadata = footer.metadata().row_group(group);
         let column = metadata.column(leaf);
@@ -57,12 +57,12 @@ impl ColumnScan {
         })
     }
 
-    /// The bytes of the file that are wanted next; `None` when all pages were found.
+    /// Returns the bytes of the file that are needed next; `None` when all pages have been found.
     pub(crate) fn wants(&self) -> Option<Range<u64>> {
         (self.at < self.chunk.end).then(|| self.at..self.chunk.end.min(self.at + self.wanted))
     }
 
-    /// Takes the bytes that were wanted.
+    /// Takes the bytes that were asked for.
     ///
     /// # Errors
     /// Damage, with its offset in the file.
@@ -108,7 +108,7 @@ impl ColumnScan {
         Ok(())
     }
 
-    /// Lists that begin on a page of the first version, and whether it begins within one.
+    /// Returns how many lists begin on a page of the first version, and whether the page begins within one.
     fn count_lists(&mut self, page: Bytes) -> Result<(u64, bool)> {
         let length = page.len();
         let Some(stored) = Pages::new(page, 0..length, self.bytes).next()? else { return Ok((0, false)) };
@@ -139,10 +139,10 @@ impl ColumnScan {
         Ok((lists, first == Some(1)))
     }
 
-    /// The pages that were found.
+    /// Returns the pages that were found.
     ///
     /// # Errors
-    /// If they hold other than the rows that the footer says.
+    /// If the pages do not hold the number of rows that the footer states.
     pub(crate) fn finish(self) -> Result<Vec<PageRows>> {
         if self.row != self.rows {
             return Err(Error::corrupt(format!("pages of {} rows, where the footer says {}", self.row, self.rows))

@@ -1,4 +1,4 @@
-//! What is decoded here is what the `parquet` crate decodes, for every way of storing it; and no damage does harm.
+//! Tests that columns decoded here are as the `parquet` crate decodes them, for every way of storing them, and that damage does no harm.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ fn written(batch: &RecordBatch, properties: WriterPropertiesBuilder) -> Bytes {
     file.into()
 }
 
-/// Decodes rows, with only the bytes at hand that are asked for.
+/// Decodes rows, given only the bytes that the decoder asks for.
 fn decoded(file: &Opened, names: Option<&[&str]>, part: &Part) -> Result<RecordBatch> {
     let projection = Projection::new(&file.footer, names);
     let arrays = file.decode(part.group, part.rows.clone(), names, true)?;
@@ -55,7 +55,7 @@ fn assert_equal(found: &RecordBatch, wanted: &RecordBatch, rows: Range<usize>, w
     assert_eq!(found.num_columns(), wanted.num_columns());
 }
 
-/// Rows of every covered kind, and some that are left to the general reader.
+/// Creates rows of every covered kind, and some that are left to the general reader.
 fn rows(count: usize, nulls: bool) -> RecordBatch {
     let there = |row: usize, every: usize| !nulls || !row.is_multiple_of(every);
     let int32 = Int32Array::from_iter((0..count).map(|row| there(row, 3).then_some((row as i32).wrapping_mul(7919))));

@@ -1,10 +1,10 @@
-//! The few words of Thrift's compact protocol that page headers are written in, and footers.
+//! The small part of Thrift's compact protocol in which page headers and footers are written.
 //!
 //! Source: Apache Thrift, "Thrift Compact protocol encoding".
 
 use crate::error::{Error, Result};
 
-/// Values within values, at most: page headers need three, footers eight.
+/// The deepest nesting of values: page headers need three levels, footers eight.
 const MAX_DEPTH: u32 = 16;
 
 /// What a field holds.
@@ -13,7 +13,7 @@ pub(super) enum Kind {
     True,
     False,
     Byte,
-    /// 16, 32 and 64 bits: the same on the wire.
+    /// Integers of 16, 32 and 64 bits: they have the same encoding.
     Int,
     Double,
     Binary,
@@ -34,7 +34,7 @@ impl<'a> Reader<'a> {
         Self { data, at: 0 }
     }
 
-    /// Bytes read so far.
+    /// Returns the number of bytes read so far.
     pub(super) fn position(&self) -> usize {
         self.at
     }
@@ -62,7 +62,7 @@ impl<'a> Reader<'a> {
         Ok((value >> 1) as i64 ^ -((value & 1) as i64))
     }
 
-    /// The next field of a structure, its number and kind; `None` at the structure's end.
+    /// Reads the number and kind of the next field of a structure; `None` at the structure's end.
     pub(super) fn field(&mut self, last: &mut i64) -> Result<Option<(i64, Kind)>> {
         let head = self.byte()?;
         if head == 0 {
@@ -74,7 +74,7 @@ impl<'a> Reader<'a> {
         Ok(Some((*last, kind_of(head & 0x0f)?)))
     }
 
-    /// How many items a list has, and of which kind; they follow.
+    /// Reads how many items a list has, and of which kind; the items follow.
     pub(super) fn list(&mut self) -> Result<(u64, Kind)> {
         let head = self.byte()?;
         let length = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
@@ -82,7 +82,7 @@ impl<'a> Reader<'a> {
         Ok((length, if head == 0 { Kind::Byte } else { kind_of(head & 0x0f)? }))
     }
 
-    /// Passes over a list of truth values, which take a byte each there.
+    /// Skips a list of booleans, each of which takes one byte in a list.
     pub(super) fn skip_truths(&mut self) -> Result<()> {
         match self.list()? {
             (0, _) => Ok(()),
@@ -91,7 +91,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Passes over a value.
+    /// Skips a value.
     pub(super) fn skip(&mut self, kind: Kind) -> Result<()> {
         self.skip_within(kind, MAX_DEPTH)
     }
