@@ -1,12 +1,13 @@
-//! What was read from stores, kept on a local disk for the next time.
+//! Caches what was read from stores on a local disk.
 //!
-//! An object has two files: its bytes, as far as they were read, each at its own offset in a sparse file, and a log of the pieces that are there, each with a checksum.
-//! Nothing else says what is there: a record of the log is written behind its bytes, so that several processes share a cache, and one that is killed leaves
-//! nothing that is believed in and wrong. Whatever cannot be read, or is not what its checksum says, is asked of the store again.
+//! Each object has two files: a sparse file with the bytes that were read, each at its own offset, and a log of the pieces that are there, each with
+//! a checksum. Only the log says what is there. A record is written to the log after its bytes, so that several processes can share a cache, and a
+//! process that is killed leaves nothing that is trusted but wrong. Whatever cannot be read, or does not match its checksum, is read from the store
+//! again.
 //!
-//! Where it is full nothing is thrown out for what comes: of a data set that is larger than the cache, and read over and over, the same part stays. Room is made of objects that
-//! no process uses, the longest unused first. Objects lie in buckets, by the folder of their URL; a process holds a lock on those that it uses, and what is in
-//! them counts as used for a day after it was read.
+//! A full cache evicts nothing that is in use for new data: of a data set that is larger than the cache and is read over and over,
+//! the same part stays. Only objects that no process uses are removed, the longest unused first. Objects are grouped into buckets by the folder of
+//! their URL. A process holds a lock on the buckets that it uses, and the objects in them count as used for a day after they were read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -27,55 +28,58 @@ use super::pool::{Buffer, Pool};
 use crate::engine::file_lock::FileLock;
 use crate::{Error, Result};
 
-/// What a log begins with; the version of the object follows, and zeros.
+/// The beginning of a log; the version of the object and zeros follow.
 const MAGIC: &[u8; 16] = b"forebay cache 1\n";
 const HEADER: usize = 32;
-/// Start, length, checksum of the bytes, checksum of this record, version. None lies on two pages of memory, so that nobody sees a half of one.
+/// A record: start, length, checksum of the bytes, checksum of this record, version. No record crosses a memory page, so that no process sees half of
+/// one.
 const RECORD: usize = 32;
 
-/// Pieces end at multiples of this: of one that is wanted in part all has to be read for its checksum. Also what is read or written by one call, as of local files.
+/// Pieces end at multiples of this: a piece that is wanted in part has to be read whole for its checksum. It is also the size of one read or write
+/// call, as for local files.
 const PIECE: usize = 256 << 10;
 
-/// Pieces that a process knows of: 40 bytes each. What is more is read from the store.
+/// The most pieces that a process keeps track of, at 40 bytes each. Anything beyond is read from the store.
 const MOST_PIECES: i64 = 8 << 20;
 
-/// Folders that objects lie in, by the folder of their URL.
+/// The number of folders over which objects are spread, by the folder of their URL.
 const BUCKETS: u64 = 64;
-/// The file of a bucket that is locked by processes that use it.
+/// The file of a bucket that processes lock while they use the bucket.
 const LOCK: &str = "lock";
 
-/// For so long room is not looked for again where there was none.
+/// How long to wait before looking for room again where none was found.
 const LOOK_AFTER: Duration = Duration::from_secs(60);
 
-/// Objects in buckets that are in use, and that nobody has read for so long, make room. What is read is marked once in a while.
+/// In buckets that are in use, objects that no process has read for this long may be removed. Objects that are read are marked as used once in a
+/// while.
 const UNUSED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 const MARK_AFTER: Duration = Duration::from_secs(60 * 60);
 
-/// A folder on a local disk, and what this process knows of it.
+/// A cache folder on a local disk, and what this process knows of it.
 #[derive(Debug)]
 pub(super) struct Cache {
     root: PathBuf,
     limit: u64,
-    /// Bytes in it, of all processes, as of the last look, and what was added since.
+    /// Bytes in the folder, of all processes, as of the last check, and bytes added since.
     used: AtomicU64,
     added: AtomicU64,
     looked: Mutex<Option<Instant>>,
-    /// Whether it cannot be written to (any more).
+    /// Whether the folder cannot be written to (any more).
     broken: AtomicBool,
-    /// How many more pieces may be known.
+    /// How many more pieces this process may keep track of.
     pieces: Arc<AtomicI64>,
     buckets: Mutex<HashMap<u64, Option<Bucket>>>,
     entries: Mutex<HashMap<Arc<str>, Arc<Entry>>>,
 }
 
-/// A bucket, locked for as long as this process may use it.
+/// A bucket that is locked for as long as this process may use it.
 #[derive(Debug)]
 struct Bucket {
     path: Arc<Path>,
     _lock: FileLock,
 }
 
-/// One object of one version.
+/// One version of one object.
 #[derive(Debug)]
 pub(super) struct Entry {
     bucket: Arc<Path>,
@@ -83,15 +87,15 @@ pub(super) struct Entry {
     version: u64,
     known: Mutex<Known>,
     room: Arc<AtomicI64>,
-    /// When it was last marked as used.
+    /// When the object was last marked as used.
     marked: Mutex<Instant>,
 }
 
-/// The pieces that are there, by their starts. They may overlap, but none lies within another.
+/// The known pieces, by their starts. They may overlap, but none lies within another.
 #[derive(Debug, Default)]
 struct Known {
     pieces: BTreeMap<u64, Piece>,
-    /// Bytes of the log that were read, 0 before its header was; and which file that was.
+    /// Bytes of the log that were read (0 before its header was read), and the file that they were read from.
     read_to: u64,
     inode: u64,
 }
@@ -106,17 +110,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether an error of writing lasts.
+/// Returns whether a write error is permanent.
 fn lasts(error: &io::Error) -> bool {
     use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     matches!(error.kind(), PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull)
 }
 
 impl Cache {
-    /// Opens a cache, or makes one (blocking). One on a disk that is full or read-only is read alone.
+    /// Opens or creates a cache (blocking). A cache on a disk that is full or read-only is only read.
     ///
     /// # Errors
-    /// A folder that cannot be made.
+    /// A folder that cannot be created.
     pub(super) fn open(root: &Path, limit: u64) -> Result<Self> {
         let probe = root.join(format!(".probe-{}", std::process::id()));
         let probed = fs::create_dir_all(root).and_then(|()| File::create(&probe));
@@ -143,7 +147,7 @@ impl Cache {
         })
     }
 
-    /// The entry of an object (blocking); none of one whose versions cannot be told apart.
+    /// Returns the entry of an object (blocking); `None` if the object's versions cannot be told apart.
     pub(super) fn entry(&self, object: &Object) -> Option<Arc<Entry>> {
         let version = object.lasting_etag().or_else(|| Some(object.modified?.to_string()))?;
         let version = xxh3_64(format!("{} {} {version}", object.url, object.size).as_bytes());
@@ -160,7 +164,7 @@ impl Cache {
         Some(entry)
     }
 
-    /// A bucket, which is held from now on; none where that cannot be.
+    /// Returns a bucket, which stays locked from now on; `None` if that is not possible.
     fn bucket(&self, number: u64) -> Option<Arc<Path>> {
         let mut buckets = lock(&self.buckets);
         let bucket = buckets.entry(number).or_insert_with(|| {
@@ -177,7 +181,8 @@ impl Cache {
         bucket.as_ref().map(|bucket| bucket.path.clone())
     }
 
-    /// Keeps what was read of an object (blocking). Where that fails it is read again another time, and a disk that is full is not tried again.
+    /// Stores what was read of an object (blocking). If that fails, the bytes will be read from the store again; after an error such as a full disk,
+    /// nothing more is written.
     pub(super) fn keep(&self, entry: &Entry, start: u64, bytes: &Bytes) {
         let is_closed = self.broken.load(Ordering::Relaxed) || self.pieces.load(Ordering::Relaxed) <= 0;
         if is_closed || !self.has_room(bytes.len() as u64) {
@@ -192,7 +197,7 @@ impl Cache {
         }
     }
 
-    /// Whether so many bytes more fit, once room is made where it can be.
+    /// Returns whether `len` more bytes fit, after making room if possible.
     fn has_room(&self, len: u64) -> bool {
         let fits = || self.used.load(Ordering::Relaxed).saturating_add(len) <= self.limit;
         // One thread looks, others go by what it found before.
@@ -211,7 +216,7 @@ impl Cache {
         fits()
     }
 
-    /// Removes what nobody uses, the longest unused first, until so many bytes fit.
+    /// Removes objects that no process uses, the longest unused first, until `len` bytes fit.
     fn make_room(&self, len: u64) {
         // Exclusively held until all is done: a process that wants the bucket waits for that.
         let mut held: HashMap<PathBuf, Option<FileLock>> = HashMap::new();
@@ -247,14 +252,14 @@ impl Cache {
     }
 }
 
-/// The files in the buckets of a cache.
+/// Returns the files in the buckets of a cache.
 fn files_in(root: &Path) -> impl Iterator<Item = (PathBuf, fs::Metadata)> {
     let buckets = (0..BUCKETS).map(|number| root.join(format!("bucket-{number:02}")));
     let files = buckets.flat_map(|bucket| fs::read_dir(bucket).into_iter().flatten().flatten());
     files.filter_map(|file| Some((file.path(), file.metadata().ok()?)))
 }
 
-/// Bytes on the disk in a cache.
+/// Returns the bytes that a cache takes on the disk.
 fn bytes_in(root: &Path) -> u64 {
     files_in(root).map(|(_, metadata)| metadata.blocks() * 512).sum()
 }
@@ -268,20 +273,20 @@ impl Entry {
         self.bucket.join(format!("{:032x}.log", self.name))
     }
 
-    /// Marks it as used now. (Files of another user stay as old as they are.)
+    /// Marks the object as used now. (Files of another user keep their time.)
     fn mark(&self) {
         _ = File::open(self.log()).and_then(|log| log.set_modified(SystemTime::now()));
     }
 
-    /// Whether a range is there, as far as the log says (blocking).
+    /// Returns whether a range is there, according to the log (blocking).
     pub(super) fn has(&self, range: &Range<u64>) -> bool {
         lock(&self.known).cover(range).is_some() || self.refresh().is_ok() && lock(&self.known).cover(range).is_some()
     }
 
-    /// Reads a range that is there (blocking); `None` where it is not after all.
+    /// Reads a range that should be there (blocking); returns `None` if it turns out not to be.
     ///
     /// # Errors
-    /// No memory for it.
+    /// There is no memory for it.
     pub(super) fn read(&self, pool: &Arc<Pool>, range: &Range<u64>) -> Result<Option<Buffer>> {
         if let Ok(mut marked) = self.marked.try_lock()
             && marked.elapsed() > MARK_AFTER
@@ -309,7 +314,7 @@ impl Entry {
         Ok(Some(buffer))
     }
 
-    /// Reads what the log has more than is known.
+    /// Reads the records that were added to the log since the last time.
     fn refresh(&self) -> io::Result<()> {
         let mut known = lock(&self.known);
         let log = File::open(self.log())?;
@@ -358,7 +363,7 @@ impl Entry {
         header
     }
 
-    /// Writes bytes and says by how much the files grew on the disk.
+    /// Writes bytes and returns by how much the files grew on the disk.
     fn write(&self, start: u64, bytes: &[u8]) -> io::Result<u64> {
         self.begin()?;
         let data = OpenOptions::new().create(true).truncate(false).write(true).open(self.data())?;
@@ -379,8 +384,9 @@ impl Entry {
         Ok((data.metadata()?.blocks().saturating_sub(before)) * 512 + records.len() as u64)
     }
 
-    /// Sees to it that the log is of this version, and whole. Another is replaced (a process that still has that version reads bytes which are not what it
-    /// knows); one that a process was killed in is filled up, so that no record behind it is parted.
+    /// Ensures that the log is of this version and complete. A log of another version is replaced (a process that still uses that version then reads
+    /// bytes that do not match its records). A log in which a killed process left an incomplete record is padded, so that the records after it are
+    /// aligned.
     fn begin(&self) -> io::Result<()> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let _known = lock(&self.known);
@@ -406,7 +412,7 @@ impl Entry {
 }
 
 impl Known {
-    /// Adds a piece, unless it lies within another; those that lie within it are left out.
+    /// Adds a piece, unless it lies within another; removes those that lie within it.
     fn add(&mut self, start: u64, piece: Piece) {
         if self.before(start).is_some_and(|(_, other)| other.end >= piece.end) {
             return;
@@ -417,12 +423,12 @@ impl Known {
         self.pieces.insert(start, piece);
     }
 
-    /// The piece that begins last of those that begin up to this byte. As none lies within another, it is also the one that ends last.
+    /// Returns the last piece that begins at or before this byte. As none lies within another, it is also the one that ends last.
     fn before(&self, at: u64) -> Option<(u64, Piece)> {
         self.pieces.range(..=at).next_back().map(|(&start, &piece)| (start, piece))
     }
 
-    /// The pieces that a range is read from; none where a byte of it is in no piece.
+    /// Returns the pieces from which a range is read; `None` if some byte is in no piece.
     fn cover(&self, range: &Range<u64>) -> Option<Vec<(u64, Piece)>> {
         let (mut pieces, mut at) = (Vec::new(), range.start);
         while at < range.end {
@@ -434,7 +440,7 @@ impl Known {
     }
 }
 
-/// Reads a part of a piece, all of which has to be what its checksum says.
+/// Reads a part of a piece. The whole piece has to match its checksum.
 fn read_piece(
     file: &File,
     start: u64,

@@ -1,4 +1,4 @@
-//! Whether a folder holds the shards that its manifest names.
+//! Checks whether a folder holds the shards that its manifest names.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use super::url::Location;
 use super::{Object, Store, blocking};
 use crate::{Error, ErrorKind, Result};
 
-/// What writers leave beside their shards when all of them are whole.
+/// The file that writers put next to their shards when all of them are complete.
 const MANIFEST: &str = "_manifest.json";
 
-/// As much of a manifest as is asked here.
+/// The parts of a manifest that are needed here.
 #[derive(serde::Deserialize)]
 struct Manifest {
     version: u32,
@@ -28,7 +28,8 @@ struct Shard {
 }
 
 impl Manifest {
-    /// Names and sizes of the shards. Nothing in files of others, which may be called the same, and where shards are no files.
+    /// Returns the names and sizes of the shards. Returns nothing for files of other programs that may have the same name, and for formats whose
+    /// shards are not files.
     fn shards(bytes: &[u8]) -> Vec<Shard> {
         match serde_json::from_slice(bytes) {
             Ok(Self { version: 1, format, shards }) if format != "images" => shards,
@@ -37,16 +38,16 @@ impl Manifest {
     }
 }
 
-/// A shard that is not as the manifest of its folder says.
+/// A shard that does not match the manifest of its folder.
 pub(crate) struct Incomplete {
     url: String,
-    /// The size of what is there, if anything is.
+    /// The size found, if the shard exists.
     found: Option<u64>,
     written: u64,
 }
 
 impl Incomplete {
-    /// The error of this shard, which stands for others too.
+    /// Returns the error for this shard, which also stands for `others` more.
     pub(crate) fn error(self, others: usize) -> Error {
         let also = match others {
             0 => String::new(),
@@ -67,12 +68,12 @@ impl Incomplete {
     }
 }
 
-/// The largest manifest that is read: that of a million shards.
+/// The size of the largest manifest that is read: that of a million shards.
 const LARGEST: u64 = 256 << 20;
 
-/// The shards that patterns stand for, and that are missing among the `listed` or not as long as they were written.
+/// Returns the shards that the patterns stand for and that are missing among the `listed`, or that differ in size from what was written.
 ///
-/// Only folders and globs are looked at, and only manifests in the folder itself. Where one may not be read there is none.
+/// Only folders and globs are considered, and only manifests in the folder itself. A manifest that may not be read counts as absent.
 pub(super) async fn incomplete(store: &Store, patterns: &[&str], listed: &[Object]) -> Result<Vec<Incomplete>> {
     let sizes: HashMap<&str, u64> = listed.iter().map(|object| (&*object.url, object.size)).collect();
     // By the URL that they have in common, as many patterns are of one folder.
@@ -92,7 +93,7 @@ pub(super) async fn incomplete(store: &Store, patterns: &[&str], listed: &[Objec
     Ok(found.into_iter().flatten().collect())
 }
 
-/// The pattern, which is one of a folder where it names a local one.
+/// Returns the pattern, as one of a folder if it names a local folder.
 async fn folder_of(mut pattern: Pattern, sizes: &HashMap<&str, u64>) -> Result<Pattern> {
     if let Root::Local(root) = &pattern.root
         && pattern.is_literal()
@@ -104,7 +105,7 @@ async fn folder_of(mut pattern: Pattern, sizes: &HashMap<&str, u64>) -> Result<P
     Ok(pattern)
 }
 
-/// The URL of a name in the folder that a pattern lists.
+/// Returns the URL of a name in the folder that a pattern lists.
 fn url_of(pattern: &Pattern, name: &str) -> String {
     let folder = pattern.literal_folder();
     match &pattern.root {

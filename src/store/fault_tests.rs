@@ -1,4 +1,4 @@
-//! A server on this machine that fails on demand, and what reads through it come to: the right bytes or an error, never others.
+//! A local server that fails on demand, and tests that reads through it give the right bytes or an error, never other bytes.
 
 #![cfg(all(feature = "gcs", feature = "s3", feature = "http"))]
 
@@ -22,36 +22,36 @@ fn content() -> Vec<u8> {
 enum Reply {
     Good,
     Status(u16),
-    /// A status with a Retry-After of no time at all.
+    /// A status with a Retry-After of zero.
     Busy(u16),
-    /// Closed before the head.
+    /// Closed before the response's head.
     Reset,
-    /// So many bytes, then closed.
+    /// This many bytes, then closed.
     Cut(usize),
-    /// So many bytes, then silence.
+    /// This many bytes, then silence.
     Stall(usize),
-    /// Silence before the head.
+    /// Silence before the response's head.
     Silence,
     /// Status 200 and the whole object.
     Whole,
     /// 206 with the range one byte later than asked.
     Shifted,
-    /// 206 for the range asked, whose length and body are this much shorter.
+    /// 206 for the range asked, whose length and body are shorter by this much.
     Short(usize),
-    /// 206 for the range asked, with more bytes than that.
+    /// 206 for the range asked, with more bytes than the range.
     Long,
     /// The object was replaced by one of the same length.
     Replaced,
-    /// The same, in an answer without an ETag.
+    /// The same, in a response without an ETag.
     ReplacedUntagged,
-    /// The right bytes, in an answer without an ETag.
+    /// The right bytes, in a response without an ETag.
     Untagged,
     /// The object was replaced by a longer one.
     Grown,
 }
 use Reply::*;
 
-/// Whether an answer of the script never comes to its end.
+/// Returns whether some response of the script never ends.
 fn is_silent(script: &[Reply]) -> bool {
     script.iter().any(|reply| matches!(reply, Silence | Stall(_)))
 }
@@ -69,7 +69,7 @@ struct State {
 }
 
 impl Server {
-    /// Answers GETs by the script, and well when it has ended.
+    /// Answers GETs by the script, and correctly once it has ended.
     async fn start(script: &[Reply], etag: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -223,8 +223,8 @@ async fn answer_all(mut stream: TcpStream, answer: Arc<Answer>) -> Option<()> {
 
 /// Reads bytes 100 to 900 through a server that answers by the script.
 ///
-/// Where that is silence, an answer that is on its way while the machine is busy with other things passes for silence, too, and there is a try
-/// more than the script has faults: such a read is done again. One that always takes more tries is given back as it is.
+/// If the script contains silence, a response that is only delayed by a busy machine may also count as silence, and then there is one try more than
+/// the script has faults. Such a read is repeated. A read that always takes more tries is returned as it is.
 async fn read(scheme: &str, etag: bool, script: &[Reply]) -> (Result<Bytes>, Vec<(String, String)>, Transfers) {
     let mut done = read_once(scheme, etag, script).await;
     for _ in 0..4 {

@@ -1,4 +1,4 @@
-//! When the first byte of a read came: what tells a slow answer from a slow line.
+//! Records when the first byte of a read arrived, which distinguishes a slow response from a slow connection.
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
@@ -7,28 +7,27 @@ use std::time::Instant;
 use tokio::task::futures::TaskLocalFuture;
 
 tokio::task_local! {
-    /// Of the read that this task runs.
+    /// The record of the read that this task runs.
     static READ: FirstByte;
 }
 
-/// Takes note of the moment in which a read that runs within [`of`](Self::of) receives its first byte. Of a local file that is when it
-/// begins to be read.
+/// Records the moment at which a read that runs within [`of`](Self::of) receives its first byte. For a local file, that is when reading begins.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FirstByte(Arc<OnceLock<Instant>>);
 
 impl FirstByte {
-    /// `read`, whose first byte is noted here.
+    /// Runs `read` and records its first byte here.
     pub(crate) fn of<F: Future>(&self, read: F) -> TaskLocalFuture<Self, F> {
         READ.scope(self.clone(), read)
     }
 
-    /// When it came, if it has.
+    /// Returns when the first byte came, if it has.
     pub(crate) fn came(&self) -> Option<Instant> {
         self.0.get().copied()
     }
 }
 
-/// Bytes of the read that this task runs are here.
+/// Notes that bytes of the read that this task runs have arrived.
 pub(super) fn came() {
     // Reads that nobody watches run outside of any scope.
     _ = READ.try_with(|read| _ = read.0.get_or_init(Instant::now));

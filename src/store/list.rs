@@ -1,4 +1,4 @@
-//! From patterns to objects: braces are expanded, single objects asked for, everything else listed and matched.
+//! From patterns to objects: braces are expanded, single objects looked up, everything else listed and matched.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -15,14 +15,14 @@ use super::url::{Base, Location, Scheme, lossy};
 use super::{Object, Shared, Store, blocking, local};
 use crate::{Error, ErrorKind, Result};
 
-/// So many names are shown when nothing matched.
+/// The number of names shown when nothing matched.
 const SHOWN: usize = 3;
 
-/// What one pattern came to.
+/// The result of one pattern.
 #[derive(Debug, Default)]
 struct Listing {
     objects: Vec<Object>,
-    /// How many objects were looked at, and the first names among them.
+    /// How many objects were examined, and the first names among them.
     seen: usize,
     names: Vec<String>,
 }
@@ -38,7 +38,7 @@ impl Listing {
     }
 }
 
-/// Lists what the patterns stand for, sorted and each object once.
+/// Lists the objects that the patterns stand for, sorted and each once.
 pub(super) async fn list(store: &Store, patterns: &[&str]) -> Result<Vec<Object>> {
     if patterns.is_empty() {
         return Err(Error::config("no URL to list").advice("name at least one file, folder or pattern").stage("list"));
@@ -54,7 +54,7 @@ pub(super) async fn list(store: &Store, patterns: &[&str]) -> Result<Vec<Object>
     Ok(sorted.into_iter().map(|(_, object)| object).collect())
 }
 
-/// What objects are sorted by: the unescaped URL.
+/// The sort key of an object: the unescaped URL.
 fn order(url: &str) -> Result<Vec<u8>> {
     use std::os::unix::ffi::OsStrExt as _;
     Ok(match Location::parse(url)? {
@@ -158,7 +158,7 @@ async fn resolve(store: &Store, mut pattern: Pattern) -> Result<Outcome> {
     }
 }
 
-/// Lists page by page, from the longest literal prefix, without going below the folder if the pattern does not.
+/// Lists page by page, from the longest literal prefix. Stays in the folder if the pattern cannot match below it.
 async fn pages(shared: &Shared, remote: &Remote, pattern: &Pattern) -> Result<Listing> {
     let mut listing = Listing::default();
     let mut folders = HashSet::new();
@@ -201,7 +201,7 @@ async fn page(
     retrying(shared, remote, shared.options.stall_timeout, request).await
 }
 
-/// Lists a store that only knows whole folders; from the beginning when a try fails.
+/// Lists a store that can only list whole folders; starts over when a try fails.
 async fn whole(shared: &Shared, remote: &Remote, pattern: &Pattern) -> Result<Listing> {
     let folder = pattern.literal_folder();
     let folder = path(&folder)?;
@@ -224,7 +224,7 @@ fn take(listing: &mut Listing, remote: &Remote, pattern: &Pattern, meta: &Object
     }
 }
 
-/// Empty objects that only stand for a folder in a web console: their key ended in a slash, which the client cuts off.
+/// Removes empty objects that only stand for a folder in a web console: their key ended in a slash, which the client cuts off.
 fn drop_folder_marks(listing: &mut Listing) {
     if listing.objects.iter().all(|object| object.size > 0) {
         return;
@@ -237,7 +237,7 @@ fn drop_folder_marks(listing: &mut Listing) {
     listing.objects.retain(|object| object.size > 0 || !folders.contains(&*object.url));
 }
 
-/// Walks the folders that may hold a match (blocking). Symbolic links are followed, never in circles.
+/// Walks the folders that may hold a match (blocking). Symbolic links are followed, but never in circles.
 fn walk(pattern: &Pattern) -> Result<Listing> {
     let Root::Local(root) = &pattern.root else { unreachable!("only local patterns are walked") };
     let mut listing = Listing::default();
@@ -296,7 +296,7 @@ fn at(path: &Path, error: std::io::Error) -> Error {
     local::io_error(error, "cannot list").url(Location::Local(path.to_owned()).url())
 }
 
-/// The error of a pattern that matches nothing.
+/// Returns the error of a pattern that matches nothing.
 fn nothing(pattern: &Pattern, listing: &Listing) -> Error {
     let folder = match &pattern.root {
         Root::Local(root) => {
@@ -318,7 +318,7 @@ fn nothing(pattern: &Pattern, listing: &Listing) -> Error {
     if has_class { error.advice("for a `[` that belongs to a name write [[]") } else { error }
 }
 
-/// Says what lies beside something that is not there; nothing if that cannot be had.
+/// Describes what is next to something that does not exist; nothing if that cannot be found out.
 async fn near(store: &Store, pattern: &Pattern) -> String {
     match &pattern.root {
         Root::Local(root) => {
@@ -378,7 +378,7 @@ mod tests {
 
     use super::*;
 
-    /// A folder of files, and the same keys in a store in memory.
+    /// Creates a folder of files, and the same keys in an in-memory store.
     fn both(name: &str, keys: &[&str]) -> (tempfile::TempDir, [String; 2]) {
         let folder = tempfile::tempdir().unwrap();
         for key in keys {
@@ -390,7 +390,7 @@ mod tests {
         (folder, roots)
     }
 
-    /// The keys below the root, unescaped.
+    /// Returns the keys below the root, unescaped.
     fn keys(root: &str, objects: &[Object]) -> Vec<String> {
         let root = String::from_utf8(order(&format!("{root}/x")).unwrap()).unwrap();
         let cut = |o: &Object| String::from_utf8(order(&o.url).unwrap()).unwrap()[root.len() - 1..].to_owned();

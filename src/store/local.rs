@@ -1,4 +1,4 @@
-//! Local files: reads at offsets through open handles that are kept, atomic writes.
+//! Local files: reads at offsets through handles that are kept open, and atomic writes.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -16,7 +16,7 @@ use super::url::{Location, lossy};
 use super::{Object, changed};
 use crate::{Error, ErrorKind, Result};
 
-/// Open files, the least recently used closed first.
+/// Open files; the least recently used is closed first.
 #[derive(Debug)]
 pub(super) struct Files {
     limit: usize,
@@ -35,7 +35,7 @@ impl Files {
         Self { limit: limit.max(1), open: Mutex::default(), clock: AtomicU64::new(0) }
     }
 
-    /// An open handle of the file as it was when `object` was listed.
+    /// Returns an open handle of the file in the version that `object` was listed in.
     fn get(&self, path: &Path, object: &Object) -> Result<Arc<File>> {
         let used = self.clock.fetch_add(1, Ordering::Relaxed);
         let cached = {
@@ -83,11 +83,11 @@ impl Files {
     }
 }
 
-/// Bytes that are read by one call. Linux on servers (`PREEMPT_NONE`) leaves the core to nobody else while it copies them: a loop that wakes meanwhile waits for
-/// the rest, which is a millisecond of 4 MiB.
+/// The bytes that one call reads. On servers (`PREEMPT_NONE`) Linux does not give up the core while it copies them: a loop that wakes up meanwhile
+/// waits for the rest, which takes a millisecond for 4 MiB.
 const PIECE: usize = 256 << 10;
 
-/// How a file differs from what was listed.
+/// Returns how a file differs from what was listed.
 fn difference(metadata: &Metadata, object: &Object) -> Option<String> {
     if metadata.len() != object.size {
         return Some(format!("it had {} bytes when it was listed and has {} now", object.size, metadata.len()));
@@ -107,7 +107,7 @@ pub(super) fn head(path: &Path) -> Result<Object> {
     object(path, &metadata)
 }
 
-/// The object of a path whose metadata is known.
+/// Returns the object of a path whose metadata is known.
 pub(super) fn object(path: &Path, metadata: &Metadata) -> Result<Object> {
     if !metadata.is_file() {
         let what = if metadata.is_dir() { "a folder" } else { "no regular file" };
@@ -145,7 +145,7 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Names the folder's content or the nearest folder that exists, for the error of a missing file.
+/// Describes the folder's content or the nearest folder that exists, for the error of a missing file.
 pub(super) fn near(path: &Path) -> String {
     let Some(folder) = path.ancestors().skip(1).find(|folder| folder.is_dir()) else { return String::new() };
     if path.parent() != Some(folder) {
@@ -161,7 +161,7 @@ pub(super) fn near(path: &Path) -> String {
     super::list::describe(names.len(), false, &names, &format!("{}/", lossy(folder).trim_end_matches('/')))
 }
 
-/// An error of the file system.
+/// Returns an error of the file system.
 pub(super) fn io_error(error: io::Error, what: &'static str) -> Error {
     let kind = match error.kind() {
         Io::NotFound | Io::NotADirectory => ErrorKind::NotFound,

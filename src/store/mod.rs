@@ -1,27 +1,27 @@
-//! Stores: URLs, patterns, exact range reads with retries, over `object_store` and local files.
+//! Stores: URLs, patterns, and exact range reads with retries, over `object_store` and local files.
 //!
-//! A [`Store`] turns patterns into [`Object`]s and reads exact ranges of them. What it returns is what was asked for, of the
-//! version that was listed; anything else is an error. It knows nothing of record formats.
+//! A [`Store`] turns patterns into [`Object`]s and reads exact ranges of them. A read returns exactly the bytes asked for, of the version that was
+//! listed; anything else is an error. Stores know nothing of record formats.
 //!
 //! | URL | names |
 //! |---|---|
 //! | `data/a.rec`, `/data/a.rec`, `file:///data/a.rec` | a local file |
 //! | `gs://bucket/key` | Google Cloud Storage (feature `gcs`) |
-//! | `s3://bucket/key` | Amazon S3 and what speaks its protocol (feature `s3`) |
+//! | `s3://bucket/key` | Amazon S3 and servers that speak its protocol (feature `s3`) |
 //! | `az://container/key`, `abfss://container@account.dfs.core.windows.net/key` | Azure Blob Storage (feature `azure`) |
 //! | `http://host/path`, `https://host/path` | a web server that answers range requests (feature `http`) |
 //! | `memory://name/key` | a map in this process, shared by all stores |
 //!
-//! Keys of buckets are taken as they are; `file:` and `http:` URLs are percent-decoded. A password or signature in a URL is refused.
+//! Keys of buckets are taken literally; `file:` and `http:` URLs are percent-decoded. A URL that holds a password or a signature is refused.
 //!
 //! | pattern | stands for |
 //! |---|---|
-//! | `*`, `?`, `[a-c]`, `[!a-c]` | within one name; not a dot at its beginning |
-//! | `**` | any folders; at the end every file below |
-//! | `{train,val}`, `{00000..01023}` | each of them, padded as written; without `*` nothing is listed, and each must exist |
-//! | `folder/`, a local folder, `gs://bucket` | every file below, but for names that begin with `.` or `_` |
+//! | `*`, `?`, `[a-c]`, `[!a-c]` | characters within one name, except a dot at its beginning |
+//! | `**` | any folders; at the end of a pattern, every file below |
+//! | `{train,val}`, `{00000..01023}` | each of the alternatives, padded as written; without `*` nothing is listed, and each must exist |
+//! | `folder/`, a local folder, `gs://bucket` | every file below, except names that begin with `.` or `_` |
 //!
-//! `[*]`, `[[]` and `[{]` are the characters themselves, as is `%2A` in a `file:` URL.
+//! `[*]`, `[[]` and `[{]` stand for the characters themselves, as does `%2A` in a `file:` URL.
 
 mod cache;
 mod complete;
@@ -84,17 +84,17 @@ use crate::{Error, ErrorKind, Result};
 pub struct Object {
     /// The canonical URL: `gs://bucket/key`, `file:///folder/file`.
     pub url: Arc<str>,
-    /// The length in bytes.
+    /// The size in bytes.
     pub size: u64,
-    /// The version, as the HTTP header writes it; files have none.
+    /// The version, in the form of the HTTP ETag header; files have none.
     pub etag: Option<Arc<str>>,
-    /// The time of the last change in nanoseconds since 1970, if the store says.
+    /// The time of the last change in nanoseconds since 1970, if the store reports it.
     pub modified: Option<i64>,
 }
 
 impl Object {
-    /// The ETag as it holds in other processes too. In memory, and in what a user registers for a scheme of his own, ETags may be counts that begin anew with
-    /// each process; there it is one with the time.
+    /// Returns the ETag in a form that is valid in other processes too. In in-memory stores, and in stores that users register for schemes of their
+    /// own, ETags may be counters that restart with each process; there, the time is added to the ETag.
     pub(crate) fn lasting_etag(&self) -> Option<String> {
         let etag = self.etag.as_deref()?;
         let scheme = self.url.split_once("://").map_or(Scheme::Other, |(name, _)| Scheme::named(name));
@@ -104,7 +104,7 @@ impl Object {
     }
 }
 
-/// What a store has moved so far.
+/// The totals of what a store has transferred so far.
 ///
 /// # Example
 /// ```
@@ -114,20 +114,20 @@ impl Object {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Transfers {
-    /// Requests sent and files read, retries included.
+    /// Requests sent and files read, including retries.
     pub requests: u64,
-    /// How many of them repeated one that failed.
+    /// How many of these requests repeated a failed one.
     pub retries: u64,
-    /// Bytes of content received, those of failed tries included.
+    /// Bytes of content received, including those of failed tries.
     pub bytes: u64,
-    /// Bytes that came out of the [cache](StoreOptions::cache) instead.
+    /// Bytes that were read from the [cache](StoreOptions::cache) instead.
     pub cached: u64,
 }
 
-/// Access to every store, local and remote; cheap to clone, shared by all threads.
+/// Gives access to every store, local and remote. It is cheap to clone, and all threads can share it.
 ///
-/// It has no threads of its own: its futures run on the caller's tokio runtime, which needs I/O and time enabled.
-/// One client is kept per bucket, container or host, with its connections and credentials.
+/// It has no threads of its own: its futures run on the caller's tokio runtime, which needs I/O and time enabled. It keeps one client per bucket,
+/// container or host, with its connections and credentials.
 ///
 /// # Example
 /// ```
@@ -160,7 +160,7 @@ struct Shared {
     turns: Semaphore,
     cache: OnceCell<Arc<Cache>>,
     transfers: Counters,
-    /// Differs between processes, so that they do not retry in step.
+    /// Differs between processes, so that they do not retry at the same moments.
     jitter: Key,
 }
 
@@ -179,7 +179,7 @@ impl Default for Store {
 }
 
 impl Store {
-    /// A store with the default [`StoreOptions`].
+    /// Creates a store with the default [`StoreOptions`].
     pub fn new() -> Self {
         StoreOptions::default().build()
     }
@@ -199,22 +199,23 @@ impl Store {
         }
     }
 
-    /// Lists what the patterns stand for, each object once.
+    /// Lists the objects that the patterns stand for, each once.
     ///
-    /// URLs without a glob are asked for one by one, in parallel, and nothing is listed for them. Empty files are listed.
+    /// URLs without a glob are looked up one by one, in parallel, without listing anything. Empty files are included.
     ///
     /// # Order
-    /// By the bytes of the unescaped URL, whatever order the store lists in and the patterns are given in.
+    /// Sorted by the bytes of the unescaped URL, whatever the order in which the store lists objects and in which the patterns are given.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if a pattern matches nothing or a named object does not exist; the message says what lies beside it.
-    /// [`ErrorKind::Config`] if a pattern cannot be read, or a glob is asked of a plain web server.
+    /// [`ErrorKind::NotFound`] if a pattern matches nothing or a named object does not exist; the message says what exists next to it.
+    /// [`ErrorKind::Config`] if a pattern cannot be parsed, or if a plain web server is asked for a glob.
     pub async fn list<S: AsRef<str>>(&self, patterns: &[S]) -> Result<Vec<Object>> {
         let patterns: Vec<&str> = patterns.iter().map(AsRef::as_ref).collect();
         list::list(self, &patterns).await
     }
 
-    /// The shards that the manifests of listed folders name, and that are missing among `listed` or not as long as they were written.
+    /// Returns the shards that the manifests of the listed folders name and that are missing among `listed`, or that differ in size from what was
+    /// written.
     pub(crate) async fn incomplete<S: AsRef<str>>(&self, patterns: &[S], listed: &[Object]) -> Result<Vec<Incomplete>> {
         let patterns: Vec<&str> = patterns.iter().map(AsRef::as_ref).collect();
         complete::incomplete(self, &patterns, listed).await.map_err(|e| e.stage("list"))
@@ -223,7 +224,7 @@ impl Store {
     /// Describes one object or file; the URL is taken literally, without globs.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Access`] without the right to look.
+    /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Access`] without permission to look it up.
     pub async fn head(&self, url: &str) -> Result<Object> {
         let described = match Location::parse(url).map_err(|e| e.stage("list"))? {
             Location::Local(path) => {
@@ -240,16 +241,16 @@ impl Store {
 
     /// Reads exactly this range of this version of the object.
     ///
-    /// One request, sent again for what is still missing when it breaks off or falls silent, as often as
-    /// [`StoreOptions::retries`] allows. Run several at once for one large object.
+    /// Sends one request. When it breaks off or stalls, it is sent again for what is still missing, as often as [`StoreOptions::retries`] allows. For
+    /// one large object, run several reads at once.
     ///
     /// # Memory
-    /// The range's length, from buffers that are used again when the last slice of the returned bytes is dropped.
+    /// The range's length, in a buffer that is reused once the last slice of the returned bytes has been dropped.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if the object is gone or has changed since it was listed, [`ErrorKind::Transfer`] if the store
-    /// keeps failing or answers with anything but this range, [`ErrorKind::Config`] if it cannot answer ranges at all,
-    /// [`ErrorKind::Corrupt`] if the range ends behind the object. The place holds the URL and the byte reached.
+    /// [`ErrorKind::NotFound`] if the object is gone or has changed since it was listed, [`ErrorKind::Transfer`] if the store keeps failing or
+    /// answers with anything but this range, [`ErrorKind::Config`] if it cannot answer range requests at all, [`ErrorKind::Corrupt`] if the range
+    /// ends beyond the object. The error's place holds the URL and the byte reached.
     pub async fn read(&self, object: &Object, range: Range<u64>) -> Result<Bytes> {
         let read = self.read_located(object, range).await;
         read.map_err(|e| e.url(Arc::clone(&object.url)).stage("read"))
@@ -290,7 +291,7 @@ impl Store {
         self.shared.cache.get_or_try_init(open).await.cloned().map(Some)
     }
 
-    /// Reads from the cache, or else from the store and into the cache.
+    /// Reads from the cache, or else reads from the store and fills the cache.
     async fn read_through(
         &self,
         cache: Arc<Cache>,
@@ -325,12 +326,12 @@ impl Store {
         Ok(read)
     }
 
-    /// Writes an object or file that appears whole or not at all; folders are made as needed.
+    /// Writes an object or file, which appears whole or not at all; folders are created as needed.
     ///
-    /// A file is written under a hidden name beside its own, synchronised and renamed.
+    /// A file is written under a hidden name in the same folder, synchronised and renamed.
     ///
     /// # Errors
-    /// [`ErrorKind::Access`] without the right to write, [`ErrorKind::Transfer`] if the store or disk fails.
+    /// [`ErrorKind::Access`] without permission to write, [`ErrorKind::Transfer`] if the store or disk fails.
     pub async fn write(&self, url: &str, bytes: Bytes) -> Result<()> {
         let written = match Location::parse(url).map_err(|e| e.stage("write"))? {
             Location::Local(path) => blocking(move || local::write(&path, &bytes)).await,
@@ -351,13 +352,13 @@ impl Store {
         range::retrying(&self.shared, &remote, limit, request).await.map(|_| ())
     }
 
-    /// Reads a whole object or file, or nothing if there is none.
+    /// Reads a whole object or file; returns `None` if there is none.
     ///
     /// # Memory
-    /// As much as the object is long: for indexes and other small files.
+    /// The size of the object: use it for indexes and other small files.
     ///
     /// # Errors
-    /// As [`Store::read`], but for an object that does not exist.
+    /// Those of [`Store::read`], except for an object that does not exist.
     pub async fn read_whole_if_exists(&self, url: &str) -> Result<Option<Bytes>> {
         match self.head(url).await {
             Ok(object) => self.read(&object, 0..object.size).await.map(Some),
@@ -381,7 +382,7 @@ impl Store {
         }
     }
 
-    /// The path of a local file; nothing for objects elsewhere. For readers that hop through a file by themselves.
+    /// Returns the path of a local file; `None` for objects elsewhere. It is meant for readers that hop through a file by themselves.
     pub fn local_path(&self, object: &Object) -> Option<PathBuf> {
         match Location::parse(&object.url) {
             Ok(Location::Local(path)) => Some(path),
@@ -389,14 +390,14 @@ impl Store {
         }
     }
 
-    /// What has been moved since the store was made.
+    /// Returns the totals of what has been transferred since the store was created.
     pub fn transfers(&self) -> Transfers {
         let Counters { requests, retries, bytes, cached } = &self.shared.transfers;
         let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Transfers { requests: now(requests), retries: now(retries), bytes: now(bytes), cached: now(cached) }
     }
 
-    /// How much of what was read came out of the cache, if there is one.
+    /// Describes how much of what was read came out of the cache, if there is one.
     pub(crate) fn note_of_cache(&self) -> Option<String> {
         let (folder, _) = self.shared.options.cache.as_ref()?;
         let Transfers { bytes, cached, .. } = self.transfers();
@@ -410,7 +411,7 @@ impl Store {
         self.shared.transfers.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// The client of a base, made at the first use.
+    /// Returns the client of a base, which is created at first use.
     fn remote(&self, base: &Base) -> Result<Arc<Remote>> {
         let mut remotes = self.shared.remotes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(remote) = remotes.get(base) {
@@ -422,13 +423,13 @@ impl Store {
     }
 }
 
-/// An object that is not the one that was listed any more.
+/// Returns the error for an object that is no longer the one that was listed.
 fn changed(difference: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::NotFound, difference)
         .advice("the data was written while it was read: list it again, and write new data under new names")
 }
 
-/// Runs what blocks on the runtime's threads for it.
+/// Runs blocking work on the runtime's threads for it.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,

@@ -14,7 +14,7 @@ use super::url::{Scheme, Split, split};
 use crate::engine::budget::Account;
 use crate::error::{Error, Result};
 
-/// Buffers that a store by itself keeps, while nobody uses them.
+/// Bytes of unused buffers that a store keeps outside of a loader.
 const IDLE_BYTES: usize = 64 << 20;
 
 /// The settings of a [`Store`]. The defaults suit buckets in the same region and local disks.
@@ -42,7 +42,7 @@ pub struct StoreOptions {
     endpoints: Vec<(Scheme, String)>,
     config: Vec<(Scheme, String, String)>,
     pub(super) registered: Vec<(String, Arc<dyn ObjectStore>)>,
-    /// What was said that cannot be: an error of the first request.
+    /// An impossible setting, which becomes the error of the first request.
     pub(super) mistake: Option<Error>,
 }
 
@@ -68,41 +68,41 @@ impl Default for StoreOptions {
 }
 
 impl StoreOptions {
-    /// The defaults.
+    /// Creates the default settings.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How often a request is sent again after a fault that may pass: a reset, a stall, 408, 429, 5xx. Default 8.
+    /// Sets how often a request is sent again after a transient fault: a reset, a stall, 408, 429, 5xx. Default 8.
     #[must_use]
     pub fn retries(mut self, retries: u32) -> Self {
         self.policy.retries = retries;
         self
     }
 
-    /// The wait before the first retry, doubled for each further one up to `most`; half of it is drawn at random.
-    /// A server's Retry-After, up to a minute, is waited for when it is longer. Default 100 ms up to 10 s.
+    /// Sets the wait before the first retry. It doubles with each further retry, up to `most`; half of the wait is random. If a server's Retry-After,
+    /// up to a minute, is longer, that is the wait. Default 100 ms up to 10 s.
     #[must_use]
     pub fn backoff(mut self, first: Duration, most: Duration) -> Self {
         (self.policy.first, self.policy.most) = (first, most);
         self
     }
 
-    /// How long a request may go on without a byte before it is given up and sent again from there. Default 20 s.
+    /// Sets how long a request may go without receiving a byte before it is given up and sent again for the rest. Default 20 s.
     #[must_use]
     pub fn stall_timeout(mut self, timeout: Duration) -> Self {
         self.stall_timeout = timeout;
         self
     }
 
-    /// How long a connection may take to be made. Default 5 s.
+    /// Sets how long establishing a connection may take. Default 5 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// How many requests and file reads are in flight at once, at least 1. Default 64.
+    /// Sets how many requests and file reads are in flight at once, at least 1. Default 64.
     #[must_use]
     pub fn concurrency(mut self, requests: usize) -> Self {
         self.concurrency = requests.clamp(1, tokio::sync::Semaphore::MAX_PERMITS);
@@ -111,32 +111,33 @@ impl StoreOptions {
 
     /// Allows endpoints that begin with `http://` on other machines, where anybody on the way can read what is sent.
     ///
-    /// Endpoints on this machine, `http://` URLs and `STORAGE_EMULATOR_HOST` need no permission. Of these, S3 and Azure endpoints get signed requests; the others no credentials.
+    /// Endpoints on this machine, `http://` URLs and `STORAGE_EMULATOR_HOST` need no permission. Of these, S3 and Azure endpoints receive signed
+    /// requests; the others receive no credentials.
     #[must_use]
     pub fn allow_http(mut self, allow: bool) -> Self {
         self.allow_http = allow;
         self
     }
 
-    /// Sends unsigned requests, for public buckets: no credentials are looked for.
+    /// Sends unsigned requests, without looking for credentials: for public buckets.
     #[must_use]
     pub fn anonymous(mut self, anonymous: bool) -> Self {
         self.anonymous = anonymous;
         self
     }
 
-    /// Whether `GOOGLE_*`, `AWS_*`, `AZURE_*` and `STORAGE_EMULATOR_HOST` are read. Default true.
+    /// Sets whether `GOOGLE_*`, `AWS_*`, `AZURE_*` and `STORAGE_EMULATOR_HOST` are read. Default true.
     #[must_use]
     pub fn environment(mut self, read: bool) -> Self {
         self.environment = read;
         self
     }
 
-    /// Sends the requests of a scheme (`gs`, `s3` or `az`) to another server, an emulator for instance.
+    /// Sends the requests of a scheme (`gs`, `s3` or `az`) to another server, such as an emulator.
     ///
-    /// It stands above the environment's `STORAGE_EMULATOR_HOST`, `AWS_ENDPOINT_URL` and `AZURE_STORAGE_ENDPOINT`. Requests
-    /// to a `gs` endpoint that begins with `http://` are unsigned. For `az` it ends in the account:
-    /// `http://127.0.0.1:10000/devstoreaccount1`. Another scheme is an error of the first request.
+    /// It takes precedence over `STORAGE_EMULATOR_HOST`, `AWS_ENDPOINT_URL` and `AZURE_STORAGE_ENDPOINT` in the environment. Requests to a `gs`
+    /// endpoint that begins with `http://` are unsigned. An `az` endpoint ends in the account: `http://127.0.0.1:10000/devstoreaccount1`. Any other
+    /// scheme is an error of the first request.
     #[must_use]
     pub fn endpoint(mut self, scheme: &str, url: impl Into<String>) -> Self {
         match scheme_of(scheme, &[Scheme::Gs, Scheme::S3, Scheme::Az]) {
@@ -146,9 +147,9 @@ impl StoreOptions {
         self
     }
 
-    /// Sets one of the client's own settings for a scheme, by the name that `object_store` gives it: `aws_region`,
-    /// `google_service_account_key`, `azure_storage_account_key`, `proxy_url`, `pool_max_idle_per_host`. A name that it does not
-    /// know is an error of the first request, as is another scheme than `gs`, `s3`, `az` and `http`.
+    /// Sets one of the client's own settings for a scheme, by its name in `object_store`: `aws_region`, `google_service_account_key`,
+    /// `azure_storage_account_key`, `proxy_url`, `pool_max_idle_per_host`. A name unknown to `object_store` is an error of the first request, as is a
+    /// scheme other than `gs`, `s3`, `az` and `http`.
     #[must_use]
     pub fn config(mut self, scheme: &str, key: impl Into<String>, value: impl Into<String>) -> Self {
         match scheme_of(scheme, &[Scheme::Gs, Scheme::S3, Scheme::Az, Scheme::Http]) {
@@ -158,26 +159,28 @@ impl StoreOptions {
         self
     }
 
-    /// How many local files are kept open. Default 128.
+    /// Sets how many local files are kept open. Default 128.
     #[must_use]
     pub fn open_files(mut self, files: usize) -> Self {
         self.open_files = files;
         self
     }
 
-    /// How many bytes of buffers are kept for the next read while nobody uses them. Default 64 MiB; in a loader, within its budget, as many as were in use at a
-    /// time.
+    /// Sets how many bytes of unused buffers are kept for later reads. Default 64 MiB; in a loader, as many as have been in use at one time, within
+    /// its budget.
     #[must_use]
     pub fn idle_buffer_bytes(mut self, bytes: usize) -> Self {
         self.idle_buffer_bytes = Some(bytes);
         self
     }
 
-    /// Keeps what is read of remote objects in a folder on a local disk, up to `max_bytes`, and reads it from there from then on: in later epochs, and by later processes.
+    /// Keeps what is read from remote objects in a folder on a local disk, up to `max_bytes`. Later reads, in later epochs and by later processes,
+    /// take it from there.
     ///
-    /// It is held against the version that each object has when it is listed, and against checksums when it is read. Several processes, such as the ranks of a machine, may share a folder.
-    /// When it is full, what is there stays, for data is read over and over, and the rest comes from the store; objects that no process uses make room, the
-    /// longest unused first. A disk that fails or is full costs speed alone. Objects without ETag and time are not kept, nor are local files.
+    /// Cached data is checked against the version that each object has when it is listed, and against checksums when it is read. Several processes,
+    /// such as the ranks of a machine, may share a folder. When the cache is full, its content stays, because training reads the same data over and
+    /// over, and the rest comes from the store. Objects that no process uses make room, the longest unused first. A disk that fails or is full only
+    /// costs speed. Objects without ETag and time are not cached, nor are local files.
     ///
     /// # Example
     /// ```
@@ -202,8 +205,8 @@ impl StoreOptions {
         self
     }
 
-    /// Serves every URL below `base` (`gs://bucket`, `mine://name`) from a store of the user's own. A base that goes on behind its bucket or name is an error of the
-    /// first request.
+    /// Serves every URL below `base` (`gs://bucket`, `mine://name`) from a store that the caller provides. A base with anything after its bucket or
+    /// name is an error of the first request.
     ///
     /// # Example
     /// ```
@@ -229,32 +232,32 @@ impl StoreOptions {
         self
     }
 
-    /// A store with these settings. Nothing is looked up or connected to before the first request.
+    /// Creates a store with these settings. Nothing is looked up or connected to before the first request.
     pub fn build(self) -> Store {
         let limit = self.idle_buffer_bytes.unwrap_or(IDLE_BYTES);
         Store::with_options(self, Pool::alone(limit as u64))
     }
 
-    /// The same, with buffers of this account.
+    /// Like [`build`](Self::build), with buffers from this account.
     pub(crate) fn build_within(self, account: Arc<Account>) -> Store {
         let limit = self.idle_buffer_bytes.map(|bytes| bytes as u64);
         Store::with_options(self, Pool::new(account, limit))
     }
 
-    /// The endpoint given for a scheme, the last one if several.
+    /// Returns the endpoint given for a scheme; the last one if there are several.
     #[cfg(any(feature = "gcs", feature = "s3", feature = "azure", feature = "http"))]
     pub(super) fn endpoint_of(&self, scheme: Scheme) -> Option<&str> {
         self.endpoints.iter().rev().find(|(of, _)| *of == scheme).map(|(_, url)| url.trim_end_matches('/'))
     }
 
-    /// The client settings given for a scheme, in order.
+    /// Returns the client settings given for a scheme, in order.
     #[cfg(any(feature = "gcs", feature = "s3", feature = "azure", feature = "http"))]
     pub(super) fn config_of(&self, scheme: Scheme) -> impl Iterator<Item = (&str, &str)> {
         self.config.iter().filter(move |(of, ..)| *of == scheme).map(|(_, key, value)| (&**key, &**value))
     }
 }
 
-/// The scheme that an option names, as it stands in URLs or with their `://`.
+/// Returns the scheme that an option names, written as in URLs, with or without `://`.
 fn scheme_of(name: &str, known: &[Scheme]) -> Result<Scheme> {
     let scheme = Scheme::named(&name.split(':').next().unwrap_or_default().to_ascii_lowercase());
     if known.contains(&scheme) {
@@ -265,7 +268,7 @@ fn scheme_of(name: &str, known: &[Scheme]) -> Result<Scheme> {
         .advice(format!("name one of {}", known.join(", "))))
 }
 
-/// The canonical URL of what a store is registered for.
+/// Returns the canonical URL of the base for which a store is registered.
 fn base_of(text: &str) -> Result<String> {
     match split(text)? {
         Split::Remote(base, "") => Ok(base.url),
@@ -280,7 +283,7 @@ fn base_of(text: &str) -> Result<String> {
     }
 }
 
-/// Leaves out the values of the clients' settings: some of them are secrets.
+/// Omits the values of the clients' settings, because some of them are secrets.
 impl fmt::Debug for StoreOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let config: Vec<_> = self.config.iter().map(|(scheme, key, _)| (scheme, key)).collect();

@@ -1,4 +1,4 @@
-//! Patterns: braces, numeric ranges and globs, parsed and matched. Asks no store anything.
+//! Patterns: braces, numeric ranges and globs, parsed and matched without access to a store.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -6,37 +6,37 @@ use std::path::PathBuf;
 use super::url::{Base, Split, absolute, check_segment, decode, decode_key, split};
 use crate::{Error, Result};
 
-/// More shards than this behind one pair of braces are a typing mistake.
+/// The most alternatives in one pair of braces: more are a typing mistake.
 const MAX_EXPANSION: usize = 1 << 20;
 
 /// One pattern without braces.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Pattern {
-    /// As written, braces replaced.
+    /// The text as written, with braces replaced.
     pub(super) text: String,
     pub(super) root: Root,
     pub(super) segments: Vec<Segment>,
-    /// Ended in a slash: everything below that is not hidden.
+    /// Whether the pattern ended in a slash: then it stands for everything below that is not hidden.
     pub(super) folder: bool,
 }
 
-/// What the segments lie below.
+/// The root below which the segments lie.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Root {
     Local(PathBuf),
     Remote(Base),
 }
 
-/// What stands between two slashes.
+/// The text between two slashes.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Segment {
     Literal(String),
     Glob(Vec<Token>),
-    /// `**`: any number of folders, none included.
+    /// `**`: any number of folders, including none.
     Deep,
 }
 
-/// What a glob is made of.
+/// A component of a glob.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Token {
     Char(char),
@@ -52,7 +52,7 @@ pub(super) enum Token {
 }
 
 impl Pattern {
-    /// Parses one pattern whose braces are already expanded.
+    /// Parses one pattern whose braces have been expanded.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let (root, rest, encoded) = match split(text)? {
             Split::Path(path) if path.starts_with('/') => (Root::Local(PathBuf::from("/")), path, false),
@@ -87,12 +87,12 @@ impl Pattern {
         Ok(Self { text: text.to_owned(), root, segments, folder })
     }
 
-    /// Whether it names one object and nothing has to be listed.
+    /// Returns whether the pattern names one object, so that nothing has to be listed.
     pub(super) fn is_literal(&self) -> bool {
         !self.folder && self.segments.iter().all(|segment| matches!(segment, Segment::Literal(_)))
     }
 
-    /// The literal segments before the first glob.
+    /// Returns the literal segments before the first glob.
     pub(super) fn literal_segments(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().map_while(|segment| match segment {
             Segment::Literal(name) => Some(name.as_str()),
@@ -100,7 +100,7 @@ impl Pattern {
         })
     }
 
-    /// The folders before the first glob, each with a slash behind it.
+    /// Returns the folders before the first glob, each followed by a slash.
     pub(super) fn literal_folder(&self) -> String {
         let mut folders: Vec<&str> = self.literal_segments().collect();
         if folders.len() == self.segments.len() && !self.folder {
@@ -109,7 +109,7 @@ impl Pattern {
         folders.iter().map(|folder| format!("{folder}/")).collect()
     }
 
-    /// The longest text that every matching key begins with.
+    /// Returns the longest text with which every matching key begins.
     pub(super) fn literal_prefix(&self) -> String {
         let mut prefix = self.literal_folder();
         match self.segments.get(self.literal_segments().count()) {
@@ -124,14 +124,14 @@ impl Pattern {
         prefix
     }
 
-    /// Whether every match lies directly in the literal folder, so that what is below it need not be listed.
+    /// Returns whether every match lies directly in the literal folder, so that nothing below it need be listed.
     pub(super) fn is_flat(&self) -> bool {
         !self.folder
             && self.literal_segments().count() + 1 >= self.segments.len()
             && !matches!(self.segments.last(), Some(Segment::Deep))
     }
 
-    /// Whether a key, or a path below the root, matches.
+    /// Returns whether a key, or a path below the root, matches.
     pub(super) fn matches(&self, key: &str) -> bool {
         let parts: Vec<&str> = key.split('/').collect();
         if !self.folder {
@@ -147,7 +147,7 @@ impl Pattern {
         self.segments.iter().filter(|segment| !matches!(segment, Segment::Deep)).count()
     }
 
-    /// Whether something below this folder may match, so that a walk has to go in.
+    /// Returns whether something below this folder may match, so that a walk has to enter it.
     pub(super) fn may_match_below(&self, folder: &str) -> bool {
         let parts: Vec<&str> = folder.split('/').collect();
         for (at, part) in parts.iter().enumerate() {
@@ -195,7 +195,7 @@ impl Segment {
         Ok(Self::Glob(tokens))
     }
 
-    /// Whether a name matches. Names that begin with a dot only match patterns that do so too, as in a shell.
+    /// Returns whether a name matches. As in a shell, names that begin with a dot only match patterns that begin with a dot.
     fn matches(&self, name: &str) -> bool {
         match self {
             Self::Literal(literal) => literal == name,
@@ -215,7 +215,7 @@ fn literal(text: &str, part: &str, encoded: bool) -> Result<String> {
         .map_err(|e| Error::config("the percent-encoded path is not UTF-8").url(text).because(e))
 }
 
-/// Reads a class after its `[`.
+/// Parses a class after its `[`.
 fn class<'a>(text: &str, rest: &'a str) -> Result<(Token, &'a str)> {
     let unclosed = || Error::config("`[` without `]`").url(text).advice("write [[] for the character itself");
     let (negated, mut rest) = match rest.strip_prefix(['!', '^']) {
@@ -243,7 +243,7 @@ fn class<'a>(text: &str, rest: &'a str) -> Result<(Token, &'a str)> {
     }
 }
 
-/// Matches one name: the last `*` seen is the only one that ever has to take more.
+/// Matches one name. Only the last `*` seen ever has to take more characters.
 fn glob(tokens: &[Token], name: &str) -> bool {
     let name: Vec<char> = name.chars().collect();
     let (mut token, mut at, mut star) = (0, 0, None);
@@ -302,7 +302,7 @@ fn matches(segments: &[Segment], parts: &[&str]) -> bool {
     reached[parts.len()]
 }
 
-/// Replaces `{a,b}` and `{000..127}`, in the order written. Braces around neither stay as they are.
+/// Expands `{a,b}` and `{000..127}`, in the order written. Braces around anything else stay as they are.
 pub(super) fn expand(text: &str) -> Result<Vec<String>> {
     let mut done = Vec::new();
     expand_into(text, String::new(), text, &mut done)?;
@@ -332,12 +332,12 @@ fn expand_into(text: &str, head: String, rest: &str, done: &mut Vec<String>) -> 
     Ok(())
 }
 
-/// The first `{` that is not the one of `[{]`.
+/// Finds the first `{` that is not part of `[{]`.
 fn find_open(text: &str) -> Option<usize> {
     text.match_indices('{').map(|(at, _)| at).find(|&at| !(text[..at].ends_with('[') && text[at..].starts_with("{]")))
 }
 
-/// Cuts what follows a `{` at its `}`.
+/// Splits the text after a `{` at the matching `}`.
 fn close(text: &str) -> Option<(&str, &str)> {
     let mut depth = 0;
     for (at, c) in text.char_indices() {
@@ -351,7 +351,7 @@ fn close(text: &str) -> Option<(&str, &str)> {
     None
 }
 
-/// What a pair of braces stands for; nothing when they are plain characters.
+/// Returns the alternatives in a pair of braces; nothing if the braces are plain characters.
 fn options(text: &str, inside: &str) -> Result<Vec<String>> {
     let mut options = vec![];
     let (mut depth, mut start) = (0, 0);
@@ -393,7 +393,7 @@ fn options(text: &str, inside: &str) -> Result<Vec<String>> {
     Ok((first..=last).map(|number| format!("{number:0width$}")).collect())
 }
 
-/// The path below `root`, for matching; names that are no text never match anything but a folder.
+/// Returns the path below `root`, for matching. Names that are not text match nothing but a folder.
 pub(super) fn relative(root: &std::path::Path, path: &std::path::Path) -> Option<String> {
     let below = path.strip_prefix(root).ok()?;
     Some(String::from_utf8_lossy(below.as_os_str().as_bytes()).into_owned())

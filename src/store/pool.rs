@@ -1,4 +1,4 @@
-//! Buffers that are reused: a block's memory comes back when the last slice of it is dropped.
+//! Reusable buffers: a block's memory comes back when its last slice is dropped.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -9,14 +9,14 @@ use crate::engine::budget::{Account, Budget};
 use crate::engine::memory::Memory;
 use crate::{Error, ErrorKind, Result};
 
-/// Buffers are cut to multiples of this, so that blocks of nearly one size share them.
+/// Buffer sizes are multiples of this, so that blocks of nearly the same size share buffers.
 const GRAIN: usize = 64 << 10;
 
-/// Lends buffers out of an account's memory.
+/// Lends buffers from an account's memory.
 #[derive(Debug)]
 pub(super) struct Pool {
     account: Arc<Account>,
-    /// Bytes that may be idle; without it, as many as were lent at a time.
+    /// Bytes that may be idle; without a limit, as many as have been lent at one time.
     limit: Option<u64>,
     lent: AtomicU64,
 }
@@ -26,12 +26,12 @@ impl Pool {
         Arc::new(Self { account, limit, lent: AtomicU64::new(0) })
     }
 
-    /// One with an account of its own, which bounds nothing but what is idle.
+    /// Creates a pool with an account of its own, which limits only what is idle.
     pub(super) fn alone(limit: u64) -> Arc<Self> {
         Self::new(Account::new(Budget::of_bytes(u64::MAX)), Some(limit))
     }
 
-    /// A buffer that can hold `len` bytes; an idle one when there is one that wastes little.
+    /// Returns a buffer that can hold `len` bytes: an idle one if there is one that wastes little.
     pub(super) fn take(self: &Arc<Self>, len: usize) -> Result<Buffer> {
         // Pages are only touched as bytes arrive, so a length that is a lie costs addresses and nothing else.
         let memory = len.checked_next_multiple_of(GRAIN).and_then(|len| self.account.memory_to_read(len));
@@ -50,13 +50,13 @@ impl Pool {
     }
 }
 
-/// A buffer on loan. What it held before is still in it behind `len` and never shown.
+/// A buffer on loan. Its previous content is still in it after `len`, but is never shown.
 #[derive(Debug)]
 pub(super) struct Buffer {
-    /// None once it is dropped.
+    /// The memory; `None` once the buffer is dropped.
     memory: Option<Memory>,
     len: usize,
-    /// Whoever holds what was read keeps no more than that alive.
+    /// Weak, so that whoever holds what was read keeps nothing else alive.
     pool: Weak<Pool>,
 }
 
@@ -72,23 +72,23 @@ impl Buffer {
     /// Appends bytes as they arrive.
     ///
     /// # Panics
-    /// If they are more than the buffer was taken for.
+    /// If they are more than the buffer was requested for.
     pub(super) fn push(&mut self, chunk: &[u8]) {
         let end = self.len + chunk.len();
         let start = std::mem::replace(&mut self.len, end);
         self.memory().bytes_mut()[start..end].copy_from_slice(chunk);
     }
 
-    /// The first `len` bytes, to be written over whole.
+    /// Returns the first `len` bytes, which the caller must overwrite completely.
     ///
     /// # Panics
-    /// If they are more than the buffer was taken for.
+    /// If they are more than the buffer was requested for.
     pub(super) fn fill(&mut self, len: usize) -> &mut [u8] {
         self.len = len;
         &mut self.memory().bytes_mut()[..len]
     }
 
-    /// Shares what was read; the memory goes back to the pool with the last slice of it.
+    /// Makes what was read shareable; the memory returns to the pool with the last slice of it.
     pub(super) fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
     }

@@ -1,7 +1,7 @@
 //! Exact reads over the network: the bytes asked for, of the version that was listed, or an error.
 //!
-//! Each try is a new bounded request for what is still missing. Before a byte is taken, the answer's status, Content-Range,
-//! size and ETag have been compared with what was asked for; its length is counted while it arrives. Silence ends a try.
+//! Each try is a new bounded request for what is still missing. Before any byte is used, the response's status, Content-Range, size and ETag are
+//! compared with what was asked for; its length is counted as it arrives. A stall ends a try.
 
 use std::future::Future;
 use std::ops::Range;
@@ -44,7 +44,7 @@ pub(super) async fn read(
     Ok(buffer.freeze())
 }
 
-/// One request for what the buffer still lacks.
+/// Sends one request for what the buffer still lacks.
 async fn attempt(
     shared: &Shared,
     remote: &Remote,
@@ -116,7 +116,7 @@ async fn start<'a>(shared: &'a Shared, remote: &Remote) -> Result<SemaphorePermi
     Ok(permit)
 }
 
-/// Sends a request that is answered as a whole, again while its faults may pass.
+/// Sends a request that is answered as a whole, and sends it again while its faults are transient.
 pub(super) async fn retrying<T, F>(
     shared: &Shared,
     remote: &Remote,
@@ -154,7 +154,7 @@ pub(super) async fn head(shared: &Shared, remote: &Remote, key: &str) -> Result<
     Ok(remote.object(&meta))
 }
 
-/// The client's form of a key.
+/// Returns the client's form of a key.
 pub(super) fn path(key: &str) -> Result<Path> {
     Path::parse(key).map_err(|e| Error::config("a key that cannot be read").because(e))
 }
@@ -171,13 +171,13 @@ fn transfer(message: String) -> Fault {
     Error::new(ErrorKind::Transfer, message).into()
 }
 
-/// Whether two times of change are one, in nanoseconds: an answer's header has whole seconds where a listing may have fractions.
+/// Compares two times of change in nanoseconds: a response's header has whole seconds, while a listing may have fractions.
 fn is_same_time(listed: i64, now: i64) -> bool {
     const SECOND: i64 = 1_000_000_000;
     listed == now || now % SECOND == 0 && listed.div_euclid(SECOND) == now / SECOND
 }
 
-/// What of an ETag names the content.
+/// Returns the part of an ETag that identifies the content.
 fn opaque(etag: &str) -> &str {
     etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"')
 }

@@ -1,4 +1,4 @@
-//! One client per bucket, container or host, and what its errors mean.
+//! One client per bucket, container or host, and the meaning of its errors.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -22,12 +22,12 @@ type Credentials = Box<dyn Fn() -> BoxFuture<'static, object_store::Result<()>> 
 pub(super) struct Remote {
     pub(super) base: Base,
     pub(super) store: Arc<dyn ObjectStore>,
-    /// Lists by any prefix, page by page; not every store can.
+    /// Lists by any prefix, page by page; not every store can do that.
     pub(super) pages: Option<Arc<dyn PaginatedListStore>>,
     credentials: Option<Credentials>,
-    /// Credentials were had once, so that failing to renew them may pass.
+    /// Whether credentials were obtained once, so that a failure to renew them may be transient.
     pub(super) had_credentials: AtomicBool,
-    /// A part of an object was answered once, so that a whole one instead may pass.
+    /// Whether a range request was answered with a range once, so that receiving the whole object instead may be transient.
     pub(super) answered_range: AtomicBool,
 }
 
@@ -38,7 +38,7 @@ impl fmt::Debug for Remote {
 }
 
 impl Remote {
-    /// Makes the client of a base; connects to nothing.
+    /// Creates the client of a base; connects to nothing.
     pub(super) fn new(base: &Base, options: &StoreOptions) -> Result<Self> {
         if let Some(mistake) = &options.mistake {
             return Err(mistake.clone());
@@ -85,7 +85,7 @@ impl Remote {
         }
     }
 
-    /// Gets credentials by themselves first, so that lacking them is told apart from a request that failed.
+    /// Gets credentials before the request, to distinguish missing credentials from a request that failed.
     pub(super) async fn authenticate(&self) -> Result<(), Fault> {
         let Some(credentials) = &self.credentials else { return Ok(()) };
         match credentials().await {
@@ -105,12 +105,12 @@ impl Remote {
         }
     }
 
-    /// What an error of the client means.
+    /// Returns what an error of the client means.
     pub(super) fn fault(&self, error: object_store::Error) -> Fault {
         self.fault_of(error, None)
     }
 
-    /// What an error means that came of reading an object, listed with this ETag.
+    /// Returns what an error means that occurred while reading an object that was listed with this ETag.
     pub(super) fn fault_of(&self, error: object_store::Error, listed: Option<&str>) -> Fault {
         use object_store::Error as E;
         let (mut retry_after, mut advice) = (None, None);
@@ -167,7 +167,7 @@ impl Remote {
         (ErrorKind::Transfer, "the request failed")
     }
 
-    /// The object of a client's description.
+    /// Converts a client's description to an object.
     pub(super) fn object(&self, meta: &ObjectMeta) -> Object {
         Object {
             url: self.base.join(meta.location.as_ref()).into(),
@@ -181,24 +181,24 @@ impl Remote {
     }
 }
 
-/// The time of the last change in Unix nanoseconds; clients put 1970 where the server said nothing.
+/// Returns the time of the last change in Unix nanoseconds; clients report 1970 where the server said nothing.
 pub(super) fn modified(meta: &ObjectMeta) -> Option<i64> {
     meta.last_modified.timestamp_nanos_opt().filter(|&nanos| nanos != 0)
 }
 
-/// An ETag in the form of the HTTP header. Some listings leave the quotes out, Azure's for one.
+/// Returns an ETag in the form of the HTTP header. Some listings leave out the quotes, Azure's for example.
 fn quoted(etag: &str) -> String {
     if etag.starts_with('"') || etag.starts_with("W/") { etag.to_owned() } else { format!("\"{etag}\"") }
 }
 
-/// The process-wide store of a name.
+/// Returns the process-wide in-memory store of this name.
 pub(super) fn memory(name: &str) -> Arc<InMemory> {
     static STORES: LazyLock<Mutex<HashMap<String, Arc<InMemory>>>> = LazyLock::new(Mutex::default);
     let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
     Arc::clone(stores.entry(name.to_owned()).or_default())
 }
 
-/// The first error of type `T` in the chain of sources.
+/// Finds the first error of type `T` in the chain of sources.
 fn find<T: std::error::Error + 'static>(error: &object_store::Error) -> Option<&T> {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = next {
@@ -210,7 +210,7 @@ fn find<T: std::error::Error + 'static>(error: &object_store::Error) -> Option<&
     None
 }
 
-/// A client's error, told once. Most of its layers repeat what the next one says; the innermost often say something new.
+/// A client's error, without repetitions. Most of its layers repeat what the next one says; the innermost often adds something.
 #[derive(Debug)]
 struct Client {
     text: String,
@@ -251,7 +251,7 @@ mod clients {
     use super::super::transport::Connector;
     use super::*;
 
-    /// Longer than any healthy read: the limit that matters is the one on silence.
+    /// Longer than any healthy read: the limit that matters is the one on stalls.
     const NO_TIMEOUT: &str = "86400s";
     const USER_AGENT: &str = concat!("forebay/", env!("CARGO_PKG_VERSION"));
 
@@ -259,7 +259,7 @@ mod clients {
         RetryConfig { max_retries: 0, ..Default::default() }
     }
 
-    /// Applies to a builder what is common to all of them.
+    /// Applies to a builder the settings that all builders have in common.
     macro_rules! configured {
         ($builder:expr, $base:expr, $options:expr, $client:path) => {{
             let connect = format!("{}ms", $options.connect_timeout.as_millis());
@@ -304,7 +304,7 @@ mod clients {
         }
     }
 
-    /// Whether requests may go to this endpoint unencrypted.
+    /// Returns whether requests may go to this endpoint unencrypted.
     #[cfg(any(feature = "s3", feature = "azure"))]
     fn plain_http(options: &StoreOptions, endpoint: Option<&str>, allowed: bool) -> Result<bool> {
         let Some(endpoint) = endpoint.filter(|endpoint| endpoint.starts_with("http://")) else { return Ok(allowed) };

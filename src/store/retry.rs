@@ -1,4 +1,4 @@
-//! When a request is sent again, and how long to wait before.
+//! Decides when a request is sent again, and how long to wait before that.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use rand::Rng as _;
 use crate::Error;
 use crate::random::{Key, Rng};
 
-/// The longest wait that a server's Retry-After is granted.
+/// The longest Retry-After that a server is granted.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// How often, and after which waits.
+/// The number of retries, and the waits before them.
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
     /// Tries after the first one.
@@ -23,9 +23,9 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    /// The wait before the retry of this number (from 0), or nothing when it was the last.
+    /// Returns the wait before the retry of this number (from 0), or `None` when the last retry has been used.
     ///
-    /// Half of the wait is drawn, so that readers who failed together do not come back together.
+    /// Half of the wait is random, so that readers that failed together do not retry together.
     fn wait(&self, retry: u32, retry_after: Option<Duration>, rng: &mut Rng) -> Option<Duration> {
         if retry >= self.retries {
             return None;
@@ -48,7 +48,7 @@ impl<'a> Tries<'a> {
         Self { policy, rng: key.rng(), retry: 0 }
     }
 
-    /// How long to wait after this fault, or the error that ends the operation.
+    /// Returns how long to wait after this fault, or the error that ends the operation.
     pub(super) fn after(&mut self, fault: Fault) -> Result<Duration, Error> {
         let wait = if fault.again { self.policy.wait(self.retry, fault.retry_after, &mut self.rng) } else { None };
         match wait {
@@ -64,13 +64,13 @@ impl<'a> Tries<'a> {
     }
 }
 
-/// What ended one try.
+/// The fault that ended one try.
 #[derive(Debug)]
 pub(super) struct Fault {
     pub(super) error: Error,
     /// Whether the same request may succeed.
     pub(super) again: bool,
-    /// What the server asked for.
+    /// The wait that the server asked for.
     pub(super) retry_after: Option<Duration>,
 }
 
@@ -80,17 +80,17 @@ impl From<Error> for Fault {
     }
 }
 
-/// A status that says no, found in the source chain of a client's error.
+/// An error status, found in the source chain of a client's error.
 #[derive(Debug)]
 pub(super) struct Refused {
     pub(super) status: u16,
     pub(super) retry_after: Option<Duration>,
-    /// The beginning of what the server said about it.
+    /// The beginning of the server's message.
     pub(super) detail: String,
 }
 
 impl Refused {
-    /// Whether the server is only busy or broken for the moment.
+    /// Returns whether the server is only busy or broken for the moment.
     pub(super) fn is_transient(&self) -> bool {
         self.status >= 500 && self.status != 501 || matches!(self.status, 408 | 429)
     }

@@ -1,7 +1,7 @@
-//! What passes every HTTP request of the object store clients: statuses and ranges are judged here, before any byte is used.
+//! The layer that every HTTP request of the object store clients passes: statuses and ranges are checked here, before any byte is used.
 //!
-//! The clients' own retries are off (they append whatever a resumed request answers), so what they would have retried must
-//! reach our loop with its status and its Retry-After: as a [`Refused`] or a [`WrongRange`] in the chain of sources.
+//! The clients' own retries are off, because they append whatever a resumed request returns. So the responses that they would have retried must reach
+//! our loop with their status and Retry-After: as a [`Refused`] or a [`WrongRange`] in the chain of sources.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::retry::Refused;
 const MAX_ERROR_PAGE: u64 = 16 << 10;
 const MAX_QUOTE: usize = 200;
 
-/// Makes clients that judge their answers.
+/// Creates clients that check their responses.
 #[derive(Debug, Default)]
 pub(super) struct Connector;
 
@@ -68,14 +68,14 @@ impl HttpService for Judge {
     }
 }
 
-/// Whether an answer is for the bytes that were asked for: `bytes=0-9` and `bytes 0-9/20`.
+/// Returns whether a response is for the bytes that were asked for: `bytes=0-9` and `bytes 0-9/20`.
 fn answers(status: u16, content_range: Option<&str>, asked: &str) -> bool {
     let wanted = asked.strip_prefix("bytes=");
     let got = content_range.and_then(|range| range.strip_prefix("bytes ")?.split('/').next());
     status == 206 && wanted.is_some() && wanted == got.map(str::trim)
 }
 
-/// The beginning of an error page, on one line.
+/// Returns the beginning of an error page, on one line.
 fn quote(page: &[u8]) -> String {
     let text = String::from_utf8_lossy(page);
     let mut quoted: String = text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(MAX_QUOTE).collect();
@@ -85,7 +85,7 @@ fn quote(page: &[u8]) -> String {
     quoted
 }
 
-/// An answer with other bytes than those asked for.
+/// A response with bytes other than those asked for.
 #[derive(Debug)]
 pub(super) struct WrongRange {
     pub(super) status: u16,
@@ -94,7 +94,7 @@ pub(super) struct WrongRange {
 }
 
 impl WrongRange {
-    /// The whole object instead of a part: servers that know no ranges answer so every time.
+    /// Returns whether the response is the whole object instead of a part: servers without range requests always answer so.
     pub(super) fn is_whole(&self) -> bool {
         self.status == 200
     }

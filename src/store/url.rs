@@ -1,7 +1,7 @@
-//! Where one object lies: a URL taken apart, and put together again in one canonical form.
+//! Locations of objects: URLs are parsed, and written again in one canonical form.
 //!
-//! Keys of buckets are taken as they are, as `gcloud storage` and `aws s3` take them: a `%` or `#` in `gs://bucket/key` is
-//! that character. `file://` and `http(s)://` are URLs in the strict sense and are percent-decoded. Plain paths are paths.
+//! Keys of buckets are taken literally, as `gcloud storage` and `aws s3` do: a `%` or `#` in `gs://bucket/key` is that character. `file://` and
+//! `http(s)://` are URLs in the strict sense and are percent-decoded. Plain paths are paths.
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -13,7 +13,7 @@ use url::Url;
 
 use crate::{Error, Result};
 
-/// The protocol behind a URL.
+/// The protocol that a URL implies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Scheme {
     Gs,
@@ -21,12 +21,12 @@ pub(super) enum Scheme {
     Az,
     Http,
     Memory,
-    /// Known only to a store that the user registered.
+    /// A scheme that only a store registered by the user knows.
     Other,
 }
 
 impl Scheme {
-    /// What a URL or an option calls it, aliases included.
+    /// Returns the scheme that a URL or an option names, aliases included.
     pub(super) fn named(name: &str) -> Self {
         match name {
             "gs" | "gcs" => Self::Gs,
@@ -38,12 +38,12 @@ impl Scheme {
         }
     }
 
-    /// Whether keys in URLs of this scheme are percent-encoded.
+    /// Returns whether keys in URLs of this scheme are percent-encoded.
     pub(super) fn is_encoded(self) -> bool {
         self == Self::Http
     }
 
-    /// What to do when the store wants to know who asks.
+    /// Returns advice for when the store asks for credentials.
     pub(super) fn access_advice(self) -> &'static str {
         match self {
             Self::Gs => {
@@ -91,7 +91,7 @@ impl Base {
         self.url.split_once("://").map_or("", |(_, name)| name)
     }
 
-    /// The canonical URL of a key.
+    /// Returns the canonical URL of a key.
     pub(super) fn join(&self, key: &str) -> String {
         if self.scheme.is_encoded()
             && let Ok(mut url) = Url::parse(&self.url)
@@ -105,7 +105,7 @@ impl Base {
     }
 }
 
-/// Where one object lies.
+/// The location of one object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Location {
     /// An absolute path.
@@ -115,7 +115,7 @@ pub(super) enum Location {
 }
 
 impl Location {
-    /// Takes a URL or path literally: `*` and `{` are characters like any other.
+    /// Parses a URL or path literally: `*` and `{` are ordinary characters.
     pub(super) fn parse(text: &str) -> Result<Self> {
         match split(text)? {
             Split::Path(path) => absolute(Path::new(path)).map(Self::Local),
@@ -128,7 +128,7 @@ impl Location {
         }
     }
 
-    /// The canonical URL, from which [`Location::parse`] makes this location again.
+    /// Returns the canonical URL, from which [`Location::parse`] makes this location again.
     pub(super) fn url(&self) -> String {
         match self {
             Self::Local(path) => match Url::from_file_path(path) {
@@ -140,7 +140,7 @@ impl Location {
     }
 }
 
-/// A URL or path in its two parts, nothing decoded yet.
+/// A URL or path in its two parts, with nothing decoded yet.
 pub(super) enum Split<'a> {
     /// A plain path.
     Path(&'a str),
@@ -150,7 +150,7 @@ pub(super) enum Split<'a> {
     Remote(Base, &'a str),
 }
 
-/// Finds the scheme and cuts the base off.
+/// Finds the scheme and splits off the base.
 pub(super) fn split(text: &str) -> Result<Split<'_>> {
     if text.is_empty() {
         return Err(Error::config("an empty URL").advice("give a path, gs://bucket/key or another URL"));
@@ -260,7 +260,7 @@ pub(super) fn check_key(url: &str, key: &str) -> Result<()> {
     key.strip_suffix('/').unwrap_or(key).split('/').try_for_each(|segment| check_segment(url, segment))
 }
 
-/// Refuses one part of a key.
+/// Refuses an invalid part of a key.
 pub(super) fn check_segment(url: &str, segment: &str) -> Result<()> {
     let why = match segment {
         "" => "two slashes in a row",
@@ -271,12 +271,12 @@ pub(super) fn check_segment(url: &str, segment: &str) -> Result<()> {
     Err(Error::config(format!("{why}: such keys cannot be read")).url(url).advice("store the object under another key"))
 }
 
-/// Makes a path absolute without asking the file system, `.` and double slashes left out.
+/// Makes a path absolute without asking the file system; `.` and double slashes are removed.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::config("cannot make the path absolute").url(lossy(path)).because(e))
 }
 
-/// A path for a message.
+/// Returns a path for a message.
 pub(super) fn lossy(path: &Path) -> String {
     String::from_utf8_lossy(path.as_os_str().as_bytes()).into_owned()
 }

@@ -22,7 +22,7 @@ fn store(root: &Path, limit: usize) -> Store {
     StoreOptions::new().cache(root, limit as u64).build()
 }
 
-/// Reads a range, and says how many bytes came from the store.
+/// Reads a range, and returns how many bytes came from the store.
 async fn read(store: &Store, url: &str, range: Range<u64>, expected: &Bytes) -> u64 {
     let before = store.transfers();
     let object = store.head(url).await.unwrap();
