@@ -1,4 +1,4 @@
-//! What is said about writing, before anything is written.
+//! The settings of a writer, made before anything is written.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,10 +20,10 @@ use crate::engine::{Budget, Scheduler};
 use crate::error::{Error, ErrorKind, Result};
 use crate::schema::Column;
 
-/// How large shards become unless stated.
+/// The default size of shards.
 const SHARD_BYTES: u64 = 256 << 20;
 
-/// Images that get their names together, unless stated.
+/// The default number of images that get their names together.
 const IMAGE_ROWS: u64 = 1000;
 
 /// Describes a [`Writer`].
@@ -101,150 +101,150 @@ impl WriterBuilder {
         }
     }
 
-    /// Rows of a shard; the last has what is left. Of images: how many get their names together (1000 unless stated).
+    /// Sets the rows of a shard; the last shard has the rest. For images: how many get their names together (default 1000).
     pub fn rows_per_shard(mut self, rows: u64) -> Self {
         self.rows_per_shard = Some(rows);
         self
     }
 
-    /// Bytes of a shard at most, before compression: of the whole file, or, for Parquet, of its values. A row that is larger has a shard
-    /// of its own. 256 MiB unless rows are stated; where both are, the limit that is met first holds.
+    /// Sets the most bytes of a shard, before compression: of the whole file, or, for Parquet, of its values. A larger row gets a shard of its own.
+    /// Default 256 MiB, unless rows are set; if both are set, the limit that is reached first applies.
     pub fn bytes_per_shard(mut self, bytes: u64) -> Self {
         self.bytes_per_shard = Some(bytes);
         self
     }
 
-    /// How many rows there will be. With [`rows_per_shard`](Self::rows_per_shard) alone the names of shards then tell their number:
+    /// Sets how many rows there will be. With [`rows_per_shard`](Self::rows_per_shard) alone, the names of shards then include their total number:
     /// `data-00003-of-00012.parquet` instead of `data-00003.parquet`.
     pub fn expected_rows(mut self, rows: u64) -> Self {
         self.expected_rows = Some(rows);
         self
     }
 
-    /// About how many bytes of rows there will be, for a shuffle to size its buckets by. The order does not depend on it.
+    /// Sets about how many bytes of rows there will be, from which a shuffle sizes its buckets. The order does not depend on it.
     pub fn expected_bytes(mut self, bytes: u64) -> Self {
         self.expected_bytes = Some(bytes);
         self
     }
 
-    /// How shards are compressed: TFRecord `None` (the default), `Gzip`, `Zlib`; Parquet `Zstd` (the default) and all but `Zlib`; tar and
-    /// JSON Lines `None` (the default), `Gzip`, `Zstd`.
+    /// Sets how shards are compressed. TFRecord: `None` (the default), `Gzip`, `Zlib`. Parquet: `Zstd` (the default) and all others but `Zlib`. Tar
+    /// and JSON Lines: `None` (the default), `Gzip`, `Zstd`.
     pub fn compression(mut self, codec: Codec) -> Self {
         self.codec = Some(codec);
         self
     }
 
-    /// The level of compression: 0 to 9 for gzip and zlib (6), 1 to 22 for zstd (3), 0 to 11 for Brotli (5).
+    /// Sets the level of compression: 0 to 9 for gzip and zlib (default 6), 1 to 22 for zstd (3), 0 to 11 for Brotli (5).
     pub fn level(mut self, level: u32) -> Self {
         self.level = Some(level);
         self
     }
 
-    /// What the names of shards begin with: letters, digits, `-`, `_` and `.`; `data` unless stated.
+    /// Sets how the names of shards begin: letters, digits, `-`, `_` and `.`. Default `data`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// Threads that encode and compress; one for each core unless stated.
+    /// Sets the number of threads that encode and compress. Default one per core.
     pub fn threads(mut self, threads: usize) -> Self {
         self.scheduler = Scheduler::threads(threads);
         self
     }
 
-    /// How many bytes of rows may be in flight; a quarter of the machine's memory unless stated.
+    /// Sets how many bytes of rows may be in flight. Default a quarter of the machine's memory.
     pub fn budget(mut self, budget: Budget) -> Self {
         self.budget = budget;
         self
     }
 
-    /// Starts over where the folder holds a data set, or the beginning of one, that a writer wrote: its shards are removed. Files of
-    /// others stay, unless a shard takes their name. Of folders of images everything goes that is called as their images are, by eight digits or more. It goes before
-    /// [`resume`](Self::resume).
+    /// Starts over if the folder holds a data set, or the beginning of one, that a writer wrote: its shards are removed. Other files stay, unless a
+    /// shard takes their name. In folders of images, every file named like their images, with eight digits or more, is removed. It takes precedence
+    /// over [`resume`](Self::resume).
     pub fn overwrite(mut self, overwrite: bool) -> Self {
         self.overwrite = overwrite;
         self
     }
 
-    /// Goes on where the same data set was interrupted, at [`Writer::resume_at`]. Where there is nothing yet it begins; a data set that is finished
-    /// is refused ([`Manifest::read`](super::Manifest::read) tells).
+    /// Continues at [`Writer::resume_at`] where the same data set was interrupted. If there is nothing yet, it begins; a finished data set is refused
+    /// ([`Manifest::read`](super::Manifest::read) tells whether it is finished).
     pub fn resume(mut self, resume: bool) -> Self {
         self.resume = resume;
         self
     }
 
-    /// What the rows are made from, in words or as a hash: with another one, [`resume`](Self::resume) refuses to go on.
+    /// Describes what the rows are made from, in words or as a hash. If it differs, [`resume`](Self::resume) refuses to continue.
     pub fn source(mut self, source: impl Into<String>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// Writes the rows in a random order of this seed, over all shards. They are dealt into files in the folder first, so it takes as
-    /// much disk again; memory is bounded by the [`budget`](Self::budget). Shards appear from [`Writer::finish`] on.
+    /// Writes the rows of all shards in a random order that depends on this seed. Rows are first distributed to files in the folder, which takes as
+    /// much disk space again; memory is bounded by the [`budget`](Self::budget). Shards only appear once [`Writer::finish`] is called.
     ///
     /// # Randomness
-    /// A function of the seed and the rows' numbers: equal for any threads, budget, and sizes of batches and shards.
+    /// The order is a function of the seed and the rows' numbers: it is the same for any threads, budget, and sizes of batches and shards.
     pub fn shuffle(mut self, seed: u64) -> Self {
         self.shuffle = Some(seed);
         self
     }
 
-    /// Lets f64 be rounded to f32 where the format has no f64: TFRecord.
+    /// Allows f64 to be rounded to f32 where the format has no f64: TFRecord.
     pub fn narrow(mut self, narrow: bool) -> Self {
         self.narrow = narrow;
         self
     }
 
-    /// Parquet: columns that get Bloom filters, for looking up single values.
+    /// Parquet: sets the columns that get Bloom filters, for looking up single values.
     pub fn bloom_filters<S: Into<String>>(mut self, columns: impl IntoIterator<Item = S>) -> Self {
         self.bloom = columns.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Parquet: columns of byte strings that are text. They are checked to be UTF-8 and marked as such, which other readers
-    /// make strings of.
+    /// Parquet: sets the columns of byte strings that are text. They are checked to be UTF-8 and marked as text, so that other readers read them as
+    /// strings.
     pub fn text_columns<S: Into<String>>(mut self, columns: impl IntoIterator<Item = S>) -> Self {
         self.text = columns.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Parquet: bytes of values in a row group; 8 MiB unless stated. A row group is what a loader reads at a time.
+    /// Parquet: sets the bytes of values in a row group. Default 8 MiB. A loader reads one row group at a time.
     pub fn row_group_bytes(mut self, bytes: u64) -> Self {
         self.row_group_bytes = Some(bytes);
         self
     }
 
-    /// Images: the column of encoded images; `image/encoded`, `image`, `jpg`, … unless stated.
+    /// Images: sets the column of encoded images. Default `image/encoded`, `image`, `jpg`, …
     pub fn image_column(mut self, name: impl Into<String>) -> Self {
         self.image = Some(name.into());
         self
     }
 
-    /// Images: the column of labels, which become folders; `image/class/text`, `label`, … unless stated.
+    /// Images: sets the column of labels, which become folders. Default `image/class/text`, `label`, …
     pub fn label_column(mut self, name: impl Into<String>) -> Self {
         self.label = Some(name.into());
         self
     }
 
-    /// TFRecord: the one column holds payloads, which are stored as they are.
+    /// TFRecord: the only column holds payloads, which are stored unchanged.
     #[cfg(feature = "cli")]
     pub(crate) fn payloads(mut self, payloads: bool) -> Self {
         self.payloads = payloads;
         self
     }
 
-    /// Another thing that shows in the shards, and so has to be the same to go on.
+    /// Adds another option that affects the shards, and so has to be the same when a run continues.
     #[cfg(feature = "cli")]
     pub(crate) fn option(mut self, name: &str, value: serde_json::Value) -> Self {
         self.more.insert(name.to_owned(), value);
         self
     }
 
-    /// Makes the folder ready, and the threads.
+    /// Prepares the folder and starts the threads.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for settings that cannot work, and a folder that holds what would be written over;
-    /// [`ErrorKind::Schema`] for a column that the format cannot hold.
+    /// [`ErrorKind::Config`] for settings that cannot work, and for a folder that holds files that would be overwritten; [`ErrorKind::Schema`] for a
+    /// column that the format cannot hold.
     pub fn create(self, folder: impl AsRef<Path>, columns: impl IntoIterator<Item = Column>) -> Result<Writer> {
         let columns: Vec<Column> = columns.into_iter().collect();
         let (packing, encode) = self.settle(&columns)?;
@@ -297,7 +297,7 @@ impl WriterBuilder {
         })
     }
 
-    /// Finds out what [`create`](Self::create) would refuse of the settings and the columns, for callers who clear its way.
+    /// Reports what [`create`](Self::create) would refuse in the settings and the columns, for callers that clear the folder first.
     #[cfg(feature = "cli")]
     pub(crate) fn validate(&self, columns: &[Column]) -> Result<()> {
         self.settle(columns).map(|_| ())
@@ -359,7 +359,7 @@ impl WriterBuilder {
         })
     }
 
-    /// The options that show in the shards.
+    /// Returns the options that affect the shards.
     fn options(&self, limits: Limits, packing: Packing) -> BTreeMap<String, serde_json::Value> {
         let mut options = self.more.clone();
         let mut put = |key: &str, value: serde_json::Value| _ = options.insert(key.to_owned(), value);

@@ -1,4 +1,4 @@
-//! The values of a column, row by row: what formats of rows are encoded from.
+//! The values of a column, row by row: the input for encoding formats of rows.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -10,14 +10,14 @@ use arrow::datatypes as types;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schema::{Column, Dtype, Shape};
 
-/// A column's array, taken apart.
+/// A column's array, split into its parts.
 pub(super) struct Cells<'a> {
     pub(super) column: &'a Column,
     pub(super) values: Values,
     layout: Layout,
 }
 
-/// The elements of all rows behind each other.
+/// The elements of all rows in succession.
 pub(super) enum Values {
     U8(PrimitiveArray<types::UInt8Type>),
     I8(PrimitiveArray<types::Int8Type>),
@@ -31,14 +31,14 @@ pub(super) enum Values {
     Bytes(BinaryViewArray),
 }
 
-/// Which elements are a row's.
+/// Which elements belong to a row.
 enum Layout {
     Each(usize),
     Ragged(OffsetBuffer<i32>, usize),
 }
 
 impl<'a> Cells<'a> {
-    /// Takes apart an array of the type that carries `column`.
+    /// Splits an array of the type that carries `column`.
     pub(super) fn new(column: &'a Column, array: &ArrayRef) -> Self {
         debug_assert_eq!(array.data_type(), &column.arrow_type());
         let of_list = |list: &FixedSizeListArray| {
@@ -81,7 +81,7 @@ impl<'a> Cells<'a> {
         Self { column, values, layout }
     }
 
-    /// The elements of a row.
+    /// Returns the elements of a row.
     pub(super) fn of(&self, row: usize) -> Range<usize> {
         match &self.layout {
             Layout::Each(each) => row * each..(row + 1) * each,
@@ -89,19 +89,19 @@ impl<'a> Cells<'a> {
         }
     }
 
-    /// Elements of a step of a ragged row.
+    /// Returns the number of elements in a step of a ragged row.
     pub(super) fn step(&self) -> usize {
         match self.layout {
             Layout::Each(each) | Layout::Ragged(_, each) => each,
         }
     }
 
-    /// Whether a row is one element and not a list of one.
+    /// Returns whether a row is one element, as opposed to a list of one.
     pub(super) fn is_scalar(&self) -> bool {
         self.column.is_raw() || *self.column.shape() == Shape::Scalar
     }
 
-    /// Bytes of a row's values: elements as they lie in memory, byte strings by their lengths, lists with 4 bytes for theirs.
+    /// Returns the bytes of a row's values: elements as they lie in memory, byte strings by their lengths, lists with 4 bytes for their length.
     pub(super) fn row_bytes(&self, row: usize) -> u64 {
         let elements = self.of(row);
         let list = if matches!(self.layout, Layout::Ragged(..)) { 4 } else { 0 };
@@ -116,12 +116,13 @@ impl<'a> Cells<'a> {
 }
 
 impl Values {
-    /// A byte string.
+    /// Returns a byte string.
     pub(super) fn bytes(&self, element: usize) -> Option<&[u8]> {
         if let Self::Bytes(values) = self { Some(values.value(element)) } else { None }
     }
 
-    /// A number in decimal, as short as it reads back to the same; a float has a point or an exponent. Nothing for byte strings.
+    /// Appends a number in decimal, in the shortest form that reads back to the same value; a float has a point or an exponent. Appends nothing for
+    /// byte strings.
     pub(super) fn number(&self, element: usize, out: &mut String) {
         let written = match self {
             Self::U8(values) => write!(out, "{}", values.value(element)),
@@ -138,7 +139,7 @@ impl Values {
         written.expect("a string takes what is written");
     }
 
-    /// Whether a number is NaN or infinite.
+    /// Returns whether a number is finite: neither NaN nor infinite.
     pub(super) fn is_finite(&self, element: usize) -> bool {
         match self {
             Self::F16(values) => values.value(element).is_finite(),
@@ -149,7 +150,7 @@ impl Values {
     }
 }
 
-/// Where each row of a batch ends: bytes of its values, added up.
+/// Returns where each row of a batch ends: the running total of the bytes of its values.
 pub(super) fn value_ends(columns: &[Cells<'_>], rows: usize) -> Vec<u64> {
     let mut end = 0;
     let mut ends = Vec::with_capacity(rows);
@@ -160,12 +161,12 @@ pub(super) fn value_ends(columns: &[Cells<'_>], rows: usize) -> Vec<u64> {
     ends
 }
 
-/// A row that a format cannot hold.
+/// Returns the error for a row that a format cannot hold.
 pub(super) fn unfit(column: &Column, row: u64, what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::Schema, what).column(column.name().clone()).record(row).stage("write")
 }
 
-/// Refuses columns of which a format holds none.
+/// Refuses columns of types that a format cannot hold.
 pub(super) fn refuse(
     columns: &[Column],
     format: &str,

@@ -1,4 +1,4 @@
-//! What a format does: rows to pieces, on any thread and in any order; pieces to shards, in order.
+//! The interface of a format: rows become pieces, on any thread and in any order; pieces become shards, in order.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use crate::format::tfrecord::IndexBuilder;
 
 /// A format as the pipeline sees it.
 pub(super) trait Encode: Send + Sync {
-    /// Turns rows into the form that shards take them in; `first` is the number of the first row among all that are written.
-    /// Called on several threads, for rows that lie behind each other in the same batch.
+    /// Encodes rows into the form in which shards take them; `first` is the number of the first row among all that are written. It is called on
+    /// several threads, with rows that are adjacent in one batch.
     ///
     /// # Errors
     /// A row that the format cannot hold, with its number as the error's record.
@@ -20,13 +20,13 @@ pub(super) trait Encode: Send + Sync {
     /// Begins a shard in the folder.
     fn begin(&self, folder: &Path, name: &str) -> Result<Box<dyn Shard>>;
 
-    /// Bytes of a shard beside those of its rows, before compression.
+    /// Returns the bytes of a shard in addition to those of its rows, before compression.
     fn frame_bytes(&self) -> u64 {
         0
     }
 }
 
-/// A shard on its way. What was not finished leaves no file.
+/// A shard that is being written. If it is not finished, it leaves no file.
 pub(super) trait Shard: Send {
     /// Adds the next rows.
     fn append(&mut self, piece: Piece) -> Result<()>;
@@ -35,38 +35,38 @@ pub(super) trait Shard: Send {
     fn finish(self: Box<Self>) -> Result<Written>;
 }
 
-/// A shard that has its name.
+/// A shard that has its final name.
 pub(super) struct Written {
     pub(super) bytes: u64,
-    /// In hexadecimal.
+    /// The checksum in hexadecimal.
     pub(super) crc32c: String,
-    /// The places of its records, for formats that have none of their own.
+    /// The places of its records, for formats that do not store them.
     pub(super) index: Option<IndexBuilder>,
-    /// The folders that it has files in.
+    /// The folders in which it has files.
     pub(super) labels: Vec<String>,
 }
 
-/// Rows that wait for their shard.
+/// Encoded rows that wait for their shard.
 pub(super) struct Piece {
     pub(super) data: Data,
-    /// Where each row ends, counted from the beginning of the piece: bytes before compression.
+    /// Where each row ends, in bytes from the beginning of the piece, before compression.
     pub(super) ends: Vec<u64>,
 }
 
 pub(super) enum Data {
-    /// Encoded rows behind each other.
+    /// Encoded rows in succession.
     Bytes(Bytes),
-    /// Encoded rows, with the number and key of each: keys of a shard have to differ.
+    /// Encoded rows, with the number and key of each: the keys in a shard have to differ.
     #[cfg(feature = "tar")]
     Keyed(Bytes, Vec<(u64, String)>),
     /// Rows that only make sense together.
     #[cfg(feature = "parquet")]
     Rows(RecordBatch),
-    /// A file a row.
+    /// One file per row.
     Files(Vec<ImageFile>),
 }
 
-/// An image under its path within the folder.
+/// An image and its path within the folder.
 pub(super) struct ImageFile {
     pub(super) label: Option<String>,
     pub(super) name: String,
@@ -78,17 +78,17 @@ impl Piece {
         self.ends.len()
     }
 
-    /// Bytes before compression.
+    /// Returns the bytes before compression.
     pub(super) fn bytes(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// Rows from the beginning that fit into so many bytes.
+    /// Returns how many rows from the beginning fit into `bytes` bytes.
     pub(super) fn fitting(&self, bytes: u64) -> usize {
         self.ends.partition_point(|end| *end <= bytes)
     }
 
-    /// The first rows, and what is left.
+    /// Splits off the first rows; returns them and the rest.
     pub(super) fn split(mut self, rows: usize) -> (Self, Self) {
         let mut rest = self.ends.split_off(rows);
         let at = self.bytes();

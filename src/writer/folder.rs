@@ -1,14 +1,15 @@
-//! The folder that shards go to: its lock, its journal, what is done already, and what is refused.
+//! The folder to which shards are written: its lock, its journal, what is already done, and what is refused.
 //!
 //! | file | what | when |
 //! |---|---|---|
-//! | `.forebay-writer.journal` | what is written, how, and a line for each shard that is begun, and that is whole | until all is done |
+//! | `.forebay-writer.journal` | what is written, how, and a line for each shard that is begun, and for each that is complete | until all is done |
 //! | `_manifest.json` | the manifest | when all is done |
 //! | `_index/NAME.index` | where the records of a TFRecord shard are | with its shard |
-//! | `.NAME.part` | a file on its way | until it is whole |
+//! | `.NAME.part` | a file that is being written | until it is complete |
 //!
-//! A shard gets its name before the line that says that it is whole; what was interrupted between the two is written again, to the same
-//! bytes. The line that says that it is begun comes before its name, so no file is there that the journal does not name.
+//! A shard gets its name before the journal has the line that says that it is complete. If a run is interrupted between the two, the shard is written
+//! again, with the same bytes. The line that says that a shard is begun comes before its name, so there is never a shard that the journal does not
+//! name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
@@ -28,10 +29,10 @@ use crate::format::tfrecord::{Compression, Fingerprint, INDEX_FOLDER, IndexBuild
 use crate::schema::Column;
 
 const JOURNAL: &str = ".forebay-writer.journal";
-/// Where rows are dealt out before they are shuffled.
+/// The folder to which rows are distributed before they are shuffled.
 pub(super) const SHUFFLE: &str = ".forebay-writer.shuffle";
 
-/// What makes two runs write the same shards.
+/// What two runs must have in common to write the same shards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Identity {
     pub(super) version: u32,
@@ -39,10 +40,10 @@ pub(super) struct Identity {
     pub(super) columns: Vec<Column>,
     pub(super) options: BTreeMap<String, serde_json::Value>,
     pub(super) source: Option<String>,
-    /// What the names of shards begin and end with.
+    /// The beginning and the end of shard names.
     pub(super) name: String,
     pub(super) extension: String,
-    /// The number of shards, where it is known beforehand: names tell it.
+    /// The number of shards, if it is known beforehand: then names include it.
     pub(super) num_shards: Option<u64>,
 }
 
@@ -55,7 +56,7 @@ impl Identity {
         }
     }
 
-    /// What differs, for people.
+    /// Describes what differs, for people.
     fn difference(&self, other: &Self) -> String {
         let keys: BTreeSet<&String> = self.options.keys().chain(other.options.keys()).collect();
         let differs = |key: &&String| self.options.get(*key) != other.options.get(*key);
@@ -75,12 +76,12 @@ impl Identity {
     }
 }
 
-/// A shard that is whole.
+/// A shard that is complete.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Done {
     pub(super) number: u64,
     pub(super) entry: ShardEntry,
-    /// Rows of the source that it and the shards before it were made from.
+    /// The rows of the source from which it and the shards before it were made.
     pub(super) end: u64,
     pub(super) labels: Vec<String>,
 }
@@ -94,18 +95,18 @@ enum Line {
     Skipped(Skipped),
 }
 
-/// What to do with what is there.
+/// What to do with a data set that is already there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Existing {
     #[default]
     Refuse,
-    /// Go on where the same was interrupted.
+    /// Continue if the same run was interrupted.
     Resume,
     /// Start over.
     Overwrite,
 }
 
-/// A folder that this process alone writes into.
+/// A folder into which only this process writes.
 #[derive(Debug)]
 pub(super) struct Folder {
     pub(super) path: PathBuf,
@@ -123,10 +124,10 @@ struct State {
 }
 
 impl Folder {
-    /// Makes the folder ready.
+    /// Prepares the folder.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) if another process writes into it, or it holds what would be written over.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) if another process writes into the folder, or if it holds something that would be overwritten.
     pub(super) fn open(path: &Path, identity: Identity, existing: Existing) -> Result<Self> {
         std::fs::create_dir_all(path).map_err(|e| part::failed(e, "cannot make the folder", path))?;
         let lock = lock(path)?;
@@ -185,20 +186,20 @@ impl Folder {
         self.identity.shard_name(number)
     }
 
-    /// Shards that are whole, the rows in them, and the rows of the source that they were made from.
+    /// Returns the number of complete shards, the rows in them, and the rows of the source from which they were made.
     pub(super) fn progress(&self) -> (u64, u64, u64) {
         let state = self.state();
         let rows = state.done.values().map(|shard| shard.entry.rows).sum();
         (state.done.len() as u64, rows, state.done.values().next_back().map_or(0, |shard| shard.end))
     }
 
-    /// Rows of the source that were left out.
+    /// Returns how many rows of the source were left out.
     #[cfg(feature = "cli")]
     pub(super) fn num_skipped(&self) -> u64 {
         self.state().skipped.len() as u64
     }
 
-    /// Notes that a shard is begun, before there is anything of its name.
+    /// Records that a shard is begun, before any file has its name.
     pub(super) fn begin(&self, name: &str) -> Result<()> {
         // The names of images are those of rows.
         if self.identity.format == Output::Images {
@@ -207,7 +208,7 @@ impl Folder {
         self.append(&mut self.state(), &Line::Begun(name.to_owned()))
     }
 
-    /// Notes that a shard is whole and has its name.
+    /// Records that a shard is complete and has its name.
     pub(super) fn note(&self, shard: Done) -> Result<()> {
         let mut state = self.state();
         self.append(&mut state, &Line::Shard(shard.clone()))?;
@@ -215,7 +216,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Notes that a row of the source was left out.
+    /// Records that a row of the source was left out.
     #[cfg(feature = "cli")]
     pub(super) fn note_skipped(&self, skipped: Skipped) -> Result<()> {
         let mut state = self.state();
@@ -232,7 +233,7 @@ impl Folder {
         written.map_err(|e| part::failed(e, "cannot write the journal", &self.path.join(JOURNAL)))
     }
 
-    /// Writes the manifest, all shards being whole, and takes the journal away.
+    /// Writes the manifest, once all shards are complete, and removes the journal.
     pub(super) fn complete(&self) -> Result<Manifest> {
         let mut state = self.state();
         if let Some(stated) = self.identity.num_shards.filter(|stated| *stated != state.done.len() as u64) {
@@ -263,7 +264,7 @@ impl Folder {
     }
 }
 
-/// Stores the index of a shard beside it. Of the file that was just written, wherever it is copied to: its size has to do.
+/// Stores the index of a shard next to it. The index identifies the shard by its size alone, because the file may be copied elsewhere.
 pub(crate) fn save_index(
     folder: &Path,
     shard: &str,
@@ -288,7 +289,7 @@ fn refused(what: &str, folder: &Path) -> Error {
         .advice("write into a folder of its own, or start over: .overwrite(true), --force")
 }
 
-/// Locks the folder itself, which leaves no lock file behind; the system unlocks it when the process ends, however it ends.
+/// Locks the folder itself, which leaves no lock file behind. The system releases the lock when the process ends, however it ends.
 pub(crate) fn lock(folder: &Path) -> Result<FileLock> {
     let file = File::open(folder).map_err(|e| part::failed(e, "cannot open the folder", folder))?;
     match file.try_lock() {
@@ -306,13 +307,13 @@ fn is_there(path: &Path) -> bool {
 
 struct Journal {
     identity: Identity,
-    /// Names of shards that were begun.
+    /// Names of shards that have been begun.
     begun: BTreeSet<String>,
     done: BTreeMap<u64, Done>,
     skipped: Vec<Skipped>,
 }
 
-/// The journal, if there is one that this version reads.
+/// Returns the journal, if there is one that this version can read.
 fn read_journal(folder: &Path) -> Option<Journal> {
     let text = std::fs::read_to_string(folder.join(JOURNAL)).ok()?;
     // The last line may be half of one.
@@ -330,7 +331,7 @@ fn read_journal(folder: &Path) -> Option<Journal> {
     Some(journal)
 }
 
-/// Whether a shard that the journal names is there.
+/// Returns whether a shard that the journal names is there and complete.
 fn is_whole(folder: &Path, identity: &Identity, shard: &Done) -> bool {
     // Images are many files; their line is written when all have their names.
     identity.format == Output::Images
@@ -339,7 +340,7 @@ fn is_whole(folder: &Path, identity: &Identity, shard: &Done) -> bool {
                 .is_ok_and(|metadata| metadata.is_file() && metadata.len() == shard.entry.bytes))
 }
 
-/// A file that is no part of what is to be written, and looks as if it were.
+/// Finds a file that does not belong to the data set to be written but looks as if it did.
 fn in_the_way(folder: &Path, identity: &Identity) -> Result<Option<String>> {
     let found = names(folder)?.into_iter().find(|name| match identity.format {
         Output::Images => !name.starts_with(['.', '_']),
@@ -348,7 +349,7 @@ fn in_the_way(folder: &Path, identity: &Identity) -> Result<Option<String>> {
     Ok(found)
 }
 
-/// Whether a file could be a shard: `NAME-00000…`, in the folder itself.
+/// Returns whether a file could be a shard: `NAME-00000…`, in the folder itself.
 fn is_shard(file: &str, name: &str) -> bool {
     let number = file.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
     number.is_some_and(|rest| rest.len() > 5 && rest.as_bytes()[..5].iter().all(u8::is_ascii_digit))
@@ -365,7 +366,7 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Removes what a run that was interrupted left under hidden names.
+/// Removes what an interrupted run left under hidden names.
 fn clear_parts(folder: &Path, identity: &Identity) -> Result<()> {
     for name in names(folder)? {
         let part = name.strip_prefix('.').and_then(|name| name.strip_suffix(".part"));
@@ -376,7 +377,7 @@ fn clear_parts(folder: &Path, identity: &Identity) -> Result<()> {
     remove_folder(&folder.join(SHUFFLE))
 }
 
-/// Whether a writer has written into the folder, or begun to.
+/// Returns whether a writer has written into the folder, or begun to.
 #[cfg(feature = "cli")]
 pub(crate) fn is_written(folder: &Path) -> bool {
     [MANIFEST, JOURNAL].iter().any(|name| is_there(&folder.join(name)))
@@ -389,12 +390,12 @@ pub(crate) fn clear_written(folder: &Path) -> Result<()> {
     remove_folder(&folder.join(SHUFFLE))
 }
 
-/// What is left where nobody knows which files were written before: shards that stayed would be read as part of the new data.
+/// Advises what to do when it is not known which files were written before: shards that stayed would be read as part of the new data.
 fn unknown(error: Error) -> Error {
     error.advice("what was written into the folder is not known: remove it by hand, or write into another")
 }
 
-/// Removes what was written before: by a whole run, or by one that was interrupted.
+/// Removes what was written before, by a complete run or an interrupted one.
 fn clear(folder: &Path, journal: Option<&Journal>) -> Result<()> {
     let manifest = is_there(&folder.join(MANIFEST)).then(|| Manifest::read(folder)).transpose().map_err(unknown)?;
     if journal.is_none() && is_there(&folder.join(JOURNAL)) {
@@ -438,7 +439,7 @@ fn clear(folder: &Path, journal: Option<&Journal>) -> Result<()> {
     remove(&folder.join(JOURNAL))
 }
 
-/// Removes a shard and its index. Names come from a file that anybody may have written: only such as a writer gives are removed.
+/// Removes a shard and its index. The names come from a file that anybody may have written, so only names that a writer would give are removed.
 fn remove_shard(folder: &Path, file: &str, name: &str) -> Result<()> {
     if !is_shard(file, name) {
         return Ok(());
@@ -447,7 +448,7 @@ fn remove_shard(folder: &Path, file: &str, name: &str) -> Result<()> {
     remove(&folder.join(INDEX_FOLDER).join(format!("{file}.index")))
 }
 
-/// Whether a file is called as images are: eight digits or more, and an extension; or is one on its way.
+/// Returns whether a file is named like an image (eight digits or more, and an extension), or is such a file in progress.
 fn is_numbered(name: &str) -> bool {
     let name = name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).unwrap_or(name);
     let stem = name.split_once('.').map(|(stem, _)| stem);
@@ -458,7 +459,7 @@ fn remove(path: &Path) -> Result<()> {
     part::remove_if_there(path).map_err(|e| part::failed(e, "cannot remove the file", path))
 }
 
-/// Removes a folder and what is in it, if it is one and no link.
+/// Removes a folder and its content, if it is a folder and not a link.
 pub(super) fn remove_folder(path: &Path) -> Result<()> {
     match std::fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => {

@@ -1,7 +1,7 @@
-//! Rows as image files in the folders of their labels.
+//! Writes rows as image files in folders named by their labels.
 //!
-//! A file's name is the number of its row, with the extension of what the image is; there is nothing else in it, so equal rows
-//! make equal folders. A run of rows takes the place of a shard: its files are all on the disk before the first has its name.
+//! A file's name is the number of its row, with the extension of its image format. The file contains only the image, so equal rows make equal
+//! folders. A run of rows takes the place of a shard: all its files are on the disk before the first of them gets its name.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::schema::{Column, Dtype, Shape};
 use crate::transform::image::{ImageFormat, probe};
 
-/// Columns that are taken for images, and for labels, unless others are named.
+/// The columns that are taken as images and as labels, unless others are named.
 const IMAGES: [&str; 6] = ["image/encoded", "image", "jpg", "jpeg", "png", "webp"];
 const LABELS: [&str; 5] = ["image/class/text", "label", "image/class/label", "class", "cls"];
 
@@ -29,7 +29,7 @@ pub(super) struct Images {
 
 impl Images {
     /// # Errors
-    /// [`ErrorKind::Schema`] where there is no column of images, or one of labels that are neither text nor whole numbers.
+    /// [`ErrorKind::Schema`] if there is no column of images, or if labels are neither text nor whole numbers.
     pub(super) fn new(columns: &[Column], image: Option<&str>, label: Option<&str>) -> Result<Self> {
         let at = |name: &str| columns.iter().position(|column| column.name().as_ref() == name);
         let named = |name: &str| {
@@ -91,13 +91,13 @@ impl Images {
     }
 }
 
-/// Whether a label can be a folder that listings find.
+/// Returns whether a label can be the name of a folder that listings find.
 pub(super) fn is_folder(label: &str) -> bool {
     let plain = |c: char| !c.is_control() && c != '/';
     !label.is_empty() && label.len() <= 200 && !label.starts_with(['.', '_']) && label.chars().all(plain)
 }
 
-/// What the files of a format end in.
+/// Returns the extension for files of a format.
 fn extension(format: ImageFormat) -> &'static str {
     match format {
         ImageFormat::Jpeg => "jpg",

@@ -1,7 +1,7 @@
-//! Rows as JSON Lines: an object a row, its keys in the order of the columns.
+//! Writes rows as JSON Lines: one object per row, with its keys in the order of the columns.
 //!
-//! Byte strings are text where they are UTF-8. Others become a data URI, `data:;base64,` and their base64, as does text that
-//! begins like one; so what was written can be told from the string alone.
+//! Byte strings that are UTF-8 are written as text. Others become a data URI, `data:;base64,` followed by their base64. So does text that begins like
+//! such a URI, so that the string alone shows which it was.
 
 use std::path::Path;
 
@@ -55,7 +55,7 @@ impl Encode for JsonLines {
     }
 }
 
-/// Appends a row's value: an element, a list, or a list of lists for the extents of its shape. `None` where JSON has no such number.
+/// Appends a row's value: an element, a list, or a list of lists for the extents of its shape. Returns `None` if JSON has no such number.
 pub(super) fn value(cells: &Cells<'_>, row: usize, out: &mut String) -> Option<()> {
     let elements = cells.of(row);
     if cells.is_scalar() {
@@ -70,7 +70,7 @@ pub(super) fn value(cells: &Cells<'_>, row: usize, out: &mut String) -> Option<(
     nested(&cells.values, inner, elements.len(), &mut at, out)
 }
 
-/// A list of `elements` elements in all, whose items have these extents.
+/// Appends a list of `elements` elements in all, whose items have these extents.
 fn nested(values: &Values, inner: &[usize], elements: usize, at: &mut usize, out: &mut String) -> Option<()> {
     let each: usize = inner.iter().product();
     out.push('[');

@@ -1,4 +1,4 @@
-//! The manifest: what a folder of shards holds, written when all of them are whole.
+//! The manifest: what a folder of shards holds, written once all of them are complete.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -9,13 +9,13 @@ use super::part;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schema::Column;
 
-/// The manifest's name. It begins with `_` because listings of a folder pass over such names.
+/// The manifest's name. It begins with `_` because listings of a folder skip such names.
 pub(crate) const MANIFEST: &str = "_manifest.json";
 const VERSION: u32 = 1;
 
-/// What a folder of shards holds: `_manifest.json` beside them.
+/// Describes what a folder of shards holds: the `_manifest.json` next to them.
 ///
-/// It is written last and whole, so a folder that has one is complete.
+/// It is written last and atomically, so a folder that has one is complete.
 ///
 /// # Example
 /// ```
@@ -38,7 +38,7 @@ const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct Manifest {
-    /// The layout of the manifest: 1.
+    /// The version of the manifest's layout: 1.
     pub version: u32,
     /// The format of the shards.
     pub format: Output,
@@ -48,14 +48,14 @@ pub struct Manifest {
     pub rows: u64,
     /// Bytes of all shards.
     pub bytes: u64,
-    /// The shards, in the order of rows.
+    /// The shards, in row order.
     pub shards: Vec<ShardEntry>,
     /// How they were written.
     pub options: BTreeMap<String, serde_json::Value>,
-    /// What they were written from, as the writer was told.
+    /// What the rows were made from, as stated to the writer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Folders of images, by their labels.
+    /// Folders of images, named by their labels.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
     /// Records of the source that were left out because they are bad.
@@ -67,14 +67,14 @@ pub struct Manifest {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct ShardEntry {
-    /// The file's name in its folder. Images are files of their own: their entries stand for runs of rows, by the numbers of the
-    /// first and the last.
+    /// The file's name in its folder. Images are separate files: their entries stand for runs of rows, named by the numbers of the first and last
+    /// row.
     pub name: String,
     /// Rows.
     pub rows: u64,
     /// Bytes of the file.
     pub bytes: u64,
-    /// The CRC32C of the file (of images: of their files behind each other), in hexadecimal.
+    /// The CRC32C of the file (for images: of their files in succession), in hexadecimal.
     pub crc32c: String,
 }
 
@@ -86,9 +86,9 @@ pub struct Skipped {
     // What convert noted before it took this down has none.
     #[serde(default)]
     pub row: u64,
-    /// Where it lies.
+    /// The URL of the shard that holds it.
     pub url: String,
-    /// Its number in the shard, where that is known.
+    /// Its number in the shard, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<u64>,
     /// What is wrong with it.
@@ -96,7 +96,7 @@ pub struct Skipped {
 }
 
 impl Skipped {
-    /// A row that was left out, and why.
+    /// Creates the entry of a row that was left out, with the reason.
     #[cfg(feature = "cli")]
     pub(crate) fn new(row: u64, error: &Error) -> Self {
         Self {
@@ -111,7 +111,8 @@ impl Skipped {
 impl Manifest {
     pub(super) const VERSION: u32 = VERSION;
 
-    /// Of TFRecord shards that another than a [`Writer`](super::Writer) wrote: name, rows, bytes and checksum of each; and what was left out.
+    /// Creates the manifest of TFRecord shards that were not written by a [`Writer`](super::Writer), from the name, rows, bytes and checksum of each,
+    /// and from what was left out.
     #[cfg(feature = "cli")]
     pub(crate) fn of_shards(
         columns: Vec<Column>,
@@ -136,7 +137,7 @@ impl Manifest {
         }
     }
 
-    /// Writes it into the folder, whole.
+    /// Writes it into the folder atomically.
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
         part::write(folder, MANIFEST, &serde_json::to_vec_pretty(self).expect("numbers and strings"))
     }
@@ -159,11 +160,11 @@ impl Manifest {
         }
     }
 
-    /// Holds the sizes and checksums of the shards against the files of a folder.
+    /// Checks the files of a folder against the sizes and checksums of the shards.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] for the first shard that is not what the manifest says, [`ErrorKind::NotFound`] for one that is
-    /// missing, [`ErrorKind::Config`] for folders of images, whose files have no entries of their own.
+    /// [`ErrorKind::Corrupt`] for the first shard that differs from the manifest, [`ErrorKind::NotFound`] for a missing one, [`ErrorKind::Config`]
+    /// for folders of images, whose files have no entries of their own.
     pub fn verify(&self, folder: impl AsRef<Path>) -> Result<()> {
         if self.format == Output::Images {
             return Err(Error::config("images have no checksums of their own").advice("decode them: forebay verify"));

@@ -1,8 +1,8 @@
-//! Writing shards: [`Writer`], the formats it knows, and the [`Manifest`] beside what it wrote.
+//! Writing shards: [`Writer`], the formats it writes, and the [`Manifest`] next to the shards.
 //!
-//! Rows come as Arrow record batches and leave as shards of a stated size: TFRecord, Parquet, tar archives, JSON Lines, or folders
-//! of images. Shards are encoded on several threads, and each appears under its name when it is whole. What was interrupted goes on
-//! where it stopped, with the same bytes as if it had not been. `docs/writing.md` has the formats and files.
+//! Rows arrive as Arrow record batches and leave as shards of a chosen size: TFRecord, Parquet, tar archives, JSON Lines, or folders of images.
+//! Shards are encoded on several threads, and each appears under its name once it is complete. An interrupted run can continue where it stopped, and
+//! then writes the same bytes as an uninterrupted one. `docs/writing.md` describes the formats and files.
 
 mod builder;
 mod cells;
@@ -47,29 +47,29 @@ pub(crate) use self::stream::Counted;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schema::Column;
 
-/// Bytes of values that are encoded by one task: a few milliseconds of work.
+/// Bytes of values that one task encodes: a few milliseconds of work.
 const CHUNK_BYTES: u64 = 1 << 20;
 
-/// Rows of a chunk at most, where each is small.
+/// The most rows in a chunk, for small rows.
 const CHUNK_ROWS: usize = 8192;
 
 /// Writes rows as shards of a data set.
 ///
-/// Made by [`Writer::builder`]; [`finish`](Self::finish) must be called, or the data set has no manifest and its last rows are
-/// missing. A writer that is dropped before leaves whole shards and a journal, and one that is made with
-/// [`resume`](WriterBuilder::resume) goes on behind them.
+/// A writer is created by [`Writer::builder`]. Call [`finish`](Self::finish): without it, the data set has no manifest and lacks its last rows. A
+/// writer that is dropped before that leaves complete shards and a journal; a writer created with [`resume`](WriterBuilder::resume) continues after
+/// them.
 ///
 /// # Order
-/// That of the rows that are written, or, with [`shuffle`](WriterBuilder::shuffle), one of the seed. The shards are a function of
-/// rows and options: threads and budget change no byte.
+/// Rows keep the order in which they are written, or, with [`shuffle`](WriterBuilder::shuffle), are in an order that depends on the seed. The shards
+/// are a function of rows and options: threads and budget do not change a byte.
 ///
 /// # Memory
-/// Rows and what they were encoded to, until they are in their shard: at most the [`budget`](WriterBuilder::budget), and what
-/// encoding adds to a few chunks of 1 MiB. Parquet holds a row group for each shard on its way besides.
+/// Rows and their encoded form, until they are in their shard: at most the [`budget`](WriterBuilder::budget), plus what encoding adds to a few chunks
+/// of 1 MiB. Parquet additionally holds one row group for each shard in progress.
 ///
 /// # Errors
-/// [`ErrorKind::Schema`] for rows that are not of the columns or that the format cannot hold, with the column and the row;
-/// [`ErrorKind::Transfer`] and [`ErrorKind::Access`] of the file system, with the file. After an error nothing more is written.
+/// [`ErrorKind::Schema`] for rows that do not match the columns or that the format cannot hold, with the column and the row; [`ErrorKind::Transfer`]
+/// and [`ErrorKind::Access`] for file system errors, with the file. After an error nothing more is written.
 ///
 /// # Example
 /// ```
@@ -104,66 +104,65 @@ pub struct Writer {
     folder: Arc<Folder>,
     pipeline: Pipeline,
     shuffle: Option<Shuffle>,
-    /// Rows that were there already, and those of the source that they were made from.
+    /// Shards that were there before, and rows of the source from which they were made.
     before: (u64, u64),
-    /// Rows of the source, those that were written before included.
+    /// Rows of the source, including those that were written before.
     consumed: u64,
     failed: Option<Error>,
 }
 
 impl Writer {
-    /// Describes a writer of this format.
+    /// Creates a builder for a writer of this format.
     pub fn builder(output: Output) -> WriterBuilder {
         WriterBuilder::new(output)
     }
 
-    /// The columns that rows must have.
+    /// Returns the columns that rows must have.
     pub fn columns(&self) -> &[Column] {
         &self.columns
     }
 
-    /// The number of the row to go on with: those before it are in shards that an interrupted run completed.
+    /// Returns the number of the row at which to continue. The rows before it are in shards that an interrupted run completed.
     ///
-    /// With a shuffle it is 0: all rows have to be dealt again, and those that were written are passed over.
+    /// With a shuffle it is 0: all rows have to be passed again, and those that have been written are skipped.
     pub fn resume_at(&self) -> u64 {
         if self.shuffle.is_some() { 0 } else { self.before.1 }
     }
 
-    /// Shards that an interrupted run completed.
+    /// Returns how many shards an interrupted run completed.
     pub fn shards_before(&self) -> u64 {
         self.before.0
     }
 
-    /// The most bytes of rows that ever were in flight, rows to be shuffled included.
+    /// Returns the most bytes of rows that were in flight at any time, including rows to be shuffled.
     pub fn peak_bytes(&self) -> u64 {
         self.pipeline.peak().max(self.shuffle.as_ref().map_or(0, Shuffle::peak))
     }
 
-    /// Writes rows. It waits while the budget is used up.
+    /// Writes rows. Waits while the budget is used up.
     ///
-    /// The batch has the writer's columns, by their names and in any order; others are passed over. Text and byte strings may be
-    /// arrays of any kind.
+    /// The batch has the writer's columns, by name and in any order; other columns are ignored. Text and byte strings may be arrays of any kind.
     ///
     /// # Errors
-    /// See [`Writer`]. An error may be that of a row that was written earlier.
+    /// See [`Writer`]. The error may belong to a row that was written earlier.
     pub fn write(&mut self, rows: &RecordBatch) -> Result<()> {
         let first = self.consumed;
         self.write_rows(rows, Consumed::From(first), first + rows.num_rows() as u64)
     }
 
-    /// Writes the rows of a source that have these numbers, in ascending order, and none else below `end`.
+    /// Writes the rows of a source that have these numbers, in ascending order, and no other rows below `end`.
     #[cfg(feature = "cli")]
     pub(crate) fn write_numbered(&mut self, rows: &RecordBatch, numbers: Vec<u64>, end: u64) -> Result<()> {
         self.write_rows(rows, Consumed::Rows(numbers), end)
     }
 
-    /// Rows of the source that are left out.
+    /// Returns how many rows of the source are left out.
     #[cfg(feature = "cli")]
     pub(crate) fn num_left_out(&self) -> u64 {
         self.folder.num_skipped()
     }
 
-    /// Notes that a row of the source is left out, once. Returns how many are.
+    /// Records that a row of the source is left out, once. Returns how many are left out.
     #[cfg(feature = "cli")]
     pub(crate) fn leave_out(&self, skipped: Skipped) -> Result<u64> {
         self.folder.note_skipped(skipped)?;
@@ -188,7 +187,7 @@ impl Writer {
         written.inspect_err(|error| self.failed = Some(error.clone()))
     }
 
-    /// Writes what is left, and the manifest.
+    /// Writes the remaining rows and the manifest.
     ///
     /// # Errors
     /// See [`Writer`].
@@ -196,7 +195,7 @@ impl Writer {
         self.finish_counted().map(|(manifest, _)| manifest)
     }
 
-    /// The same, with the most bytes that ever were in flight.
+    /// Does the same, and also returns the most bytes that were in flight at any time.
     fn finish_counted(mut self) -> Result<(Manifest, u64)> {
         let mut peak = self.peak_bytes();
         if let Some(error) = self.failed {
@@ -220,7 +219,7 @@ impl Writer {
         Ok((self.folder.complete()?, peak))
     }
 
-    /// The rows in the columns' order and types.
+    /// Returns the rows with their columns in the writer's order and types.
     fn carry(&self, rows: &RecordBatch) -> Result<RecordBatch> {
         let bad = |column: &Column, what: String| {
             Error::new(ErrorKind::Schema, what).column(column.name().clone()).stage("write")
@@ -247,7 +246,7 @@ impl Writer {
     }
 }
 
-/// An array as the type that carries a column, where that changes no value.
+/// Converts an array to the type that carries a column, if that changes no value.
 fn carried(array: &ArrayRef, wanted: &DataType) -> Option<ArrayRef> {
     fn same_values(from: &DataType, to: &DataType) -> bool {
         use DataType::{Binary, BinaryView, FixedSizeList, LargeBinary, LargeUtf8, List, Utf8, Utf8View};
@@ -264,7 +263,7 @@ fn carried(array: &ArrayRef, wanted: &DataType) -> Option<ArrayRef> {
     }
 }
 
-/// Gives rows to the pipeline, in chunks.
+/// Passes rows to the pipeline in chunks.
 fn push(pipeline: &mut Pipeline, columns: &[Column], rows: &RecordBatch, mut consumed: Consumed) -> Result<()> {
     let cells: Vec<Cells<'_>> =
         columns.iter().zip(rows.columns()).map(|(column, array)| Cells::new(column, array)).collect();
@@ -291,12 +290,12 @@ impl std::fmt::Debug for Writer {
     }
 }
 
-/// Where a folder's rows are dealt out.
+/// Returns the folder into which a data set's rows are distributed.
 fn shuffle_folder(folder: &Folder) -> PathBuf {
     folder.path.join(folder::SHUFFLE)
 }
 
-/// The program in `docs/writing.md` compiles.
+/// Checks that the program in `docs/writing.md` compiles.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/writing.md")]
 struct Writing;

@@ -1,4 +1,4 @@
-//! What can be written: formats, and how each may be compressed.
+//! The formats that can be written, and how each may be compressed.
 
 use std::fmt;
 
@@ -22,16 +22,16 @@ pub enum Output {
     TfRecord,
     /// Parquet files with a page index (feature `parquet`).
     Parquet,
-    /// WebDataset archives: a member a column, the column's name as its extension (feature `tar`).
+    /// WebDataset archives: one member per column, with the column's name as its extension (feature `tar`).
     Tar,
-    /// JSON Lines: an object a row.
+    /// JSON Lines: one object per row.
     #[serde(rename = "jsonl")]
     JsonLines,
-    /// Image files in folders of their labels: `dog/00000017.jpg`.
+    /// Image files in folders named by their labels: `dog/00000017.jpg`.
     Images,
 }
 
-/// How a shard, or the pages of a Parquet file, are compressed.
+/// The compression of a shard, or of the pages of a Parquet file.
 ///
 /// # Example
 /// ```
@@ -43,7 +43,7 @@ pub enum Output {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Codec {
-    /// As it is.
+    /// No compression.
     #[default]
     None,
     /// Snappy: Parquet only.
@@ -70,7 +70,7 @@ pub(crate) struct Packing {
 impl Output {
     const ALL: [Self; 5] = [Self::TfRecord, Self::Parquet, Self::Tar, Self::JsonLines, Self::Images];
 
-    /// The name in manifests and on the command line.
+    /// Returns the name used in manifests and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::TfRecord => "tfrecord",
@@ -81,12 +81,12 @@ impl Output {
         }
     }
 
-    /// The format of this [`name`](Self::name).
+    /// Returns the format of this [`name`](Self::name).
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|output| output.name() == name)
     }
 
-    /// The codecs that readers of the format know; the first is taken unless another is stated.
+    /// Returns the codecs that readers of the format support; the first is the default.
     fn codecs(self) -> &'static [Codec] {
         match self {
             Self::TfRecord => &[Codec::None, Codec::Gzip, Codec::Zlib],
@@ -96,7 +96,7 @@ impl Output {
         }
     }
 
-    /// What the names of shards end in.
+    /// Returns the extension of shard names.
     pub(super) fn extension(self, codec: Codec) -> &'static str {
         match (self, codec) {
             (Self::TfRecord, _) => "tfrecord",
@@ -111,11 +111,11 @@ impl Output {
         }
     }
 
-    /// The codec and level to write with.
+    /// Returns the codec and level to write with.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for a format that is not compiled in, a codec that it does not know, and a
-    /// level that the codec does not have.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for a format that is not compiled in, a codec that the format does not support, and a level
+    /// that the codec does not have.
     pub(crate) fn packing(self, codec: Option<Codec>, level: Option<u32>) -> Result<Packing> {
         let missing = match self {
             Self::Parquet if !cfg!(feature = "parquet") => Some("parquet"),
@@ -148,7 +148,7 @@ impl Output {
 impl Codec {
     const ALL: [Self; 7] = [Self::None, Self::Snappy, Self::Gzip, Self::Zlib, Self::Zstd, Self::Lz4, Self::Brotli];
 
-    /// The name in manifests and on the command line.
+    /// Returns the name used in manifests and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -161,12 +161,12 @@ impl Codec {
         }
     }
 
-    /// The codec of this [`name`](Self::name).
+    /// Returns the codec of this [`name`](Self::name).
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|codec| codec.name() == name)
     }
 
-    /// Its levels, and the usual one.
+    /// Returns the codec's levels and its default level.
     fn levels(self) -> Option<(std::ops::RangeInclusive<u32>, u32)> {
         match self {
             Self::Gzip | Self::Zlib => Some((0..=9, 6)),

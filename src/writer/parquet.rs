@@ -1,4 +1,4 @@
-//! Rows as Parquet files whose row groups and pages suit loading.
+//! Writes rows as Parquet files whose row groups and pages suit loading.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,26 +21,24 @@ use super::stream::Counted;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schema::{Column, Dtype};
 
-/// Bytes of values in a row group: as a block of the loader it is read with one request and decoded by one worker, and shuffles
-/// mix row groups.
+/// Bytes of values in a row group. As a block of the loader, a row group is read with one request and decoded by one worker; shuffles mix row groups.
 pub(super) const ROW_GROUP_BYTES: u64 = 8 << 20;
 
-/// Bytes of values in a page, which is the least that has to be decoded for a row.
+/// Bytes of values in a page, which is the smallest unit that has to be decoded for a row.
 const PAGE_BYTES: usize = 256 << 10;
 
-/// Values that are written before a page's size is looked at. By 1024, the usual number, a page of images of 100 KB
-/// had 100 MB.
+/// The number of values written between checks of a page's size. With 1024, the usual number, a page of images of 100 KB had 100 MB.
 const BATCH_ROWS: usize = 32;
 
-/// Rows that are given to the encoder at a time.
+/// Rows that are passed to the encoder at a time.
 const WRITTEN_ROWS: usize = 1024;
 
-/// The key in a file's metadata that columns stand under, as JSON: shapes of more than one extent are not in the schema.
+/// The key of the columns, as JSON, in a file's metadata: shapes of more than one extent are not in the schema.
 const COLUMNS_KEY: &str = "forebay.columns";
 
 pub(super) struct Parquet {
     columns: Vec<Column>,
-    /// Columns that are text.
+    /// Which columns are text.
     text: Vec<bool>,
     schema: SchemaRef,
     properties: WriterProperties,
@@ -49,7 +47,7 @@ pub(super) struct Parquet {
 
 impl Parquet {
     /// # Errors
-    /// [`ErrorKind::Config`] for Bloom filters of columns that there are not, and text that is none by its dtype.
+    /// [`ErrorKind::Config`] for Bloom filters of columns that do not exist, and for text columns whose dtype cannot be text.
     pub(super) fn new(
         columns: &[Column],
         packing: Packing,
@@ -94,7 +92,7 @@ impl Parquet {
         Ok(Self { columns: columns.to_vec(), text, schema, properties: properties.build(), row_group_bytes })
     }
 
-    /// The rows, with text marked as such.
+    /// Returns the rows, with text columns marked as such.
     fn marked(&self, first: u64, rows: &RecordBatch, cells: &[Cells<'_>]) -> Result<RecordBatch> {
         let options = CastOptions { safe: false, ..CastOptions::default() };
         let arrays = rows.columns().iter().zip(cells).zip(self.schema.fields()).zip(&self.text);
@@ -138,7 +136,7 @@ fn compression(Packing { codec, level }: Packing) -> Result<Compression> {
 }
 
 impl Encode for Parquet {
-    /// Counts alone: pages are encoded in the order of their shard.
+    /// Only counts: pages are encoded in the order of their shard.
     fn encode(&self, first: u64, rows: &RecordBatch) -> Result<Piece> {
         let cells: Vec<Cells<'_>> =
             self.columns.iter().zip(rows.columns()).map(|(column, array)| Cells::new(column, array)).collect();
@@ -169,14 +167,14 @@ struct File {
     /// Bytes of values in the row group that is being filled.
     in_group: u64,
     row_group_bytes: u64,
-    /// Rows of that row group that are not written yet.
+    /// Rows of that row group that are not yet written.
     waiting: Vec<RecordBatch>,
     waiting_rows: usize,
 }
 
 impl File {
-    /// Takes rows of one row group. They are written so many at a time, counted from its beginning: so pages end at the same rows
-    /// however the rows came.
+    /// Accepts rows of one row group. Rows are written in batches of a fixed size, counted from the beginning of the row group, so pages end at the
+    /// same rows however the rows arrived.
     fn take(&mut self, mut rows: RecordBatch) -> Result<()> {
         while self.waiting_rows + rows.num_rows() >= WRITTEN_ROWS {
             let room = WRITTEN_ROWS - self.waiting_rows;

@@ -6,17 +6,17 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// A file on its way: written under a hidden name beside its own, and taken away again unless it is finished.
+/// A file in progress: it is written under a hidden name in the same folder, and removed unless it is finished.
 ///
-/// One process at a time writes into the folder (it holds its lock), so the hidden name is fixed, and what an interrupted run
-/// left under it is in nobody's way.
+/// Only one process at a time writes into the folder (it holds the folder's lock), so the hidden name is fixed, and a leftover of an interrupted run
+/// under that name does no harm.
 pub(crate) struct Part {
     file: Option<File>,
     hidden: PathBuf,
     path: PathBuf,
 }
 
-/// The name that a file has until it is whole.
+/// Returns the name that a file has until it is complete.
 pub(crate) fn hidden_name(name: &str) -> String {
     format!(".{name}.part")
 }
@@ -31,12 +31,12 @@ impl Part {
         Ok(Self { file: Some(file), hidden, path })
     }
 
-    /// The name that it gets.
+    /// Returns the path that the file will get.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Brings the content to the disk and leaves it under its hidden name, for whoever names several files at once.
+    /// Syncs the content to the disk and leaves it under its hidden name, for callers that name several files at once.
     pub(crate) fn hold(mut self) -> Result<()> {
         let file = self.file.take().expect("there until finished");
         file.sync_all().map_err(|e| {
@@ -45,7 +45,7 @@ impl Part {
         })
     }
 
-    /// Brings the content to the disk and gives the file its name. Returns its size.
+    /// Syncs the content to the disk and gives the file its name. Returns its size.
     pub(crate) fn finish(mut self) -> Result<u64> {
         let file = self.file.take().expect("there until finished");
         let named = file
@@ -80,20 +80,20 @@ impl Drop for Part {
     }
 }
 
-/// Brings the names in a folder to the disk.
+/// Syncs the names in a folder to the disk.
 pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
     synced.map_err(|e| failed(e, "cannot synchronise the folder", folder))
 }
 
-/// Writes a small file whole.
+/// Writes a small file atomically.
 pub(crate) fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let mut part = Part::create(folder, name)?;
     part.write_all(bytes).map_err(|e| failed(e, "cannot write the file", &part.path))?;
     part.finish().map(|_| ())
 }
 
-/// Removes a file or link, if there is one.
+/// Removes a file or link if it exists.
 pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -101,7 +101,7 @@ pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// An error of the file system at a path.
+/// Returns a file system error at a path.
 pub(crate) fn failed(error: io::Error, what: &'static str, path: &Path) -> Error {
     let kind = match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ErrorKind::NotFound,

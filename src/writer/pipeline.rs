@@ -1,14 +1,13 @@
-//! How rows become shards: encoded on all threads, cut in order, and written several shards at a time.
+//! Turns rows into shards: encodes on all threads, cuts in order, and writes several shards at a time.
 //!
 //! ```text
 //! write ──► chunks ──► encode (any order) ──► cut (in order) ──► lanes: one a shard, each in order
 //!          admitted by bytes                  on the caller's thread
 //! ```
 //!
-//! Chunks are given numbers as they come, and cut into shards in the order of these, by the thread that writes. So which row goes
-//! into which shard does not depend on the number of threads. A lane is a shard with a queue; a worker takes what waits in it and
-//! goes. What is in flight is counted from the moment a chunk is admitted until its bytes are in the shard: as rows until it is
-//! encoded, as what it was encoded to from then on.
+//! Chunks are numbered as they arrive, and the thread that writes cuts them into shards in this order. So the number of threads does not affect which
+//! row goes into which shard. A lane is a shard with a queue; a worker processes what waits in it and leaves. Bytes in flight are counted from the
+//! moment a chunk is admitted until its bytes are in the shard: as rows until the chunk is encoded, as encoded bytes from then on.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -23,7 +22,7 @@ use crate::engine::pool::{Level, Pool, no_panic};
 use crate::error::Result;
 use crate::format::tfrecord::Compression;
 
-/// How large a shard may become; each limit that is stated holds.
+/// The limits on a shard's size; every limit that is set applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) rows: Option<u64>,
@@ -31,25 +30,25 @@ pub(super) struct Limits {
     pub(super) bytes: Option<u64>,
 }
 
-/// Rows that are to be written behind those before them.
+/// Rows to be written after those before them.
 pub(super) struct Chunk {
     pub(super) rows: RecordBatch,
     pub(super) consumed: Consumed,
-    /// What it takes in memory.
+    /// The bytes that it takes in memory.
     pub(super) bytes: u64,
 }
 
-/// How many rows of the source are done with, once a row is written.
+/// How many rows of the source have been processed once a row is written.
 #[derive(Clone, Debug)]
 pub(super) enum Consumed {
-    /// Each row is the one behind the last, from this on.
+    /// The rows are consecutive, beginning with this number.
     From(u64),
-    /// Rows of these numbers.
+    /// The rows have these numbers.
     Rows(Vec<u64>),
 }
 
 impl Consumed {
-    /// After the first `rows` of them.
+    /// Returns the number after the first `rows` of them.
     fn after(&self, rows: usize) -> u64 {
         match self {
             Self::From(first) => first + rows as u64,
@@ -57,7 +56,7 @@ impl Consumed {
         }
     }
 
-    /// Of the rows from `rows` on.
+    /// Splits off the rows from `rows` on.
     pub(super) fn split_off(&mut self, rows: usize) -> Self {
         match self {
             Self::From(first) => Self::From(*first + rows as u64),
@@ -66,7 +65,7 @@ impl Consumed {
     }
 }
 
-/// Workers and what they work on.
+/// The workers and their work.
 pub(super) struct Pipeline {
     pool: Pool,
     shared: Arc<Shared>,
@@ -74,19 +73,19 @@ pub(super) struct Pipeline {
     limits: Limits,
     budget: u64,
     threads: usize,
-    /// Chunks that were given a number.
+    /// Chunks that have been numbered.
     chunks: u64,
-    /// Chunks that were cut into shards.
+    /// Chunks that have been cut into shards.
     cut: u64,
-    /// Rows that were admitted.
+    /// Rows that have been admitted.
     rows: u64,
     /// The shard that is being filled.
     current: Option<Filling>,
     /// The number of the next shard.
     next_shard: u64,
-    /// Rows of all shards before it.
+    /// The rows of all shards before it.
     shard_start: u64,
-    /// Where rows have images' names instead of shards'.
+    /// Whether names are those of images (by rows) instead of shards.
     by_rows: bool,
     compression: Compression,
 }
@@ -108,10 +107,10 @@ struct Shared {
 struct State {
     in_flight: u64,
     peak: u64,
-    /// Chunks that are not encoded yet.
+    /// Chunks that are not yet encoded.
     encoding: usize,
     encoded: BTreeMap<u64, Result<(Piece, Consumed)>>,
-    /// Shards that were begun and are not whole.
+    /// Shards that have been begun and are not complete.
     open: usize,
     failed: Option<crate::Error>,
 }
@@ -131,7 +130,7 @@ impl Shared {
     }
 }
 
-/// A shard with what waits to be written into it.
+/// A shard, and what waits to be written into it.
 struct Lane {
     number: u64,
     name: String,
@@ -141,14 +140,14 @@ struct Lane {
 #[derive(Default)]
 struct LaneState {
     steps: VecDeque<Step>,
-    /// Whether a worker has it.
+    /// Whether a worker is processing it.
     taken: bool,
     shard: Option<Box<dyn Shard>>,
 }
 
 enum Step {
     Append(Piece),
-    /// Nothing follows: so many rows, the number of the first, and the rows of the source that they end with.
+    /// Nothing follows. Holds the number of rows, the number of the first, and the rows of the source with which they end.
     Finish {
         rows: u64,
         first: u64,
@@ -157,7 +156,7 @@ enum Step {
 }
 
 impl Pipeline {
-    /// Goes on behind the shards that the folder has.
+    /// Creates a pipeline that continues after the shards that the folder has.
     pub(super) fn new(
         encode: Arc<dyn Encode>,
         folder: Arc<Folder>,
@@ -188,12 +187,12 @@ impl Pipeline {
         })
     }
 
-    /// The most bytes that ever were in flight.
+    /// Returns the most bytes that were in flight at any time.
     pub(super) fn peak(&self) -> u64 {
         self.shared.state().peak
     }
 
-    /// Takes rows in, as soon as there is room for them.
+    /// Accepts rows as soon as there is room for them.
     pub(super) fn push(&mut self, chunk: Chunk) -> Result<()> {
         self.admit(chunk.bytes)?;
         let (number, first) = (self.chunks, self.rows);
@@ -215,7 +214,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Waits until so many bytes fit, and cuts meanwhile.
+    /// Waits until `bytes` more bytes fit, and cuts chunks meanwhile.
     pub(super) fn admit(&mut self, bytes: u64) -> Result<()> {
         loop {
             self.cut()?;
@@ -238,7 +237,7 @@ impl Pipeline {
         }
     }
 
-    /// Gives back what was admitted and is not pushed.
+    /// Releases bytes that were admitted but not pushed.
     #[cfg(test)]
     pub(super) fn release(&mut self, bytes: u64) {
         self.shared.change(|state| {
@@ -247,7 +246,7 @@ impl Pipeline {
         });
     }
 
-    /// Cuts the chunks that are encoded into shards, in order.
+    /// Cuts the encoded chunks into shards, in order.
     fn cut(&mut self) -> Result<()> {
         loop {
             let next = self.shared.state().encoded.remove(&self.cut);
@@ -277,7 +276,7 @@ impl Pipeline {
         }
     }
 
-    /// Rows of the piece that the shard at hand takes; begins one where there is none.
+    /// Returns how many rows of the piece fit into the current shard; begins a shard if there is none.
     fn room(&mut self, piece: &Piece) -> Result<usize> {
         if self.current.is_none() {
             self.begin_shard()?;
@@ -295,7 +294,7 @@ impl Pipeline {
         Ok(room)
     }
 
-    /// Begins a shard, when there are not too many on their way.
+    /// Begins a shard once there are not too many in progress.
     fn begin_shard(&mut self) -> Result<()> {
         let mut state = self.shared.state();
         while state.open > self.threads {
@@ -320,7 +319,7 @@ impl Pipeline {
         self.hand(&lane, Step::Finish { rows, first, end });
     }
 
-    /// Puts a step into a lane, and the lane before a worker unless one has it.
+    /// Adds a step to a lane, and gives the lane to a worker unless one is processing it.
     fn hand(&self, lane: &Arc<Lane>, step: Step) {
         let mut state = lane.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.steps.push_back(step);
@@ -336,7 +335,7 @@ impl Pipeline {
     /// Waits until everything is written.
     ///
     /// # Errors
-    /// The first row that cannot be encoded, or shard that cannot be written.
+    /// The first row that cannot be encoded, or the first shard that cannot be written.
     pub(super) fn finish(&mut self) -> Result<()> {
         loop {
             self.cut()?;
@@ -358,7 +357,7 @@ impl Pipeline {
     }
 }
 
-/// Works off what waits in a lane.
+/// Processes the steps that wait in a lane.
 fn work(lane: &Lane, shared: &Shared, folder: &Folder, by_rows: bool, compression: Compression) {
     loop {
         let (step, shard) = {

@@ -1,15 +1,14 @@
-//! An external shuffle: rows in a random order, however many there are, under a budget of memory.
+//! An external shuffle: puts any number of rows into a random order within a memory budget.
 //!
-//! Each row has a key, a number drawn from the seed and the row's own number; the order of keys is the order of rows. So it depends
-//! on nothing else: not on the budget, not on how rows came, and the number of rows need not be known beforehand.
+//! Each row has a key, a number drawn from the seed and the row's own number; the order of keys is the order of rows. So the order depends on nothing
+//! else: neither on the budget nor on how rows arrive. The number of rows need not be known beforehand.
 //!
-//! 1. Rows are dealt out: those of a range of keys go to the same bucket, in a file. They are gathered until they take half of the
-//!    memory, so that each bucket gets a run of rows at a time, not row after row.
-//! 2. Bucket after bucket is read, put into the order of its keys and given out. A bucket that turns out too large for the memory
-//!    is dealt out again, by finer ranges.
+//! 1. Rows are distributed: rows in the same range of keys go to the same bucket, in a file. They are collected until they take half of the memory,
+//! so that each bucket receives a run of rows at a time instead of single rows.
+//! 2. One bucket after another is read, sorted by key and emitted. A bucket that turns out too large for the memory is distributed again, by finer
+//! ranges.
 //!
-//! Rows that are dealt are Arrow IPC streams behind each other in one file; the places of a bucket's streams are kept in memory,
-//! 16 bytes for each.
+//! Distributed rows are Arrow IPC streams in succession in one file. The places of a bucket's streams are kept in memory, 16 bytes for each.
 
 use std::fs::File;
 use std::io::{Cursor, Write as _};
@@ -30,19 +29,19 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::random::Key;
 use crate::schema::{Column, arrow_schema};
 
-/// Buckets of a level at most: more would cut what is gathered into pieces too small to read one by one.
+/// The most buckets in a level: with more, the collected rows would be cut into pieces too small to be read individually.
 const MAX_BUCKETS: u64 = 256;
 
-/// What bookkeeping takes beside a row's values while it is gathered: its number, and its place in two lists.
+/// The bookkeeping per collected row, in addition to its values: its number, and its place in two lists.
 const ROW_OVERHEAD: u64 = 40;
 
-/// Bytes of rows that are given out together.
+/// Bytes of rows that are emitted together.
 const GIVEN_BYTES: u64 = 1 << 20;
 
 /// Rows that wait to be shuffled.
 pub(super) struct Shuffle {
     columns: Vec<Column>,
-    /// The types that rows are stored as: byte strings behind each other, for views would drag all they were cut from along.
+    /// The types in which rows are stored: byte strings in succession, because views would carry along all the data that they were cut from.
     stored: SchemaRef,
     key: Key,
     folder: PathBuf,
@@ -53,12 +52,12 @@ pub(super) struct Shuffle {
     most_in_memory: u64,
 }
 
-/// Buckets of equal ranges of keys.
+/// Buckets that cover equal ranges of keys.
 struct Level {
     file: File,
     path: PathBuf,
     end: u64,
-    /// The first key, and how many there are.
+    /// The first key, and the number of keys.
     from: u64,
     width: u128,
     buckets: Vec<Bucket>,
@@ -68,13 +67,14 @@ struct Level {
 struct Bucket {
     /// Where its streams lie: offset and length.
     streams: Vec<(u64, u64)>,
-    /// Bytes of its rows in memory.
+    /// Bytes that its rows take in memory.
     bytes: u64,
     rows: u64,
 }
 
 impl Shuffle {
-    /// Rows are dealt into files in `folder`, which is made, and removed when the shuffle is dropped. About `expected_bytes` are to come, where that is known.
+    /// Creates a shuffle whose rows are distributed to files in `folder`. The folder is created here, and removed when the shuffle is dropped. About
+    /// `expected` bytes will come, if that is known.
     pub(super) fn new(
         columns: &[Column],
         seed: u64,
@@ -103,12 +103,12 @@ impl Shuffle {
         })
     }
 
-    /// Bytes of rows that were in memory at the same time, at most.
+    /// Returns the most bytes of rows that were in memory at the same time.
     pub(super) fn peak(&self) -> u64 {
         self.most_in_memory
     }
 
-    /// Takes rows of these numbers in.
+    /// Accepts rows with these numbers.
     pub(super) fn deal(&mut self, rows: &RecordBatch, numbers: Vec<u64>) -> Result<()> {
         let cells: Vec<Cells<'_>> =
             self.columns.iter().zip(rows.columns()).map(|(column, array)| Cells::new(column, array)).collect();
@@ -138,14 +138,14 @@ impl Shuffle {
         Ok(())
     }
 
-    /// Puts what was gathered into its buckets.
+    /// Puts the collected rows into their buckets.
     fn hand_out(&mut self) -> Result<()> {
         let gathered = std::mem::take(&mut self.gathered);
         self.gathered_bytes = 0;
         self.level.take(&gathered, self.key, &self.columns)
     }
 
-    /// Gives all rows out in their order, some at a time.
+    /// Emits all rows in their order, some at a time.
     pub(super) fn give(mut self, out: &mut dyn FnMut(RecordBatch) -> Result<()>) -> Result<u64> {
         self.hand_out()?;
         let level = self.level.seal()?;
@@ -222,7 +222,7 @@ impl Level {
         Ok(Self { file, path, end: 0, from, width, buckets })
     }
 
-    /// The keys of a bucket: the first, and how many.
+    /// Returns the keys of a bucket: the first, and how many.
     fn range(&self, bucket: usize) -> (u64, u128) {
         let count = self.buckets.len() as u128;
         let start = |bucket: usize| (self.width * bucket as u128).div_ceil(count);
@@ -256,7 +256,7 @@ impl Level {
         Ok(())
     }
 
-    /// For reading alone.
+    /// Returns the level for reading only.
     fn seal(&mut self) -> Result<Self> {
         let file = self.file.try_clone().map_err(|e| part::failed(e, "cannot open the file", &self.path))?;
         let buckets = std::mem::take(&mut self.buckets);
@@ -285,12 +285,12 @@ fn written(rows: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
     writer.into_inner()
 }
 
-/// The numbers of stored rows: their last column.
+/// Returns the numbers of stored rows: their last column.
 fn numbers(rows: &RecordBatch) -> &[u64] {
     rows.column(rows.num_columns() - 1).as_primitive::<UInt64Type>().values()
 }
 
-/// Bytes that stored rows take, as [`Shuffle::deal`] counts them.
+/// Returns the bytes that stored rows take, as [`Shuffle::deal`] counts them.
 fn bytes_of(rows: &RecordBatch, columns: &[Column]) -> u64 {
     let values = carried(rows, columns).map(|rows| {
         let cells: Vec<Cells<'_>> =

@@ -11,10 +11,10 @@ use super::part::{self, Part};
 use crate::error::Result;
 use crate::format::tfrecord::{FOOTER_BYTES, HEADER_BYTES, IndexBuilder};
 
-/// Below it, system calls cost more than the bytes they move.
+/// Below this size, system calls cost more than the bytes they move.
 const BUFFER_BYTES: usize = 128 << 10;
 
-/// A file on its way, its bytes counted and checksummed.
+/// A file in progress, with its bytes counted and checksummed.
 pub(crate) struct Counted {
     part: Part,
     bytes: u64,
@@ -46,7 +46,7 @@ impl Write for Counted {
     }
 }
 
-/// Compression in front of a file.
+/// The compression of a file.
 enum Packer {
     Plain(BufWriter<Counted>),
     Gzip(GzEncoder<BufWriter<Counted>>),
@@ -90,11 +90,11 @@ impl Packer {
     }
 }
 
-/// A shard that is a stream of rows.
+/// A shard that is one stream of rows.
 pub(super) struct Stream {
     packer: Packer,
     path: std::path::PathBuf,
-    /// What stands behind the rows.
+    /// The bytes that follow the rows.
     trailer: &'static [u8],
     index: Option<IndexBuilder>,
 }

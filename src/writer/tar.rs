@@ -1,7 +1,7 @@
-//! Rows as samples of a WebDataset: members that share a key, one a column.
+//! Writes rows as samples of a WebDataset: members that share a key, one per column.
 //!
-//! A row's members are `KEY.COLUMN`. The key is the column `__key__` where there is one, else the row's number. Byte strings are
-//! stored as they are, numbers in decimal, lists as JSON. Headers hold no time and no owner, so equal rows make equal files.
+//! A row's members are `KEY.COLUMN`. The key is the value of the column `__key__` if there is one, otherwise the row's number. Byte strings are
+//! stored unchanged, numbers in decimal, lists as JSON. Headers hold no time and no owner, so equal rows make equal files.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -31,7 +31,7 @@ pub(super) struct Tar {
 
 impl Tar {
     /// # Errors
-    /// [`ErrorKind::Schema`] for columns whose names cannot be extensions, and for keys that are no text.
+    /// [`ErrorKind::Schema`] for columns whose names cannot be extensions, and for keys that are not text.
     pub(super) fn new(columns: &[Column], packing: Packing) -> Result<Self> {
         let is_key = |column: &Column| column.name().as_ref() == KEY;
         let cannot: Vec<&str> = columns.iter().map(|c| c.name().as_ref()).filter(|name| !is_extension(name)).collect();
@@ -73,7 +73,7 @@ impl Tar {
     }
 }
 
-/// Whether a member can be called `key.NAME`, and be found again by it.
+/// Returns whether a member can be called `key.NAME`, and be found again by that name.
 fn is_extension(name: &str) -> bool {
     let is_plain = |c: char| !c.is_control() && c != '/';
     !name.is_empty()
@@ -83,7 +83,7 @@ fn is_extension(name: &str) -> bool {
         && name.chars().all(is_plain)
 }
 
-/// Whether a key can be the beginning of members' names: a path that stays in its folder, without a dot in its last part.
+/// Returns whether a key can be the beginning of members' names: a path that stays in its folder, without a dot in its last component.
 fn is_key(key: &str) -> bool {
     let parts = || key.split('/');
     let last_has_dot = parts().next_back().is_some_and(|last| last.contains('.'));
@@ -169,7 +169,7 @@ impl Encode for Tar {
     }
 }
 
-/// An archive whose keys come from a column: each may be there once, or two members would have one name.
+/// An archive whose keys come from a column. Each key may occur once, otherwise two members would have the same name.
 struct Archive {
     stream: Stream,
     column: Column,

@@ -1,4 +1,4 @@
-//! Whole data sets: written, read back with what others read them with, interrupted, and shuffled.
+//! Tests whole data sets: written, read back with other readers, interrupted, and shuffled.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -26,7 +26,7 @@ fn fixed(values: ArrayRef, each: i32) -> ArrayRef {
     Arc::new(FixedSizeListArray::new(field, each, values, None))
 }
 
-/// A column of every dtype and shape, rows `from..to`.
+/// Creates columns of every dtype and shape, with rows `from..to`.
 fn everything(from: u64, to: u64) -> (Vec<Column>, RecordBatch) {
     let range = from as i64..to as i64;
     let n = range.clone().count();
@@ -85,7 +85,7 @@ fn numbers(range: std::ops::Range<i64>) -> RecordBatch {
     RecordBatch::try_from_iter([("n", Arc::new(Int64Array::from_iter_values(range)) as ArrayRef)]).unwrap()
 }
 
-/// Writes in batches of so many rows.
+/// Writes in batches of `batch` rows.
 fn write_all(mut writer: Writer, rows: &RecordBatch, batch: usize) -> Result<(Manifest, u64)> {
     let mut at = writer.resume_at() as usize;
     while at < rows.num_rows() {
@@ -96,7 +96,7 @@ fn write_all(mut writer: Writer, rows: &RecordBatch, batch: usize) -> Result<(Ma
     writer.finish_counted()
 }
 
-/// The shards of a folder in the order of the manifest, decompressed.
+/// Returns the shards of a folder in the order of the manifest, decompressed.
 fn contents(folder: &Path, manifest: &Manifest) -> Vec<Vec<u8>> {
     manifest
         .shards
@@ -116,7 +116,7 @@ fn contents(folder: &Path, manifest: &Manifest) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// All files below a folder, by their paths.
+/// Returns all files below a folder, by their paths.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(folder).unwrap() {

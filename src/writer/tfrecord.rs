@@ -1,4 +1,4 @@
-//! Rows as `tf.Example`s in TFRecord shards.
+//! Writes rows as `tf.Example`s in TFRecord shards.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -14,18 +14,18 @@ use crate::format::example::{Example, Feature, SequenceExample};
 use crate::format::tfrecord::{Compression, MAX_RECORD_BYTES, Writer};
 use crate::schema::{Column, Dtype};
 
-/// Integers and booleans become lists of int64, floats lists of float, byte strings lists of bytes.
+/// Encodes integers and booleans as lists of int64, floats as lists of float, byte strings as lists of bytes.
 pub(super) struct TfRecord {
     columns: Vec<Column>,
     packing: Packing,
     is_sequence: bool,
-    /// Whether the one column holds payloads as they are.
+    /// Whether the only column holds payloads that are stored unchanged.
     as_they_are: bool,
 }
 
 impl TfRecord {
     /// # Errors
-    /// [`ErrorKind::Schema`](crate::ErrorKind::Schema) for columns of f64 unless they may lose precision: a `tf.Example` has none.
+    /// [`ErrorKind::Schema`](crate::ErrorKind::Schema) for columns of f64, which a `tf.Example` does not have, unless they may lose precision.
     pub(super) fn new(columns: &[Column], packing: Packing, narrow: bool) -> Result<Self> {
         refuse(columns, "a tf.Example", |column| {
             let is_double = column.dtype() == Dtype::F64 && !column.is_raw() && !narrow;
@@ -36,7 +36,7 @@ impl TfRecord {
         Ok(Self { columns: columns.to_vec(), packing, is_sequence, as_they_are: false })
     }
 
-    /// Payloads are the values of the one column.
+    /// Creates an encoder whose payloads are the values of the only column.
     pub(super) fn of_payloads(column: &Column, packing: Packing) -> Self {
         Self { columns: vec![column.clone()], packing, is_sequence: false, as_they_are: true }
     }
@@ -75,7 +75,7 @@ fn feature(cells: &Cells<'_>, elements: std::ops::Range<usize>) -> Feature {
     }
 }
 
-/// Whether the floats of a row are finite as f32 where they were as f64.
+/// Checks that the floats of a row that are finite as f64 are also finite as f32.
 fn narrows(cells: &Cells<'_>, row: usize, first: u64) -> Result<()> {
     let Values::F64(values) = &cells.values else { return Ok(()) };
     let grows = |value: &f64| value.is_finite() && (*value as f32).is_infinite();
@@ -114,7 +114,7 @@ impl Encode for TfRecord {
     }
 }
 
-/// The compression that indexes note.
+/// Returns the compression that indexes record.
 pub(super) fn compression(codec: Codec) -> Compression {
     match codec {
         Codec::Gzip => Compression::Gzip,
