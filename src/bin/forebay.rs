@@ -1,4 +1,4 @@
-//! The command `forebay`: arguments in, exit code out.
+//! The command `forebay`: passes arguments in and returns the exit code.
 
 fn main() -> std::process::ExitCode {
     forebay::cli::main()

@@ -1,8 +1,8 @@
-//! What the library advises, in words of the command: the library names its calls, the command has flags.
+//! Translates the library's advice for users of the command: the library names its calls, the command has flags.
 
 use crate::error::Error;
 
-/// Calls and the flags that do the same; `{columns}` is the flag that picks columns.
+/// Calls and the equivalent flags; `{columns}` stands for the flag that selects columns.
 const FLAGS: [(&str, &str); 7] = [
     (".columns([bytes(\"image\"), bytes(\"path\")])", "{columns}"),
     (".columns([..])", "{columns}"),
@@ -13,7 +13,7 @@ const FLAGS: [(&str, &str); 7] = [
     (".budget(..)", "--budget"),
 ];
 
-/// Advice that only a program can take.
+/// Advice that only a program can follow.
 const OF_PROGRAMS: [&str; 8] = [
     "; declare what stands for it: .optional() or .or(..)",
     "; name a column that exists, or give this one a default: .optional()",
@@ -25,7 +25,7 @@ const OF_PROGRAMS: [&str; 8] = [
     "; go on without it: .on_bad_record(Skip::up_to(100))",
 ];
 
-/// An error's text with flags for calls. `columns` is the command's flag that picks columns, where it has one.
+/// Returns an error's text with flags in place of calls. `columns` is the command's flag that selects columns, if it has one.
 pub(super) fn in_flags(text: &str, columns: Option<&str>) -> String {
     let mut text = OF_PROGRAMS.iter().fold(text.to_owned(), |text, advice| text.replace(advice, ""));
     for (call, flag) in FLAGS {
@@ -35,7 +35,7 @@ pub(super) fn in_flags(text: &str, columns: Option<&str>) -> String {
     text
 }
 
-/// What is wrong, without its place, and what to do about it.
+/// Returns what is wrong, without its place, and what to do about it.
 pub(super) fn with_advice(error: &Error) -> String {
     let advice = error.advised().map(|advice| format!("; {advice}")).unwrap_or_default();
     in_flags(&(error.reason() + &advice), None)

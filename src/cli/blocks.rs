@@ -1,4 +1,4 @@
-//! Blocks that are worked on by several threads and taken in order: one pass over any source, within a budget.
+//! Processes blocks on several threads and takes them in order: one pass over any source, within a budget.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -9,15 +9,15 @@ use crate::engine::pool::no_panic;
 use crate::error::Result;
 use crate::source::{self, Decoded, Source};
 
-/// Blocks, numbered through, in the order in which they are taken.
+/// Blocks, numbered in the order in which they are taken.
 pub(super) trait Blocks: Sync {
-    /// What becomes of a block.
+    /// The result of processing a block.
     type Made: Send;
 
-    /// What a block takes in memory, about.
+    /// Returns approximately the bytes that a block takes in memory.
     fn block_bytes(&self, block: usize) -> u64;
 
-    /// Works on a block, on any thread.
+    /// Processes a block, on any thread.
     fn make(&self, block: usize) -> Result<Self::Made>;
 }
 
@@ -40,13 +40,13 @@ struct State<T> {
     stop: bool,
 }
 
-/// Blocks that are made and not taken, whatever they take: a slow one is not waited for alone.
+/// The number of blocks per thread that may be made but not yet taken, whatever their size, so that threads do not idle behind a slow block.
 const AHEAD: usize = 4;
 
-/// Makes blocks on so many threads, of which no more than `budget` bytes (or one block) wait, and takes them in order on this one.
+/// Makes blocks on `threads` threads and takes them in order on this one. At most `budget` bytes (or one block) wait to be taken.
 ///
 /// # Errors
-/// That of the first block that cannot be made or taken; the others are given up.
+/// The error of the first block that cannot be made or taken; the others are abandoned.
 pub(super) fn run<B: Blocks + ?Sized>(
     all: &B,
     blocks: Range<usize>,

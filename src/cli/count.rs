@@ -1,4 +1,4 @@
-//! How many records shards have: from indexes where there are some, by reading where not.
+//! Counts the records of shards: from indexes where they exist, by reading the shards where not.
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -25,7 +25,7 @@ pub(super) struct IndexArgs {
 }
 
 impl IndexArgs {
-    /// The folder; `None` where nobody says which.
+    /// Returns the folder; `None` if no folder is known.
     pub(super) fn dir(&self) -> Option<PathBuf> {
         self.index_dir.clone().or_else(default_index_dir)
     }
@@ -38,20 +38,20 @@ impl IndexArgs {
 /// What is known of a shard.
 pub(super) struct Count {
     pub(super) records: u64,
-    /// Bytes, decompressed.
+    /// Decompressed bytes.
     pub(super) bytes: u64,
     pub(super) compression: Compression,
-    /// Where it breaks off; what is counted lies before.
+    /// Where the shard breaks off; the counts cover what comes before.
     pub(super) damage: Option<Error>,
 }
 
-/// Shards whose index is looked for at the same time.
+/// The number of shards whose index is looked up at the same time.
 const LOOKING: usize = 16;
 
-/// Counts the records of every shard, and keeps the indexes that this takes.
+/// Counts the records of every shard, and stores the indexes that this creates.
 ///
 /// # Errors
-/// A shard that cannot be read. Damage is no error: it stands in the shard's count.
+/// A shard that cannot be read. Damage is not an error here: it is recorded in the shard's count.
 pub(super) fn count(shards: &Shards, keeper: &Keeper, terminal: &Terminal) -> Result<Vec<Count>> {
     let (store, objects, looking) = (shards.store.clone(), shards.objects.clone(), keeper.clone());
     let found: Vec<Option<Count>> = shards.io.wait(async move {
@@ -84,7 +84,7 @@ impl Count {
     }
 }
 
-/// Takes down how shards end.
+/// Records how shards end.
 struct Counts<'a> {
     shards: &'a Shards,
     keeper: &'a Keeper,

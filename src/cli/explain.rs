@@ -1,4 +1,4 @@
-//! `forebay explain`: the graph of a data set, drawn from flags that are named as its verbs.
+//! `forebay explain`: the graph of a data set, described by flags named after its verbs.
 
 use std::io::Write;
 use std::str::FromStr;
@@ -29,15 +29,15 @@ const COLUMNS: &str =
 /// Arguments of `forebay explain`.
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct ExplainArgs {
-    /// Shards, as `Dataset::open` takes them.
+    /// Shards, as accepted by `Dataset::open`.
     #[arg(required_unless_present = "bench", value_name = "URL")]
     urls: Vec<String>,
-    /// What `forebay bench` runs, instead of what flags say.
+    /// The graph that `forebay bench` runs, instead of one described by flags.
     #[arg(long, value_name = "WORKLOAD", conflicts_with_all = ["urls", "format", "delimiter", "records", "columns", "image", "shuffle", "batch"])]
     bench: Option<Workload>,
     #[command(flatten)]
     format: FormatArgs,
-    /// TFRecord: payloads as they are, instead of tf.Examples.
+    /// TFRecord: raw payloads instead of tf.Examples.
     #[arg(long, conflicts_with_all = ["columns", "image", "format", "delimiter"])]
     records: bool,
     /// Columns with their dtype and shape.
@@ -46,28 +46,28 @@ pub(super) struct ExplainArgs {
     /// A column of encoded images to decode.
     #[arg(long, value_name = "COLUMN")]
     image: Option<String>,
-    /// The side of the random resized crop that images become.
+    /// The side of the random resized crop of each image.
     #[arg(long, value_name = "PIXELS", default_value_t = 224, requires = "image")]
     crop: u32,
-    /// Mirror every second image.
+    /// Mirror half of the images at random.
     #[arg(long, requires = "image")]
     flip: bool,
-    /// Normalised f32 pixels (the default is u8).
+    /// Normalised f32 pixels (default: u8).
     #[arg(long, requires = "image", conflicts_with = "u8")]
     f32: bool,
-    /// Pixels of 0 to 255.
+    /// Pixels from 0 to 255.
     #[arg(long, requires = "image")]
     u8: bool,
-    /// A shuffle buffer of so many samples, `global` or `none`.
+    /// The shuffle: a buffer of this many samples, `global` or `none`.
     #[arg(long, value_name = "N")]
     shuffle: Option<Shuffled>,
-    /// Samples a batch, over all ranks.
+    /// Samples per batch, over all ranks.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
-    /// Leave out the last batch when it is not full.
+    /// Drop the last batch if it is not full.
     #[arg(long, requires = "batch")]
     drop_remainder: bool,
-    /// Draw it in Graphviz's language.
+    /// Draw it in Graphviz's DOT language.
     #[arg(long)]
     dot: bool,
     /// Draw it as a Mermaid flowchart.
@@ -134,7 +134,7 @@ pub(super) fn run(args: &ExplainArgs, terminal: &Terminal) -> Result<Verdict, Fa
     Ok(Verdict::Good)
 }
 
-/// A line of `explain()` without its number.
+/// Returns a line of `explain()` without its number.
 fn stage(line: &str) -> &str {
     line.trim_start().trim_start_matches(|c: char| c.is_ascii_digit()).trim_start()
 }

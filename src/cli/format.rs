@@ -1,24 +1,24 @@
-//! The format that a command takes shards for.
+//! The format in which a command reads shards.
 
 use crate::dataset::{ArrowIpc, Csv, Format, ImageFolder, JsonLines, Parquet, Tar, TfRecord};
 use crate::error::{Error, Result};
 use crate::source::open::format_of;
 use crate::store::Object;
 
-/// The argument that states it.
+/// The argument that states the format.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub(super) struct FormatArgs {
-    /// The format of the shards [default: what their names end in, and TFRecord where they say nothing].
+    /// The format of the shards [default: by what their names end in, or TFRecord if that says nothing].
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Option<Name>,
     #[command(flatten)]
     fields: FieldArgs,
 }
 
-/// How the fields of CSV are told apart.
+/// How the fields of CSV are separated.
 #[derive(clap::Args, Clone, Copy, Debug)]
 struct FieldArgs {
-    /// CSV: what is between fields, one ASCII character or `tab` [default: a comma, and a tab in .tsv].
+    /// CSV: the separator between fields, one ASCII character or `tab` [default: a comma, and a tab in .tsv].
     #[arg(long, value_name = "CHAR", value_parser = delimiter)]
     delimiter: Option<u8>,
 }
@@ -33,7 +33,7 @@ fn delimiter(text: &str) -> Result<u8, String> {
 }
 
 impl FieldArgs {
-    /// The format with what is said of its fields.
+    /// Returns the format with its fields' settings.
     fn of(self, format: Format) -> Result<Format> {
         match (self.delimiter, format) {
             (None, format) => Ok(format),
@@ -50,9 +50,9 @@ impl FieldArgs {
 enum Name {
     Tfrecord,
     Parquet,
-    /// Arrow IPC, files and streams.
+    /// Arrow IPC, as files and streams.
     Arrow,
-    /// A JSON object a line.
+    /// One JSON object per line.
     Jsonl,
     Csv,
     /// Archives in the convention of WebDataset.
@@ -62,7 +62,7 @@ enum Name {
 }
 
 impl FormatArgs {
-    /// The format that is stated, or that names say.
+    /// Returns the stated format, or else the one that the names indicate.
     pub(super) fn of(self, objects: &[Object]) -> Result<Format> {
         match self.stated()? {
             Some(format) => Ok(format),
@@ -74,7 +74,7 @@ impl FormatArgs {
         self.format.is_some()
     }
 
-    /// The format that is stated.
+    /// Returns the stated format.
     pub(super) fn stated(self) -> Result<Option<Format>> {
         let format = match self.format {
             None => return Ok(None),

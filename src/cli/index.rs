@@ -1,4 +1,4 @@
-//! `forebay index`: the indexes of shards, written and checked.
+//! `forebay index`: writes and checks the indexes of shards.
 
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
@@ -39,30 +39,30 @@ pub(super) struct IndexingArgs {
     index: IndexArgs,
     #[command(flatten)]
     format: FormatArgs,
-    /// Write nothing; say which indexes are missing or stale.
+    /// Write nothing; list the indexes that are missing or stale.
     #[arg(long)]
     check: bool,
-    /// Read the shards and compare, instead of trusting size, etag and time.
+    /// Read the shards and compare their indexes, instead of trusting size, etag and time.
     #[arg(long)]
     deep: bool,
 }
 
-/// The JSON: a contract.
+/// The JSON output: a contract.
 #[derive(Serialize)]
 struct Report {
     shards: usize,
-    /// Records of the shards whose index is valid or was written.
+    /// Records of the shards whose index is valid or has been written.
     records: u64,
-    /// Indexes written.
+    /// Indexes that have been written.
     written: usize,
-    /// Indexes that were there and are valid.
+    /// Indexes that existed and are valid.
     valid: usize,
     /// Indexes that were missing or stale.
     stale: Vec<Stale>,
     /// Shards that cannot be indexed.
     bad: Vec<Stale>,
     dir: String,
-    /// Why there is nothing to do, where there is not.
+    /// Why there is nothing to do, if that is so.
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
 }
@@ -71,7 +71,7 @@ struct Report {
 struct Stale {
     url: String,
     reason: String,
-    /// Whether the shard is shorter than it was.
+    /// Whether the shard is shorter than it was when it was indexed.
     #[serde(skip)]
     may_be_cut: bool,
 }
@@ -141,7 +141,7 @@ pub(super) fn run(args: &IndexingArgs, terminal: &Terminal) -> Result<Verdict, F
     }
 }
 
-/// Says why there is nothing to do for shards of another format than TFRecord.
+/// Explains why there is nothing to do for shards of a format other than TFRecord.
 fn needless(format: &Format, shards: &Shards, dir: String, terminal: &Terminal) -> Result<Verdict, Failure> {
     let shards = shards.objects.len();
     let why = match format {
@@ -189,13 +189,13 @@ fn print(report: &Report, args: &IndexingArgs, terminal: &Terminal) -> Result<()
     Ok(())
 }
 
-/// What is known of a shard's index.
+/// The state of a shard's index.
 enum State {
-    /// It was there; so many records.
+    /// It existed; holds the number of records.
     Valid(u64),
-    /// It was not, or not of this shard, and why.
+    /// It is missing or does not belong to this shard; holds the reason.
     Stale(Outdated),
-    /// It is now; so many records, and why it was not before.
+    /// It has been written; holds the number of records and the reason why it was outdated.
     Written(u64, Outdated),
     /// The shard is damaged.
     Damaged(String),
@@ -207,17 +207,17 @@ impl State {
     }
 }
 
-/// Files that are hopped through at the same time: a disk or a network file system answers several at once.
+/// The number of files that are hopped through at the same time: a disk or a network file system serves several at once.
 const HOPS: usize = 16;
 
 struct Indexing {
     states: Vec<State>,
-    /// The first shard that cannot be read, or index that cannot be written.
+    /// The error of the first shard that cannot be read, or index that cannot be written.
     failed: Option<Error>,
 }
 
 impl Indexing {
-    /// Builds what is missing; all of them where indexes are to be compared.
+    /// Builds the missing indexes, or all indexes if they are to be compared.
     fn build(mut self, shards: &Shards, keeper: &Keeper, args: &IndexingArgs, terminal: &Terminal) -> Result<Self> {
         let wanted = |state: &State| args.deep || matches!(state, State::Stale(_));
         let mut missing: Vec<u64> = self.states.iter().map(|state| if wanted(state) { u64::MAX } else { 0 }).collect();
@@ -256,7 +256,7 @@ impl Indexing {
         Ok(shared.found.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes down the index that a shard should have, and stores it where that is wanted.
+    /// Records the state of a shard's index, given the index that it should have, and stores the latter if that is wanted.
     fn settle(&mut self, shards: &Shards, keeper: &Keeper, args: &IndexingArgs, shard: usize, fresh: &ShardIndex) {
         let object = &shards.objects[shard];
         let records = fresh.len() as u64;

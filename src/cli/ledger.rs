@@ -1,4 +1,4 @@
-//! `forebay ledger`: saved ledgers, shown, added up, compared.
+//! `forebay ledger`: shows, adds up and compares saved ledgers.
 
 use std::io::Write;
 
@@ -28,18 +28,18 @@ pub(super) struct LedgerArgs {
     /// Ledgers as JSON: paths or URLs. Each is compared with the first.
     #[arg(required = true, value_name = "URL")]
     urls: Vec<String>,
-    /// Add them up instead of comparing them; with --json this prints a ledger.
+    /// Add the ledgers up instead of comparing them; with --json this prints a ledger.
     #[arg(long)]
     sum: bool,
-    /// Look at this epoch alone.
+    /// Only look at this epoch.
     #[arg(long, value_name = "E")]
     epoch: Option<u64>,
 }
 
-/// The JSON of a comparison: a contract.
+/// The JSON output of a comparison: a contract.
 #[derive(Serialize)]
 struct Compared<'a> {
-    /// Whether all agree with the first.
+    /// Whether all ledgers agree with the first.
     same: bool,
     first: &'a str,
     others: Vec<Other<'a>>,
@@ -49,7 +49,7 @@ struct Compared<'a> {
 struct Other<'a> {
     url: &'a str,
     same: bool,
-    /// In what the runs were set up differently: this by itself is no difference.
+    /// Settings in which the runs differ; this alone does not count as a difference.
     settings: Vec<String>,
     differences: Vec<Found>,
 }

@@ -1,7 +1,7 @@
-//! The command `forebay`: one file a subcommand.
+//! The command `forebay`: one file per subcommand.
 //!
-//! Results go to standard output, as text or, with `--json`, as JSON whose keys are a contract; progress and errors go to standard
-//! error. Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it could not be read.
+//! Results go to standard output, as text or, with `--json`, as JSON whose keys are a contract. Progress and errors go to standard error. Exit codes:
+//! 0 good, 1 the data is bad, 2 usage, 3 it could not be read.
 
 mod advice;
 mod bench;
@@ -34,7 +34,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::error::{Error, ErrorKind};
 use terminal::{Color, Terminal};
 
-/// Looks into shards of training data, checks them, and makes them.
+/// Inspects, checks and creates shards of training data.
 #[derive(Parser)]
 #[command(name = "forebay", version, propagate_version = true, arg_required_else_help = true, after_help = EXIT_CODES)]
 struct Cli {
@@ -55,16 +55,16 @@ const EXIT_CODES: &str = "Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it c
 
 #[derive(Subcommand)]
 enum Command {
-    /// Say what shards hold: format, records, bytes, columns.
+    /// Describe what shards hold: format, records, bytes, columns.
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(inspect::InspectArgs),
-    /// Show some records as they are.
+    /// Show some records.
     #[command(after_help = head::EXAMPLES)]
     Head(head::HeadArgs),
-    /// Verify every checksum and every record or block, and images where asked to.
+    /// Verify every checksum and every record or block, and on request images.
     #[command(after_help = verify::EXAMPLES)]
     Verify(verify::VerifyArgs),
-    /// Write the indexes of shards, or check them.
+    /// Write or check the indexes of shards.
     #[command(after_help = index::EXAMPLES)]
     Index(index::IndexingArgs),
     /// Compare or add up what runs have delivered.
@@ -73,18 +73,18 @@ enum Command {
     /// Print the graph of a data set without reading any of it.
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::ExplainArgs),
-    /// Measure a whole loader, beside what the machine can do at all.
+    /// Measure a whole loader, compared with what the machine can do at all.
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
-    /// Say which samples a step of a run held, and where they lie.
+    /// List which samples a step of a run held, and where they are stored.
     #[command(after_help = replay::EXAMPLES)]
     Replay(replay::ReplayArgs),
-    /// Make shards of a folder of images, or of shards of another format, size, compression or order.
+    /// Create shards from a folder of images, or from shards of another format, size, compression or order.
     Convert(Box<convert::ConvertArgs>),
-    /// Print a script that completes arguments in a shell.
+    /// Print a shell completion script.
     #[command(after_help = "Example: forebay completions bash > ~/.local/share/bash-completion/completions/forebay")]
     Completions {
-        /// The shell to print it for.
+        /// The shell for which to print it.
         shell: clap_complete::Shell,
     },
 }
@@ -93,7 +93,7 @@ enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Good,
-    /// The data is bad; what is wrong was printed.
+    /// The data is bad; the errors have been printed.
     Bad,
 }
 
@@ -101,7 +101,7 @@ enum Verdict {
 #[derive(Debug)]
 enum Failure {
     Error(Error),
-    /// Nobody reads what is printed any more (`forebay head … | head -1`).
+    /// The reader of standard output has closed it (`forebay head … | head -1`).
     Closed,
 }
 
@@ -111,7 +111,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// From writing to standard output.
+/// Converts an error of writing to standard output.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
@@ -127,7 +127,7 @@ impl From<serde_json::Error> for Failure {
     }
 }
 
-/// Whether something was printed, where what was found is said by the exit code all the same when nobody reads it.
+/// Ignores that the reader of standard output has gone, where the exit code still has to report what was found.
 fn read_or_not(printed: Result<(), Failure>) -> Result<(), Failure> {
     if matches!(printed, Err(Failure::Closed)) { Ok(()) } else { printed }
 }

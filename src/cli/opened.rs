@@ -1,4 +1,5 @@
-//! Shards of all formats but TFRecord, as the loader's sources read them, opened one by one: one that is damaged spoils no other.
+//! Opens shards of all formats but TFRecord in the same way as the loader's sources, but one by one, so that a damaged one does not affect the
+//! others.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,13 +18,13 @@ use crate::source::Source;
 use crate::source::open::{Index, Opened, Opening, Wanted, open_listed};
 use crate::store::Object;
 
-/// Shards that are opened at the same time.
+/// The number of shards that are opened at the same time.
 const OPENING: usize = 16;
 
-/// Blocks of so many bytes are asked for where some rows are to be looked at.
+/// The block size to request when only some rows are looked at.
 const SMALL_BYTES: u64 = 1 << 20;
 
-/// Names the mask of a column, behind the column's own name.
+/// The suffix that names the mask of a column, after the column's own name.
 const MASK: &str = ".is_present";
 
 /// How shards are opened.
@@ -32,17 +33,17 @@ pub(super) struct Opener {
     pub(super) format: Format,
     patterns: Vec<String>,
     index_dir: Option<PathBuf>,
-    /// Whether blocks are to be small, for a look at some rows.
+    /// Whether blocks should be small, for a look at some rows.
     small: bool,
 }
 
 /// The columns that are read.
 pub(super) struct Columns {
-    /// As they are stored.
+    /// The columns as they are stored.
     pub(super) stored: Vec<Column>,
-    /// As they are asked for: nulls are no fault, and there are masks that tell of them.
+    /// The columns as requested: nulls are not errors, and masks show which they are.
     pub(super) asked: Vec<Column>,
-    /// What is remarkable.
+    /// Remarks on them.
     pub(super) notes: Vec<String>,
 }
 
@@ -51,7 +52,7 @@ impl Opener {
         Self { format, patterns: args.urls.clone(), index_dir, small }
     }
 
-    /// What is opened together: each shard by itself, but all files of a folder of images.
+    /// Returns what is opened together: each shard by itself, but all files of a folder of images.
     pub(super) fn parts(&self, objects: &[Object]) -> Vec<Vec<Object>> {
         match self.format {
             Format::Images(_) => vec![objects.to_vec()],
@@ -59,7 +60,7 @@ impl Opener {
         }
     }
 
-    /// Opens a part: all of its columns, or those that are asked for.
+    /// Opens a part: all of its columns, or the requested ones.
     async fn open(
         self,
         store: crate::store::Store,
@@ -94,10 +95,10 @@ impl Opener {
         }
     }
 
-    /// The columns of the first part that can be opened; none where every one is damaged.
+    /// Returns the columns of the first part that can be opened; `None` if every part is damaged.
     ///
     /// # Errors
-    /// What is wrong with the build or the arguments rather than with a shard.
+    /// Faults of the build or the arguments, as opposed to those of a shard.
     pub(super) fn settle(&self, shards: &Shards, parts: &[Vec<Object>]) -> Result<Option<Columns>> {
         for part in parts {
             let open = |columns| shards.io.wait(self.clone().open(shards.store.clone(), part.clone(), columns));
@@ -134,7 +135,7 @@ impl Opener {
         Columns { stored: stored.to_vec(), asked, notes }
     }
 
-    /// Opens all parts, several at the same time; each is opened or says why not.
+    /// Opens all parts, several at the same time; returns each opened part or its error.
     pub(super) fn open_all(
         &self,
         shards: &Shards,
@@ -163,7 +164,7 @@ impl Opener {
     }
 }
 
-/// Whether an error says that the data is bad, rather than that it cannot be read.
+/// Returns whether an error says that the data is bad, as opposed to unreadable.
 pub(super) fn is_damage(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Schema | ErrorKind::Panicked)
 }
@@ -172,7 +173,7 @@ pub(super) fn is_damage(error: &Error) -> bool {
 pub(super) struct Cells {
     pub(super) array: ArrayRef,
     mask: Option<BooleanArray>,
-    /// Without a mask, an empty byte string of such a column is none.
+    /// Whether, without a mask, an empty byte string counts as a missing value.
     optional: bool,
 }
 
@@ -192,7 +193,7 @@ impl Cells {
         }
     }
 
-    /// The elements of a row's value: the array that holds them, and which of them.
+    /// Returns the elements of a row's value: the array that holds them, and their range in it.
     pub(super) fn elements(&self, row: usize) -> (&ArrayRef, std::ops::Range<usize>) {
         let (mut array, mut range) = (&self.array, row..row + 1);
         loop {
@@ -214,7 +215,7 @@ impl Cells {
         }
     }
 
-    /// The byte strings of a row's value; none where it has none, or holds something else.
+    /// Returns the byte strings of a row's value; none if it has no value or holds something else.
     pub(super) fn strings(&self, row: usize) -> Vec<&[u8]> {
         let (array, range) = self.elements(row);
         match array.as_binary_view_opt() {

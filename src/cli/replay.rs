@@ -1,4 +1,4 @@
-//! `forebay replay`: which samples a step of a run held, from the state that it logged.
+//! `forebay replay`: lists which samples a step of a run held, from the state that the run logged.
 
 use std::io::Write;
 
@@ -30,34 +30,34 @@ Shuffle and batch size are held against the state. As JSON: one object a sample,
 #[derive(clap::Args, Clone, Debug)]
 #[command(group(clap::ArgGroup::new("position").args(["log", "epoch", "step"]).required(true).multiple(true)))]
 pub(super) struct ReplayArgs {
-    /// Shards of the run, as `Dataset::open` takes them; they may have moved.
+    /// Shards of the run, as accepted by `Dataset::open`; they may have moved.
     #[arg(required = true, value_name = "URL")]
     urls: Vec<String>,
-    /// Samples a batch, over all ranks.
+    /// Samples per batch, over all ranks.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
-    /// The run's shuffle: a buffer of so many samples, `global` or `none`.
+    /// The run's shuffle: a buffer of this many samples, `global` or `none`.
     #[arg(long, value_name = "N", default_value = "none")]
     shuffle: Shuffled,
-    /// A line that holds a state.
+    /// A line that contains a state.
     #[arg(long, value_name = "LINE")]
     log: Option<String>,
-    /// The epoch, instead of the log's [default without a log: 0].
+    /// The epoch, instead of the one in the log [default without a log: 0].
     #[arg(long, value_name = "N")]
     epoch: Option<u64>,
-    /// The step in it, counted from 0, instead of the log's [default without a log: 0].
+    /// The step in the epoch, counted from 0, instead of the one in the log [default without a log: 0].
     #[arg(long, value_name = "N")]
     step: Option<u64>,
-    /// The run's seed [default: the log's, or 0].
+    /// The run's seed [default: from the log, or 0].
     #[arg(long, value_name = "N", conflicts_with = "log")]
     seed: Option<u64>,
-    /// The run's streams [default: the log's, or what the loader takes].
+    /// The run's streams [default: from the log, or the loader's default].
     #[arg(long, value_name = "N", conflicts_with = "log")]
     streams: Option<usize>,
-    /// The rank [default: the log's, or 0].
+    /// The rank [default: from the log, or 0].
     #[arg(long, value_name = "N")]
     rank: Option<usize>,
-    /// The number of ranks [default: the log's, or 1].
+    /// The number of ranks [default: from the log, or 1].
     #[arg(long, value_name = "N")]
     world: Option<usize>,
     #[command(flatten)]
@@ -135,7 +135,7 @@ pub(super) fn run(args: &ReplayArgs, terminal: &Terminal) -> Result<Verdict, Fai
     Ok(Verdict::Good)
 }
 
-/// The state that a line of text holds.
+/// Returns the state that a line of text contains.
 fn state_in(line: &str) -> Result<State> {
     let starts = line.match_indices('{').map(|(at, _)| &line[at..]);
     let parsed = starts.map(|text| serde_json::Deserializer::from_str(text).into_iter::<State>().next());
@@ -145,7 +145,7 @@ fn state_in(line: &str) -> Result<State> {
     })
 }
 
-/// Holds what the arguments say of the graph against the state's.
+/// Checks what the arguments say of the graph against the state.
 fn check(state: &State, args: &ReplayArgs) -> Result<()> {
     if !state.cursors.is_empty() || state.data.iter().any(|mark| mark.rows.is_none()) {
         return Err(Error::config(

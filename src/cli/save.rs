@@ -1,4 +1,4 @@
-//! Byte strings of records as files.
+//! Saves byte strings of records as files.
 
 use std::collections::HashSet;
 use std::io::Write as _;
@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Writes files into one folder, under names made of what records say, which is not trusted.
+/// Writes files into one folder. Their names are made from the content of records, which is not trusted.
 pub(super) struct Saver {
     dir: PathBuf,
     force: bool,
-    /// Names given in this run.
+    /// Names used in this run.
     given: HashSet<String>,
 }
 
-/// The longest part of a name that comes from data: file systems take 255 bytes for all of it.
+/// The longest part of a name that comes from data: file systems allow 255 bytes for a whole name.
 const PART_BYTES: usize = 80;
 
 impl Saver {
-    /// A saver that makes its folder; with `force` it replaces files that were there before it.
+    /// Creates a saver and its folder; with `force` the saver replaces files from before this run.
     pub(super) fn new(dir: &Path, force: bool) -> Result<Self> {
         std::fs::create_dir_all(dir).map_err(|error| refused(dir, error))?;
         Ok(Self { dir: dir.to_owned(), force, given: HashSet::new() })
@@ -27,7 +27,7 @@ impl Saver {
     /// Writes a file called `<shard>-<record>-<column>[-<value>].<extension>` and returns its path.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if there is such a file, [`ErrorKind::Access`] if it cannot be written.
+    /// [`ErrorKind::Config`] if the file exists, [`ErrorKind::Access`] if it cannot be written.
     pub(super) fn save(
         &mut self,
         url: &str,
@@ -57,7 +57,7 @@ impl Saver {
     }
 }
 
-/// A shard's name without what all shards have in common: `train.tfrecord-00000-of-00010` is `train-00000-of-00010`.
+/// Returns a shard's name without the parts that all shards have in common: `train.tfrecord-00000-of-00010` becomes `train-00000-of-00010`.
 fn stem(url: &str) -> String {
     let name = url.rsplit('/').next().unwrap_or(url);
     let compressed = [".gz", ".gzip", ".zlib", ".zz"].iter().find_map(|end| name.strip_suffix(end));
@@ -73,7 +73,7 @@ fn refused(path: &Path, error: std::io::Error) -> Error {
     Error::new(ErrorKind::Access, format!("{} cannot be written", path.display())).because(error)
 }
 
-/// Letters, digits, `_`, `-` and inner dots; everything else becomes `_`.
+/// Keeps letters, digits, `_`, `-` and inner dots; everything else becomes `_`.
 fn plain(part: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "_-.".contains(c) { c } else { '_' };
     let plain: String = part.chars().map(plain).take(PART_BYTES).collect();

@@ -1,7 +1,7 @@
-//! All records of many shards, in parallel and in bounded memory.
+//! Scans all records of many shards, in parallel and in bounded memory.
 //!
-//! Threads share a queue of open shards. A thread takes one, frames its next block (only one thread at a time does that for a
-//! shard), puts the shard back, and then works on the block beside the others: so the work is parallel over shards, and within one.
+//! Threads share a queue of open shards. A thread takes a shard, frames its next block (only one thread at a time does that for a shard), puts the
+//! shard back, and then processes the block while others continue. So the work is parallel both over shards and within one.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,57 +15,57 @@ use crate::format::tfrecord::{Check, Compression, ShardIndex};
 use crate::source::Arrived;
 use crate::source::tfrecord::PIECE_BYTES;
 
-/// Shards that are open at the same time: each has a read on its way, so a bucket is asked for several pieces at once even
-/// where there are two threads, and a large machine holds 16 pieces rather than one a core.
+/// The number of shards that are open at the same time. Each has a read in progress, so even with two threads several pieces are requested from a
+/// bucket at once, and a large machine holds 16 pieces instead of one per core.
 const OPEN: std::ops::RangeInclusive<usize> = 4..=16;
 
-/// Pieces of shards that only some first records are wanted of.
+/// The piece size for shards of which only some first records are wanted.
 const FIRST_PIECE_BYTES: u64 = 1 << 20;
 
 /// One pass over shards.
 pub(super) struct Scan<'a> {
     pub(super) shards: &'a Shards,
     pub(super) check: Check,
-    /// How many records of each shard are looked at; all without it. A shard with 0 is not opened.
+    /// How many records of each shard are looked at; all if `None`. A shard with 0 is not opened.
     pub(super) first: Option<&'a [u64]>,
     /// Counts stored bytes.
     pub(super) bar: &'a ProgressBar,
 }
 
-/// What a thread does with what is found. Each thread has its own.
+/// What a thread does with the records it finds. Each thread has its own visitor.
 pub(super) trait Visitor: Send {
-    /// Records that lie next to each other; blocks come in any order.
+    /// Takes adjacent records; blocks come in any order.
     fn block(&mut self, block: Arrived);
 
-    /// A shard is over.
+    /// Takes the end of a shard.
     fn end(&mut self, end: End);
 }
 
 /// How a shard ended.
 pub(super) struct End {
     pub(super) shard: usize,
-    /// Records found, damaged payloads included.
+    /// Records found, including those with damaged payloads.
     pub(super) records: u64,
-    /// Their bytes, decompressed.
+    /// Their decompressed bytes.
     pub(super) bytes: u64,
     pub(super) compression: Compression,
     pub(super) outcome: Outcome,
 }
 
-/// What a shard's end was.
+/// How the scan of a shard ended.
 pub(super) enum Outcome {
-    /// All of it was read.
+    /// The whole shard was read.
     Whole(ShardIndex),
     /// As many records as were wanted were read.
     Enough,
-    /// The rest cannot be found.
+    /// The rest of the records cannot be found.
     Damaged(Damage),
-    /// It cannot be read.
+    /// The shard cannot be read.
     Unread(Error),
 }
 
 impl Scan<'_> {
-    /// Runs over all shards and returns what the threads' visitors became.
+    /// Scans all shards and returns the threads' visitors in their final state.
     pub(super) fn run<V: Visitor>(&self, make: impl Fn() -> V + Sync) -> Vec<V> {
         let queue = Queue { state: Mutex::default(), changed: Condvar::new() };
         std::thread::scope(|scope| {
@@ -132,7 +132,7 @@ fn end<'a>(walk: Walk<'a>, outcome: impl FnOnce(Walk<'a>) -> Outcome) -> End {
     End { shard, records, bytes, compression, outcome: outcome(walk) }
 }
 
-/// Open shards that no thread has in hand.
+/// Open shards that no thread is working on.
 struct Queue<'s> {
     state: Mutex<State<'s>>,
     changed: Condvar,
@@ -143,11 +143,11 @@ struct State<'s> {
     waiting: VecDeque<Walk<'s>>,
     /// The next shard to open.
     next: usize,
-    /// Shards in a thread's hand.
+    /// Shards that threads are working on.
     out: usize,
 }
 
-/// A shard in a thread's hand; put back when dropped.
+/// A shard that a thread is working on; put back when dropped.
 struct Turn<'q, 's> {
     queue: &'q Queue<'s>,
     walk: Option<Walk<'s>>,
@@ -158,7 +158,7 @@ impl<'s> Queue<'s> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The shard that has waited longest; `None` when all are over.
+    /// Returns the shard that has waited longest; `None` when all shards have ended.
     fn take(&self, scan: &'s Scan<'_>) -> Option<Turn<'_, 's>> {
         let most = scan.shards.threads.clamp(*OPEN.start(), *OPEN.end());
         let mut state = self.lock();
@@ -184,7 +184,7 @@ impl<'s> Queue<'s> {
 }
 
 impl<'s> Turn<'_, 's> {
-    /// Keeps the shard: it is over.
+    /// Takes the shard out of the queue, because it has ended.
     fn finish(mut self) -> Option<Walk<'s>> {
         self.walk.take()
     }
@@ -237,7 +237,7 @@ mod tests {
         }
     }
 
-    /// Shards in memory of so many records of 50,000 bytes each.
+    /// Creates shards in memory with these numbers of records of 50,000 bytes each.
     fn shards(name: &str, records: &[usize], threads: usize) -> Shards {
         let store = Store::new();
         let io = Arc::new(Io::new(Scheduler::threads(threads)).unwrap());

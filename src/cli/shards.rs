@@ -7,18 +7,18 @@ use crate::engine::io::Io;
 use crate::error::{Error, Result};
 use crate::store::{Object, Store, StoreOptions};
 
-/// Shards, and how many threads may work on them.
+/// Shards, and how many threads may process them.
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct ShardArgs {
     /// Shards: paths or URLs (file, gs, s3, az, http), folders, globs, braces, ranges.
     #[arg(required = true, value_name = "URL")]
     pub(super) urls: Vec<String>,
-    /// Threads that work at the same time [default: one for each core].
+    /// Number of threads [default: one per core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) threads: Option<u16>,
 }
 
-/// Shards that were found, and the means to read them.
+/// The shards that were found, and the means to read them.
 pub(super) struct Shards {
     pub(super) store: Store,
     pub(super) objects: Vec<Object>,
@@ -27,7 +27,7 @@ pub(super) struct Shards {
 }
 
 impl ShardArgs {
-    /// Lists what the URLs stand for, in the order of the loader.
+    /// Lists the shards that the URLs stand for, in the loader's order.
     pub(super) fn find(&self) -> Result<Shards> {
         let scheduler = self.threads.map_or_else(Scheduler::default, |threads| Scheduler::threads(threads.into()));
         let io = Arc::new(Io::new(scheduler)?);
@@ -37,7 +37,7 @@ impl ShardArgs {
         Ok(Shards { store, objects, io, threads: scheduler.num_threads() })
     }
 
-    /// Of shards that the manifests of folders name, and that were not found as they say, the errors.
+    /// Returns an error for each shard that the manifest of its folder names and that was not found as described there.
     pub(super) fn missed(&self, shards: &Shards) -> Result<Vec<Error>> {
         let (store, urls, objects) = (shards.store.clone(), self.urls.clone(), shards.objects.clone());
         let incomplete = shards.io.wait(async move { store.incomplete(&urls, &objects).await })?;

@@ -1,4 +1,4 @@
-//! What is printed where: text or JSON to standard output, errors and progress to standard error.
+//! Output: text or JSON goes to standard output, errors and progress go to standard error.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, StdoutLock, Write};
@@ -19,7 +19,7 @@ pub(super) enum Color {
     Never,
 }
 
-/// How text is marked.
+/// How text is highlighted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
     Plain,
@@ -34,7 +34,7 @@ pub(super) struct Terminal {
     color: bool,
     error_color: bool,
     progress: bool,
-    /// The flag of the command that picks columns.
+    /// The command's flag that selects columns.
     columns: Option<&'static str>,
 }
 
@@ -61,17 +61,17 @@ impl Terminal {
         }
     }
 
-    /// The flag that errors name where columns are to be picked.
+    /// Sets the flag that errors name when columns should be selected.
     pub(super) fn picking_columns_by(self, columns: Option<&'static str>) -> Self {
         Self { columns, ..self }
     }
 
-    /// Whether the result is to be JSON.
+    /// Returns whether the result should be JSON.
     pub(super) fn is_json(&self) -> bool {
         self.json
     }
 
-    /// Where results go.
+    /// Returns the writer for results.
     pub(super) fn out(&self) -> io::BufWriter<StdoutLock<'static>> {
         io::BufWriter::new(io::stdout().lock())
     }
@@ -85,12 +85,12 @@ impl Terminal {
         Ok(())
     }
 
-    /// Text with its mark, where there are colours.
+    /// Returns text with its highlighting, if colours are on.
     pub(super) fn mark(&self, mark: Mark, text: impl std::fmt::Display) -> String {
         if self.color { paint(mark, text) } else { text.to_string() }
     }
 
-    /// Columns under their heads, numbers to the right.
+    /// Writes columns under their headings, with numbers aligned right.
     pub(super) fn table(&self, head: &[&str], rows: &[Vec<String>], out: &mut impl Write) -> io::Result<()> {
         let width = |column: usize| {
             let cells = rows.iter().map(|row| row[column].chars().count());
@@ -112,7 +112,7 @@ impl Terminal {
         rows.iter().try_for_each(|row| writeln!(out, "{}", line(&mut row.iter().map(String::as_str))))
     }
 
-    /// A bar on standard error; none where nobody looks. `total` 0 where it is not known.
+    /// Creates a progress bar on standard error; a hidden one if progress is not shown. `total` is 0 if it is not known.
     pub(super) fn progress(&self, what: &str, total: u64, unit: Unit) -> ProgressBar {
         let target = if self.progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let counts = match unit {
@@ -141,7 +141,7 @@ impl Terminal {
         _ = writeln!(io::stderr(), "{label} {text}");
     }
 
-    /// Prints a remark to standard error, also where JSON is printed: as an object on a line.
+    /// Prints a remark to standard error, even with JSON output: then as one object per line.
     pub(super) fn remark(&self, text: impl std::fmt::Display) {
         match self.json {
             true => _ = writeln!(io::stderr(), "{}", serde_json::json!({ "note": text.to_string() })),
@@ -149,7 +149,7 @@ impl Terminal {
         }
     }
 
-    /// Prints a remark to standard error, unless what is printed as JSON has it too.
+    /// Prints a remark to standard error, unless the JSON output contains it too.
     pub(super) fn note(&self, text: impl std::fmt::Display) {
         if !self.json {
             let text = in_flags(&text.to_string(), self.columns);

@@ -1,6 +1,6 @@
-//! Numbers as people read them.
+//! Numbers in readable form.
 
-/// A count, its thousands set apart.
+/// Formats a count with separated thousands.
 pub(super) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -13,12 +13,12 @@ pub(super) fn count(number: u64) -> String {
     text
 }
 
-/// A size in the largest unit that it has one of.
+/// Formats a size in the largest unit of which there is at least one.
 pub(super) fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
-/// A range, or the one number that it holds.
+/// Formats a range, or a single number if both ends are equal.
 pub(super) fn span(least: u64, most: u64) -> String {
     if least == most { count(least) } else { format!("{}-{}", count(least), count(most)) }
 }

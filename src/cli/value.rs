@@ -1,4 +1,4 @@
-//! Values of a record as they are shown: numbers, short text, and what stands for long byte strings.
+//! Values of a record for display: numbers, short text, and summaries of long byte strings.
 
 use std::fmt;
 
@@ -18,19 +18,19 @@ use crate::format::example::{Feature, FeatureList, Values};
 use crate::schema::Shape;
 use crate::transform::image::probe;
 
-/// Text up to this many bytes is shown whole; the rest by size and digest.
+/// The most bytes of a text that is shown whole; longer ones are shown by size and digest.
 const TEXT_BYTES: usize = 64;
 
-/// So many values of a list are shown as text, unless the caller says otherwise.
+/// The number of values of a list that are shown as text by default.
 const SHOWN: usize = 16;
 
-/// A value as it is shown.
+/// A value for display.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Shown {
-    /// A feature without a value, or none of that name.
+    /// A feature without a value, or no feature of that name.
     Nothing,
     Int(i64),
-    /// JSON has no infinities and no NaN: there they are strings.
+    /// A float. JSON has no infinities and no NaN, so there they become strings.
     Float(f32),
     Double(f64),
     Bool(bool),
@@ -44,22 +44,22 @@ pub(super) enum Shown {
     },
 }
 
-/// A long byte string, or one that is no text.
+/// A long byte string, or one that is not text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Blob {
     bytes: usize,
     sha256: String,
-    /// The format of an image.
+    /// The image format of its content.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) holds: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     width: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     height: Option<u32>,
-    /// The file it was written to.
+    /// The file to which it was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) file: Option<String>,
-    /// The beginning of what is text, for people.
+    /// The beginning of the text, for people.
     #[serde(skip)]
     text: Option<String>,
 }
@@ -80,7 +80,7 @@ impl Blob {
         }
     }
 
-    /// What a file of it is called behind the dot.
+    /// Returns the extension for a file with this content.
     pub(super) fn extension(&self) -> &'static str {
         match self.holds {
             Some("jpeg") => "jpg",
@@ -91,14 +91,14 @@ impl Blob {
     }
 }
 
-/// Bytes that are text without control characters, but for line ends and tabs.
+/// Returns bytes as text if they have no control characters other than line ends and tabs.
 fn printable(value: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(value).ok()?;
     (!text.contains(|c: char| c.is_control() && !"\n\r\t".contains(c))).then_some(text)
 }
 
 impl Shown {
-    /// A byte string.
+    /// Converts a byte string.
     pub(super) fn bytes(value: &[u8]) -> Self {
         match printable(value).filter(|_| value.len() <= TEXT_BYTES) {
             Some(text) => Shown::Text(text.to_owned()),
@@ -106,7 +106,7 @@ impl Shown {
         }
     }
 
-    /// A feature: one value by itself, several as a list.
+    /// Converts a feature: a single value by itself, several as a list.
     pub(super) fn feature(feature: &Feature) -> Self {
         match Self::list(feature) {
             Some(mut list) if list.len() == 1 => list.remove(0),
@@ -115,7 +115,7 @@ impl Shown {
         }
     }
 
-    /// A row's value in a column: one by itself, lists as lists, of as many levels as the column has extents.
+    /// Converts a row's value in a column: a single value by itself, lists as lists, nested as deeply as the column has extents.
     pub(super) fn cell(cells: &Cells, row: usize, shape: &Shape) -> Self {
         if !cells.is_present(row) {
             return Shown::Nothing;
@@ -129,7 +129,7 @@ impl Shown {
         }
     }
 
-    /// A list of what has these extents each.
+    /// Nests values into lists with these inner extents.
     fn nested(values: Vec<Shown>, inner: &[usize]) -> Self {
         match inner {
             [] => Shown::List(values),
@@ -156,7 +156,7 @@ impl Shown {
         }
     }
 
-    /// The values in it that are no lists, in order.
+    /// Returns the values in it that are not lists, in order.
     pub(super) fn leaves_mut(&mut self) -> Vec<&mut Self> {
         match self {
             Shown::List(values) => values.iter_mut().flat_map(Self::leaves_mut).collect(),
@@ -164,7 +164,7 @@ impl Shown {
         }
     }
 
-    /// A feature list: a list of lists.
+    /// Converts a feature list to a list of lists.
     pub(super) fn steps(list: &FeatureList) -> Self {
         let steps = list.feature.iter().map(|step| Shown::List(Self::list(step).unwrap_or_default()));
         Shown::List(steps.collect())
@@ -178,7 +178,7 @@ impl Shown {
         })
     }
 
-    /// A value of a list, or the one that stands alone.
+    /// Returns a value of a list, or a single value.
     pub(super) fn nth_mut(&mut self, number: usize) -> Option<&mut Self> {
         match self {
             Shown::List(values) => values.get_mut(number),
@@ -186,7 +186,7 @@ impl Shown {
         }
     }
 
-    /// Cuts lists of more than `most` values.
+    /// Shortens lists of more than `most` values.
     pub(super) fn cut(self, most: usize) -> Self {
         let Shown::List(list) = self else { return self };
         let len = list.len();
@@ -194,7 +194,7 @@ impl Shown {
         if len > most { Shown::Cut { len, first } } else { Shown::List(first) }
     }
 
-    /// As JSON: all values, but for what was cut.
+    /// Converts to JSON: all values, except those that were cut.
     pub(super) fn to_json(&self) -> Value {
         let list = |values: &[Shown]| Value::Array(values.iter().map(Shown::to_json).collect());
         match self {
@@ -217,7 +217,7 @@ impl Shown {
         }
     }
 
-    /// As text on one line.
+    /// Converts to text on one line.
     pub(super) fn to_text(&self, most: Option<usize>) -> String {
         self.clone().cut(most.unwrap_or(SHOWN)).to_string()
     }

@@ -1,4 +1,4 @@
-//! One shard from front to back, read as it goes.
+//! Walks through one shard from front to back while it is being read.
 
 use tokio::sync::oneshot;
 
@@ -14,39 +14,39 @@ use crate::source::tfrecord::{LARGEST_RECORD, ShardReader};
 /// Walks through the records of one shard.
 ///
 /// # Memory
-/// The piece that is read ahead, the piece that is worked on, and the records of one block: 12 MiB with pieces of 4 MiB, unless a
-/// record is larger.
+/// The piece that is read ahead, the piece that is being processed, and the records of one block: 12 MiB with pieces of 4 MiB, unless a record is
+/// larger.
 pub(super) struct Walk<'a> {
     shards: &'a Shards,
     shard: usize,
     reader: ShardReader,
-    /// Where the next piece starts in the stored shard.
+    /// The offset of the next piece in the stored shard.
     at: u64,
     piece_bytes: u64,
-    /// The largest record that is held.
+    /// The size of the largest record that is accepted.
     room: usize,
     ahead: Option<Piece>,
     reads_ahead: bool,
     over: bool,
 }
 
-/// A piece that was asked for.
+/// A piece that was requested.
 struct Piece {
     bytes: u64,
     last: bool,
     result: oneshot::Receiver<Result<bytes::Bytes>>,
-    /// Ends the read when the walk is given up.
+    /// Cancels the read when the walk is abandoned.
     _cancel: Cancel,
 }
 
-/// What a walk comes to.
+/// A step of a walk.
 pub(super) enum Step {
     Block(Arrived),
-    /// Records can no longer be told apart; nothing follows.
+    /// Record boundaries can no longer be found; nothing follows.
     Damage(Damage),
 }
 
-/// Where a shard is broken.
+/// Where a shard is damaged.
 pub(super) struct Damage {
     /// The record that cannot be found.
     pub(super) record: u64,
@@ -56,7 +56,7 @@ pub(super) struct Damage {
 }
 
 impl<'a> Walk<'a> {
-    /// A walk from the first record.
+    /// Creates a walk from the first record.
     pub(super) fn new(shards: &'a Shards, shard: usize, check: Check, piece_bytes: u64) -> Self {
         let reader = ShardReader::new(&shards.objects[shard], None, check);
         Self {
@@ -72,51 +72,51 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Starts at a record of a plain shard, by its place.
+    /// Starts at a record of a plain shard, given its place.
     pub(super) fn starting_at(mut self, record: u64, offset: u64) -> Self {
         self.reader = self.reader.starting_at(record, offset);
         self.at = offset;
         self
     }
 
-    /// Asks for the next piece before it is needed, from now on.
+    /// From now on, requests the next piece before it is needed.
     pub(super) fn reading_ahead(mut self) -> Self {
         self.reads_ahead = true;
         self.ask();
         self
     }
 
-    /// The shard's number.
+    /// Returns the shard's number.
     pub(super) fn shard(&self) -> usize {
         self.shard
     }
 
-    /// Stored bytes that have not been asked for.
+    /// Returns the stored bytes that have not been requested.
     pub(super) fn unread(&self) -> u64 {
         self.shards.objects[self.shard].size - self.at
     }
 
-    /// Records so far.
+    /// Returns the number of records so far.
     pub(super) fn records(&self) -> u64 {
         self.reader.position().0
     }
 
-    /// Decompressed bytes of the records so far.
+    /// Returns the decompressed bytes of the records so far.
     pub(super) fn bytes(&self) -> u64 {
         self.reader.position().1
     }
 
-    /// How the shard is compressed; an empty one is not.
+    /// Returns how the shard is compressed; an empty shard counts as uncompressed.
     pub(super) fn compression(&self) -> Compression {
         self.reader.compression().unwrap_or_default()
     }
 
-    /// The index of a shard whose every record was walked through from the first on.
+    /// Returns the index of a shard whose records have all been walked through, from the first on.
     pub(super) fn index(self) -> Result<ShardIndex> {
         self.reader.index()
     }
 
-    /// The next block; `None` behind the last, and behind damage. `read` is told how many stored bytes arrived.
+    /// Returns the next block; `None` after the last block and after damage. `read` is called with the number of stored bytes that arrived.
     ///
     /// # Errors
     /// The shard cannot be read.
@@ -151,12 +151,12 @@ impl<'a> Walk<'a> {
         Ok(None)
     }
 
-    /// An error with the shard's URL.
+    /// Adds the shard's URL to an error.
     fn placed(&self, error: Error) -> Error {
         doubt(&Format::TfRecord(TfRecord::new()), error.url(self.shards.objects[self.shard].url.clone()))
     }
 
-    /// Asks for the next piece, unless that is done or there is none.
+    /// Requests the next piece, unless it has been requested or there is none.
     fn ask(&mut self) {
         let object = &self.shards.objects[self.shard];
         if self.ahead.is_some() || self.at >= object.size {

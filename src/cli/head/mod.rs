@@ -1,4 +1,4 @@
-//! `forebay head`: some records as they are.
+//! `forebay head`: shows some records.
 
 mod rows;
 
@@ -46,29 +46,29 @@ pub(super) struct HeadArgs {
     /// How many records to show.
     #[arg(long, short, value_name = "N", default_value_t = 5)]
     num: u64,
-    /// How many records to leave out before them.
+    /// How many records to skip before them.
     #[arg(long, value_name = "N", default_value_t = 0)]
     skip: u64,
-    /// Show this column only; may be given several times.
+    /// Show only this column; may be given several times.
     #[arg(long, value_name = "COLUMN", conflicts_with = "records")]
     column: Vec<String>,
-    /// Show at most so many values of a list [default: 16 as text, all as JSON].
+    /// Show at most this many values of a list [default: 16 as text, all as JSON].
     #[arg(long, value_name = "N")]
     max_values: Option<usize>,
-    /// TFRecord: records are no tf.Examples: show their bytes.
+    /// TFRecord: the records are not tf.Examples; show their bytes.
     #[arg(long)]
     records: bool,
-    /// Write images and long bytes into this folder, a file each.
+    /// Write images and long byte strings into this folder, one file each.
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
-    /// Let --save replace files.
+    /// Allow --save to replace files.
     #[arg(long, requires = "save")]
     force: bool,
     #[command(flatten)]
     index: IndexArgs,
 }
 
-/// Pieces that are read: some records, not many more than are wanted.
+/// The size of pieces that are read: enough for some records, not many more than are wanted.
 const PIECE_BYTES: u64 = 1 << 20;
 
 pub(super) fn run(args: &HeadArgs, terminal: &Terminal) -> Result<Verdict, Failure> {
@@ -109,8 +109,8 @@ pub(super) fn run(args: &HeadArgs, terminal: &Terminal) -> Result<Verdict, Failu
     Ok(head.verdict)
 }
 
-/// The record of a shard to start at, and where it lies; `None` when all of the shard is skipped. Without an index that means the
-/// first record: the rest of `skip` is left to reading.
+/// Returns the record of a shard at which to start, and its offset; `None` if the whole shard is skipped. Without an index it is the first record:
+/// the rest of `skip` is skipped while reading.
 fn start(shards: &Shards, shard: usize, skip: &mut u64, args: &HeadArgs) -> Result<Option<(u64, u64)>> {
     if *skip == 0 {
         return Ok(Some((0, 0)));
@@ -133,9 +133,9 @@ struct Head<'a> {
     args: &'a HeadArgs,
     terminal: &'a Terminal,
     saver: Option<Saver>,
-    /// Records still to show.
+    /// Records that remain to be shown.
     left: u64,
-    /// Names of columns in the records shown.
+    /// Names of columns in the records that were shown.
     seen: BTreeSet<String>,
     verdict: Verdict,
 }
@@ -144,7 +144,7 @@ struct Head<'a> {
 struct Place<'a> {
     url: &'a str,
     record: u64,
-    /// None where records are not stored one behind the other.
+    /// `None` if records are not stored one after another.
     offset: Option<u64>,
 }
 
@@ -185,7 +185,7 @@ impl Head<'_> {
         Ok(())
     }
 
-    /// Says what is wrong and goes on.
+    /// Reports an error and continues.
     fn bad(&mut self, error: &Error) {
         self.verdict = Verdict::Bad;
         self.terminal.error(error);
@@ -235,7 +235,7 @@ impl Head<'_> {
         Ok(())
     }
 
-    /// The columns of a message; the inner error says that it is none.
+    /// Returns the columns of a message; the inner error says that the payload is not one.
     fn columns(&mut self, place: &Place<'_>, payload: &[u8]) -> Result<Result<BTreeMap<String, Shown>>, Failure> {
         let message = match either(payload) {
             Ok(message) => message,
@@ -283,7 +283,7 @@ impl Head<'_> {
         Ok(shown)
     }
 
-    /// Writes what is not shown as text.
+    /// Saves values that are not shown as text.
     fn save(
         &mut self,
         place: &Place<'_>,

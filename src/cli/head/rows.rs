@@ -1,4 +1,4 @@
-//! Rows of formats whose blocks a source reads.
+//! Rows of formats that a source reads in blocks.
 
 use super::{Head, Place};
 use crate::cli::Failure;
@@ -126,7 +126,7 @@ impl Head<'_> {
         Ok(())
     }
 
-    /// Writes what of a value is not shown as text.
+    /// Saves the parts of a value that are not shown as text.
     fn save_cell(&mut self, place: &Place<'_>, name: &str, shown: &mut Shown, values: &[&[u8]]) -> Result<(), Failure> {
         let several = values.len() > 1;
         for (number, (shown, value)) in shown.leaves_mut().into_iter().zip(values).enumerate() {

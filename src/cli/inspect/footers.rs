@@ -1,4 +1,4 @@
-//! What the footers of Parquet files say.
+//! The contents of the footers of Parquet files.
 
 use std::collections::BTreeSet;
 
@@ -12,10 +12,10 @@ use crate::cli::terminal::{Terminal, Unit};
 use crate::error::{Error, Result};
 use crate::source::parquet::read_footer;
 
-/// Footers that are read at the same time.
+/// The number of footers that are read at the same time.
 const READING: usize = 16;
 
-/// Reads the footer of each file: what they say, and the rows of each file.
+/// Reads the footer of each file. Returns a summary of the footers, and the number of rows in each file.
 pub(super) fn read(shards: &Shards, errors: &mut Vec<Error>, terminal: &Terminal) -> Result<(Footers, Vec<u64>)> {
     let bar = terminal.progress("footers", shards.objects.len() as u64, Unit::Things);
     let (store, objects, counting) = (shards.store.clone(), shards.objects.clone(), bar.clone());

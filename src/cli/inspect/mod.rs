@@ -1,4 +1,4 @@
-//! `forebay inspect`: what shards hold.
+//! `forebay inspect`: describes what shards hold.
 
 #[cfg(feature = "parquet")]
 mod footers;
@@ -37,7 +37,7 @@ pub(super) struct InspectArgs {
     shards: ShardArgs,
     #[command(flatten)]
     format: FormatArgs,
-    /// Records whose columns are looked at, spread over the beginnings of shards.
+    /// Number of records whose columns are examined, spread over the beginnings of shards.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     look: u64,
     /// Look at every record.
@@ -47,38 +47,38 @@ pub(super) struct InspectArgs {
     index: IndexArgs,
 }
 
-/// The JSON: a contract.
+/// The JSON output: a contract.
 #[derive(Serialize)]
 struct Report {
     format: &'static str,
-    /// `none`, `gzip`, `zlib`, `zstd`, a codec of Parquet, or `mixed`; null for Arrow IPC, whose buffers are compressed one by one.
+    /// `none`, `gzip`, `zlib`, `zstd`, a codec of Parquet, or `mixed`; null for Arrow IPC, whose buffers are compressed individually.
     compression: Option<&'static str>,
     shards: usize,
     records: u64,
     /// Stored bytes.
     bytes: u64,
-    /// Null where it is not known.
+    /// Null if it is not known.
     decompressed_bytes: Option<u64>,
-    /// `example`, `sequence_example` or `record` (other payloads); of other formats `row`, `sample` or `image`.
+    /// `example`, `sequence_example` or `record` (other payloads); for other formats `row`, `sample` or `image`.
     kind: &'static str,
     looked_at: u64,
     columns: Vec<ColumnReport>,
-    /// Parquet alone.
+    /// For Parquet only.
     #[serde(flatten)]
     footers: Option<Footers>,
-    /// What is remarkable, such as columns that no tensor can hold.
+    /// Remarks, such as columns that no tensor can hold.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<String>,
 }
 
-/// What the footers of Parquet files say.
+/// A summary of the footers of Parquet files.
 #[derive(Default, Serialize)]
 struct Footers {
     row_groups: u64,
     codecs: Vec<&'static str>,
-    /// Whether every file has an index of its pages.
+    /// Whether every file has a page index.
     page_index: bool,
-    /// Files with an index of their pages.
+    /// The number of files with a page index.
     #[serde(skip)]
     indexed: u64,
     #[serde(skip)]
@@ -128,7 +128,7 @@ pub(super) fn run(args: &InspectArgs, terminal: &Terminal) -> Result<Verdict, Fa
     finish(&report, errors, terminal)
 }
 
-/// Prints what was found, and says how it ends.
+/// Prints what was found, and returns how the command ends.
 fn finish(report: &Report, mut errors: Vec<Error>, terminal: &Terminal) -> Result<Verdict, Failure> {
     read_or_not(if terminal.is_json() { terminal.print_json(report) } else { print(report, terminal) })?;
     if !terminal.is_json() {
@@ -205,7 +205,7 @@ fn row(column: &ColumnReport) -> Vec<String> {
     ]
 }
 
-/// The compression of all shards that hold anything.
+/// Returns the compression of all shards that hold anything.
 fn compression(shards: &Shards, counts: &[Count]) -> &'static str {
     let full = counts.iter().zip(&shards.objects).filter(|(_, object)| object.size > 0);
     let mut found = full.map(|(count, _)| count.compression);
@@ -217,10 +217,10 @@ fn records(counts: &[Count]) -> Vec<u64> {
     counts.iter().map(|count| count.records).collect()
 }
 
-/// Shards whose beginnings are looked at: enough to see differences, few enough to open.
+/// The number of shards whose beginnings are looked at: enough to see differences, few enough to open.
 const LOOK_SHARDS: usize = 32;
 
-/// How many records of each shard to look at, so that it comes to `wanted` where there are as many.
+/// Returns how many records of each shard to look at, so that they add up to `wanted` if there are that many.
 fn quotas(counts: &[u64], wanted: u64) -> Vec<u64> {
     let full: Vec<usize> = (0..counts.len()).filter(|&shard| counts[shard] > 0).collect();
     let total: u64 = counts.iter().sum();
@@ -236,7 +236,7 @@ fn quotas(counts: &[u64], wanted: u64) -> Vec<u64> {
     quotas
 }
 
-/// Looks at records, and says what is wrong with them.
+/// Looks at records, and returns the errors in them.
 fn look_at(shards: &Shards, quotas: Option<&[u64]>, terminal: &Terminal) -> Result<(Look, Vec<Error>)> {
     let opened = |shard: usize| quotas.is_none_or(|quotas| quotas[shard] > 0);
     let bytes = (0..shards.objects.len()).filter(|&shard| opened(shard)).map(|shard| shards.objects[shard].size).sum();
@@ -262,12 +262,12 @@ struct Looker<'a> {
     shards: &'a Shards,
     look: Look,
     errors: Vec<Error>,
-    /// A record that is no message.
+    /// The error of a record that is not a message.
     stranger: Option<Error>,
     unread: Option<Error>,
 }
 
-/// Errors of single records that are shown: `verify` lists all.
+/// The number of errors of single records that are shown; `verify` lists all.
 const MOST_ERRORS: usize = 8;
 
 impl<'a> Looker<'a> {

@@ -1,4 +1,4 @@
-//! What shards of formats hold whose blocks a source reads.
+//! Inspects shards of formats that a source reads in blocks.
 
 use std::sync::Arc;
 
@@ -19,11 +19,11 @@ use crate::format::packed::Packing;
 use crate::schema::Column;
 use crate::source::Source;
 
-/// First bytes of shards that are read at the same time.
+/// The number of shards whose first bytes are read at the same time.
 const LOOKING: usize = 16;
 
 #[cfg_attr(not(feature = "parquet"), allow(unused_mut, reason = "footers are those of Parquet"))]
-/// Counts and looks; what is wrong with the data is returned beside the report.
+/// Counts and inspects; returns errors in the data alongside the report.
 pub(super) fn inspect(
     args: &InspectArgs,
     shards: &Shards,
@@ -105,7 +105,7 @@ pub(super) fn inspect(
     Ok((report, errors))
 }
 
-/// How whole shards are compressed, by their first bytes; none where that is a matter of each buffer.
+/// Returns how whole shards are compressed, by their first bytes; `None` if each buffer is compressed individually.
 fn packing(shards: &Shards, format: &Format) -> Result<Option<&'static str>> {
     match format {
         Format::ArrowIpc(_) => return Ok(None),

@@ -1,4 +1,4 @@
-//! What records hold: their columns, counted over the records that were looked at.
+//! The columns of records, with statistics over the records that were looked at.
 
 pub(super) mod rows;
 
@@ -15,19 +15,19 @@ use crate::transform::image::{ImageFormat, probe};
 /// The dtypes of features, in the order of their field numbers.
 const DTYPES: [Dtype; 3] = [Dtype::Bytes, Dtype::F32, Dtype::I64];
 
-/// What was seen in records. Parts that several threads saw can be merged.
+/// What was seen in records. The results of several threads can be merged.
 #[derive(Default)]
 pub(super) struct Look {
     /// Records looked at.
     pub(super) records: u64,
     /// How many of them are `tf.Example`s or `tf.SequenceExample`s with features.
     pub(super) messages: u64,
-    /// How many have no bytes at all: messages without features, or anything else.
+    /// How many have no bytes at all: they may be messages without features, or anything else.
     empty: u64,
     sequences: u64,
     context: BTreeMap<String, Seen>,
     lists: BTreeMap<String, Seen>,
-    /// The payloads as they are.
+    /// The raw payloads.
     payloads: Seen,
 }
 
@@ -38,9 +38,9 @@ struct Seen {
     present: u64,
     /// Records (or steps) with each kind of value.
     kinds: [u64; 3],
-    /// The fewest and the most values in a record; of a feature list: steps.
+    /// The fewest and the most values in a record; for a feature list, steps.
     len: Span,
-    /// The same in a step.
+    /// The same for the values in a step.
     step_len: Span,
     /// The shortest and the longest byte string.
     bytes: Span,
@@ -48,7 +48,7 @@ struct Seen {
     formats: BTreeMap<&'static str, u64>,
 }
 
-/// The least and the most of something.
+/// The minimum and the maximum of something.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Span(Option<(u64, u64)>);
 
@@ -73,14 +73,14 @@ impl Span {
     }
 }
 
-/// A column as it is reported; part of the JSON that is a contract.
+/// The report on a column; part of the JSON output that is a contract.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct ColumnReport {
     pub(super) name: String,
     pub(super) dtype: String,
-    /// In how many of the records looked at it has a value.
+    /// In how many of the records looked at the column has a value.
     pub(super) present: u64,
-    /// Values in a record; of a feature list: steps.
+    /// Values in a record; for a feature list, steps.
     pub(super) min_len: u64,
     pub(super) max_len: u64,
     /// Bytes of a byte string.
@@ -90,11 +90,11 @@ pub(super) struct ColumnReport {
     pub(super) holds: Option<&'static str>,
     /// Whether it is a feature list.
     pub(super) sequence: bool,
-    /// The declaration in Rust; none where no declaration takes all of the records.
+    /// The declaration in Rust; `None` if no declaration accepts all of the records.
     pub(super) suggested: Option<String>,
 }
 
-/// The format of an encoded image, by its first bytes.
+/// Detects the format of an encoded image from its first bytes.
 pub(super) fn image_format(value: &[u8]) -> Option<&'static str> {
     Some(match ImageFormat::of(value).ok()? {
         ImageFormat::Jpeg => "jpeg",
@@ -142,13 +142,13 @@ impl Seen {
         }
     }
 
-    /// The dtype of most values; none without any.
+    /// Returns the dtype of most values; `None` if there are no values.
     fn dtype(&self) -> Option<Dtype> {
         let most = self.kinds.iter().copied().max().filter(|&most| most > 0)?;
         DTYPES.into_iter().zip(self.kinds).find(|(_, count)| *count == most).map(|(dtype, _)| dtype)
     }
 
-    /// The kinds of value, where there are several.
+    /// Returns the kinds of value, if there are several.
     fn mixture(&self) -> Option<String> {
         let kinds = DTYPES.iter().zip(self.kinds).filter(|(_, count)| *count > 0);
         let kinds: Vec<_> = kinds.map(|(dtype, count)| format!("{dtype} in {count}")).collect();
@@ -160,7 +160,7 @@ impl Seen {
         (*most.1 * 2 > self.strings).then_some(*most.0)
     }
 
-    /// The column that takes all of the records, as inferring it would make it.
+    /// Returns the column that accepts all of the records, as inference would create it.
     fn column(&self, name: &str, sequence: bool, records: u64) -> Option<Column> {
         let column = Column::new(name, self.dtype()?, Shape::Scalar);
         let span = if sequence { self.step_len } else { self.len };
@@ -179,7 +179,7 @@ impl Seen {
         Some(self.report_as(name, self.dtype()?, sequence, self.column(name, sequence, records)))
     }
 
-    /// What was seen of a column of this dtype, with the column that it is best declared as.
+    /// Reports what was seen of a column of this dtype, with the column as which it is best declared.
     fn report_as(&self, name: &str, dtype: Dtype, sequence: bool, declared: Option<Column>) -> ColumnReport {
         ColumnReport {
             name: name.to_owned(),
@@ -196,7 +196,7 @@ impl Seen {
     }
 }
 
-/// A column as it is declared in Rust.
+/// Returns the declaration of a column in Rust.
 fn declaration(column: &Column) -> String {
     let name = column.name();
     let constructed = match column.dtype() {
@@ -227,7 +227,7 @@ impl Look {
     /// Looks at a record.
     ///
     /// # Errors
-    /// [`ErrorKind::Schema`] if it is no `tf.Example` or `tf.SequenceExample`. It is counted all the same.
+    /// [`ErrorKind::Schema`] if it is neither a `tf.Example` nor a `tf.SequenceExample`. It is counted nevertheless.
     pub(super) fn add(&mut self, payload: &[u8]) -> Result<()> {
         self.records += 1;
         self.payloads.present += 1;
@@ -271,12 +271,12 @@ impl Look {
         }
     }
 
-    /// How many records are something else.
+    /// Returns how many records are something else.
     pub(super) fn strangers(&self) -> u64 {
         self.records - self.messages - self.empty
     }
 
-    /// What the records are; `None` where they are no messages.
+    /// Returns which message the records are; `None` if they are not messages.
     pub(super) fn kind(&self) -> Option<Kind> {
         match (self.messages, self.sequences) {
             (0, _) => None,
@@ -285,7 +285,7 @@ impl Look {
         }
     }
 
-    /// The columns, sorted by name. Names without a value in any record are left out.
+    /// Returns the columns, sorted by name. Names without a value in any record are left out.
     pub(super) fn columns(&self) -> Vec<ColumnReport> {
         if self.kind().is_none() {
             return self.payloads.report(RECORD, false, self.records).into_iter().collect();
@@ -298,7 +298,7 @@ impl Look {
         columns
     }
 
-    /// Names under which records hold several kinds of value, as errors.
+    /// Returns errors for names under which records hold several kinds of value.
     pub(super) fn mixtures(&self) -> impl Iterator<Item = Error> {
         let seen = self.context.iter().chain(&self.lists);
         seen.filter_map(|(name, seen)| {
@@ -307,8 +307,8 @@ impl Look {
         })
     }
 
-    /// A parser that finds fault only with damage and with other kinds of value than most records have, and whether feature lists
-    /// are beyond it (their steps differ in length, or a feature of the context has their name).
+    /// Returns a parser that only reports damage and values of another kind than in most records, and whether there are feature lists that it cannot
+    /// handle (their steps differ in length, or a feature of the context has the same name).
     pub(super) fn lenient_parser(&self) -> Result<(Parser, bool)> {
         let mut columns = Vec::new();
         for (name, seen) in &self.context {

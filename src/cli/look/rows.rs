@@ -1,4 +1,4 @@
-//! What columns of any format hold, counted over the rows that were looked at.
+//! The columns of any format, with statistics over the rows that were looked at.
 
 use arrow::array::AsArray;
 
@@ -34,7 +34,7 @@ impl ColumnLook {
         self.seen.merge(other.seen);
     }
 
-    /// The report, `records` being those that were looked at.
+    /// Returns the report; `records` is the number of records looked at.
     pub(in crate::cli) fn report(&self, records: u64) -> ColumnReport {
         let (column, seen) = (&self.column, &self.seen);
         let declared = Column::new(column.name().clone(), column.dtype(), column.shape().clone());

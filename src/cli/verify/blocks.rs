@@ -1,4 +1,4 @@
-//! The pass over formats whose blocks a source reads: every block is fetched and decoded.
+//! Verifies formats that a source reads in blocks: every block is fetched and decoded.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::schema::{Column, Dtype};
 use crate::source::{Decoded, Source};
 
-/// Verifies shards of any format but TFRecord; the first shard that cannot be read is returned too.
+/// Verifies shards of any format but TFRecord; also returns the error of the first shard that cannot be read.
 pub(super) fn verify(
     args: &VerifyArgs,
     shards: &Shards,
@@ -77,7 +77,7 @@ pub(super) fn verify(
     Ok((report, unread.into_values().next()))
 }
 
-/// The columns whose images are decoded.
+/// Returns the columns whose images are decoded.
 fn images(columns: &Columns, names: &[String]) -> Result<Vec<Column>> {
     let find = |name: &String| {
         let column = columns.asked.iter().find(|column| column.name().as_ref() == name);
@@ -113,7 +113,7 @@ struct Found {
 }
 
 impl Found {
-    /// What is bad in a part: 0 if all of it, or a block counted from 1.
+    /// Records a bad entry in a part: block 0 stands for the whole part, other blocks are counted from 1.
     fn bad(&mut self, part: usize, block: usize, entry: BadRecord) {
         self.num_bad += entry.records();
         // Parts that did not open come first, and blocks in order: the first ones are among those that are kept.
@@ -125,9 +125,9 @@ impl Found {
 
 /// Every block of every shard.
 struct Pass<'a> {
-    /// With the number of the part.
+    /// The sources, each with the number of its part.
     sources: Vec<(usize, Arc<dyn Source>)>,
-    /// Which source, and which of its blocks.
+    /// For each block: the source, and the block's number in it.
     blocks: Vec<(usize, usize)>,
     io: &'a Io,
     images: Vec<Column>,
@@ -167,7 +167,7 @@ impl Blocks for Pass<'_> {
 }
 
 impl Pass<'_> {
-    /// What is bad among a block's rows.
+    /// Finds the bad rows of a block.
     fn rows(&self, decoded: Decoded, shard: &str, first: u64) -> Checked {
         let Decoded { rows, bad: errors, places, .. } = decoded;
         let mut errors: BTreeMap<usize, Error> = errors.into_iter().collect();

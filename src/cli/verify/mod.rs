@@ -1,4 +1,4 @@
-//! `forebay verify`: every checksum, every record, and every image where that is asked for.
+//! `forebay verify`: checks every checksum, every record, and on request every image.
 
 mod blocks;
 
@@ -48,33 +48,34 @@ pub(super) struct VerifyArgs {
     shards: ShardArgs,
     #[command(flatten)]
     format: FormatArgs,
-    /// TFRecord: records are no tf.Examples: verify framing and checksums only.
+    /// TFRecord: the records are not tf.Examples; verify only framing and checksums.
     #[arg(long)]
     records: bool,
     /// Decode every image of this column; may be given several times.
     #[arg(long, value_name = "COLUMN", conflicts_with = "records")]
     decode: Vec<String>,
-    /// List at most so many bad records; all are counted.
+    /// List at most this many bad records; all are counted.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     max_bad: usize,
 }
 
-/// The JSON: a contract.
+/// The JSON output: a contract.
 #[derive(Serialize)]
 struct Report {
     /// Good records.
     records: u64,
     bad: Vec<BadRecord>,
-    /// How many bad records there are, those left out of `bad` and those of blocks that cannot be decoded included.
+    /// The number of bad records, including those left out of `bad` and those in blocks that cannot be decoded.
     num_bad: u64,
     /// Whether bad records were left out of `bad`.
     truncated: bool,
-    /// Shards that could not be read, or not to their end; that are missing, or not as long as the folder's manifest says; that are shorter than when they were indexed.
+    /// Shards that could not be read, or not to their end; that are missing, or differ in size from the folder's manifest; that are shorter than when
+    /// they were indexed.
     unread: Vec<Unread>,
     shards: usize,
     /// Stored bytes.
     bytes: u64,
-    /// What is remarkable, such as columns that no tensor can hold.
+    /// Remarks, such as columns that no tensor can hold.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<String>,
 }
@@ -83,16 +84,16 @@ struct Report {
 struct BadRecord {
     url: String,
     record: u64,
-    /// Where it starts in the (decompressed) shard; none where records are not stored one behind the other.
+    /// Where the record starts in the (decompressed) shard; `None` if records are not stored one after another.
     offset: Option<u64>,
-    /// How many records were lost with it, where a whole block cannot be decoded.
+    /// How many records were lost with it, if a whole block cannot be decoded.
     #[serde(skip_serializing_if = "Option::is_none")]
     rows: Option<u64>,
     reason: String,
 }
 
 impl BadRecord {
-    /// How many records it stands for.
+    /// Returns how many records the entry stands for.
     fn records(&self) -> u64 {
         self.rows.unwrap_or(1)
     }
@@ -150,7 +151,7 @@ pub(super) fn run(args: &VerifyArgs, terminal: &Terminal) -> Result<Verdict, Fai
     finish(report, missed, found.unread.into_values().next(), terminal)
 }
 
-/// Of shards that are shorter than when they were indexed: those that are left may be good to the last record.
+/// Returns errors for shards that are shorter than when they were indexed: all the records that they still hold may be good.
 fn shortened(shards: &Shards) -> Vec<Error> {
     let keeper = Keeper::new(default_index_dir());
     let of = |object: &Object| {
@@ -166,7 +167,7 @@ fn shortened(shards: &Shards) -> Vec<Error> {
     shards.objects.iter().filter_map(of).collect()
 }
 
-/// Prints what was found, and says how it ends. Of shards that were `missed` not all is there, whatever of them could be read.
+/// Prints what was found, and returns how the command ends. Shards that were `missed` are incomplete, whatever could be read of them.
 fn finish(
     mut report: Report,
     mut missed: Vec<Error>,
@@ -189,7 +190,7 @@ fn finish(
     }
 }
 
-/// A line a bad record, and a summary.
+/// Prints one line per bad record, and a summary.
 fn print(report: &Report, terminal: &Terminal) -> Result<(), Failure> {
     let mut out = terminal.out();
     for BadRecord { url, record, offset, rows, reason } in &report.bad {
@@ -219,22 +220,22 @@ fn print(report: &Report, terminal: &Terminal) -> Result<(), Failure> {
     Ok(())
 }
 
-/// How records are taken apart.
+/// How records are parsed.
 struct Parse {
     parser: Parser,
-    /// Some feature lists are beyond the parser: records are also read as messages.
+    /// Whether some feature lists are beyond the parser; then records are also read as messages.
     beyond: bool,
     /// Columns whose images are decoded.
     decode: Vec<String>,
 }
 
-/// Records that columns are inferred from, as many as the loader takes.
+/// The number of records from which columns are inferred, as in the loader.
 const FIRST_RECORDS: u64 = 256;
-/// Pieces that they are read in.
+/// The size of the pieces in which they are read.
 const FIRST_BYTES: u64 = 1 << 20;
 
 impl Parse {
-    /// Looks at the first records; `None` where there are none.
+    /// Looks at the first records; returns `None` if there are none.
     fn settle(shards: &Shards, decode: &[String]) -> Result<Option<Self>> {
         let look = first_look(shards);
         if look.records == 0 {
@@ -263,10 +264,10 @@ impl Parse {
     }
 }
 
-/// The side of what decoded images become, which nobody looks at.
+/// The side of decoded images, which nobody looks at.
 const SIDE: u32 = 8;
 
-/// The first records of the first shard that has good ones. Whatever is wrong is left to the pass over all of them.
+/// Looks at the first records of the first shard that has good ones. All errors are left to the pass over all records.
 fn first_look(shards: &Shards) -> Look {
     let mut look = Look::default();
     for shard in 0..shards.objects.len() {
@@ -299,7 +300,7 @@ struct Findings {
 
 #[derive(Default)]
 struct Found {
-    /// The first bad records, by shard and record: offset and reason.
+    /// The first bad records, by shard and record, with their offset and reason.
     bad: BTreeMap<(usize, u64), (u64, String)>,
     num_bad: u64,
     unread: BTreeMap<usize, Error>,
@@ -310,7 +311,7 @@ impl Findings {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the first bad records, however they come.
+    /// Keeps the first bad records, in whatever order they come.
     fn bad(&self, shard: usize, record: u64, offset: u64, reason: String) {
         let mut found = self.lock();
         found.num_bad += 1;
@@ -321,7 +322,7 @@ impl Findings {
     }
 }
 
-/// What one thread does.
+/// The work of one thread.
 struct Checker<'a> {
     parse: Option<&'a Parse>,
     findings: &'a Findings,
@@ -385,7 +386,7 @@ impl Checker<'_> {
     }
 }
 
-/// Decodes images to see whether they can be, on one thread.
+/// Decodes images to see whether they can be decoded, on one thread.
 struct Decoder {
     image: Image,
     scratch: Scratch,
@@ -416,7 +417,7 @@ impl Decoder {
     }
 }
 
-/// What is wrong, in words that stand behind a record's place.
+/// Returns what is wrong, in words that follow a record's place.
 fn reason(error: &Error) -> String {
     let reason = error.reason();
     match &error.place().column {
