@@ -35,92 +35,93 @@ pub(in crate::cli) struct BenchArgs {
     pub(super) urls: Vec<String>,
     #[command(flatten)]
     pub(super) format: FormatArgs,
-    /// Threads of the loader, and of the limits [default: one for each core].
+    /// Threads of the loader, and of the limits [default: one per core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) threads: Option<u16>,
-    /// Epochs that are measured, after one that is checked and warms up [default: 3; what others are held against: those of 10 seconds].
+    /// Epochs to measure, after one that is checked and serves as warm-up [default: 3; as a baseline for comparisons: as many as take 10 seconds].
     #[arg(long, value_name = "E", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) epochs: Option<u64>,
-    /// Samples of a batch, of each accelerator [default: 256 image, 4096 features, 400 raw, 1024 tiny, 32 tokens and pack, 16384 wide, 48 latents].
+    /// Samples per batch, for each accelerator [default: 256 image, 4096 features, 400 raw, 1024 tiny, 32 tokens and pack, 16384 wide, 48 latents].
     #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) batch: Option<u32>,
-    /// A shuffle buffer of so many samples, `global` or `none` [default: 1000 image, 100000 tiny, 10000 pack, global cosmoflow-like and unet3d-like, none].
+    /// The shuffle: a buffer of this many samples, `global` or `none` [default: 1000 image, 100000 tiny, 10000 pack, global cosmoflow-like and
+    /// unet3d-like, none].
     #[arg(long, value_name = "S")]
     pub(super) shuffle: Option<Shuffled>,
-    /// Parquet compressed with snappy instead of zstd.
+    /// Compress Parquet with snappy instead of zstd.
     #[arg(long)]
     pub(super) snappy: bool,
-    /// Keep unet3d-like in Parquet instead of TFRecord.
+    /// Store unet3d-like in Parquet instead of TFRecord.
     #[cfg(feature = "parquet")]
     #[arg(long)]
     pub(super) parquet: bool,
-    /// Images as u8, not normalised.
+    /// Deliver images as u8, not normalised.
     #[arg(long)]
     pub(super) u8: bool,
-    /// Hold each batch for so long, as a training step does.
+    /// Hold each batch for this long, as a training step does.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, group = "step")]
     pub(super) step_time: Option<Duration>,
-    /// The published step of this accelerator, for resnet50-like, cosmoflow-like and unet3d-like.
+    /// Use the published step time of this accelerator, for resnet50-like, cosmoflow-like and unet3d-like.
     #[arg(long, value_name = "MODEL", group = "step")]
     pub(super) accelerator: Option<Model>,
-    /// Steps so long that the accelerators ask for this share of what they take when no step needs time, measured just before each run.
+    /// Make steps so long that the accelerators ask for this share of what they take when no step needs time, measured just before each run.
     #[arg(long, value_name = "SHARE", value_parser = demand, group = "step", conflicts_with = "find_accelerators")]
     pub(super) demand: Option<f64>,
-    /// So many accelerators, each with a batch of its own, that meet after every step.
+    /// Run this many accelerators, each with a batch of its own, that wait for each other after every step.
     #[arg(long, value_name = "N", requires = "step", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(super) accelerators: u32,
-    /// Find the most accelerators that are kept busy for 99 % of the time, beside those that 95 % of the loader's maximum are enough for.
+    /// Find the most accelerators that are kept busy for 99 % of the time, compared with the number for which 95 % of the loader's maximum is enough.
     #[arg(long, requires = "step", conflicts_with_all = ["accelerators", "jitter", "ledger", "report"])]
     pub(super) find_accelerators: bool,
-    /// Steps of each accelerator in a run, and of the mock loop [default: what --epochs hold, or else last 10 seconds, at least 20].
+    /// Steps of each accelerator in a run, and of the mock loop [default: as many as --epochs hold, or else as take 10 seconds, at least 20].
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(2..))]
     pub(super) steps: Option<u64>,
-    /// Runs of the accelerators; the one of median utilisation is told in full [default: 1, 5 to find accelerators].
+    /// Runs of the accelerators; the one of median utilisation is reported in full [default: 1, 5 to find accelerators].
     #[arg(long, value_name = "R", requires = "step", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) runs: Option<u32>,
-    /// Measure how late a mock training step's launches come without the loader, beside it, and beside it as a good neighbour.
+    /// Measure how late a mock training step's launches come: without the loader, with it, and with it as a good neighbour.
     #[arg(long, conflicts_with_all = ["step", "ledger", "report"])]
     pub(super) jitter: bool,
-    /// As many threads as this share of the cores.
+    /// Use as many threads as this share of the cores.
     #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "threads")]
     pub(super) share: Option<f64>,
     /// Keep the loader's threads on these cores, such as 0-3,6.
     #[arg(long, value_name = "CORES", value_parser = cores)]
     pub(super) cores: Option<CoreList>,
-    /// Keep the loader's threads off the core that the command's own thread runs on.
+    /// Keep the loader's threads off the core on which the command's own thread runs.
     #[arg(long)]
     pub(super) off_this_core: bool,
-    /// Niceness of the loader's threads, to 19.
+    /// Niceness of the loader's threads, up to 19.
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(super) niceness: Option<i8>,
     /// Bytes that the loader may have in flight, in MiB [default: a quarter of the memory].
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) budget: Option<u64>,
-    /// Batches that wait for the loop, or for each accelerator [default: 2, more of small ones].
+    /// Batches that wait for the loop, or for each accelerator [default: 2, more for small ones].
     #[arg(long, value_name = "BATCHES")]
     pub(super) prefetch: Option<usize>,
-    /// Keep what is read of remote shards in this folder, on a local disk.
+    /// Cache what is read from remote shards in this folder, on a local disk.
     #[arg(long, value_name = "FOLDER", requires = "urls")]
     pub(super) cache: Option<PathBuf>,
-    /// Bytes of the cache, in MiB.
+    /// Size of the cache, in MiB.
     #[arg(long, value_name = "MIB", requires = "cache", default_value_t = 100 << 10, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub(super) cache_size: u64,
-    /// Measure the bare loops beside it.
+    /// Also measure the bare loops, for comparison.
     #[arg(long)]
     pub(super) limit: bool,
-    /// Samples of the data made here.
+    /// Number of samples in the generated data.
     #[arg(long, value_name = "N", conflicts_with = "urls", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) samples: Option<u64>,
-    /// Files of resnet50-like, cosmoflow-like and unet3d-like [default: 4, 200, 28].
+    /// Number of files of resnet50-like, cosmoflow-like and unet3d-like [default: 4, 200, 28].
     #[arg(long, value_name = "F", conflicts_with_all = ["urls", "samples"], value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) files: Option<u64>,
-    /// How `pack` packs.
+    /// The algorithm with which `pack` packs.
     #[arg(long, value_name = "HOW", default_value = "best-fit")]
     pub(super) packing: Packing,
-    /// Tokens of its rows.
+    /// Tokens per row of `pack`.
     #[arg(long, value_name = "N", default_value_t = workload::PACKED as u32, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) length: u32,
-    /// Documents of a stream that it packs together.
+    /// Documents of a stream that `pack` packs together.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) window: Option<u64>,
     /// The column of encoded images.
@@ -129,7 +130,7 @@ pub(in crate::cli) struct BenchArgs {
     /// The column of labels [default: image/class/label, label].
     #[arg(long, value_name = "COLUMN")]
     pub(super) label: Option<String>,
-    /// Save the loader's ledger, of all epochs, to this file.
+    /// Save the loader's ledger of all epochs to this file.
     #[arg(long, value_name = "FILE")]
     pub(super) ledger: Option<PathBuf>,
     /// Print the loader's report too.
@@ -142,7 +143,7 @@ pub(in crate::cli) struct BenchArgs {
 pub(super) struct CoreList(pub(super) Vec<usize>);
 
 impl BenchArgs {
-    /// Refuses what does not go together and clap cannot know.
+    /// Refuses combinations that do not work and that clap cannot check.
     pub(super) fn check(&self) -> Result<()> {
         let name = self.workload.name();
         if self.workload.preset().is_some() {
@@ -186,30 +187,30 @@ impl BenchArgs {
         false
     }
 
-    /// The data that is made where no shards are named.
+    /// Returns the data to be generated if no shards are named.
     pub(super) fn wanted(&self) -> Wanted {
         let of_files = |files: u64| self.workload.preset().map(|preset| files * preset.records_per_file);
         let samples = self.files.and_then(of_files).or(self.samples).unwrap_or(self.workload.default_samples());
         Wanted { workload: self.workload, samples, snappy: self.snappy, parquet: self.parquet() }
     }
 
-    /// How long an accelerator works on a batch, where there is one.
+    /// Returns how long an accelerator works on a batch, if there is one.
     pub(super) fn pace(&self) -> Option<Pace> {
         let published = self.accelerator.zip(self.workload.preset()).map(|(model, preset)| preset.step(model));
         published.or(self.step_time).map(Pace::Step).or(self.demand.map(Pace::Demand))
     }
 
-    /// Epochs of a measurement.
+    /// Returns the number of epochs in a measurement.
     pub(super) fn num_epochs(&self) -> u64 {
         self.epochs.unwrap_or(3)
     }
 
-    /// Runs of the accelerators.
+    /// Returns the number of runs of the accelerators.
     pub(super) fn num_runs(&self) -> u32 {
         self.runs.unwrap_or(if self.find_accelerators { 5 } else { 1 })
     }
 
-    /// Threads without regard for neighbours.
+    /// Returns the scheduler without regard for neighbours.
     pub(super) fn plain_scheduler(&self) -> Scheduler {
         let stated = self.threads.map(|threads| Scheduler::threads(threads.into()));
         stated.or(self.share.map(Scheduler::share)).unwrap_or_default()
@@ -226,7 +227,8 @@ impl BenchArgs {
         self.niceness.map_or(scheduler, |niceness| scheduler.niceness(niceness))
     }
 
-    /// What the arguments say of neighbours, or else as much as there is: another core where there is one, and the least priority.
+    /// Returns the scheduler with the neighbour options in the arguments, or otherwise with all that are available: another core if there is one, and
+    /// the lowest priority.
     pub(super) fn polite_scheduler(&self) -> Scheduler {
         if self.cores.is_some() || self.off_this_core || self.niceness.is_some() {
             return self.scheduler();

@@ -1,4 +1,4 @@
-//! Benches over Parquet: their data, made from a seed; their columns; and the bare loops beside them.
+//! Benchmarks over Parquet: their data, generated from a seed; their columns; and the bare loops for comparison.
 
 use std::fs::File;
 use std::path::Path;
@@ -21,20 +21,20 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::random::Rng;
 use crate::schema::{Column, Dtype, Shape, bytes};
 
-/// Tokens of a row of `tokens`: a sequence of a language model.
+/// Tokens per row of `tokens`: a sequence of a language model.
 pub(super) const TOKENS: usize = 2048;
-/// Tokens that there are: the vocabulary of GPT-2.
+/// The number of different tokens: the vocabulary of GPT-2.
 const VOCABULARY: f64 = 50_257.0;
 
-/// Columns of `wide`, and of how many one is read: every fifth.
+/// Columns of `wide`, and the step between those that are read: every fifth.
 const WIDE_COLUMNS: usize = 200;
 const WIDE_STEP: usize = 5;
 
-/// Values of the columns of `latents`: 2,164,832 bytes a sample, the shape of the flux workload of MLPerf Storage.
+/// Values in the columns of `latents`: 2,164,832 bytes per sample, the shape of the flux workload of MLPerf Storage.
 pub(super) const LATENTS: [(&str, usize); 5] =
     [("latent", 524_328), ("pooled", 409), ("prompt", 8_232), ("negative", 8_232), ("sizes", 7)];
 
-/// Files, and rows of a row group.
+/// Returns the number of files, and the rows of a row group.
 pub(super) fn layout(workload: Workload, samples: u64) -> (u64, usize) {
     match workload {
         Workload::Tokens => (4, 1_000),
@@ -45,7 +45,7 @@ pub(super) fn layout(workload: Workload, samples: u64) -> (u64, usize) {
     }
 }
 
-/// Writes one file; returns what its samples add up to.
+/// Writes one file; returns the sum over its samples.
 pub(super) fn write(
     workload: Workload,
     snappy: bool,
@@ -92,7 +92,7 @@ pub(super) fn write(
     Ok(sum)
 }
 
-/// Rows from their number on.
+/// Generates rows, beginning with row `start`.
 fn rows_of(workload: Workload, start: u64, rows: usize) -> RecordBatch {
     let mut rng = data::rng_of(workload, start);
     let columns: Vec<(String, ArrayRef)> = match workload {
@@ -117,7 +117,7 @@ fn rows_of(workload: Workload, start: u64, rows: usize) -> RecordBatch {
     RecordBatch::try_from_iter(columns).expect("columns of one length")
 }
 
-/// Token numbers as text has them: the frequent ones far more often (Zipf's law, by inversion of its continuous form).
+/// Draws a token number with the frequencies of text: frequent tokens are far more often drawn (Zipf's law, by inversion of its continuous form).
 fn token(rng: &mut Rng) -> i32 {
     (VOCABULARY.powf(rng.random::<f64>()) - 1.0) as i32
 }
@@ -132,7 +132,7 @@ fn wide_name(column: usize) -> String {
     format!("c{column:03}")
 }
 
-/// Of ten columns four are f32, four categories in i32, one i64 and one f64.
+/// Generates a column: of ten columns, four are f32, four categories in i32, one i64 and one f64.
 fn wide(column: usize, rows: usize, rng: &mut Rng) -> ArrayRef {
     match column / WIDE_STEP % 10 {
         0..4 => Arc::new(Float32Array::from_iter_values((0..rows).map(|_| rng.random::<f32>()))),
@@ -142,7 +142,7 @@ fn wide(column: usize, rows: usize, rng: &mut Rng) -> ArrayRef {
     }
 }
 
-/// The columns that are read.
+/// Returns the columns that are read.
 pub(super) fn columns(workload: Workload) -> Vec<Column> {
     match workload {
         _ if workload.preset().is_some() => vec![bytes("record")],
@@ -165,7 +165,7 @@ pub(super) fn columns(workload: Workload) -> Vec<Column> {
     }
 }
 
-/// What the samples of stored rows add up to: a digest of each value of the columns that are read.
+/// Returns the sum over the samples of stored rows: a digest of each value of the columns that are read.
 fn sum_of(batch: &RecordBatch) -> Result<u64> {
     use arrow::array::AsArray as _;
     use arrow::datatypes::{Float32Type, Float64Type, Int32Type, Int64Type};
@@ -192,7 +192,7 @@ fn sum_of(batch: &RecordBatch) -> Result<u64> {
     Ok(sum)
 }
 
-/// What the samples of a batch add up to.
+/// Returns the sum over the samples of a batch.
 pub(super) fn sum(workload: Workload, batch: &Batch) -> Result<u64> {
     let mut sum = 0u64;
     for column in columns(workload) {
@@ -208,7 +208,7 @@ pub(super) fn sum(workload: Workload, batch: &Batch) -> Result<u64> {
     Ok(sum)
 }
 
-/// A sum to which each value adds what depends on it alone.
+/// Returns a sum in which each value's term depends only on that value.
 fn digest<T: Copy>(values: &[T], bits: impl Fn(T) -> u64) -> u64 {
     values.iter().fold(0, |sum, &value| {
         let mixed = (bits(value) ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -218,10 +218,10 @@ fn digest<T: Copy>(values: &[T], bits: impl Fn(T) -> u64) -> u64 {
 
 const PARQUET_CRATE: &str = "the bare parquet crate on the same columns";
 
-/// What the bare copy goes through: more than caches hold.
+/// The amount of memory that the bare copy goes through: more than caches hold.
 const COPIED_BYTES: usize = 256 << 20;
 
-/// The bare `parquet` crate on the same columns, a thread a file; and a bare copy of as many bytes.
+/// Measures the bare `parquet` crate on the same columns, with one thread per file, and a bare copy of as many bytes.
 pub(super) fn limits(workload: Workload, input: &Input, batch: usize, threads: usize) -> Result<Vec<Limit>> {
     let files: Vec<&String> = input.urls.iter().collect();
     let names: Vec<String> = columns(workload).iter().map(|column| column.name().to_string()).collect();

@@ -1,4 +1,4 @@
-//! The data of benches without URLs: made once, from a seed, and kept.
+//! The data of benchmarks without URLs: generated once from a seed, and kept.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -18,27 +18,27 @@ use crate::transform::image::encode::{JpegEncoder, Pixels};
 /// Columns of `features`.
 pub(super) const FLOATS: usize = 13;
 pub(super) const INTS: usize = 26;
-/// Records of a shard of `raw`, and their bytes.
+/// Records per shard of `raw`, and their bytes.
 pub(super) const RAW_RECORDS: u64 = 1251;
 pub(super) const RAW_BYTES: usize = 114_660;
 
-/// Photographs as cameras and the web have them: the size of most of ImageNet's.
+/// The size of photographs from cameras and the web: that of most of ImageNet's.
 const PHOTO: (usize, usize) = (500, 375);
-/// Gives files of about 110 KB for these pictures, the mean of ImageNet's.
+/// The quality that gives files of about 110 KB for these pictures, the mean of ImageNet's.
 const PHOTO_QUALITY: u8 = 92;
 const LABELS: u64 = 1000;
 
-/// Shards and what they hold.
+/// The shards, and what they hold.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub(super) struct Made {
     version: u32,
     pub(super) samples: u64,
-    /// [`Workload::sum`] over all of them.
+    /// [`Workload::sum`] over all samples.
     pub(super) sum: u64,
     shards: Vec<String>,
 }
 
-/// Of how data is made.
+/// Returns the version of the way in which data is generated.
 fn version(workload: Workload) -> u32 {
     if workload == Workload::Image { 2 } else { 1 }
 }
@@ -49,24 +49,24 @@ impl Made {
     }
 }
 
-/// Which data.
+/// The data that is wanted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
     pub(super) workload: Workload,
     pub(super) samples: u64,
-    /// Parquet compressed with snappy instead of zstd.
+    /// Whether Parquet is compressed with snappy instead of zstd.
     pub(super) snappy: bool,
-    /// What could be TFRecord, in Parquet.
+    /// Whether data that could be TFRecord is in Parquet.
     pub(super) parquet: bool,
 }
 
-/// A number of the standard normal distribution, by Box and Muller.
+/// Draws a number from the standard normal distribution, by the Box-Muller method.
 pub(super) fn normal(rng: &mut Rng) -> f64 {
     let (u, v) = (1.0 - rng.random::<f64>(), rng.random::<f64>());
     libm::sqrt(-2.0 * libm::log(u)) * libm::cos(std::f64::consts::TAU * v)
 }
 
-/// Where the data lies: `target/bench` in a project, else the user's cache.
+/// Returns where the data lies: `target/bench` in a project, otherwise the user's cache.
 pub(super) fn folder(wanted: Wanted) -> PathBuf {
     let Wanted { workload, samples, snappy, parquet } = wanted;
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -84,7 +84,7 @@ pub(super) fn folder(wanted: Wanted) -> PathBuf {
     root.join(format!("{}{codec}-{samples}", workload.name()))
 }
 
-/// The data of a workload, made unless it is there.
+/// Returns the data of a workload; generates it unless it exists.
 pub(super) fn made(wanted: Wanted, folder: &Path, threads: usize, terminal: &Terminal) -> Result<Made> {
     let Wanted { workload, samples, .. } = wanted;
     let is_columnar = workload.is_columnar(wanted.parquet);
@@ -151,12 +151,12 @@ pub(super) fn made(wanted: Wanted, folder: &Path, threads: usize, terminal: &Ter
     Ok(made)
 }
 
-/// The numbers of a sample, or of rows from that one on.
+/// Returns the random numbers of a sample, or of rows from that one on.
 pub(super) fn rng_of(workload: Workload, sample: u64) -> Rng {
     Key::new(0).with("bench").with(workload.name()).with_number(sample).rng()
 }
 
-/// Makes records, each from its number.
+/// Generates records, each from its number.
 #[derive(Default)]
 struct Maker {
     encoder: JpegEncoder,
@@ -165,7 +165,7 @@ struct Maker {
 }
 
 impl Maker {
-    /// The record and what it adds to the sum.
+    /// Returns the record and its term of the sum.
     fn record(&mut self, workload: Workload, sample: u64) -> Result<(&[u8], u64)> {
         let mut rng = rng_of(workload, sample);
         if let Some(preset) = workload.preset() {
@@ -204,7 +204,7 @@ impl Maker {
     }
 }
 
-/// A picture that compresses like a photograph: large soft areas, edges, and grain. `examples/gpu_throughput` paints such too.
+/// Paints a picture that compresses like a photograph: large soft areas, edges, and grain. `examples/gpu_throughput` paints the same kind.
 fn paint(rng: &mut Rng, pixels: &mut Vec<u8>) {
     let (width, height) = PHOTO;
     pixels.resize(width * height * 3, 0);

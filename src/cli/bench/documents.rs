@@ -1,4 +1,4 @@
-//! Documents of `pack`: token lists in memory, as long as texts of the web are.
+//! Documents of `pack`: token lists in memory, with the lengths of web texts.
 
 use std::sync::Arc;
 
@@ -10,7 +10,8 @@ use rand::Rng as _;
 use crate::error::{Error, Result};
 use crate::random::{Key, Rng};
 
-/// Lengths are log-normal. Web pages have some hundred tokens, a few have tens of thousands: with these the mean is 863.
+/// The median of the lengths, which are log-normal. Web pages have some hundred tokens, a few have tens of thousands; with these parameters the mean
+/// is 863.
 const MEDIAN: f64 = 420.0;
 const SIGMA: f64 = 1.2;
 const SHORTEST: f64 = 8.0;
@@ -19,12 +20,12 @@ const LONGEST: f64 = 100_000.0;
 /// Token ids: 1 up to GPT-2's vocabulary. 0 is padding.
 const VOCABULARY: i32 = 50_257;
 
-/// A length of the distribution.
+/// Draws a length from the distribution.
 fn length(rng: &mut Rng) -> usize {
     (MEDIAN * libm::exp(SIGMA * super::data::normal(rng))).clamp(SHORTEST, LONGEST) as usize
 }
 
-/// So many documents, as one column of lists.
+/// Generates `count` documents, as one column of lists.
 pub(super) fn documents(count: u64) -> Result<ArrayRef> {
     let mut rng = Key::new(0).with("bench").with("pack").rng();
     let (mut tokens, mut offsets) = (Vec::<i32>::new(), vec![0]);
@@ -40,13 +41,13 @@ pub(super) fn documents(count: u64) -> Result<ArrayRef> {
     Ok(Arc::new(ListArray::new(field, offsets, Arc::new(Int32Array::from(tokens)), None)))
 }
 
-/// What a token adds to the sum of all: one that is lost, or comes twice, shows.
+/// Returns a token's term of the sum over all tokens, which shows if one is lost or repeated.
 pub(super) fn term(token: i64) -> u64 {
     let mixed = (token as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed ^ (mixed >> 29)
 }
 
-/// The number of tokens, and the sum of their terms.
+/// Returns the number of tokens, and the sum of their terms.
 pub(super) fn sum(documents: &ArrayRef) -> (u64, u64) {
     let tokens = documents.as_list::<i32>().values().as_primitive::<Int32Type>().values();
     (tokens.len() as u64, tokens.iter().fold(0, |sum, &token| sum.wrapping_add(term(token.into()))))

@@ -1,8 +1,8 @@
-//! What a loader costs the loop that it feeds: how late the short pieces of work come that launch kernels.
+//! Measures what a loader costs the loop that it feeds: how late the short pieces of work that launch kernels come.
 //!
-//! A mock training step takes a batch and then launches one piece after the other, each a fixed number of dependent multiplications, about
-//! [`LAUNCH`] on a core that is free. It takes half as long as the loader takes for a batch, so that the loader is never ahead and works flat out. Whatever
-//! the loader takes from the loop (the core itself, its clock, its caches) is time that a launch takes longer.
+//! A mock training step takes a batch and then launches one piece after the other, each a fixed number of dependent multiplications that take about
+//! [`LAUNCH`] on an idle core. The step takes half as long as the loader needs for a batch, so the loader is never ahead and works at full speed.
+//! Whatever the loader takes from the loop (the core itself, its clock, its caches) makes a launch take longer.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -14,23 +14,23 @@ use crate::engine::{Scheduler, neighbour};
 use crate::error::Result;
 use crate::loader::Loader;
 
-/// What a launch takes where nothing disturbs it: that of a kernel with its arguments, in a loop of Rust or Python.
+/// How long an undisturbed launch takes: that of a kernel with its arguments, in a loop of Rust or Python.
 const LAUNCH: Duration = Duration::from_micros(20);
 
-/// Launches of a step at most.
+/// The most launches in a step.
 const MOST_LAUNCHES: f64 = 2000.0;
 
 /// All cases.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Jitter {
-    /// The median of a launch, without a loader.
+    /// The median time of a launch without a loader.
     pub(super) launch_s: f64,
     pub(super) launches_per_step: u64,
     pub(super) steps: u64,
     pub(super) cases: Vec<Case>,
 }
 
-/// One case: how much longer than that median launches took.
+/// One case: how much longer than that median the launches took.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Case {
     pub(super) what: &'static str,
@@ -38,14 +38,14 @@ pub(super) struct Case {
     pub(super) late_p50_s: f64,
     pub(super) late_p99_s: f64,
     pub(super) late_max_s: f64,
-    /// Launches that began on another core than the one before.
+    /// Launches that began on a different core than the one before.
     pub(super) moved: u64,
-    /// What the loader delivered meanwhile.
+    /// What the loader delivered in the meantime.
     pub(super) samples_per_s: Option<f64>,
     pub(super) threads: Option<usize>,
 }
 
-/// Runs all cases; `maximum` are the samples a second that the loader delivers to nobody.
+/// Runs all cases; `maximum` is the number of samples per second that the loader delivers to an idle loop.
 pub(super) fn jitter(bench: &Bench<'_>, plain: Scheduler, polite: Scheduler, maximum: f64) -> Result<Jitter> {
     let batch = Duration::from_secs_f64(bench.batch as f64 / maximum);
     let launches = (batch.as_secs_f64() / 2.0 / LAUNCH.as_secs_f64()).clamp(1.0, MOST_LAUNCHES) as u64;
@@ -66,16 +66,16 @@ pub(super) fn jitter(bench: &Bench<'_>, plain: Scheduler, polite: Scheduler, max
     Ok(Jitter { launch_s: launch, launches_per_step: launches, steps: mock.steps, cases })
 }
 
-/// A training loop that launches nothing.
+/// A training loop that launches no real kernels.
 struct Mock {
     rounds: u64,
     launches: u64,
     steps: u64,
-    /// What a step waits without a loader, as it does for its batch with one.
+    /// How long a step waits without a loader, as it waits for its batch with one.
     idle: Duration,
 }
 
-/// What its launches took.
+/// How long its launches took.
 struct Took {
     times: Vec<Duration>,
     moved: u64,
@@ -136,7 +136,7 @@ impl Took {
     }
 }
 
-/// Multiplications, each of what the one before gave.
+/// Does multiplications, each with the result of the one before.
 fn work(rounds: u64) {
     let mut value = black_box(0x9e37_79b9_7f4a_7c15u64);
     for _ in 0..rounds {
@@ -145,7 +145,8 @@ fn work(rounds: u64) {
     black_box(value);
 }
 
-/// Rounds that take about as long as a launch: the fastest of many, so that what else runs does not make them few.
+/// Returns the rounds that take about as long as a launch. Uses the fastest of many measurements, so that other load does not make the number too
+/// small.
 fn rounds() -> u64 {
     const ROUNDS: u64 = 10_000;
     let times = (0..200).map(|_| {

@@ -1,4 +1,5 @@
-//! `forebay bench`: whole loaders, measured over whole epochs or by the accelerators that they feed, beside what the machine can do at all.
+//! `forebay bench`: measures whole loaders, over whole epochs or by the accelerators that they feed, and compares them with what the machine can do
+//! at all.
 
 mod args;
 #[cfg(feature = "parquet")]
@@ -37,10 +38,10 @@ use crate::loader::Loader;
 use crate::plan::Shuffle;
 use crate::store::StoreOptions;
 
-/// How long accelerators run, and loaders that they are held against, where nobody says.
+/// The default time for which accelerators run, and loaders with which they are compared.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
 
-/// Bytes of a record's frame.
+/// Bytes of a record's header and footer.
 const OVERHEAD: u64 = (HEADER_BYTES + FOOTER_BYTES) as u64;
 
 /// What was measured: the JSON object.
@@ -48,7 +49,7 @@ const OVERHEAD: u64 = (HEADER_BYTES + FOOTER_BYTES) as u64;
 struct Measured {
     workload: &'static str,
     samples_per_s: f64,
-    /// Of `pack`, over whole epochs: without padding.
+    /// For `pack`, over whole epochs: tokens without padding.
     tokens_per_s: Option<f64>,
     padding_share: Option<f64>,
     stored_bytes_per_s: f64,
@@ -56,15 +57,15 @@ struct Measured {
     samples_per_cpu_s: f64,
     first_batch_s: f64,
     peak_rss_bytes: Option<u64>,
-    /// What was resident at the end of each epoch.
+    /// Resident memory at the end of each epoch.
     rss_bytes: Vec<u64>,
     wait_share: f64,
     wait_p50_s: f64,
     wait_p99_s: f64,
     wait_max_s: f64,
-    /// Of all epochs, the one that was checked included (of a run with accelerators: of that run): what the loop waited for.
+    /// What the loop waited for, over all epochs including the checked one (for a run with accelerators: over that run).
     waited_s: BTreeMap<String, f64>,
-    /// Time for which the one lock of the run was held.
+    /// How long the run's only lock was held.
     plan_s: f64,
     utilisation: f64,
     utilisation_after_first: f64,
@@ -78,41 +79,42 @@ struct Measured {
     batch: usize,
     shuffle: String,
     wall_s: f64,
-    /// Of the epoch that was checked: samples, and a sum that every one of them adds to.
+    /// The number of samples in the checked epoch, and a sum to which every one of them contributes.
     checked_samples: u64,
     checked_sum: String,
-    /// Whether both are those of the data made here; `None` where they are not known.
+    /// Whether both match the data generated here; `None` if they are not known.
     checked: Option<bool>,
-    /// Of a workload of published sizes: those, and that it is none of their benchmark's results.
+    /// For a workload of published sizes: those sizes, and that this is not a result of their benchmark.
     preset: Option<String>,
-    /// Its files, and their bytes.
+    /// The number of its files, and their bytes.
     files: Option<usize>,
     files_bytes: Option<u64>,
     /// The memory that the process may use.
     memory_bytes: Option<u64>,
-    /// Whether that holds local files whole: the epoch that is checked leaves them there, and what is measured comes from memory rather than from a disk.
+    /// Whether that memory holds local files completely. If so, the checked epoch leaves them there, and the measured reads come from memory, not
+    /// from a disk.
     fits_page_cache: Option<bool>,
-    /// What was read, of the bytes that its delivered samples have: less where steps that are on their way at a time share files.
+    /// The bytes that were read, as a share of the bytes of the delivered samples: less if steps in flight at the same time share files.
     read_share: Option<f64>,
-    /// With accelerators: all runs. What stands above is of the one of median utilisation.
+    /// With accelerators: all runs. The values above are those of the run with median utilisation.
     emulation: Option<Emulation>,
     search: Option<Search>,
     jitter: Option<Jitter>,
 }
 
-/// A workload with what it reads, and how.
+/// A workload, what it reads, and how.
 struct Bench<'a> {
     args: &'a BenchArgs,
     input: Input,
     batch: usize,
     shuffle: Shuffle,
-    /// Samples of an epoch, once one was taken.
+    /// Samples of an epoch, once one epoch has been read.
     rows: u64,
 }
 
 /// What one epoch held.
 struct Checked {
-    /// Of `pack`: tokens.
+    /// The number of samples; for `pack`, of tokens.
     samples: u64,
     sum: u64,
     first_batch: Option<Duration>,
@@ -132,12 +134,12 @@ impl Bench<'_> {
         dataset.loader().scheduler(scheduler).budget(budget).store(store).build()
     }
 
-    /// A loader of one epoch that does not end.
+    /// Creates a loader of one epoch that does not end.
     fn endless(&self, batch: usize, scheduler: Scheduler) -> Result<Loader> {
         self.loader(batch, true, scheduler)
     }
 
-    /// Takes the first epoch, and adds up what it holds.
+    /// Reads the first epoch, and adds up its samples.
     fn check(&mut self, loader: &mut Loader, age: &dyn Fn() -> Duration) -> Result<Checked> {
         let mut checked = Checked { samples: 0, sum: 0, first_batch: None };
         for batch in loader.epoch(0) {
@@ -150,7 +152,7 @@ impl Bench<'_> {
         Ok(checked)
     }
 
-    /// What so many accelerators do that have steps of this length.
+    /// Returns the plan for this many accelerators with steps of this length.
     fn plan(&self, accelerators: u32, step: Duration) -> Plan {
         let of_epochs = |epochs: u64| (epochs * self.rows / (self.batch as u64 * u64::from(accelerators))).max(2);
         let long_enough = || (LONG_ENOUGH.as_secs_f64() / step.as_secs_f64()).clamp(20.0, 1e9).ceil() as u64;
@@ -248,7 +250,7 @@ pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<Verdict, Fail
     Ok(Verdict::Good)
 }
 
-/// What is read, and what the samples of it add up to, where that is known.
+/// Returns what is read, and the sum of its samples if that is known.
 fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input, Option<(u64, u64)>)> {
     let workload = args.workload;
     let wanted = args.wanted();
@@ -334,7 +336,7 @@ fn input(args: &BenchArgs, threads: usize, terminal: &Terminal) -> Result<(Input
     Ok((input, None))
 }
 
-/// What a loader did between two moments.
+/// Measures what a loader did between two moments.
 struct Meter {
     start: Instant,
     stored: u64,
@@ -342,7 +344,7 @@ struct Meter {
     cpu: Duration,
 }
 
-/// See [`Meter`].
+/// The result of a [`Meter`].
 struct Used {
     wall_s: f64,
     stored_bytes: u64,
@@ -378,14 +380,14 @@ impl Meter {
     }
 }
 
-/// Of times in their order, the one that this share of them is below; 1 is the longest.
+/// Returns the quantile of sorted times: the one below which this share of them lies; 1 is the longest.
 fn quantile(sorted: &[Duration], share: f64) -> f64 {
     let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
     sorted.get(at).copied().unwrap_or_default().as_secs_f64()
 }
 
 impl Measured {
-    /// What is the same with accelerators and without: `waits` is a wait for each batch, in their order.
+    /// Returns the values that are measured in the same way with and without accelerators; `waits` has a wait for each batch, sorted.
     fn of(loader: &Loader, used: &Used, samples: u64, waits: &[Duration]) -> Self {
         Self {
             samples_per_s: samples as f64 / used.wall_s,
@@ -406,7 +408,7 @@ impl Measured {
     }
 }
 
-/// Measures the loader by itself; as often as accelerators run where they are held against it: then it is the median.
+/// Measures the loader by itself. If accelerators are compared with it, it is measured as often as they run, and the result is the median.
 fn alone(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
     let times = if args.find_accelerators { args.num_runs() } else { 1 };
     // What was read ahead before counts little then, however small the data.
@@ -418,7 +420,7 @@ fn alone(loader: &mut Loader, args: &BenchArgs) -> Result<Measured> {
     Ok(all.swap_remove(at))
 }
 
-/// Takes so many whole epochs, or more until it took long enough, and does nothing with their batches.
+/// Reads this many whole epochs, or more until enough time has passed, and does nothing with their batches.
 fn measure(loader: &mut Loader, epochs: u64, at_least: Duration) -> Result<Measured> {
     let meter = Meter::start(loader);
     let (mut waits, mut samples, mut resident) = (Vec::new(), 0u64, Vec::new());
@@ -450,7 +452,7 @@ fn measure(loader: &mut Loader, epochs: u64, at_least: Duration) -> Result<Measu
     })
 }
 
-/// Runs the accelerators as often as was said; the run of median utilisation, and the last one's loader.
+/// Runs the accelerators as often as requested; returns the run of median utilisation, and the last run's loader.
 fn accelerators(bench: &Bench<'_>, scheduler: Scheduler, pace: Pace) -> Result<(Measured, Loader)> {
     let (args, accelerators) = (bench.args, bench.args.accelerators);
     let (mut all, mut runs, mut last) = (Vec::new(), Vec::new(), None);

@@ -1,9 +1,9 @@
-//! Data and steps as large as those that MLPerf Storage publishes for its training workloads.
+//! Data and steps in the sizes that MLPerf Storage publishes for its training workloads.
 //!
-//! Records, batches and step times are as published (v1.0, `storage-conf/workload/*.yaml`), and so is which of them are shuffled (`file_shuffle` and
-//! `sample_shuffle: seed`); what scales is the number of files and of accelerators, and both are printed. It is no run of that benchmark: neither its
-//! files (pictures and volumes) nor its rules (a process for each accelerator, data five times the memory, so that none of it is read from the page
-//! cache) are kept.
+//! Records, batches and step times are as published (v1.0, `storage-conf/workload/*.yaml`), and so is which workloads are shuffled (`file_shuffle`
+//! and `sample_shuffle: seed`). The number of files and of accelerators can be scaled, and both are printed. This is not a run of that benchmark: it
+//! follows neither its files (pictures and volumes) nor its rules (one process per accelerator, data of five times the memory, so that none of it is
+//! read from the page cache).
 
 use std::time::Duration;
 
@@ -13,32 +13,32 @@ use super::data;
 use crate::plan::Shuffle;
 use crate::random::Rng;
 
-/// Accelerators whose step times are published.
+/// Accelerators with published step times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Model {
     A100,
     H100,
 }
 
-/// What is published of a workload.
+/// What is published about a workload.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Preset {
     pub(super) records_per_file: u64,
-    /// Bytes of a record: the mean, and the standard deviation.
+    /// Bytes of a record: mean and standard deviation.
     pub(super) bytes: (f64, f64),
     pub(super) batch: usize,
     /// Whether `file_shuffle` and `sample_shuffle` are set.
     is_shuffled: bool,
-    /// Files that are made where nobody says how many.
+    /// The default number of files.
     pub(super) files: u64,
     a100: Duration,
     h100: Duration,
-    /// The workload of MLPerf Storage that it is like.
+    /// The corresponding workload of MLPerf Storage.
     published_as: &'static str,
 }
 
 impl Preset {
-    /// What is to be said with every number.
+    /// Returns the note that accompanies every number.
     pub(super) fn note(&self, with_steps: bool) -> String {
         let workload = self.published_as;
         let what = if with_steps { "records, batches and steps" } else { "records and batches, but not steps," };
@@ -91,23 +91,24 @@ impl Preset {
         }
     }
 
-    /// Files that hold one record are permuted by a global shuffle as by a buffer, which would read its next segments ahead: most of so few files, so that epochs share reads.
+    /// Returns the shuffle. A global shuffle permutes files of one record as a buffer would. But a buffer would read its next segments ahead, which
+    /// are most of so few files, so epochs would share reads.
     pub(super) fn shuffle(&self) -> Shuffle {
         if self.is_shuffled { Shuffle::global() } else { Shuffle::none() }
     }
 
-    /// Samples where nobody says how many files.
+    /// Returns the default number of samples.
     pub(super) fn samples(&self) -> u64 {
         self.files * self.records_per_file
     }
 
-    /// Whether all records are of one size, and so are stacked.
+    /// Returns whether all records have the same size, and so are stacked.
     pub(super) fn is_fixed(&self) -> bool {
         self.bytes.1 == 0.0
     }
 
-    /// Makes a record: noise, as long as the normal distribution says. Of that of `unet3d` one in 60 would be shorter than nothing: the shortest have a
-    /// sixteenth of the mean.
+    /// Generates a record: noise of a length from the normal distribution. For `unet3d`, one length in 60 would be below zero, so the shortest
+    /// records have a sixteenth of the mean.
     pub(super) fn record(&self, rng: &mut Rng, record: &mut Vec<u8>) {
         let (mean, deviation) = self.bytes;
         let bytes = if self.is_fixed() { mean } else { mean + deviation * data::normal(rng) };

@@ -1,11 +1,11 @@
-//! What this process has used so far, as Linux tells it.
+//! What this process has used so far, as Linux reports it.
 
 use std::time::Duration;
 
-/// Ticks of `/proc` a second. Linux has shown this number to programs on every machine since 2.6.
+/// Ticks of `/proc` per second. Linux has reported this number to programs on every machine since 2.6.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// A field of `/proc/self/stat`, counted from 1 as in proc(5).
+/// Returns a field of `/proc/self/stat`, counted from 1 as in proc(5).
 fn stat(field: usize) -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     // The second field is the program's name, which may hold anything but ends with the last parenthesis.
@@ -13,29 +13,29 @@ fn stat(field: usize) -> Option<f64> {
     rest.split_whitespace().nth(field - 3)?.parse().ok()
 }
 
-/// CPU time of all threads, in user and system mode.
+/// Returns the CPU time of all threads, in user and system mode.
 pub(super) fn cpu_time() -> Duration {
     let ticks = stat(14).unwrap_or(0.0) + stat(15).unwrap_or(0.0);
     Duration::from_secs_f64(ticks / TICKS_PER_SECOND)
 }
 
-/// Time since the process was started.
+/// Returns the time since the process was started.
 pub(super) fn age() -> Option<Duration> {
     let uptime: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
     Duration::try_from_secs_f64(uptime - stat(22)? / TICKS_PER_SECOND).ok()
 }
 
-/// The most memory that was resident at a time, in bytes.
+/// Returns the peak of resident memory, in bytes.
 pub(super) fn peak_resident_bytes() -> Option<u64> {
     status("VmHWM:")
 }
 
-/// The memory that is resident now, in bytes.
+/// Returns the memory that is resident now, in bytes.
 pub(super) fn resident_bytes() -> Option<u64> {
     status("VmRSS:")
 }
 
-/// A size in `/proc/self/status`, in bytes.
+/// Returns a size from `/proc/self/status`, in bytes.
 fn status(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;

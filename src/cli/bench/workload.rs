@@ -1,4 +1,4 @@
-//! The workloads: what each reads, does, and how one sees that it was done.
+//! The workloads: what each reads and does, and how to check that it was done.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::schema::{Column, Dtype, bytes, float32, int64};
 use crate::transform::image::{IMAGENET_MEAN, IMAGENET_STD, Image};
 use crate::transform::tokens::Pack;
 
-/// What users load.
+/// Typical workloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(in crate::cli) enum Workload {
     /// JPEG photographs: random resized crop to 224 x 224, flip, normalise to f32 (NCHW).
@@ -23,7 +23,7 @@ pub(in crate::cli) enum Workload {
     Features,
     /// Records of 114,660 bytes, stacked as they are.
     Raw,
-    /// Eight bytes a row, from memory, through a shuffle buffer of 100,000.
+    /// Eight bytes per row, from memory, through a shuffle buffer of 100,000.
     Tiny,
     /// Parquet: lists of 2,048 int32 tokens, to int64.
     #[cfg(feature = "parquet")]
@@ -31,18 +31,18 @@ pub(in crate::cli) enum Workload {
     /// Parquet: 40 of 200 columns of numbers.
     #[cfg(feature = "parquet")]
     Wide,
-    /// Parquet: samples of 2,164,832 bytes in five columns of f32, not compressed.
+    /// Parquet: samples of 2,164,832 bytes in five columns of f32, uncompressed.
     #[cfg(feature = "parquet")]
     Latents,
     /// Documents of int32 tokens, from memory, packed into rows of 2,048: int64 ids, positions and segments.
     Pack,
-    /// Records, batches and steps as large as those of MLPerf Storage's resnet50: 1,251 of 114,660 bytes a file, stacked as they are.
+    /// Records, batches and steps in the sizes of MLPerf Storage's resnet50: 1,251 records of 114,660 bytes per file, stacked as they are.
     #[value(name = "resnet50-like")]
     Resnet50Like,
-    /// Of its cosmoflow: one of about 2.8 MB a file, as bytes.
+    /// The same for MLPerf Storage's cosmoflow: one record of about 2.8 MB per file, as bytes.
     #[value(name = "cosmoflow-like")]
     CosmoflowLike,
-    /// Of its unet3d: one of about 147 MB a file, as bytes.
+    /// The same for MLPerf Storage's unet3d: one record of about 147 MB per file, as bytes.
     #[value(name = "unet3d-like")]
     Unet3dLike,
 }
@@ -68,21 +68,21 @@ impl Packing {
     }
 }
 
-/// Tokens of a row.
+/// Tokens per row.
 pub(super) const PACKED: usize = 2048;
 
-/// What `pack` does unless told otherwise.
+/// Returns the packing; `window` replaces the default window if it is given.
 pub(super) fn pack(packing: Packing, len: usize, window: Option<u64>) -> Pack {
     let pack = packing.pack(len);
     window.map_or(pack.clone(), |window| pack.window(window))
 }
 
-/// Files that are read.
+/// The files that are read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Files {
     pub(super) number: usize,
     pub(super) bytes: u64,
-    /// Whether all are on local disks, whose pages the kernel keeps.
+    /// Whether all of them are on local disks, whose pages the kernel caches.
     pub(super) are_local: bool,
 }
 
@@ -90,14 +90,14 @@ pub(super) struct Files {
 #[derive(Clone, Debug)]
 pub(super) struct Input {
     pub(super) urls: Vec<String>,
-    /// Of a workload that is scaled by them.
+    /// For workloads that are scaled by the number of files.
     pub(super) files: Option<Files>,
     pub(super) image: String,
     pub(super) label: String,
     pub(super) record_bytes: usize,
-    /// The format of shards that are not made here, of `image` and `features`.
+    /// For `image` and `features`: the format of shards that are not generated here.
     pub(super) format: Option<Format>,
-    /// Whether what could be TFRecord is Parquet.
+    /// Whether data that could be TFRecord is in Parquet.
     pub(super) parquet: bool,
     /// Rows of `tiny`, which has no shards.
     pub(super) rows: i64,
@@ -126,7 +126,7 @@ impl Workload {
         }
     }
 
-    /// What is published of it, where it is one of MLPerf Storage's sizes.
+    /// Returns what is published about the workload, if it has one of MLPerf Storage's sizes.
     pub(super) fn preset(self) -> Option<&'static Preset> {
         match self {
             Self::Resnet50Like => Some(&preset::RESNET50),
@@ -164,7 +164,7 @@ impl Workload {
         }
     }
 
-    /// Samples of the data that is made where no URLs are given.
+    /// Returns the number of samples in the data that is generated if no URLs are given.
     pub(super) fn default_samples(self) -> u64 {
         match self {
             Self::Image => 1000,
@@ -184,7 +184,7 @@ impl Workload {
         }
     }
 
-    /// Columns that are read of shards; `None`: what they hold.
+    /// Returns the columns that are read from shards; `None` stands for all that they hold.
     pub(super) fn columns(self, input: &Input) -> Option<Vec<Column>> {
         match self {
             Self::Image => Some(vec![bytes(input.image.as_str()), int64(input.label.as_str())]),
@@ -201,7 +201,7 @@ impl Workload {
         }
     }
 
-    /// Whether it reads Parquet, where `parquet` says it of what could be either.
+    /// Returns whether the workload reads Parquet; `parquet` decides for data that could be either.
     pub(super) fn is_columnar(self, parquet: bool) -> bool {
         match self {
             Self::Image | Self::Features | Self::Raw | Self::Tiny | Self::Pack => false,
@@ -211,18 +211,18 @@ impl Workload {
         }
     }
 
-    /// Whether a record is a sample as it is.
+    /// Returns whether a whole record is a sample.
     fn is_of_records(self) -> bool {
         self == Self::Raw || self.preset().is_some()
     }
 
-    /// The image operation of `image`.
+    /// Returns the image operation of `image`.
     pub(super) fn image(self, u8: bool) -> Image {
         let image = Image::rgb().random_resized_crop(224, 224).horizontal_flip(0.5);
         if u8 { image.to_u8() } else { image.normalize(IMAGENET_MEAN, IMAGENET_STD) }
     }
 
-    /// The graph that runs where nothing is said, over the data made here.
+    /// Returns the graph that runs by default, over the data generated here.
     pub(in crate::cli) fn default_dataset(self) -> Result<Dataset> {
         let samples = self.default_samples();
         let folder = data::folder(data::Wanted { workload: self, samples, snappy: false, parquet: false });
@@ -244,7 +244,7 @@ impl Workload {
         self.dataset(&input, false, self.default_batch(), self.default_shuffle(), false)
     }
 
-    /// The whole graph; `endless`: its rows over and over.
+    /// Returns the whole graph; with `endless`, its rows repeat forever.
     pub(super) fn dataset(
         self,
         input: &Input,
@@ -279,7 +279,7 @@ impl Workload {
         Ok(dataset.batch(batch))
     }
 
-    /// What is counted in a batch beside its samples: of `pack` the tokens, of others the samples themselves.
+    /// Counts a batch: the tokens of `pack`, the samples of other workloads.
     pub(super) fn count(self, batch: &Batch) -> Result<u64> {
         match self {
             Self::Pack => Ok(batch.values::<i64>("segment_ids")?.iter().filter(|&&segment| segment > 0).count() as u64),
@@ -287,7 +287,7 @@ impl Workload {
         }
     }
 
-    /// A number that every sample of the batch adds to: equal sums mean equal data, whatever its order.
+    /// Returns a number to which every sample of the batch contributes: equal sums mean equal data, whatever its order.
     pub(super) fn sum(self, batch: &Batch, input: &Input) -> Result<u64> {
         let ints = |name: &str| -> Result<u64> {
             Ok(batch.values::<i64>(name)?.iter().fold(0, |sum, &value| sum.wrapping_add(value as u64)))

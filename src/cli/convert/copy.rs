@@ -1,4 +1,4 @@
-//! The way of images and of records to TFRecord: shard by shard, each thread from inputs to a whole file.
+//! Converts images and records to TFRecord shard by shard; each thread turns inputs into whole files.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::schema::{Column, bytes};
 use crate::source::tfrecord::RECORD;
 
-/// What is to be done, once SRC was looked through.
+/// The work to be done, once SRC has been examined.
 pub(super) struct Job {
     input: Box<dyn Input>,
     sizes: Vec<Cut>,
@@ -28,11 +28,11 @@ pub(super) struct Job {
     columns: Vec<Column>,
     threads: usize,
     ignored: u64,
-    /// Links that were not followed.
+    /// The number of links that were not followed.
     links: usize,
 }
 
-/// Writes the shards that are missing, and says what there is now.
+/// Writes the missing shards, and reports what there is now.
 pub(super) fn run(
     args: &ConvertArgs,
     dest: &Path,
@@ -90,7 +90,7 @@ pub(super) fn run(
     Ok(Verdict::Good)
 }
 
-/// The options that show in the shards.
+/// Returns the options that affect the shards.
 fn options(args: &ConvertArgs, from: From) -> serde_json::Map<String, serde_json::Value> {
     let limits = args.limits();
     let options = json!({
@@ -104,7 +104,7 @@ fn options(args: &ConvertArgs, from: From) -> serde_json::Map<String, serde_json
     }
 }
 
-/// Images, cut into shards by the sizes of their files.
+/// Prepares a job for images, cut into shards by the sizes of their files.
 pub(super) fn images(args: &ConvertArgs, mut tree: folder::Tree, terminal: &Terminal) -> Result<Job> {
     let (images, hash) = pick_images(args, &mut tree, terminal)?;
     let (classes, columns) = (images.labels.classes.clone(), columns_of(&images));
@@ -114,7 +114,7 @@ pub(super) fn images(args: &ConvertArgs, mut tree: folder::Tree, terminal: &Term
     Ok(Job { input: Box::new(images), sizes, hash, classes, columns, threads, ignored, links })
 }
 
-/// Records, cut into shards by their lengths.
+/// Prepares a job for records, cut into shards by their lengths.
 pub(super) fn records(args: &ConvertArgs, listed: Listed, terminal: &Terminal) -> Result<Job> {
     let Listed { found, objects, links } = listed;
     let hash = hash_objects(&objects);

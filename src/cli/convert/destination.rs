@@ -1,16 +1,16 @@
-//! The folder that shards go to: its manifest, its lock, what is done already, and what is refused.
+//! The folder to which shards are written: its manifest, its lock, what is already done, and what is refused.
 //!
 //! | file | what | when |
 //! |---|---|---|
-//! | `_forebay-convert.json` | the manifest: what is converted, how, into which shards | written first, and again when all is done |
+//! | `_forebay-convert.json` | the manifest: what is converted, how, and into which shards | written first, and again when all is done |
 //! | `.forebay-convert.journal` | a line for each shard that is done | until all is done |
-//! | `_manifest.json`, `_index/` | what any writer leaves: see [`Manifest`](crate::Manifest) | when all is done; with each shard |
-//! | `_labels.txt` | the names of the classes, a line each | before the shards |
-//! | `.NAME.part` | a file on its way | until it is whole |
+//! | `_manifest.json`, `_index/` | what every writer leaves: see [`Manifest`](crate::Manifest) | when all is done; with each shard |
+//! | `_labels.txt` | the names of the classes, one per line | before the shards |
+//! | `.NAME.part` | a file that is being written | until it is complete |
 //!
-//! A shard counts as done when it is there *and* in the journal, with the size that is noted there. It gets its name before its
-//! line; what was interrupted between the two is written again, to the same bytes. The names of the manifest and the labels begin
-//! with `_` because listings of a folder pass over those: so the folder as it is can be opened as a data set.
+//! A shard counts as done if it exists *and* is in the journal, with the size recorded there. It gets its name before its line. If a run is
+//! interrupted between the two, the shard is written again, with the same bytes. The names of the manifest and the labels begin with `_` because
+//! listings of a folder skip such names, so the folder can be opened as a data set as it is.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -32,10 +32,10 @@ pub(super) const MANIFEST: &str = "_forebay-convert.json";
 pub(super) const LABELS: &str = "_labels.txt";
 const JOURNAL: &str = ".forebay-convert.journal";
 const VERSION: u32 = 1;
-/// More shards than any folder should hold; a damaged manifest cannot make us look for more.
+/// More shards than any folder should hold; the limit keeps a damaged manifest from making us look for more.
 pub(super) const MAX_SHARDS: usize = 1_000_000;
 
-/// What makes two conversions the same: the same inputs, and every option that shows in the shards.
+/// What two conversions must have in common to be the same: the inputs, and every option that affects the shards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Identity {
     /// A hash of the inputs' names, sizes, versions and labels.
@@ -50,7 +50,7 @@ impl Identity {
         (0..self.num_shards).map(|shard| plan::name(&self.prefix, shard, self.num_shards))
     }
 
-    /// What differs, for people.
+    /// Describes what differs, for people.
     fn difference(&self, other: &Self) -> String {
         let keys: std::collections::BTreeSet<_> = self.options.keys().chain(other.options.keys()).collect();
         let mut differing: Vec<String> = keys
@@ -74,7 +74,7 @@ pub(super) struct Done {
     pub(super) name: String,
     pub(super) records: u64,
     pub(super) bytes: u64,
-    /// Of the file, in hexadecimal.
+    /// The checksum of the file, in hexadecimal.
     pub(super) crc32c: String,
     /// Inputs that were left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -93,7 +93,7 @@ struct Manifest {
     shards: Vec<Done>,
 }
 
-/// A folder that this process alone converts into.
+/// A folder into which only this process converts.
 #[derive(Debug)]
 pub(super) struct Destination {
     folder: PathBuf,
@@ -107,11 +107,10 @@ pub(super) struct Destination {
 }
 
 impl Destination {
-    /// Makes the folder ready for a conversion: a new one, or one that was interrupted, or, with `force`, a new one in the place
-    /// of whatever is there.
+    /// Prepares the folder for a conversion: a new one, an interrupted one, or, with `force`, a new one that replaces whatever is there.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) if another process converts into it, or files are there that would be written over.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) if another process converts into the folder, or if it holds files that would be overwritten.
     pub(super) fn open(
         folder: &Path,
         identity: Identity,
@@ -176,7 +175,7 @@ impl Destination {
         Ok(destination)
     }
 
-    /// The shards that are done.
+    /// Returns the shards that are done.
     pub(super) fn done(&self) -> Vec<Done> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
@@ -186,7 +185,7 @@ impl Destination {
         Counted::create(&self.folder, name)
     }
 
-    /// Stores where the records of a shard are.
+    /// Stores the places of a shard's records.
     pub(super) fn save_index(
         &self,
         shard: &str,
@@ -197,7 +196,7 @@ impl Destination {
         save_index(&self.folder, shard, index, bytes, compression)
     }
 
-    /// Notes that a shard is whole and has its name.
+    /// Records that a shard is complete and has its name.
     pub(super) fn note(&self, shard: Done) -> Result<()> {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         let written = journal.write_all(line(&shard).as_bytes()).and_then(|()| journal.sync_data());
@@ -206,7 +205,7 @@ impl Destination {
         Ok(())
     }
 
-    /// Ends the conversion, all of whose shards are done.
+    /// Completes the conversion, once all of its shards are done.
     pub(super) fn complete(&self) -> Result<()> {
         self.write_manifest(true)?;
         let mut options: BTreeMap<String, serde_json::Value> = self.identity.options.clone().into_iter().collect();
@@ -241,7 +240,7 @@ impl Destination {
     }
 }
 
-/// Takes away what a conversion of this kind has left, before one of another kind begins; refuses that without `force`.
+/// Removes what a conversion of this kind has left, before one of another kind begins; refuses to do so without `force`.
 pub(super) fn make_way(folder: &Path, force: bool) -> Result<()> {
     let stored = load(folder)?;
     if matches!(stored, Stored::Nothing) {
@@ -269,7 +268,7 @@ fn refused(what: &str, folder: &Path) -> Error {
 
 enum Stored {
     Manifest(Box<Manifest>),
-    /// Damaged, or of another version.
+    /// The manifest is damaged, or of another version.
     Foreign,
     Nothing,
 }
@@ -289,7 +288,7 @@ fn load(folder: &Path) -> Result<Stored> {
     Ok(manifest.filter(valid).map_or(Stored::Foreign, |manifest| Stored::Manifest(Box::new(manifest))))
 }
 
-/// The shards of a conversion that are there and whole.
+/// Returns the shards of a conversion that exist and are complete.
 fn done_before(folder: &Path, manifest: &Manifest) -> BTreeMap<String, Done> {
     let journal = std::fs::read_to_string(folder.join(JOURNAL)).unwrap_or_default();
     // The last line may be half of one.
@@ -305,7 +304,7 @@ fn done_before(folder: &Path, manifest: &Manifest) -> BTreeMap<String, Done> {
     noted.into_iter().filter(|(name, shard)| names.contains(name) && there(shard)).collect()
 }
 
-/// Removes what a conversion has written, its manifest excepted.
+/// Removes what a conversion has written, except its manifest.
 fn clear(folder: &Path, manifest: &Manifest) -> Result<()> {
     let names = manifest.identity.names().flat_map(|name| {
         let index = format!("{INDEX_FOLDER}/{name}.index");

@@ -1,4 +1,4 @@
-//! A folder tree of images: which files are images, and none that lies outside.
+//! A folder tree of images: which files are images, with none from outside the folder.
 
 use std::collections::HashSet;
 use std::fs::{File, Metadata};
@@ -9,45 +9,45 @@ use std::path::{Component, Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::writer::part;
 
-/// What the names of images end in, in any case.
+/// The extensions of images, in either case.
 const EXTENSIONS: [&str; 10] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
-/// What the names of shards hold. Other formats may be lists that belong to images.
+/// Parts of names by which shards are recognised. Files of other formats may be lists that belong to images.
 const SHARDS: [&str; 3] = [".tfrecord", ".parquet", ".tar"];
 
 /// A file below the folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
-    /// From the folder on: `dog/1.jpg`.
+    /// The path within the folder: `dog/1.jpg`.
     pub(super) path: PathBuf,
     pub(super) bytes: u64,
-    /// Nanoseconds since 1970.
+    /// Time of the last modification, in nanoseconds since 1970.
     pub(super) modified: i64,
 }
 
 /// The images of a folder.
 #[derive(Debug, Default)]
 pub(super) struct Tree {
-    /// The folder, without links on the way.
+    /// The folder, with all links resolved.
     pub(super) root: PathBuf,
-    /// By the bytes of their paths.
+    /// The images, sorted by the bytes of their paths.
     pub(super) images: Vec<Found>,
     /// Folders directly in the root without an image anywhere below.
     pub(super) empty: Vec<PathBuf>,
-    /// Files that are no images by their names.
+    /// The number of files that are not images by their names.
     pub(super) ignored: u64,
-    /// How many of them are shards by their names.
+    /// How many of those are shards by their names.
     pub(super) shards: u64,
     /// Links that lead out of the folder, to a folder, or nowhere.
     pub(super) links: Vec<PathBuf>,
 }
 
-/// Finds the images below `root`, `except` in one folder below it. Names that begin with a dot are passed over.
+/// Finds the images below `root`, without those in `except`, a folder below it. Names that begin with a dot are skipped.
 ///
-/// An image has an image's extension; without any extension, an image's first bytes.
+/// A file is an image if its extension is one of an image, or, without any extension, if its first bytes are those of an image.
 ///
-/// Links to files are followed where they stay in the folder. Links to folders are not: images would be found twice, or, where a
-/// link leads up, for ever.
+/// Links to files are followed if they stay in the folder. Links to folders are not: images would be found twice, or endlessly if a link leads
+/// upwards.
 pub(super) fn walk(root: &Path, except: &Path) -> Result<Tree> {
     let root = root.canonicalize().map_err(|e| part::failed(e, "cannot open the folder", root))?;
     let mut tree = Tree { root: root.clone(), ..Tree::default() };
@@ -93,10 +93,10 @@ pub(super) fn walk(root: &Path, except: &Path) -> Result<Tree> {
     Ok(tree)
 }
 
-/// The file that a list names, which has to lie in `root` (a folder without links on the way) and to be spelled from there.
+/// Returns the file that a list names. The file has to lie in `root` (a folder with all links resolved), and its name has to be relative to it.
 ///
 /// # Errors
-/// What is wrong with it, in words.
+/// A description of what is wrong.
 pub(super) fn named(root: &Path, name: &str) -> Result<Found, String> {
     let path = Path::new(name);
     let mut inside = PathBuf::new();
@@ -122,7 +122,7 @@ pub(super) fn named(root: &Path, name: &str) -> Result<Found, String> {
     Ok(found(inside, &metadata))
 }
 
-/// The bytes of an image, if it is still the file that was found.
+/// Returns the bytes of an image, if the file has not changed since it was found.
 pub(super) fn read(root: &Path, image: &Found) -> Result<Vec<u8>> {
     let path = root.join(&image.path);
     let failed = |e| part::failed(e, "cannot read the image", &path);
@@ -160,7 +160,7 @@ fn is_image(path: &Path) -> bool {
     }
 }
 
-/// First bytes that no other file has: that of BMP, two letters, could be the beginning of a text.
+/// Checks for first bytes that no other files have. BMP's two letters are not among them, because a text could begin with them.
 fn has_image_magic(path: &Path) -> std::io::Result<bool> {
     let mut start = Vec::new();
     File::open(path)?.take(12).read_to_end(&mut start)?;

@@ -13,7 +13,7 @@ use crate::format::tfrecord::MAX_RECORD_BYTES;
 use crate::plan::Permutation;
 use crate::random::Key;
 
-/// Larger files are not read: with everything around it, a record has to stay below the limit of readers.
+/// Larger files are not read: a record with all its fields has to stay below the limit of readers.
 const MAX_BYTES: u64 = MAX_RECORD_BYTES / 2;
 
 /// Images in the order in which they go into shards.
@@ -26,23 +26,23 @@ pub(super) struct Images {
 }
 
 impl Images {
-    /// Images in the order of their paths, or, with a seed, mixed.
+    /// Creates the inputs: images in the order of their paths, or, with a seed, shuffled.
     pub(super) fn new(root: PathBuf, images: Vec<Found>, labels: Labels, storing: Storing, seed: Option<u64>) -> Self {
         let order = seed.map(|seed| Permutation::new(Key::new(seed).with("convert"), images.len() as u64));
         Self { root, images, labels, storing, order }
     }
 
-    /// Which image comes at this place.
+    /// Returns which image comes at this place.
     pub(super) fn at(&self, place: u64) -> usize {
         self.order.as_ref().map_or(place, |order| order.at(place)) as usize
     }
 
-    /// Stored bytes, in order.
+    /// Returns the stored bytes of each image, in order.
     pub(super) fn sizes(&self) -> impl Iterator<Item = u64> + '_ {
         (0..self.images.len() as u64).map(|place| self.images[self.at(place)].bytes)
     }
 
-    /// The record of an image.
+    /// Creates the record of an image.
     fn example(&self, image: usize, picture: Picture<'_>) -> Example {
         let name = self.images[image].path.as_os_str().as_encoded_bytes();
         let example = Example::new()
@@ -67,7 +67,7 @@ impl Input for Images {
     }
 }
 
-/// Makes pictures of images, on one thread.
+/// Prepares images for storage, on one thread.
 pub(super) struct Painter<'a> {
     images: &'a Images,
     pen: Pen,
@@ -78,7 +78,7 @@ impl<'a> Painter<'a> {
         Self { images, pen: Pen::default() }
     }
 
-    /// Reads an image, and gives out what is stored of it.
+    /// Reads an image, and passes on what is stored of it.
     pub(super) fn paint<T>(&mut self, image: usize, take: impl FnOnce(Picture<'_>) -> T) -> Result<T> {
         let Images { root, images, storing, .. } = self.images;
         let found = &images[image];

@@ -1,4 +1,4 @@
-//! Labels of images: from the folders they lie in, or from a list.
+//! Labels of images: from the folders in which they lie, or from a list.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Component, Path};
@@ -6,17 +6,17 @@ use std::path::{Component, Path};
 use super::folder::{self, Found, Tree};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A label for each image, or for none.
+/// A label for each image, or for no image.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Labels {
-    /// As many as there are images, or empty.
+    /// One number per image, or empty.
     pub(super) numbers: Vec<i64>,
-    /// The names that numbers stand for, where labels are names; numbers count from 0 in this order.
+    /// The names that numbers stand for, if labels are names; numbers count from 0 in this order.
     pub(super) classes: Vec<String>,
 }
 
 impl Labels {
-    /// Names to numbers.
+    /// Numbers the names.
     fn named(names: Vec<String>) -> Self {
         let classes: Vec<String> = names.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect();
         let number: HashMap<&str, i64> = classes.iter().map(String::as_str).zip(0..).collect();
@@ -24,17 +24,17 @@ impl Labels {
         Self { numbers, classes }
     }
 
-    /// The label of an image, and its name if it has one.
+    /// Returns the label of an image, and its name if it has one.
     pub(super) fn of(&self, image: usize) -> Option<(i64, Option<&str>)> {
         let number = *self.numbers.get(image)?;
         Some((number, usize::try_from(number).ok().and_then(|class| self.classes.get(class)).map(String::as_str)))
     }
 }
 
-/// Labels by the first folder on an image's path; none if all images lie in the root.
+/// Takes labels from the first folder of each image's path; no labels if all images lie in the root.
 ///
 /// # Errors
-/// [`ErrorKind::Config`] if some images lie in the root and some in folders, [`ErrorKind::Schema`] for names that are no text.
+/// [`ErrorKind::Config`] if some images lie in the root and some in folders, [`ErrorKind::Schema`] for names that are not text.
 pub(super) fn from_folders(tree: &Tree) -> Result<Labels> {
     let class = |image: &Found| match image.path.components().collect::<Vec<_>>()[..] {
         [Component::Normal(class), _, ..] => Some(class.to_owned()),
@@ -65,14 +65,13 @@ pub(super) fn from_folders(tree: &Tree) -> Result<Labels> {
     Ok(Labels::named(classes.into_iter().map(text).collect::<Result<_>>()?))
 }
 
-/// Images and labels as a CSV file lists them: the file in the first column, the label in the second; others are passed over.
+/// Reads images and labels from a CSV file: the file in the first column, the label in the second; other columns are ignored.
 ///
-/// Labels are numbers if all of them are, else names. The first line is taken for a heading if its first field has no extension and
-/// is no file. Images are sorted by their paths, as they are without a list.
+/// Labels are numbers if all of them are, otherwise names. The first line counts as a heading if its first field has no extension and is not a file.
+/// Images are sorted by their paths, as they are without a list.
 ///
 /// # Errors
-/// [`ErrorKind::Schema`], with the line, for a line without label, a file that is not there, is listed twice or lies outside
-/// of `root`.
+/// [`ErrorKind::Schema`], with the line, for a line without a label, and for a file that does not exist, is listed twice or lies outside of `root`.
 pub(super) fn from_csv(csv: &Path, root: &Path) -> Result<(Vec<Found>, Labels)> {
     let url = csv.to_string_lossy().into_owned();
     let file =

@@ -1,19 +1,18 @@
-//! `forebay convert`: folders of images, or shards of any format that is read, to shards of any format that is written.
+//! `forebay convert`: converts folders of images, or shards of any format that can be read, to shards of any format that can be written.
 //!
-//! There are two ways. Images and TFRecord become TFRecord shard by shard (`copy`), because there every shard's content is known
-//! before the first, and records go over as they are:
+//! There are two ways. Images and TFRecord become TFRecord shard by shard (`copy`), because there the content of every shard is known before the
+//! first is written, and records are copied unchanged:
 //!
-//! 1. What SRC holds is found out (`source`): images and their labels (`folder`, `labels`), or shards and where their records are
-//!    (`records`).
-//! 2. Inputs are cut into shards by their stored sizes (`plan`), so every shard's name and content is known before the first.
-//! 3. The folder is made ready (`destination`): locked, compared with what an earlier run left, and refused where that is no part
-//!    of the same conversion.
-//! 4. Threads write the shards that are missing (`work`), each whole or not at all.
+//! 1. The content of SRC is determined (`source`): images and their labels (`folder`, `labels`), or shards and the places of their records
+//! (`records`).
+//! 2. Inputs are cut into shards by their stored sizes (`plan`), so every shard's name and content is known before the first is written.
+//! 3. The folder is prepared (`destination`): locked, compared with what an earlier run left, and refused if that is not part of the same conversion.
+//! 4. Threads write the missing shards (`work`), each atomically.
 //!
-//! Everything else goes row by row (`rows`): blocks are read and decoded on several threads and taken in order (`supply`,
-//! `pictures`), and the library's [`Writer`](crate::Writer) makes shards of them.
+//! Everything else goes row by row (`rows`): blocks are read and decoded on several threads and taken in order (`supply`, `pictures`), and the
+//! library's [`Writer`](crate::Writer) makes shards of them.
 //!
-//! An interrupted run needs no handler: it leaves hidden parts, which the next run takes away.
+//! An interrupted run needs no handler: it leaves hidden partial files, which the next run removes.
 
 mod copy;
 mod destination;
@@ -72,14 +71,14 @@ what the formats hold. _manifest.json lists what was written.
 
 Exit codes: 0 good, 1 the data is bad, 2 usage, 3 it could not be read or written.";
 
-/// How shards are cut unless stated.
+/// The default size of shards.
 const SHARD_BYTES: u64 = 256 << 20;
 
 /// The arguments of `forebay convert`.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = EXAMPLES, override_usage = "forebay convert [OPTIONS] <SRC>... <DEST>")]
 pub(super) struct ConvertArgs {
-    /// SRC: a folder of images; or shards: paths or URLs, folders, patterns. DEST, the last: the local folder to write shards to.
+    /// SRC: a folder of images, or shards: paths or URLs, folders, patterns. DEST, the last argument: the local folder to write shards to.
     #[arg(required = true, value_name = "SRC... DEST")]
     paths: Vec<String>,
     /// The format to write.
@@ -94,20 +93,19 @@ pub(super) struct ConvertArgs {
     from: Option<From>,
     #[command(flatten)]
     format: FormatArgs,
-    /// JSON Lines: strings that begin with `data:;base64,` are the bytes that the rest of them encodes, as forebay writes bytes that are
-    /// no text [default: so where the _manifest.json beside the shards says that forebay wrote them].
+    /// JSON Lines: read strings that begin with `data:;base64,` as the bytes that the rest of them encodes; forebay writes bytes that are not text
+    /// this way [default: on if the _manifest.json next to the shards says that forebay wrote them].
     #[arg(long)]
     data_uris: bool,
-    /// Bytes of a shard at most [default: 256MiB, unless --shard-records is given]. Images and TFRecord to TFRecord: counted in inputs
-    /// as they are stored (images before they are resized or encoded, records decompressed). Row by row: in what is written, before
-    /// compression.
+    /// The most bytes in a shard [default: 256MiB, unless --shard-records is given]. Images and TFRecord to TFRecord: counted in inputs as they are
+    /// stored (images before they are resized or encoded, records decompressed). Row by row: counted in what is written, before compression.
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     shard_bytes: Option<u64>,
-    /// Records (rows) of a shard at most.
+    /// The most records (rows) in a shard.
     #[arg(long, visible_alias = "rows-per-shard", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     shard_records: Option<u64>,
-    /// How shards are compressed: TFRecord none, gzip, zlib; Parquet zstd, snappy, gzip, lz4, brotli, none; tar and JSON Lines none, gzip,
-    /// zstd [default: none; Parquet: zstd]. Readers can start in the middle of TFRecord shards only where those are not compressed.
+    /// The compression of shards: TFRecord none, gzip, zlib; Parquet zstd, snappy, gzip, lz4, brotli, none; tar and JSON Lines none, gzip, zstd
+    /// [default: none; Parquet: zstd]. Readers can start in the middle of a TFRecord shard only if it is not compressed.
     #[arg(
         long, value_name = "HOW",
         value_parser = PossibleValuesParser::new(["none", "gzip", "zlib", "zstd", "snappy", "lz4", "brotli"])
@@ -117,20 +115,20 @@ pub(super) struct ConvertArgs {
     /// The level of compression: 0 to 9 for gzip and zlib, 1 to 22 for zstd, 0 to 11 for brotli.
     #[arg(long, value_name = "LEVEL")]
     level: Option<u32>,
-    /// What the names of shards begin with: PREFIX-00000-of-00012.tfrecord; row by row, where their number is not known beforehand,
+    /// The beginning of shard names: PREFIX-00000-of-00012.tfrecord; row by row, if the number of shards is not known beforehand,
     /// PREFIX-00000.parquet.
     #[arg(long, default_value = "data", value_parser = plan::parse_prefix)]
     prefix: String,
-    /// Row by row: write these columns alone.
+    /// Row by row: write only these columns.
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     columns: Vec<String>,
     /// Row by row: write columns under other names.
     #[arg(long, value_name = "OLD=NEW", value_delimiter = ',', value_parser = rows::parse_rename)]
     rename: Vec<(String, String)>,
-    /// To TFRecord: round f64 to f32, for a tf.Example has no f64.
+    /// To TFRecord: round f64 to f32, because a tf.Example has no f64.
     #[arg(long)]
     narrow: bool,
-    /// To Parquet: columns of bytes that are text, and get marked as such.
+    /// To Parquet: columns of bytes that are text, and are marked as text.
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     text: Vec<String>,
     /// To Parquet: columns that get Bloom filters.
@@ -142,51 +140,50 @@ pub(super) struct ConvertArgs {
     /// To images: the column of labels, which become folders [default: image/class/text, label, image/class/label, class, cls].
     #[arg(long, value_name = "NAME")]
     label_column: Option<String>,
-    /// Images: a CSV file that names files (from SRC on) in its first column and labels in its second. Only images that it names
-    /// are converted.
+    /// Images: a CSV file with file names (relative to SRC) in its first column and labels in its second. Only images that it names are converted.
     #[arg(long, value_name = "CSV")]
     labels: Option<PathBuf>,
-    /// Images: shrink larger ones until the shorter side has so many pixels. They keep their format where that is JPEG or PNG,
-    /// and become PNG else.
+    /// Images: shrink larger images until the shorter side has this many pixels. They keep their format if it is JPEG or PNG, and otherwise become
+    /// PNG.
     #[arg(long, value_name = "SHORT_SIDE", value_parser = clap::value_parser!(u32).range(1..=16384))]
     resize: Option<u32>,
-    /// Images: store them in this format. Those that have it (and the size) are copied byte for byte, unless --quality is given.
-    /// What is encoded is RGB or grey, 8 bits, and turned upright.
+    /// Images: store images in this format. Those that already have it (and the size) are copied byte for byte, unless --quality is given. Encoded
+    /// images are RGB or grey, 8 bits, and turned upright.
     #[arg(long, value_enum, value_name = "FORMAT")]
     encode: Option<Encoding>,
-    /// Images: the quality of JPEGs that are encoded, 1 to 100 [default: 90].
+    /// Images: the quality of encoded JPEGs, 1 to 100 [default: 90].
     #[arg(long, value_name = "Q", value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: Option<u8>,
-    /// Mix all inputs in an order of this seed. Shards are dealt out into files in DEST for it, which takes as much disk again while it
-    /// runs; images are read in that order. Otherwise in the order of SRC's paths.
+    /// Shuffle all inputs with this seed. For that, the rows of shards are first distributed to files in DEST, which takes as much disk space again
+    /// while it runs; images are read in the shuffled order. Without it, inputs keep the order of SRC's paths.
     #[arg(long, value_name = "SEED")]
     shuffle: Option<u64>,
-    /// Row by row: memory for rows on their way and for shuffling [default: a quarter of the machine's].
+    /// Row by row: memory for rows in flight and for shuffling [default: a quarter of the machine's].
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     budget: Option<u64>,
-    /// Images: decode each one, to find damage that headers do not show.
+    /// Images: decode each image, to find damage that headers do not show.
     #[arg(long)]
     verify: bool,
-    /// Leave out up to N images or records that are bad, and list them. A shard whose framing is damaged is never left out: nobody
-    /// knows how many records are lost.
+    /// Leave out up to N bad images or records, and list them. A shard with damaged framing is never left out, because the number of lost records is
+    /// not known.
     #[arg(long, value_name = "N", default_value_t = 0)]
     skip_bad: u64,
-    /// Start over where DEST holds another conversion, whose shards are removed, or files in the way, which are replaced.
+    /// Start over if DEST holds another conversion, whose shards are removed, or files in the way, which are replaced.
     #[arg(long)]
     force: bool,
-    /// Threads that work at the same time [default: one for each core].
+    /// Number of threads [default: one per core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
 }
 
-/// Shards that are converted.
+/// The shards to be converted.
 struct Listed {
     found: super::shards::Shards,
     objects: Vec<Object>,
     links: usize,
 }
 
-/// Converts.
+/// Runs the conversion.
 pub(super) fn run(args: &ConvertArgs, terminal: &Terminal) -> Result<Verdict, Failure> {
     if args.srcs().is_empty() {
         return Err(Error::config("there is one path alone")
@@ -242,12 +239,12 @@ impl ConvertArgs {
         &self.paths[..self.paths.len().saturating_sub(1)]
     }
 
-    /// SRC as it was written.
+    /// Returns SRC as the user wrote it.
     fn src(&self) -> String {
         self.srcs().join(" ")
     }
 
-    /// What SRC holds, and the images if it is a folder of them.
+    /// Returns what SRC holds, and the images if it is a folder of images.
     fn decide(&self, dest: &Path) -> Result<(From, Option<folder::Tree>)> {
         let only = if let [src] = self.srcs() { Some(src) } else { None };
         let folder = only.and_then(|src| source::local_path(src)).filter(|path| path.is_dir());
@@ -275,12 +272,12 @@ impl ConvertArgs {
         }
     }
 
-    /// Whether something is asked for that takes looking into rows.
+    /// Returns whether an option requires reading rows.
     fn needs_rows(&self) -> bool {
         !self.columns.is_empty() || !self.rename.is_empty() || self.narrow
     }
 
-    /// Refuses options that would do nothing.
+    /// Refuses options that would have no effect.
     fn check(&self, from: From) -> Result<()> {
         self.to.packing(self.compression, self.level)?;
         let of_images = [
@@ -331,7 +328,7 @@ impl ConvertArgs {
         Limits { bytes: self.shard_bytes.or(default), records: self.shard_records }
     }
 
-    /// The compression of TFRecord shards, once it was checked.
+    /// Returns the compression of TFRecord shards, which has been checked.
     fn tfrecord_compression(&self) -> Compression {
         match self.compression {
             Some(Codec::Gzip) => Compression::Gzip,
@@ -344,7 +341,7 @@ impl ConvertArgs {
         self.threads.map_or_else(Default::default, |threads| crate::engine::Scheduler::threads(threads.into()))
     }
 
-    /// The shards that SRC names: of each one those that lie in it and not in DEST, each once.
+    /// Lists the shards that SRC names: for each source, those that lie in it and not in DEST, each once.
     fn list(&self, dest: &Path, terminal: &Terminal) -> Result<Listed> {
         let mut listed: Option<Listed> = None;
         for src in self.srcs() {
@@ -375,7 +372,7 @@ impl ConvertArgs {
     }
 }
 
-/// The images of a folder in the order of a conversion, with a hash of what they are.
+/// Returns the images of a folder in the order of a conversion, with a hash of their identity.
 fn pick_images(args: &ConvertArgs, tree: &mut folder::Tree, terminal: &Terminal) -> Result<(Images, Sha256)> {
     let some = |paths: &[PathBuf]| paths.first().map(|path| format!("`{}`", path.display())).unwrap_or_default();
     if !tree.links.is_empty() {
@@ -420,7 +417,7 @@ fn pick_images(args: &ConvertArgs, tree: &mut folder::Tree, terminal: &Terminal)
     Ok((Images::new(root, images, labels, storing, args.shuffle), hash))
 }
 
-/// A hash of what shards are.
+/// Returns a hash of the identity of shards.
 fn hash_objects(objects: &[Object]) -> Sha256 {
     let mut hash = Sha256::new();
     for object in objects {
@@ -436,7 +433,7 @@ fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// With its length, so that names cannot run into each other.
+/// Hashes a text with its length, so that adjacent names cannot be confused.
 fn hash_text(hash: &mut Sha256, text: &[u8]) {
     hash.update((text.len() as u64).to_le_bytes());
     hash.update(text);

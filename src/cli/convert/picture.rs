@@ -1,4 +1,4 @@
-//! One image as it is stored: copied byte for byte, or decoded, resized and encoded anew.
+//! One image in its stored form: copied byte for byte, or decoded, resized and encoded again.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use crate::random::Key;
 use crate::transform::image::encode::{JpegEncoder, Pixels, is_cut_off, png};
 use crate::transform::image::{Image, ImageFormat, ImageInfo, Layout, Scratch, probe};
 
-/// Formats that images are encoded in.
+/// Formats to which images can be encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Encoding {
@@ -19,19 +19,19 @@ pub(super) enum Encoding {
 /// How images are stored.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Storing {
-    /// The shorter side of images that are larger.
+    /// The shorter side to which larger images are shrunk.
     pub(super) resize: Option<u32>,
     pub(super) encode: Option<Encoding>,
-    /// Of JPEG; stated, every image is encoded anew.
+    /// The quality of JPEG; if it is set, every image is encoded again.
     pub(super) quality: Option<u8>,
-    /// Whether copied images are decoded too, to see whether they can be.
+    /// Whether copied images are decoded too, to check that they can be.
     pub(super) verify: bool,
 }
 
-/// The quality of JPEG, unless stated: artefacts are hard to see, at about half the bytes of 95.
+/// The default quality of JPEG: artefacts are hard to see, at about half the bytes of 95.
 const QUALITY: u8 = 90;
 
-/// Buffers above this are not kept from image to image.
+/// Buffers larger than this are not kept for the next image.
 const KEEP_BYTES: usize = 64 << 20;
 
 /// Buffers and codecs of one thread.
@@ -42,7 +42,7 @@ pub(super) struct Pen {
     jpeg: JpegEncoder,
 }
 
-/// An image to be stored.
+/// An image ready to be stored.
 #[derive(Debug)]
 pub(super) struct Picture<'a> {
     pub(super) bytes: Cow<'a, [u8]>,
@@ -52,16 +52,16 @@ pub(super) struct Picture<'a> {
 }
 
 impl Storing {
-    /// Makes of an image what is stored.
+    /// Turns an image into what is stored.
     ///
-    /// It is copied where nothing asks for a change; then it is looked at no further than its header and, of a JPEG, its end
-    /// (unless `verify`). An image that is encoded anew is grey if it was and RGB else, of 8 bits, without alpha, and upright:
-    /// its Exif orientation is carried out. When any image may be encoded anew, those that are not upright always are, so that
-    /// the shards do not mix images that are to be turned with such that were.
+    /// An image is copied if no change is requested; then only its header is examined and, for a JPEG, its end (unless `verify`). An image that is
+    /// encoded again is grey if it was grey and otherwise RGB, with 8 bits, without alpha, and upright: its Exif orientation is applied. If any image
+    /// may be encoded again, images that are not upright always are, so that the shards do not mix images that still have to be turned with images
+    /// that have been.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if it is no image, damaged, cut off, or above the limits of decoding;
-    /// [`ErrorKind::Panicked`](crate::ErrorKind::Panicked) if a decoder gave up on it.
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if it is not an image, damaged, cut off, or above the limits of decoding;
+    /// [`ErrorKind::Panicked`](crate::ErrorKind::Panicked) if a decoder panicked on it.
     pub(super) fn store<'a>(&self, image: &'a [u8], pen: &mut Pen) -> Result<Picture<'a>> {
         let stored = no_panic(|| self.try_store(image, pen));
         if stored.is_err() || pen.pixels.capacity() > KEEP_BYTES {
@@ -107,7 +107,7 @@ impl Storing {
     }
 }
 
-/// Decodes to `size` (width, height), upright, into `pen.pixels`; says whether they are grey.
+/// Decodes to `size` (width, height), upright, into `pen.pixels`; returns whether the pixels are grey.
 fn decode(image: &[u8], info: &ImageInfo, (width, height): (u32, u32), pen: &mut Pen) -> Result<bool> {
     let is_gray = info.channels <= 2;
     let decoding = if is_gray { Image::gray() } else { Image::rgb() };
@@ -118,8 +118,8 @@ fn decode(image: &[u8], info: &ImageInfo, (width, height): (u32, u32), pen: &mut
     Ok(is_gray)
 }
 
-/// The size (width, height) with the shorter side at most `side`; the longer one keeps the shape, cut to whole pixels, as
-/// [`Image::resize_shorter`] has it.
+/// Returns the size (width, height) with the shorter side at most `side`. The longer side keeps the aspect ratio, cut to whole pixels, as in
+/// [`Image::resize_shorter`].
 fn shorter((width, height): (u32, u32), side: u32) -> (u32, u32) {
     let short = width.min(height);
     if short <= side {

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::schema::{Column, bytes, int64};
 use crate::source::Decoded;
 
-/// Images of a block: enough that handing them over costs nothing beside reading them.
+/// Images per block: enough that handing over a block costs nothing compared with reading it.
 const BLOCK_IMAGES: u64 = 32;
 
 /// Blocks of images in the order of a conversion.
@@ -31,7 +31,7 @@ impl Pictures {
     }
 }
 
-/// The columns of images: labels and their names where there are some.
+/// Returns the columns of images, with labels and their names if there are any.
 pub(super) fn columns_of(images: &Images) -> Vec<Column> {
     let mut columns = vec![
         bytes("image/encoded"),

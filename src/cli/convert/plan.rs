@@ -1,28 +1,28 @@
-//! Which input goes to which shard: ranges of inputs, cut by their stored sizes.
+//! Assigns inputs to shards: ranges of inputs, cut by their stored sizes.
 //!
-//! Known before anything is written, so names can say how many shards there are (`data-00003-of-00012`), shards can be written
-//! in any order, and a run that follows an interrupted one cuts at the same places.
+//! The assignment is known before anything is written. So names can include the number of shards (`data-00003-of-00012`), shards can be written in
+//! any order, and a run that continues an interrupted one cuts at the same places.
 
 use std::ops::Range;
 
-/// How large a shard may become; each limit that is stated holds.
+/// The limits on a shard's size; every limit that is set applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub(super) struct Limits {
-    /// Bytes of its inputs as they are stored. What re-encoding makes of them is not known when shards are cut.
+    /// Bytes of a shard's inputs as they are stored. Their size after re-encoding is not known when shards are cut.
     pub(super) bytes: Option<u64>,
     pub(super) records: Option<u64>,
 }
 
-/// A shard to be.
+/// A planned shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Cut {
-    /// Its inputs, counted in the order of the conversion.
+    /// Its inputs, numbered in the order of the conversion.
     pub(super) inputs: Range<u64>,
     /// Their stored bytes.
     pub(super) bytes: u64,
 }
 
-/// Cuts inputs of these sizes into runs, each as long as the limits let it be and of at least one input.
+/// Cuts inputs of these sizes into runs, each as long as the limits allow and of at least one input.
 pub(super) fn cut(sizes: impl IntoIterator<Item = u64>, limits: Limits) -> Vec<Cut> {
     let mut shards = Vec::new();
     let (mut start, mut end, mut bytes) = (0, 0, 0u64);
@@ -42,12 +42,12 @@ pub(super) fn cut(sizes: impl IntoIterator<Item = u64>, limits: Limits) -> Vec<C
     shards
 }
 
-/// The file name of a shard, as the tools around TFRecord write it.
+/// Returns the file name of a shard, in the form that the tools around TFRecord use.
 pub(super) fn name(prefix: &str, shard: usize, shards: usize) -> String {
     format!("{prefix}-{shard:05}-of-{shards:05}.tfrecord")
 }
 
-/// Checks a prefix: shards have to stay in their folder, and be found again by patterns and listings.
+/// Checks a prefix: shards have to stay in their folder, and patterns and listings have to find them.
 pub(super) fn parse_prefix(text: &str) -> Result<String, String> {
     let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if text.is_empty() || text.len() > 100 || !text.chars().all(known) {

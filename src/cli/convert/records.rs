@@ -1,4 +1,4 @@
-//! TFRecord shards as inputs: records go over byte for byte, into shards of another size or compression.
+//! TFRecord shards as inputs: records are copied byte for byte into shards of another size or compression.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use crate::source::open::Index;
 use crate::source::tfrecord::{Keeper, LARGEST_RECORD, ShardReader, index_of};
 use crate::store::{Object, Store};
 
-/// What is read of a shard at a time.
+/// The size of a read from a shard.
 const PIECE_BYTES: u64 = 4 << 20;
 
-/// Shards that are looked through at the same time for where their records are.
+/// The number of shards that are searched for their records at the same time.
 const INDEXING: usize = 16;
 
 const OVERHEAD: u64 = (HEADER_BYTES + FOOTER_BYTES) as u64;
 
-/// The records of some shards, numbered through.
+/// The records of some shards, numbered across all of them.
 pub(super) struct Records {
     store: Store,
     io: Arc<Io>,
@@ -34,16 +34,16 @@ pub(super) struct Records {
 struct Indexed {
     object: Object,
     index: ShardIndex,
-    /// The number of its first record among all.
+    /// The number of its first record among all records.
     start: u64,
 }
 
 impl Records {
-    /// Finds out where the records are: header by header in plain local shards, by reading the others through.
+    /// Finds the records: plain local shards from header to header, others by reading them completely.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if a shard's framing is damaged: how many records are lost behind that
-    /// nobody knows, so they are not left out either.
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) if a shard's framing is damaged. The number of records lost after the damage is not known,
+    /// so they cannot be left out either.
     pub(super) fn open(found: &Shards, objects: Vec<Object>, bar: &ProgressBar) -> Result<Self> {
         let (store, counting) = (found.store.clone(), bar.clone());
         let listed = objects.clone();
@@ -69,14 +69,14 @@ impl Records {
         Ok(Self { store: found.store.clone(), io: Arc::clone(&found.io), shards: shards.collect() })
     }
 
-    /// Bytes of each record, as it lies in a plain shard.
+    /// Returns the bytes of each record, as in a plain shard.
     pub(super) fn sizes(&self) -> impl Iterator<Item = u64> + '_ {
         self.shards
             .iter()
             .flat_map(|shard| (0..shard.index.len()).map(|record| shard.index.length(record) as u64 + OVERHEAD))
     }
 
-    /// The shards that hold these records, with the part of each that is asked for, in its own numbers.
+    /// Returns the shards that hold these records, each with the range that is requested, in the shard's own numbers.
     fn parts(&self, records: Range<u64>) -> impl Iterator<Item = (usize, Range<u64>)> + '_ {
         let first = self.shards.partition_point(|shard| shard.start + shard.index.len() as u64 <= records.start);
         let from_first = self.shards.iter().enumerate().skip(first);
@@ -97,7 +97,7 @@ impl Input for Records {
 /// Copies records, on one thread.
 struct Copyist<'a> {
     records: &'a Records,
-    /// The compressed shard that was read last, where it was left: the next part of it needs no new start.
+    /// The compressed shard that was read last, at its current position, so that its next part can be read without starting over.
     stream: Option<Stream>,
 }
 
@@ -114,7 +114,7 @@ impl Worker for Copyist<'_> {
 }
 
 impl Copyist<'_> {
-    /// Reads the records alone, in runs of about [`PIECE_BYTES`].
+    /// Reads only the records, in runs of about [`PIECE_BYTES`].
     fn copy_plain(&self, number: usize, part: Range<u64>, out: &mut Shard<'_>) -> Result<(), Halt> {
         let Indexed { object, index, .. } = &self.records.shards[number];
         let (mut record, mut offset) = (part.start, index.offset(part.start as usize));
@@ -133,7 +133,7 @@ impl Copyist<'_> {
         Ok(())
     }
 
-    /// Decompresses from where this thread left the shard, or from its beginning, and passes over what is not asked for.
+    /// Decompresses from where this thread left the shard, or from its beginning, and skips what is not requested.
     fn copy_compressed(&mut self, number: usize, part: Range<u64>, out: &mut Shard<'_>) -> Result<(), Halt> {
         let object = &self.records.shards[number].object;
         let mut stream = match self.stream.take() {
@@ -158,7 +158,7 @@ impl Copyist<'_> {
     }
 }
 
-/// Copies rows of a buffer; the damaged ones are left out if they may be.
+/// Copies rows of a buffer; leaves out the damaged ones if that is allowed.
 fn copy(buffer: &[u8], framed: &Framed, rows: Range<usize>, url: &Arc<str>, out: &mut Shard<'_>) -> Result<(), Halt> {
     let mut bad = framed.bad[framed.bad.partition_point(|(row, _)| *row < rows.start)..].iter().peekable();
     let mut stored = 0;
@@ -173,13 +173,13 @@ fn copy(buffer: &[u8], framed: &Framed, rows: Range<usize>, url: &Arc<str>, out:
     out.advance(stored)
 }
 
-/// A compressed shard on its way from front to back.
+/// A compressed shard that is being read from front to back.
 struct Stream {
     number: usize,
     reader: ShardReader,
-    /// Stored bytes that were read.
+    /// Stored bytes that have been read.
     at: u64,
-    /// The records at hand: the number of the first, and where they lie.
+    /// The current records: the number of the first, and their ranges.
     first_record: u64,
     framed: Framed,
     buffer: arrow::buffer::Buffer,
@@ -197,7 +197,7 @@ impl Stream {
         }
     }
 
-    /// Goes on to the next records.
+    /// Advances to the next records.
     fn next(&mut self, records: &Records, object: &Object) -> Result<()> {
         loop {
             let block = self.reader.next_arrived(LARGEST_RECORD);

@@ -1,4 +1,4 @@
-//! The way row by row: whatever a source reads, to whatever the writer writes.
+//! Converts row by row: from any source to any format that the writer supports.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -26,7 +26,7 @@ use crate::source::open::{Index, Opened, Wanted, doubt, open_listed};
 use crate::source::tfrecord::stored_columns;
 use crate::writer::{Output, Skipped, Writer};
 
-/// `OLD=NEW`.
+/// Parses `OLD=NEW`.
 pub(super) fn parse_rename(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         // A column may have no name.
@@ -35,20 +35,20 @@ pub(super) fn parse_rename(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// What is said at the end beside what was written.
+/// What is reported at the end in addition to what was written.
 struct Found {
     from: From,
     source: String,
-    /// Whether strings of JSON Lines that are data URIs were read as their bytes.
+    /// Whether JSON Lines strings that are data URIs were read as their bytes.
     data_uris: bool,
     classes: usize,
     ignored: u64,
     links: usize,
-    /// What is remarkable about the shards, such as columns that no tensor can hold.
+    /// Remarks on the shards, such as columns that no tensor can hold.
     notes: Vec<String>,
 }
 
-/// Images to other formats than TFRecord.
+/// Converts images to formats other than TFRecord.
 pub(super) fn run_images(
     args: &ConvertArgs,
     dest: &Path,
@@ -72,7 +72,7 @@ pub(super) fn run_images(
     convert(args, dest, &pictures, &columns, None, found, terminal)
 }
 
-/// Shards to another format, or in another order.
+/// Converts shards to another format, or to another order.
 pub(super) fn run_shards(
     args: &ConvertArgs,
     dest: &Path,
@@ -111,7 +111,7 @@ pub(super) fn run_shards(
     convert(args, dest, &shards, &columns, args.shuffle, found, terminal)
 }
 
-/// The shards' blocks and columns, and what is remarkable about them.
+/// Opens the shards: returns their blocks and columns, and remarks on them.
 fn open(
     args: &ConvertArgs,
     listed: &Listed,
@@ -148,7 +148,7 @@ fn open(
     }
 }
 
-/// The columns that are written, under the names that they are read by.
+/// Returns the columns that are written, under the names by which they are read.
 fn pick(args: &ConvertArgs, columns: &[Column]) -> Result<Vec<Column>> {
     let find = |name: &String| {
         columns.iter().find(|column| column.name().as_ref() == name).cloned().ok_or_else(|| {
@@ -165,13 +165,13 @@ fn pick(args: &ConvertArgs, columns: &[Column]) -> Result<Vec<Column>> {
     }
 }
 
-/// The column without what stands for a missing value: no format is written with values that were made up. A list that is not stored
-/// is an empty one: writers of tf.Examples leave those out.
+/// Returns the column without a default for missing values: no format is written with made-up values. A list that is not stored counts as empty,
+/// because writers of tf.Examples leave out empty lists.
 fn demanded(column: Column) -> Column {
     if matches!(column.shape(), Shape::Ragged(_)) { column } else { column.or(Missing::Error) }
 }
 
-/// Writes what is missing of a supply's rows, and says what there is now.
+/// Writes the rows of a supply that are still missing, and reports what there is now.
 fn convert(
     args: &ConvertArgs,
     dest: &Path,
@@ -257,7 +257,7 @@ fn convert(
     Ok(Verdict::Good)
 }
 
-/// The numbers of a block's rows that are written: from `from` on, and not bad.
+/// Returns the numbers of a block's rows that are written: those from `from` on that are not bad.
 fn keep(args: &ConvertArgs, writer: &Writer, start: u64, from: u64, made: &Decoded) -> Result<Vec<u64>> {
     let mut bad = made.bad.iter().peekable();
     let mut numbers = Vec::with_capacity(made.rows.num_rows());
@@ -341,7 +341,7 @@ impl ConvertArgs {
         self.budget.map_or_else(Budget::default, Budget::of_bytes)
     }
 
-    /// The largest record that is held.
+    /// Returns the size of the largest record that is accepted.
     fn max_bytes(&self) -> usize {
         usize::try_from(self.budget().bytes() / 2).unwrap_or(usize::MAX)
     }

@@ -1,4 +1,4 @@
-//! Conversions row by row, in this process.
+//! Tests conversions row by row, in this process.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::format::example::Example;
 use crate::format::tfrecord::Writer as RecordWriter;
 use crate::writer::Manifest;
 
-/// Shards of tf.Examples with an image, a label, floats and words.
+/// Creates shards of tf.Examples with an image, a label, floats and words.
 fn example_shards(folder: &Path, shards: usize, records: usize) -> Vec<Example> {
     std::fs::create_dir_all(folder).unwrap();
     let golden = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/images/rgb8.png")).unwrap();
@@ -325,7 +325,7 @@ fn another_source_or_other_options_are_refused_with_what_differs() {
     assert!(error.contains("take some of: ") && error.contains("number"), "{error}");
 }
 
-/// An archive of samples with members of these extensions.
+/// Creates an archive of samples with members of these extensions.
 #[cfg(feature = "tar")]
 fn archive(samples: &[&[&str]]) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());

@@ -1,4 +1,4 @@
-//! Sizes as people write them: `256MiB`, `1GB`, `1000000`.
+//! Parses and formats sizes such as `256MiB`, `1GB`, `1000000`.
 
 /// Units and the bytes they stand for.
 const UNITS: [(&str, u64); 9] = [
@@ -13,7 +13,7 @@ const UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
-/// Bytes of a size, at least 1. Units are taken in any case, and never guessed: `64M` could be either of two.
+/// Parses a size in bytes, at least 1. Units may be in either case, and are never guessed: `64M` could be either of two.
 pub(super) fn parse(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -30,7 +30,7 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A size for people: the largest binary unit that leaves a number of at least 1.
+/// Formats a size for people, in the largest binary unit that leaves a number of at least 1.
 pub(super) fn show(bytes: u64) -> String {
     let unit = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match unit.into_iter().find(|(factor, _)| bytes >= *factor) {

@@ -1,4 +1,4 @@
-//! What SRC is: a folder of images or TFRecord shards; and that it and DEST keep out of each other's way.
+//! Determines what SRC is: a folder of images or TFRecord shards; and ensures that SRC and DEST do not overlap.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::Object;
 use crate::writer::{MANIFEST, Manifest, Output};
 
-/// What is converted.
+/// What is to be converted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum From {
@@ -21,7 +21,7 @@ pub(super) enum From {
     Shards,
 }
 
-/// The path of a local file or folder; nothing for URLs of stores.
+/// Returns the path of a local file or folder; `None` for URLs of stores.
 pub(super) fn local_path(text: &str) -> Option<PathBuf> {
     if text.starts_with("file:") {
         return url::Url::parse(text).ok()?.to_file_path().ok();
@@ -29,7 +29,7 @@ pub(super) fn local_path(text: &str) -> Option<PathBuf> {
     (!text.contains("://")).then(|| PathBuf::from(text))
 }
 
-/// A path without links on the way, also of what does not exist yet.
+/// Returns a path with all links resolved, even if it does not exist yet.
 pub(super) fn real(path: &Path) -> Result<PathBuf> {
     let failed = |e| crate::writer::part::failed(e, "no path of this machine", path);
     let absolute = std::path::absolute(path).map_err(failed)?;
@@ -43,7 +43,7 @@ pub(super) fn real(path: &Path) -> Result<PathBuf> {
     Ok(absolute)
 }
 
-/// The folder that a pattern's files lie below, and whether files are found in it rather than named.
+/// Returns the folder below which a pattern's files lie, and whether files are searched for in it, as opposed to named.
 fn root(src: &Path) -> (PathBuf, bool) {
     let is_pattern =
         |part: &std::path::Component<'_>| part.as_os_str().to_string_lossy().contains(['*', '?', '[', '{']);
@@ -54,12 +54,12 @@ fn root(src: &Path) -> (PathBuf, bool) {
     (src.parent().map_or(PathBuf::from("/"), or_here), false)
 }
 
-/// The path; where it is empty, the current folder.
+/// Returns the path, or the current folder if it is empty.
 fn or_here(path: &Path) -> PathBuf {
     if path.as_os_str().is_empty() { PathBuf::from(".") } else { path.to_owned() }
 }
 
-/// Refuses to convert a folder into itself, or into a folder around it: what is read must not change meanwhile.
+/// Refuses to convert a folder into itself, or into a folder around it: the input must not change while it is read.
 pub(super) fn keep_apart(src: &str, dest: &Path) -> Result<()> {
     let Some(src) = local_path(src) else { return Ok(()) };
     let root = real(&root(&src).0)?;
@@ -71,8 +71,8 @@ pub(super) fn keep_apart(src: &str, dest: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The shards that are read: not those in DEST, where it lies in the folder of SRC, nor those that links in that folder lead out
-/// of it to; the latter are returned too.
+/// Returns the shards to be read: without those in DEST, if that lies in the folder of SRC, and without those to which links lead out of that folder.
+/// The latter are returned too.
 pub(super) fn inside(src: &str, dest: &Path, found: &Shards) -> Result<(Vec<Object>, Vec<PathBuf>)> {
     let root = match local_path(src).map(|src| root(&src)) {
         Some((root, true)) => Some(real(&root)?),
@@ -102,10 +102,10 @@ pub(super) fn inside(src: &str, dest: &Path, found: &Shards) -> Result<(Vec<Obje
     Ok((objects, links))
 }
 
-/// Whether lines have data URIs for bytes, as the manifests beside them say: a writer of ours made them.
+/// Returns whether lines have data URIs for bytes, according to the manifests next to them: a writer of ours made them.
 ///
 /// # Errors
-/// [`ErrorKind::Config`] if that is said of some shards alone.
+/// [`ErrorKind::Config`] if that is the case for only some of the shards.
 pub(super) fn has_data_uris(listed: &Listed) -> Result<bool> {
     let mut folders: BTreeMap<&str, HashSet<&str>> = BTreeMap::new();
     for object in &listed.objects {

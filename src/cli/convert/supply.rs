@@ -1,4 +1,4 @@
-//! What is converted row by row: blocks of rows, whether of shards or of images.
+//! The input of a row-by-row conversion: blocks of rows, from shards or from images.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use crate::error::Result;
 use crate::schema::Column;
 use crate::source::{Decoded, Source};
 
-/// Blocks of rows, numbered through, in the order in which they are written.
+/// Blocks of rows, numbered in the order in which they are written.
 pub(super) trait Supply: Blocks<Made = Decoded> {
     fn columns(&self) -> &[Column];
 
-    /// Where each block starts, and behind the last one the number of rows.
+    /// Returns where each block starts, and at the end the total number of rows.
     fn starts(&self) -> Vec<u64>;
 }
 

@@ -1,4 +1,4 @@
-//! Whole conversions, in this process.
+//! Tests whole conversions, in this process.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ pub(super) fn convert(src: &Path, dest: &Path, options: &[&str]) -> Result<()> {
     }
 }
 
-/// The shards of a folder by name, whole.
+/// Returns the complete shards of a folder by name.
 pub(super) fn shards(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
     let mut shards: Vec<_> = files
@@ -65,7 +65,7 @@ pub(super) fn int(example: &Example, key: &str) -> i64 {
     example.get(key).unwrap().as_int64().unwrap()[0]
 }
 
-/// A folder of `classes` x `each` pictures, and an empty one beside it.
+/// Creates a folder of `classes` x `each` pictures, and an empty folder next to it.
 pub(super) fn pictures(classes: &[&str], each: usize) -> (tempfile::TempDir, PathBuf, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let (src, dest) = (folder.path().join("src"), folder.path().join("dest"));
@@ -81,7 +81,7 @@ pub(super) fn pictures(classes: &[&str], each: usize) -> (tempfile::TempDir, Pat
     (folder, src, dest)
 }
 
-/// Shards of records whose lengths and contents differ, one of 20 KiB.
+/// Creates shards of records whose lengths and contents differ, one of 20 KiB.
 pub(super) fn record_shards(folder: &Path, compression: Compression, shards: usize, records: usize) -> Vec<Vec<u8>> {
     std::fs::create_dir_all(folder).unwrap();
     let mut all: Vec<Vec<u8>> = Vec::new();

@@ -1,4 +1,4 @@
-//! Writing the shards: threads that take one after another, each from its inputs to a whole file.
+//! Writes the shards: each thread takes one shard after another, and turns its inputs into a complete file.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -12,9 +12,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::tfrecord::{Compression, IndexBuilder, Writer};
 use crate::writer::{Counted, Skipped};
 
-/// What is converted: inputs that are numbered from 0, in the order in which they go into shards.
+/// What is converted: inputs numbered from 0, in the order in which they go into shards.
 pub(super) trait Input: Sync {
-    /// What one thread needs for it; called once for each.
+    /// Creates what one thread needs; called once per thread.
     fn worker(&self) -> Box<dyn Worker + '_>;
 }
 
@@ -27,7 +27,7 @@ pub(super) trait Worker {
 /// Why a shard was not completed.
 pub(super) enum Halt {
     Failed(Error),
-    /// Another one failed.
+    /// Another thread failed.
     Stopped,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Settings {
     pub(super) compression: Compression,
     pub(super) level: u32,
     pub(super) threads: usize,
-    /// Inputs that may be left out, over all shards.
+    /// The number of inputs that may be left out, over all shards.
     pub(super) max_skipped: u64,
 }
 
@@ -70,13 +70,13 @@ impl Shard<'_> {
         self.writer.write(payload)
     }
 
-    /// Says that so many stored bytes are done with.
+    /// Reports that `bytes` stored bytes have been processed.
     pub(super) fn advance(&mut self, bytes: u64) -> Result<(), Halt> {
         self.run.bar.inc(bytes);
         if self.run.stop.load(Ordering::Relaxed) { Err(Halt::Stopped) } else { Ok(()) }
     }
 
-    /// Leaves an input out if it is bad and as many may be, or gives the error back.
+    /// Leaves out an input if it is bad and the limit allows it; otherwise returns the error.
     pub(super) fn skip(&mut self, error: Error) -> Result<()> {
         if !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Schema | ErrorKind::Panicked) {
             return Err(error);
@@ -93,7 +93,7 @@ impl Shard<'_> {
     }
 }
 
-/// Refuses to go on where an interrupted run left out more than may be.
+/// Refuses to continue if an interrupted run left out more than allowed.
 pub(super) fn within(skipped: u64, most: u64) -> Result<()> {
     if skipped <= most {
         return Ok(());
@@ -102,13 +102,13 @@ pub(super) fn within(skipped: u64, most: u64) -> Result<()> {
         .advice(format!("continue with --skip-bad {skipped} or more, or start over with --force")))
 }
 
-/// Writes the shards that are not done yet. Each is a function of its inputs alone, so threads change no byte.
+/// Writes the shards that are not done yet. Each is a function of its inputs alone, so the number of threads changes no byte.
 ///
 /// # Memory
-/// For each thread what its worker holds (one image, or a piece of a shard) and 64 KiB to write through.
+/// For each thread, what its worker holds (one image, or a piece of a shard) and a write buffer of 64 KiB.
 ///
 /// # Errors
-/// The one of the first shard that failed; the others are given up. Those that are done stay.
+/// The error of the first shard that failed; the others are abandoned. Shards that are done stay.
 pub(super) fn run(
     input: &dyn Input,
     shards: &[(String, Cut)],
