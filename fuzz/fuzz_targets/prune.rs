@@ -1,4 +1,4 @@
-//! Rows for which a condition holds are the same whether a Parquet file is asked for them or all rows are.
+//! A condition selects the same rows of a Parquet file whether the file is asked for them or for all rows.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| forebay_fuzz::prune(data));

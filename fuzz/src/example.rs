@@ -1,4 +1,4 @@
-//! The columnar parser of `tf.Example` and `tf.SequenceExample`, against a plain reader and the generic view.
+//! Tests the columnar parser of `tf.Example` and `tf.SequenceExample` against a plain reader and the generic messages.
 
 use std::ops::Range;
 
@@ -11,20 +11,20 @@ use half::f16;
 
 use crate::wire::{self, Flawed, Map, Value};
 
-/// Records as `tf.Example`: the columns hold what the records say, and a row that is bad is so for a reason.
+/// Records as `tf.Example`: the columns hold what the records say, and a row is only bad for a reason.
 ///
-/// Bytes: 0 chooses the columns (its lowest bits) and whether the first row counts as bad beforehand (bit 7); then records, each
-/// with its length in front in two bytes.
+/// Bytes: 0 chooses the columns (its lowest bits) and whether the first row counts as bad beforehand (bit 7); then records, each preceded by its
+/// length in two bytes.
 pub fn example(data: &[u8]) {
     records(data, Kind::Example);
 }
 
-/// The same for `tf.SequenceExample`.
+/// Tests the same for `tf.SequenceExample`.
 pub fn sequence_example(data: &[u8]) {
     records(data, Kind::SequenceExample);
 }
 
-/// Columns with short names, so that a fuzzer finds them; each name has several types.
+/// Returns columns with short names, so that a fuzzer finds them; each name has several types.
 fn columns(set: u8, kind: Kind) -> Vec<Column> {
     let of = |name: &str, dtype, shape| Column::new(name, dtype, shape);
     let (list, pairs) = (Shape::Ragged(vec![]), Shape::Ragged(vec![2]));
@@ -65,7 +65,7 @@ fn columns(set: u8, kind: Kind) -> Vec<Column> {
     columns
 }
 
-/// The records of an input: each as long as two bytes before it say, or as far as the input goes.
+/// Splits an input into records: each as long as the two bytes before it say, or as far as the input goes.
 fn ranges(rest: &[u8]) -> Vec<Range<usize>> {
     let (mut ranges, mut at) = (Vec::new(), 0);
     while let Some(length) = rest.get(at..at + 2) {
@@ -89,7 +89,7 @@ fn records(data: &[u8], kind: Kind) {
     inferred(rest, &ranges, &payloads);
 }
 
-/// What a record that the generic view takes says, both read alike.
+/// Checks that both readers find the same in a record that the generic messages accept.
 fn the_plain_reader_agrees_with_the_generic_view(payload: &[u8], kind: Kind) {
     let record = match kind {
         Kind::Example => {
@@ -117,7 +117,7 @@ fn the_plain_reader_agrees_with_the_generic_view(payload: &[u8], kind: Kind) {
     }
 }
 
-/// Equal to the bit, so that a float that is not a number equals itself.
+/// Compares bit by bit, so that a NaN equals itself.
 fn same(a: &Feature, b: &Feature) -> bool {
     match (&a.kind, &b.kind) {
         (Some(Values::Float(a)), Some(Values::Float(b))) => {
@@ -135,14 +135,14 @@ fn steps<'a>(pieces: &[&'a [u8]]) -> impl Iterator<Item = Result<&'a [u8], Flawe
     })
 }
 
-/// Values of a row, all element types alike: numbers by their bits.
+/// The values of a row, in one form for all element types: numbers as their bits.
 #[derive(Debug, Default, PartialEq)]
 struct Cells {
     numbers: Vec<u64>,
     strings: Vec<Vec<u8>>,
 }
 
-/// Parses, and holds every row against the plain reader.
+/// Parses, and compares every row with the plain reader.
 fn check(columns: &[Column], kind: Kind, rest: &[u8], ranges: &[Range<usize>], known: bool) {
     let parser = Parser::new(columns, kind).expect("these columns can be");
     let buffer = Buffer::from(rest);
@@ -186,7 +186,7 @@ fn check(columns: &[Column], kind: Kind, rest: &[u8], ranges: &[Range<usize>], k
     }
 }
 
-/// Whether the record is written as this crate writes it.
+/// Returns whether the record is encoded as this crate encodes it.
 fn is_canonical(payload: &[u8], kind: Kind) -> bool {
     match kind {
         Kind::Example => Example::from_bytes(payload).is_ok_and(|record| record.encode() == payload),
@@ -196,7 +196,7 @@ fn is_canonical(payload: &[u8], kind: Kind) -> bool {
 
 type Row = Result<Vec<Cells>, ErrorKind>;
 
-/// What the columns of a record should hold, by their documentation, and whether the record has anything that is wanted.
+/// Returns what the columns of a record should hold according to their documentation, and whether the record has anything that is wanted.
 fn expected(columns: &[Column], kind: Kind, [context, lists]: &[Map<'_>; 2]) -> (Row, bool) {
     let mut wanted = false;
     let mut row = Vec::new();
@@ -235,7 +235,7 @@ fn sequence(column: &Column, pieces: &[&[u8]]) -> Result<Cells, ErrorKind> {
     Ok(all)
 }
 
-/// The default, in so many elements.
+/// Returns the default value, repeated for `count` elements.
 fn absent(column: &Column, count: usize) -> Result<Cells, ErrorKind> {
     let bits = |int: i64, float: f64| match column.dtype() {
         Dtype::F16 => u64::from(f16::from_f64(float).to_bits()),
@@ -256,7 +256,7 @@ fn absent(column: &Column, count: usize) -> Result<Cells, ErrorKind> {
     Ok(Cells { numbers: vec![number; count], strings: vec![] })
 }
 
-/// What a column holds of one feature.
+/// Returns what a column holds for one feature.
 fn one(column: &Column, feature: &Feature) -> Result<Cells, ErrorKind> {
     let (count, ragged) = match column.shape() {
         _ if column.is_raw() => (1, false),
@@ -307,7 +307,7 @@ fn one(column: &Column, feature: &Feature) -> Result<Cells, ErrorKind> {
     Ok(cells)
 }
 
-/// One row of a column.
+/// Returns one row of a column.
 fn cells(array: &ArrayRef, row: usize) -> Cells {
     fn flat(array: &dyn Array) -> Cells {
         macro_rules! numbers {
@@ -342,7 +342,7 @@ fn cells(array: &ArrayRef, row: usize) -> Cells {
     flat(&*array.slice(row, 1))
 }
 
-/// The columns that are inferred from records can be parsed, and every record has them.
+/// Checks that the columns inferred from records can be parsed, and that every record has them.
 fn inferred(rest: &[u8], ranges: &[Range<usize>], payloads: &[&[u8]]) {
     let (kind, columns) = match infer(payloads.iter().copied()) {
         Ok(inferred) => inferred,

@@ -1,4 +1,4 @@
-//! Decompression and framing: the same for any pieces, bounded, and damage is found where it is.
+//! Decompression and framing: the result is the same for any pieces, memory is bounded, and damage is found where it is.
 
 use std::io::Write;
 
@@ -8,16 +8,16 @@ use forebay::format::tfrecord::{
 };
 use forebay::{Error, ErrorKind};
 
-/// Inputs of a few KiB may decompress to a thousand times as much: after so many bytes a run stops.
+/// Inputs of a few KiB may decompress to a thousand times as much: a run stops after this many bytes.
 const MOST_BYTES: usize = 1 << 18;
 /// Small, so that inputs of a few KiB can exceed it.
 const MAX_RECORD_BYTES: u64 = 1 << 12;
 
-/// A stored shard that is decompressed and framed in pieces of any sizes gives what it gives as a whole.
+/// A stored shard that is decompressed and framed in pieces of any size gives the same as in one piece.
 ///
-/// Bytes: 0 says what the rest is (bits 0 and 1: a shard, a plain shard, records to be stored with gzip, or with zlib; 2 and 3:
-/// whether checksums of lengths and payloads are mended; 4 and 5: what is verified; 6: whether the framer is told how much
-/// follows; 7: whether the compressed shard is damaged), 1 the sizes of pieces, 2 the limit of a call, 3 and 4 the rows of a block.
+/// Bytes: 0 says what the rest is (bits 0 and 1: a shard, a plain shard, records to be stored with gzip, or with zlib; 2 and 3: whether checksums of
+/// lengths and payloads are repaired; 4 and 5: what is verified; 6: whether the framer is told how much follows; 7: whether the compressed shard is
+/// damaged), 1 the sizes of pieces, 2 the limit of a call, 3 and 4 the rows of a block.
 pub fn framing(data: &[u8]) {
     let ([mode, sizes, limit, rows @ ..], rest) = crate::split::<5>(data);
     let mut records = rest.to_vec();
@@ -47,7 +47,7 @@ pub fn framing(data: &[u8]) {
     blocks(&plain, check, &whole, usize::from(u16::from_le_bytes(rows) & 0x3ff));
 }
 
-/// Piece sizes from 1 to about a thousand bytes, from one byte.
+/// Returns piece sizes from 1 to about a thousand bytes, derived from one byte.
 fn pieces(seed: u8) -> impl FnMut() -> usize {
     let mut state = u32::from(seed);
     move || {
@@ -56,7 +56,7 @@ fn pieces(seed: u8) -> impl FnMut() -> usize {
     }
 }
 
-/// The records as a compressed shard: one member or two, and a byte changed if the mode says so.
+/// Returns the records as a compressed shard: one member or two, with one byte changed if the mode says so.
 fn stored(records: &[u8], mode: u8, sizes: u8, compression: Compression) -> Vec<u8> {
     let (records, damage) = match records.split_last_chunk::<3>() {
         Some((records, damage)) if mode & 0x80 != 0 => (records, *damage),
@@ -88,11 +88,11 @@ fn stored(records: &[u8], mode: u8, sizes: u8, compression: Compression) -> Vec<
 enum End {
     Good,
     Bad(Error),
-    /// The most bytes were reached.
+    /// The maximum number of bytes was reached.
     Cut,
 }
 
-/// Everything that a shard decompresses to, and how it ends.
+/// Returns everything to which a shard decompresses, and how it ends.
 fn decode(stored: &[u8], compression: Compression, mut piece: impl FnMut() -> usize, limit: usize) -> (Vec<u8>, End) {
     let (mut decoder, mut plain, mut rest) = (Decoder::new(compression), Vec::new(), stored);
     loop {
@@ -129,7 +129,7 @@ fn decode(stored: &[u8], compression: Compression, mut piece: impl FnMut() -> us
     }
 }
 
-/// What framing found: payloads by their places in the shard, damaged rows, and how it ended.
+/// What framing found: payloads with their places in the shard, damaged rows, and how it ended.
 #[derive(Debug, PartialEq)]
 struct Found {
     payloads: Vec<std::ops::Range<usize>>,
@@ -145,7 +145,7 @@ fn in_words(bad: Vec<(usize, Error)>) -> Vec<(usize, String)> {
     bad.into_iter().map(|(row, error)| (row, error.to_string())).collect()
 }
 
-/// Frames a shard that is there as a whole, and holds every record against its bytes.
+/// Frames a complete shard, and compares every record with its bytes.
 fn frame_whole(plain: &[u8], check: Check) -> Found {
     let (mut framer, mut framed) = (framer(check), Framed::default());
     let end = framer.frame(plain, Some(0), &mut framed);
@@ -172,7 +172,7 @@ fn frame_whole(plain: &[u8], check: Check) -> Found {
     Found { payloads: framed.payloads, bad: in_words(framed.bad), end }
 }
 
-/// Frames a shard as a reader does: bytes are added until a record is whole, and records that are done with are dropped.
+/// Frames a shard as a reader does: bytes are added until a record is complete, and processed records are dropped.
 fn frame_pieces(plain: &[u8], check: Check, told: bool, mut piece: impl FnMut() -> usize) -> Found {
     let mut framer = framer(check);
     let (mut start, mut end) = (0, 0);
@@ -206,7 +206,7 @@ fn frame_pieces(plain: &[u8], check: Check, told: bool, mut piece: impl FnMut() 
     }
 }
 
-/// A block of as many rows as there are gives the same; of any other number it has that many rows, and says what is wrong.
+/// Checks that a block with the right number of rows gives the same result; with any other number, it has that many rows and reports what is wrong.
 fn blocks(plain: &[u8], check: Check, whole: &Found, rows: usize) {
     const BASE: u64 = 1 << 40;
     for num_rows in [rows, whole.payloads.len()] {

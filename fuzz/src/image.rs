@@ -8,9 +8,9 @@ use forebay::{ErrorKind, Layout};
 
 /// Bytes that choose a pipeline.
 pub(crate) const SETTINGS: usize = 12;
-/// What decoders may hold; small, so that an input of a few KiB can ask for more.
+/// The limits on decoders; small, so that an input of a few KiB can ask for more.
 const LIMITS: ImageLimits = ImageLimits { max_pixels: 1 << 16, max_side: 4096, max_bytes: 4 << 20 };
-/// What may be held in all: three buffers, the resizer's, and tables of the decoders that no limit counts.
+/// The most memory that may be held in all: three buffers, the resizer's, and tables of the decoders that no limit counts.
 const MOST_BYTES: usize = 32 << 20;
 
 /// An image is refused, or every value of its slot is written, whatever slot and scratch held before; memory is bounded by the
@@ -49,10 +49,10 @@ pub fn image(data: &[u8]) {
     }
 }
 
-/// A pipeline, and the key of its randomness. Sides are 1 to `most`.
+/// Returns a pipeline, and the key of its randomness. Sides are 1 to `most`.
 ///
-/// Bytes: 0 colour, layout, dtype, orientation, antialiasing, scaled decoding, and whether a flip comes last; 1 the filter, and
-/// the number of steps, each two bytes; the last one the key.
+/// Bytes: 0 colour, layout, dtype, orientation, antialiasing, scaled decoding, and whether a flip comes last; 1 the filter, and the number of steps,
+/// each two bytes; the last one the key.
 pub(crate) fn pipeline(settings: [u8; SETTINGS], most: u32) -> (Image, Key) {
     let [flags, filter, .., key] = settings;
     let flag = |bit: u8| flags >> bit & 1 == 1;
@@ -82,7 +82,7 @@ pub(crate) fn pipeline(settings: [u8; SETTINGS], most: u32) -> (Image, Key) {
     (image, Key::new(key.into()))
 }
 
-/// What pads are filled with: the colour of the picture that `window` hands in.
+/// The colour with which pads are filled: that of the picture that `window` passes in.
 pub(crate) const PADDING: u8 = 200;
 
 fn step(image: Image, kind: u8, size: u8, most: u32, gray: bool) -> Image {
@@ -134,7 +134,7 @@ pub(crate) fn decode(
 /// A picture that leaves something in every buffer of a scratch.
 static STRIPES: LazyLock<Vec<u8>> = LazyLock::new(|| bitmap(64, 48, |x, y| [x as u8 | 0x81, y as u8 | 0x42, 0xa5]));
 
-/// An uncompressed picture, in the simplest of formats: a BMP of 24 bits, upside down.
+/// Returns an uncompressed picture in the simplest of formats: a BMP of 24 bits, upside down.
 pub(crate) fn bitmap(width: u32, height: u32, pixel: impl Fn(u32, u32) -> [u8; 3]) -> Vec<u8> {
     let row_bytes = (width as usize * 3).next_multiple_of(4);
     let mut file = b"BM".to_vec();
@@ -153,7 +153,7 @@ pub(crate) fn bitmap(width: u32, height: u32, pixel: impl Fn(u32, u32) -> [u8; 3
     file
 }
 
-/// Decoding a window of a JPEG gives the pixels that decoding all of it has there, where both succeed.
+/// Checks that decoding a window of a JPEG gives the same pixels there as decoding the whole picture, if both succeed.
 fn the_middle_is_the_middle(encoded: &[u8], (width, height): (u32, u32), rgb: bool, scratch: &mut Scratch) {
     let of = |height: u32, width: u32| {
         let image = if rgb { Image::rgb() } else { Image::gray() };

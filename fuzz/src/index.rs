@@ -5,11 +5,11 @@ use std::io;
 use forebay::ErrorKind;
 use forebay::format::tfrecord::{Check, Compression, Fingerprint, Framed, Framer, IndexBuilder, ShardIndex};
 
-/// A stored index is refused or holds together; hopping over a shard finds what framing finds.
+/// A stored index is refused or consistent; hopping over a shard finds what framing finds.
 ///
-/// Byte 0 says what the rest is (its lowest two bits; those above mend checksums): a stored index; record lengths of two bytes, stored as an index and
-/// then changed at a few places; a shard; record lengths of two bytes, written as a shard of that many zeros a record and changed.
-/// Byte 1 is the size of blocks, in units of 64 bytes.
+/// Byte 0 says what the rest is (its lowest two bits; those above repair checksums): a stored index; record lengths of two bytes, stored as an index
+/// and then changed in a few places; a shard; record lengths of two bytes, written as a shard with records of that many zeros and then changed. Byte
+/// 1 is the size of blocks, in units of 64 bytes.
 pub fn index(data: &[u8]) {
     let ([mode, block], rest) = crate::split::<2>(data);
     let target_bytes = u64::from(block) * 64;
@@ -48,7 +48,7 @@ pub fn index(data: &[u8]) {
     }
 }
 
-/// Lengths of two bytes each, and before them as many edits of five bytes as the mode says.
+/// Splits off lengths of two bytes each, and before them as many edits of five bytes as the mode says.
 fn lengths_and_edits(rest: &[u8], mode: u8) -> (Vec<u32>, &[[u8; 5]]) {
     let (edits, lengths) = rest.split_at(rest.len().min(5 * usize::from(mode >> 3 & 3)));
     let (lengths, _) = lengths.as_chunks::<2>();
@@ -56,7 +56,7 @@ fn lengths_and_edits(rest: &[u8], mode: u8) -> (Vec<u32>, &[[u8; 5]]) {
     (lengths.iter().map(|length| u32::from(u16::from_le_bytes(*length)) * unit).collect(), edits.as_chunks::<5>().0)
 }
 
-/// Changes bytes: a place in four bytes, and what it is combined with.
+/// Changes bytes; each edit is a place in four bytes, and the byte that is XORed into it.
 fn edit(bytes: &mut [u8], edits: &[[u8; 5]]) {
     for [place @ .., value] in edits {
         let place = u32::from_le_bytes(*place) as usize;
@@ -97,7 +97,7 @@ fn stored(bytes: &[u8], mend: bool, target_bytes: u64) {
     }
 }
 
-/// An index is what it says when it is written, and its blocks are its records.
+/// Checks that an index reads back as it was written, and that its blocks are its records.
 fn holds_together(index: &ShardIndex, target_bytes: u64) {
     let bytes = index.to_bytes().expect("it can be written");
     assert_eq!(&ShardIndex::from_bytes(&bytes).expect("what was written can be read"), index);
@@ -124,7 +124,7 @@ fn holds_together(index: &ShardIndex, target_bytes: u64) {
     assert_eq!((record, offset), (index.len() as u64, index.bytes()));
 }
 
-/// Hopping reads within the shard, and finds the same records or the same damage as framing, which sees every byte.
+/// Checks that hopping reads within the shard, and finds the same records or the same damage as framing, which sees every byte.
 fn hop(shard: &[u8], target_bytes: u64) {
     let size = shard.len() as u64;
     let mut read = 0;

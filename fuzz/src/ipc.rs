@@ -13,10 +13,11 @@ use forebay::source::Source;
 
 use crate::shard::{self, MAX_BYTES};
 
-/// What a shard and its decompressed buffers may take beside what is delivered.
+/// The memory that a shard and its decompressed buffers may take in addition to what is delivered.
 const MOST_BYTES: usize = 8 * MAX_BYTES;
 
-/// What LZ4 takes besides: a frame says how large its blocks are, 8 MiB at most, and one of them is held as it is stored and one as it was.
+/// The memory that LZ4 takes in addition: a frame states how large its blocks are, 8 MiB at most, and one block is held both as stored and as
+/// decompressed.
 const LZ4_BYTES: usize = 17 << 20;
 
 fn most_bytes(shard: &[u8]) -> usize {
@@ -24,10 +25,11 @@ fn most_bytes(shard: &[u8]) -> usize {
     if has_lz4 { MOST_BYTES + LZ4_BYTES } else { MOST_BYTES }
 }
 
-/// A shard is refused, or its batches are refused or have the rows that the shard says, in bounded memory: the values that Arrow's own reader finds, where it
-/// can be asked, and a row is bad just where one of them is null or too large. A column read alone is as it is among the others.
+/// A shard is refused, or its batches are refused or have the rows that the shard declares, in bounded memory. The values are those that Arrow's own
+/// reader finds, if that can be used, and a row is bad exactly if one of them is null or too large. A column read alone is the same as among the
+/// others.
 ///
-/// Byte 0 chooses that column, the rest is the shard.
+/// Byte 0 chooses that column; the rest is the shard.
 pub fn ipc(data: &[u8]) {
     crate::quietly(|| {
         let ([chosen], rest) = crate::split::<1>(data);
@@ -87,8 +89,8 @@ fn against_arrow(source: &dyn Source, shard: &[u8]) {
     }
 }
 
-/// How many batches Arrow's reader can be asked for: it believes what compressed buffers say of their length, and what is in batches without rows or in
-/// dictionaries that nothing needs.
+/// Returns how many batches Arrow's reader can be given: it trusts what compressed buffers say about their length, and the content of batches without
+/// rows and of dictionaries that nothing needs.
 fn trusted_batches(shard: &[u8]) -> Option<usize> {
     let mut batches = 0;
     let mut each = |metadata: &[u8], body: &[u8]| {

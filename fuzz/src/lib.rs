@@ -1,7 +1,7 @@
-//! What the parsers promise for any bytes, as functions that panic where a promise is broken.
+//! The properties that the parsers guarantee for any bytes, as functions that panic if one is violated.
 //!
-//! Each has a target of the same name in `fuzz_targets/`, and `tests/corpus.rs` runs them over the corpus without libFuzzer.
-//! The first few bytes of an input choose how the rest is used; which they are stands at each function.
+//! Each function has a target of the same name in `fuzz_targets/`, and `tests/corpus.rs` runs them over the corpus without libFuzzer. The first few
+//! bytes of an input choose how the rest is used; each function documents which bytes these are.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -35,7 +35,7 @@ pub use tar::tar;
 pub use text::text;
 pub use window::window;
 
-/// The bytes that choose how the rest of an input is used; zeros where an input is too short.
+/// Returns the bytes that choose how the rest of an input is used; zeros if the input is too short.
 fn split<const N: usize>(data: &[u8]) -> ([u8; N], &[u8]) {
     let (head, rest) = data.split_at(N.min(data.len()));
     let mut settings = [0; N];
@@ -43,7 +43,7 @@ fn split<const N: usize>(data: &[u8]) -> ([u8; N], &[u8]) {
     (settings, rest)
 }
 
-/// Writes the checksums that a run of TFRecord records should have, as far as their lengths lead: a fuzzer seldom hits one.
+/// Writes the correct checksums into a sequence of TFRecord records, as far as their lengths lead, because a fuzzer seldom finds one.
 fn mend_checksums(records: &mut [u8], lengths: bool, payloads: bool) {
     use forebay::format::tfrecord::masked_crc32c;
 
@@ -73,12 +73,12 @@ fn gzip(data: &[u8]) -> Vec<u8> {
     encoder.finish().expect("memory")
 }
 
-/// Everything in an array is where its type says.
+/// Checks that everything in an array is consistent with its type.
 pub(crate) fn valid(array: &ArrayRef) {
     array.to_data().validate_full().expect("arrays hold together");
 }
 
-/// Runs a promise in which panics may be caught: those of the `parquet` crate and of Arrow become errors. One that is not caught goes on as it came.
+/// Runs a property in which panics may be caught: those of the `parquet` crate and of Arrow become errors. A panic that is not caught propagates.
 pub(crate) fn quietly(promise: impl FnOnce()) {
     static HOOK: Once = Once::new();
     thread_local! {

@@ -1,13 +1,13 @@
-//! Counts the memory that Rust code holds, so that a parser which allocates what an input merely declares is a finding.
+//! Counts the memory that Rust code holds, so that a parser that allocates what an input merely declares is a finding.
 
 #![expect(unsafe_code, reason = "an allocator is")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Runs `work` and panics if it held more than so many bytes at a time beyond what was held before.
+/// Runs `work` and panics if at any time it held more than `most_bytes` beyond what was held before.
 ///
-/// Allocations of all threads count; targets and tests have one that does anything.
+/// Allocations of all threads count; in targets and tests only one thread does any work.
 pub(crate) fn bounded<T>(most_bytes: usize, work: impl FnOnce() -> T) -> T {
     let before = HELD.load(Relaxed);
     PEAK.store(before, Relaxed);

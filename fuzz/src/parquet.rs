@@ -1,20 +1,20 @@
-//! Parquet files: footers, where pages stand, and row groups to columns.
+//! Parquet files: footers, the places of pages, and row groups to columns.
 
 use arrow::array::{Array, ArrayRef};
 use bytes::Bytes;
 use forebay::ErrorKind;
 use forebay::format::parquet::check::Opened;
 
-/// Footers may take a multiple of their bytes: a row group or column of a few bytes becomes one of hundreds.
+/// Footers may take a multiple of their bytes in memory: a row group or column of a few bytes becomes hundreds of bytes.
 const FOOTER_BYTES: usize = 16 << 20;
 /// The budget: larger blocks are refused by the loader.
 const MOST_BYTES: u64 = 2 << 20;
 
-/// A file is refused, or its row groups are refused or have the rows that the footer says, in memory that is bounded by what the loader
-/// reckons; where both ways of decoding succeed they agree; a part of a row group is that part.
+/// A file is refused, or its row groups are refused or have the rows that the footer declares, in memory that is bounded by the loader's estimate.
+/// Where both ways of decoding succeed they agree, and a part of a row group decodes to that part.
 ///
-/// Byte 0 says into how many parts row groups are cut (its lowest two bits), and whether the rest is the whole file or lacks the magic and
-/// length of the footer's end (0x80), which are then added: fuzzers seldom keep them.
+/// Byte 0 says into how many parts row groups are cut (its lowest two bits), and whether the rest is the whole file or lacks the magic and length of
+/// the footer's end (0x80), which are then added: fuzzers seldom keep them.
 pub fn parquet(data: &[u8]) {
     crate::quietly(|| {
         let ([mode], rest) = crate::split::<1>(data);

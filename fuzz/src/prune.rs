@@ -1,4 +1,4 @@
-//! Conditions on Parquet files: what statistics, page indexes and bloom filters rule out is what would be left out anyway.
+//! Conditions on Parquet files: what statistics, page indexes and Bloom filters rule out is what would be left out anyway.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersi
 
 use crate::shard::{self, MAX_BYTES, Value, Values};
 
-/// What reading a file of a few KiB may take.
+/// The memory that reading a file of a few KiB may take.
 const MOST_BYTES: usize = 32 * MAX_BYTES;
 
-/// The columns: the number of the row, and two whose types are chosen.
+/// The columns: the row number, and two whose types are chosen.
 const NAMES: [&str; 3] = ["id", "a", "b"];
 
-/// The rows of a file for which a condition holds are the same whether the file is asked for them or all of its rows are; a row whose value is null is left
-/// out only where the condition fails whatever it is. Pages that are looked for stand where an index says that they stand. A damaged file is refused or read.
+/// A condition selects the same rows of a file whether the file is asked for them or for all of its rows. A row with a null is left out only if the
+/// condition fails whatever the value is. Pages that a scan finds are where the index says that they are. A damaged file is refused or read.
 ///
-/// Bytes: 0 and 1 the types of two columns, 2 the number of rows, 3 to 7 how they are stored (see `stored`), 8 as what they are declared, 9 how many of the
-/// last bytes spoil the file; then a condition, and values.
+/// Bytes: 0 and 1 the types of two columns, 2 the number of rows, 3 to 7 how they are stored (see `stored`), 8 how they are declared, 9 how many of
+/// the last bytes damage the file; then a condition, and values.
 pub fn prune(data: &[u8]) {
     crate::quietly(|| {
         let (settings, rest) = crate::split::<10>(data);
@@ -130,7 +130,7 @@ pub fn prune(data: &[u8]) {
     });
 }
 
-/// Bytes of an input, over and over; zeros of an empty one.
+/// The bytes of an input, repeated; zeros for an empty input.
 struct Input<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -193,7 +193,7 @@ fn string(input: &mut Input<'_>) -> Vec<u8> {
     [before, &letters.repeat(usize::from(kind & 3))].concat()
 }
 
-/// Values of a type that a byte chooses, some of them null, perhaps in order.
+/// Returns values of a type that a byte chooses, some of them null, perhaps in order.
 fn array(kind: u8, rows: usize, nulls: u8, order: u8, input: &mut Input<'_>) -> ArrayRef {
     use DataType::*;
     let ints = |input: &mut Input<'_>| {
@@ -274,10 +274,11 @@ fn sort<T: Ord>(values: &mut [T], order: u8) {
     }
 }
 
-/// A file of these columns.
+/// Returns a file of these columns.
 ///
-/// Bytes: 3 nulls and order; 4 rows of a page and of a row group, 5 statistics (bits 0 and 1), bloom filters (2), dictionaries (3), version 2 (4), where
-/// pages stand (5), types as Parquet has them (6), without Arrow's schema (7); 6 how much of byte strings statistics keep; 7 compression and encoding.
+/// Bytes: 3 nulls and order; 4 rows of a page and of a row group, 5 statistics (bits 0 and 1), Bloom filters (2), dictionaries (3), version 2 (4),
+/// the places of pages (5), types as Parquet has them (6), without Arrow's schema (7); 6 how much of byte strings statistics keep; 7 compression and
+/// encoding.
 fn stored(arrays: &[ArrayRef], settings: &[u8; 10]) -> Bytes {
     let [_, _, _, _, sizes, flags, kept, coding, _, _] = *settings;
     let flag = |bit: u8| flags >> bit & 1 == 1;
@@ -328,7 +329,7 @@ fn stored(arrays: &[ArrayRef], settings: &[u8; 10]) -> Bytes {
     file.into()
 }
 
-/// What the columns are declared as: as they are stored, or each as something that it may become.
+/// Returns the declared columns: as they are stored, or each as a type that it may become.
 #[expect(clippy::option_option, reason = "whether there are any, and whether they are stated")]
 fn declared(choice: u8, arrays: &[&ArrayRef; 2]) -> Option<Option<Vec<Column>>> {
     if choice == 0 {
@@ -366,7 +367,7 @@ fn declared(choice: u8, arrays: &[&ArrayRef; 2]) -> Option<Option<Vec<Column>>> 
     Some(Some(columns))
 }
 
-/// Pages that are looked for are those that decoding finds.
+/// Checks that the pages that a scan finds are those that decoding finds.
 fn scanned(file: &Bytes) {
     let known = Opened::new(file.clone()).expect("a sound file");
     let scanned = Opened::new(file.clone()).and_then(Opened::scanned).expect("a sound file");
@@ -382,7 +383,7 @@ fn scanned(file: &Bytes) {
     }
 }
 
-/// A spoilt file is refused or read, with a condition too.
+/// Checks that a damaged file is refused or read, with a condition too.
 fn damaged(file: &Bytes, spoil: &[u8], condition_bytes: &[u8]) {
     let mut file = file.to_vec();
     for piece in spoil.chunks_exact(3) {
@@ -417,7 +418,7 @@ fn damaged(file: &Bytes, spoil: &[u8], condition_bytes: &[u8]) {
     }
 }
 
-/// A condition, to be asked of a file and of plain values.
+/// A condition, applicable to a file and to plain values.
 enum Condition {
     Compare(&'static str, u8, Scalar),
     In(&'static str, Vec<Scalar>),
@@ -482,7 +483,7 @@ impl Condition {
         }
     }
 
-    /// Whether it holds for these values; none where that depends on one that is not there.
+    /// Returns whether it holds for these values; `None` if that depends on a missing value.
     fn holds<'a>(&self, of: &dyn Fn(&str) -> Option<&'a Value>) -> Option<bool> {
         match self {
             Self::Compare(name, operator, value) => {
@@ -516,7 +517,7 @@ impl Condition {
     }
 }
 
-/// -1, 0 or 1: whether one is less than the other, exactly; none where one is no number.
+/// Compares exactly: -1, 0 or 1; `None` if one of the values is NaN.
 fn compare(found: &Value, value: &Scalar) -> Option<i8> {
     // An integer and the half of a float that is whole are compared as such, what is behind its point decides where they are equal.
     let parts = |float: f64| match float {

@@ -1,4 +1,4 @@
-//! A stored shard of any format, opened and read as the loader does it, and its rows as plain values.
+//! Opens and reads a stored shard of any format as the loader does, and returns its rows as plain values.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -10,7 +10,7 @@ use forebay::source::{Decoded, Source, check};
 use forebay::store::Store;
 use forebay::{Column, Error, ErrorKind, Format};
 
-/// Half of a budget, small so that an input of a few KiB can ask for more.
+/// Half of a budget; small, so that an input of a few KiB can ask for more.
 pub(crate) const MAX_BYTES: usize = 256 << 10;
 
 thread_local! {
@@ -21,19 +21,19 @@ thread_local! {
         .expect("a runtime");
 }
 
-/// Everything of a shard.
+/// Asks for everything in a shard.
 pub(crate) fn all() -> check::Asked {
     check::Asked { columns: None, conditions: Vec::new(), blocks: 1, max_bytes: MAX_BYTES }
 }
 
-/// These columns of a shard.
+/// Asks for these columns of a shard.
 pub(crate) fn columns(columns: &[Column]) -> check::Asked {
     check::Asked { columns: Some(columns.to_vec()), ..all() }
 }
 
-/// Opens a shard, while no more than so many bytes are held.
+/// Opens a shard while holding no more than the given number of bytes.
 ///
-/// An error is of a kind that says what is wrong with the shard, and says where.
+/// An error has a kind that says what is wrong with the shard, and says where.
 pub(crate) fn open(
     shard: Bytes,
     format: Format,
@@ -53,13 +53,13 @@ pub(crate) fn open(
     opened
 }
 
-/// A shard is refused for what it holds, or for what that takes.
+/// Checks that a shard is refused for its content, or for the memory that the content takes.
 pub(crate) fn refused(error: &Error) {
     assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Schema | ErrorKind::Memory), "{error}");
 }
 
-/// Reads a block, while no more than so many bytes are held: its rows, of which arrays hold together, or an error. Of blocks that the loader would find too
-/// large nothing is read.
+/// Reads a block while holding no more than `most_bytes` bytes. Returns its rows, whose arrays are consistent, or an error. Nothing is read of blocks
+/// that the loader would find too large.
 pub(crate) fn block(source: &dyn Source, block: usize, most_bytes: usize) -> Option<Result<Decoded, Error>> {
     let rows = source.catalog().block_rows(block);
     if source.catalog().block_bytes(block) > most_bytes as u64 / 2 || rows > 1 << 16 {
@@ -89,7 +89,7 @@ pub(crate) fn block(source: &dyn Source, block: usize, most_bytes: usize) -> Opt
     Some(read)
 }
 
-/// All rows: the values of each, or none of a bad one. Blocks that cannot be read are of bad rows.
+/// Returns all rows: the values of each, or `None` for a bad row. The rows of blocks that cannot be read count as bad.
 pub(crate) fn rows(source: &dyn Source, most_bytes: usize) -> Option<Vec<Option<Vec<Values>>>> {
     let mut all = Vec::new();
     for number in 0..source.catalog().blocks() {
@@ -101,7 +101,7 @@ pub(crate) fn rows(source: &dyn Source, most_bytes: usize) -> Option<Vec<Option<
     Some(all)
 }
 
-/// The values of each row, or none of a bad one.
+/// Returns the values of each row, or `None` for a bad row.
 pub(crate) fn rows_of(decoded: &Decoded) -> impl Iterator<Item = Option<Vec<Values>>> {
     (0..decoded.rows.num_rows()).map(|row| {
         let good = decoded.bad.binary_search_by_key(&row, |(row, _)| *row).is_err();
@@ -109,13 +109,13 @@ pub(crate) fn rows_of(decoded: &Decoded) -> impl Iterator<Item = Option<Vec<Valu
     })
 }
 
-/// What a column holds in a row, lists written out.
+/// The values of a column in a row, with lists expanded.
 pub(crate) type Values = Vec<Value>;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value {
     Int(i64),
-    /// The bits of a float of 64: of numbers that are none, too.
+    /// The bits of a 64-bit float, including NaNs.
     Float(u64),
     Bool(bool),
     Bytes(Vec<u8>),
@@ -123,7 +123,7 @@ pub(crate) enum Value {
     Any,
 }
 
-/// What a stored array holds in a row; none where anything of it is null or no column can hold it.
+/// Returns the values of a stored array in a row; `None` if any of them is null or no column can hold it.
 pub(crate) fn values(array: &ArrayRef, row: usize) -> Option<Values> {
     let mut values = Vec::new();
     push(array, row, &mut values).then_some(values)
@@ -214,7 +214,7 @@ fn stored<T: ArrowNativeType>(array: &ArrayRef, row: usize) -> T {
     data.buffers()[0].typed_data::<T>()[data.offset() + row]
 }
 
-/// What a record batch holds in a row of the column of a dotted name; none where it is null.
+/// Returns the values of a record batch in a row of the column with a dotted name; `None` if it is null.
 pub(crate) fn values_of(batch: &RecordBatch, name: &str, row: usize) -> Option<Values> {
     fn find<'a>(
         fields: &datatypes::Fields,
@@ -238,7 +238,7 @@ pub(crate) fn values_of(batch: &RecordBatch, name: &str, row: usize) -> Option<V
     values(array, row)
 }
 
-/// Whether values are those wanted, as far as they are read here.
+/// Returns whether the values are those wanted, as far as they are read here.
 pub(crate) fn agree(found: &Values, wanted: &Values) -> bool {
     found.len() == wanted.len()
         && found.iter().zip(wanted).all(|(found, wanted)| *wanted == Value::Any || found == wanted)

@@ -1,4 +1,4 @@
-//! Tar archives in the convention of WebDataset, plain and compressed, against the `tar` crate's reader.
+//! Tests tar archives in the convention of WebDataset, plain and compressed, against the `tar` crate's reader.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -11,14 +11,14 @@ use tar::{EntryType, Header};
 use crate::gzip;
 use crate::shard::{self, MAX_BYTES, Value, Values};
 
-/// What reading may take beside the archive.
+/// The memory that reading may take in addition to the archive.
 const MOST_BYTES: usize = 8 * MAX_BYTES;
 
-/// An archive is refused, or has the samples that a plain reader finds, in bounded memory; of what is behind damage one bad row is left. They are the same
-/// however the archive is cut into blocks and compressed.
+/// An archive is refused, or has the samples that a plain reader finds, in bounded memory; everything after damage becomes one bad row. The samples
+/// are the same however the archive is cut into blocks and compressed.
 ///
-/// Byte 0: whether checksums of headers are mended (bit 0), which a fuzzer seldom hits, whether columns are stated (bit 1), and whether the rest is an archive
-/// or stored as it is (bit 2), and how else an archive is read (bits 4 and 5: in small blocks, gzip, zstd, gzip in two).
+/// Byte 0: whether checksums of headers are repaired (bit 0), because a fuzzer seldom finds one, whether columns are stated (bit 1), whether the rest
+/// is an archive or stored unchanged (bit 2), and how else an archive is read (bits 4 and 5: in small blocks, gzip, zstd, gzip in two).
 pub fn tar(data: &[u8]) {
     let ([mode], rest) = crate::split::<1>(data);
     let mut archive = rest.to_vec();
@@ -107,7 +107,7 @@ fn value((key, members): &Sample, column: &Column) -> Option<Values> {
     }])
 }
 
-/// The samples of an archive, and whether it could be read to its end; what two readers may see differently is the end of it.
+/// Returns the samples of an archive, and whether it could be read to its end; whatever two readers may see differently counts as its end.
 fn samples(archive: &[u8]) -> (Vec<Sample>, bool) {
     let mut samples: Vec<Sample> = Vec::new();
     let mut reader = tar::Archive::new(archive);
@@ -156,7 +156,7 @@ fn samples(archive: &[u8]) -> (Vec<Sample>, bool) {
     (samples, true)
 }
 
-/// What is before and behind the first dot of a name's last part.
+/// Returns the parts before and after the first dot in the last component of a name.
 fn key(name: &[u8]) -> Option<(Vec<u8>, String)> {
     let name = name.strip_prefix(b"./").unwrap_or(name);
     let parts: Vec<&[u8]> = name.split(|byte| *byte == b'/').collect();
@@ -168,7 +168,7 @@ fn key(name: &[u8]) -> Option<(Vec<u8>, String)> {
     (dot > 0 && !extension.is_empty() && !is_meta).then(|| (key.to_vec(), extension))
 }
 
-/// Writes the checksums that headers should have, as far as their lengths lead.
+/// Writes the correct checksums into headers, as far as their lengths lead.
 fn mend(archive: &mut [u8]) {
     let mut at = 0usize;
     while let Some(bytes) = archive.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<512>()) {

@@ -1,4 +1,4 @@
-//! JSON Lines and CSV, plain and compressed, against plain readers.
+//! Tests JSON Lines and CSV, plain and compressed, against plain readers.
 
 use bytes::Bytes;
 use forebay::source::check::Asked;
@@ -7,14 +7,14 @@ use forebay::{Column, Csv, Dtype, Format, JsonLines, Shape, bytes, int64};
 use crate::gzip;
 use crate::shard::{self, MAX_BYTES, Value, Values};
 
-/// What reading may take beside the text, of which each byte can be a list or an object of its own.
+/// The memory that reading may take in addition to the text, each byte of which can be a list or an object of its own.
 const MOST_BYTES: usize = 8 * MAX_BYTES;
 
-/// Text is refused, or has the rows that a plain reader finds, in bounded memory; each is bad, or has the values that the plain reader finds where it knows
-/// what they are. They are the same however the text is cut into blocks and compressed.
+/// Text is refused, or has the rows that a plain reader finds, in bounded memory. Each row is bad, or has the values that the plain reader finds
+/// where it knows them. The rows are the same however the text is cut into blocks and compressed.
 ///
-/// Byte 0: the format (bits 0 and 1: JSON, CSV, CSV without header, CSV with semicolons and without header), whether columns are stated (bit 2), whether
-/// the rest is text or stored as it is (bit 3), and how else text is read (bits 4 and 5: in small blocks, gzip, zstd, gzip in two).
+/// Byte 0: the format (bits 0 and 1: JSON, CSV, CSV without header, CSV with semicolons and without header), whether columns are stated (bit 2),
+/// whether the rest is text or stored unchanged (bit 3), and how else text is read (bits 4 and 5: in small blocks, gzip, zstd, gzip in two).
 pub fn text(data: &[u8]) {
     let ([mode], rest) = crate::split::<1>(data);
     let format = || -> Format {
@@ -61,7 +61,7 @@ pub fn text(data: &[u8]) {
     }
 }
 
-/// Columns with short names, so that a fuzzer finds them.
+/// Returns columns with short names, so that a fuzzer finds them.
 fn columns(format: u8) -> Vec<Column> {
     let of = |name: &str, dtype| Column::new(name, dtype, Shape::Scalar);
     match format {
@@ -73,12 +73,12 @@ fn columns(format: u8) -> Vec<Column> {
 
 type Rows = [Option<Vec<Values>>];
 
-/// What a plain reader says of a value.
+/// What a plain reader says about a value.
 enum Says {
     Is(Values),
     /// The row is bad.
     Bad,
-    /// It is for the reader of the column to say whether that can be one of its values.
+    /// The reader of the column decides whether this can be one of its values.
     Unknown,
 }
 
@@ -91,7 +91,7 @@ fn hold(row: usize, column: &Column, found: Option<&Values>, says: &Says) {
     }
 }
 
-/// Floats may be read with another last digit.
+/// Compares values; the last digit of floats may differ.
 fn same(found: &Values, wanted: &Values) -> bool {
     let close = |a: &Value, b: &Value| match (a, b) {
         (Value::Float(a), Value::Float(b)) => {
@@ -135,7 +135,7 @@ fn against_json(text: &[u8], columns: &[Column], rows: &Rows) {
     }
 }
 
-/// The value at a column's dotted name: with the dots as they are, or going down where they are.
+/// Returns the value at a column's dotted name: a key with those dots, or else nested keys.
 fn json(line: &serde_json::Value, column: &Column) -> Says {
     use serde_json::Value as Json;
     let name = column.name().as_ref();
@@ -254,8 +254,8 @@ fn csv(field: &[u8], column: &Column) -> Says {
     }
 }
 
-/// RFC 4180, byte by byte: fields between delimiters, within quotes if they begin with one; rows between line ends that are in none.
-/// A last row whose quote is not closed is none.
+/// Reads RFC 4180 byte by byte: fields between delimiters, within quotes if they begin with a quote; rows between line ends outside of quotes. A last
+/// row whose quote is not closed does not count.
 fn records(text: &[u8], delimiter: u8) -> Vec<Option<Vec<Vec<u8>>>> {
     let mut records: Vec<Option<Vec<Vec<u8>>>> = Vec::new();
     // Nor is a mark of the byte order.

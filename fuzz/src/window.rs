@@ -1,18 +1,18 @@
-//! The geometry of pipelines, on pictures of any size whose pixels say where they are.
+//! The geometry of pipelines, on pictures of any size whose pixels encode their position.
 
 use forebay::transform::image::{Image, ImageLimits, Scratch};
 use forebay::{ErrorKind, Layout};
 
 use crate::image::{SETTINGS, bitmap, decode, pipeline};
 
-/// Larger than any size below, so that no limit is met but that of intermediate sizes.
+/// Larger than any size below, so that the only limit reached is that on intermediate sizes.
 const LIMITS: ImageLimits = ImageLimits { max_pixels: 1 << 20, max_side: 65_535, max_bytes: 8 << 20 };
 
-/// Crops and flips give pixels that are neighbours in the picture; resizing gives a picture of one colour the same colour, padded with it
-/// or not.
+/// Crops and flips give pixels that are neighbours in the picture. Resizing a picture of one colour gives the same colour, whether or not it is
+/// padded with that colour.
 ///
-/// The first bytes choose the pipeline, then come width and height of the picture, each in two bytes. Of long pictures the other
-/// side is cut, so that they stay small.
+/// The first bytes choose the pipeline; then come width and height of the picture, in two bytes each. Long pictures are cut on the other side, so
+/// that they stay small.
 pub fn window(data: &[u8]) {
     let (settings, rest) = crate::split::<SETTINGS>(data);
     let ([w0, w1, h0, h1], _) = crate::split::<4>(rest);
@@ -33,7 +33,7 @@ pub fn window(data: &[u8]) {
 
 const GRAY: u8 = crate::image::PADDING;
 
-/// All values are what the grey becomes, give or take the rounding of the weights, a step at each of at most four resizes.
+/// Checks that all values are what the grey becomes, up to the rounding of the weights: one step at each of at most four resizes.
 fn one_colour(image: &Image, slot: &[u8], flags: u8) {
     let (dtype, shape) = image.output().expect("it was decoded");
     let (planar, normalized) = (flags & 2 == 0, flags & 4 != 0);
@@ -57,7 +57,7 @@ fn one_colour(image: &Image, slot: &[u8], flags: u8) {
     }
 }
 
-/// The steps that move pixels and change none, on a picture whose pixels hold their own place.
+/// Checks the steps that move pixels without changing them, on a picture whose pixels encode their position.
 fn crops(settings: [u8; SETTINGS], width: u32, height: u32, scratch: &mut Scratch) {
     let key = forebay::random::Key::new(settings[SETTINGS - 1].into());
     let mut image = Image::rgb().layout(Layout::Nhwc).limits(LIMITS);

@@ -1,18 +1,17 @@
-//! A second reader of `tf.Example`, plain and slow: what the parser is held against.
+//! A second reader of `tf.Example`, plain and slow, with which the parser is compared.
 //!
-//! It follows protobuf's own rules where `prost` is stricter (a known field of another wire type is an unknown field, names that
-//! are not wanted need not be UTF-8), and reads as little as the parser: features that no column wants are stepped over, and of
-//! several with one name only the last is opened.
+//! It follows protobuf's own rules where `prost` is stricter (a known field of another wire type is an unknown field, and unwanted names need not be
+//! UTF-8). It reads as little as the parser: features that no column wants are skipped, and of several with the same name only the last is opened.
 
 use std::collections::BTreeMap;
 
 use forebay::format::example::{BytesList, Feature, FloatList, Int64List, Kind, Values};
 
-/// The bytes are no valid protobuf.
+/// The error of bytes that are not valid protobuf.
 #[derive(Debug)]
 pub(crate) struct Flawed;
 
-/// The values of a map's entry, by name: pieces that are to be merged.
+/// The values of a map's entries, by name, as pieces that are to be merged.
 pub(crate) type Map<'a> = BTreeMap<&'a [u8], Vec<&'a [u8]>>;
 
 /// The value of a field.
@@ -20,7 +19,7 @@ pub(crate) enum Value<'a> {
     Varint(u64),
     Fixed32([u8; 4]),
     Bytes(&'a [u8]),
-    /// Eight bytes, or a group: nothing that features have.
+    /// Eight bytes, or a group: features have neither.
     Other,
 }
 
@@ -42,7 +41,7 @@ fn varint(input: &mut &[u8]) -> Result<u64, Flawed> {
     Err(Flawed)
 }
 
-/// The next field's number and value.
+/// Reads the next field's number and value.
 fn field<'a>(input: &mut &'a [u8], depth: u32) -> Result<(u32, Value<'a>), Flawed> {
     let (number, wire_type) = tag(input)?;
     let value = match wire_type {
@@ -78,7 +77,7 @@ fn tag(input: &mut &[u8]) -> Result<(u32, u32), Flawed> {
     if tag < 8 { Err(Flawed) } else { Ok((tag >> 3, tag & 7)) }
 }
 
-/// All fields of a message, in order; a flaw comes last.
+/// Returns all fields of a message, in order; a flaw comes last.
 pub(crate) fn fields(mut message: &[u8]) -> impl Iterator<Item = Result<(u32, Value<'_>), Flawed>> {
     std::iter::from_fn(move || {
         let next = (!message.is_empty()).then(|| field(&mut message, 100))?;
@@ -89,7 +88,7 @@ pub(crate) fn fields(mut message: &[u8]) -> impl Iterator<Item = Result<(u32, Va
     })
 }
 
-/// The features of a record, and its feature lists.
+/// Returns the features of a record, and its feature lists.
 pub(crate) fn maps(record: &[u8], kind: Kind) -> Result<[Map<'_>; 2], Flawed> {
     let mut maps = [Map::new(), Map::new()];
     let last = if kind == Kind::Example { 1 } else { 2 };
@@ -115,7 +114,7 @@ pub(crate) fn maps(record: &[u8], kind: Kind) -> Result<[Map<'_>; 2], Flawed> {
     Ok(maps)
 }
 
-/// The feature that these pieces make.
+/// Returns the feature that these pieces make.
 pub(crate) fn feature(pieces: &[&[u8]]) -> Result<Feature, Flawed> {
     let mut kind = None;
     for part in pieces.iter().flat_map(|piece| fields(piece)) {

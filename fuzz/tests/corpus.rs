@@ -1,4 +1,4 @@
-//! Every file of the corpus, without libFuzzer: what was once interesting stays true.
+//! Runs every file of the corpus, without libFuzzer: what was once interesting stays true.
 
 use std::fs;
 use std::path::Path;
