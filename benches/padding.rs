@@ -1,7 +1,7 @@
 //! How much padding do packing and bucketing leave, by algorithm and window? Prints the tables of `docs/tokens.md`; nothing is timed.
 //!
-//! Data: 60,000 documents in memory, of log-normal lengths (median 420 tokens, sigma 1.2, 8 to 100,000: a mean of some 860), as web pages have
-//! them; shuffled as a whole, 8 streams unless the table says otherwise. An epoch of each.
+//! Data: 60,000 documents in memory with log-normal lengths, like those of web pages (median 420 tokens, sigma 1.2, 8 to 100,000: a mean of some
+//! 860), shuffled as a whole, in 8 streams unless the table says otherwise. Each case runs for one epoch.
 //!
 //! `cargo bench --bench padding --no-default-features`
 
@@ -18,7 +18,7 @@ const DOCUMENTS: usize = 60_000;
 const ROW: usize = 2048;
 const WINDOWS: [u64; 6] = [16, 64, 256, 1024, 4096, 7500];
 
-/// Documents of the distribution, none longer than `longest`.
+/// Creates documents with lengths from the distribution, none longer than `longest`.
 fn documents(longest: f64) -> Result<Dataset> {
     let mut rng = Key::new(0).with("padding").rng();
     let mut length = || {
@@ -48,7 +48,7 @@ fn head(name: &str, columns: impl IntoIterator<Item = String>) {
     println!("|---|{rule}|");
 }
 
-/// Padding share of packed rows, and segments for each document.
+/// Returns the share of padding in packed rows, and the segments per document.
 fn packed(all: &Dataset, pack: Pack) -> Result<(f64, f64)> {
     let mut loader = all.pack(pack).batch(32).loader().streams(8).build()?;
     let (mut tokens, mut cells, mut segments) = (0, 0, 0);
@@ -93,7 +93,7 @@ fn packing() -> Result<()> {
     Ok(())
 }
 
-/// What batches of an epoch are like.
+/// Statistics of the batches of an epoch.
 #[derive(Default)]
 struct Seen {
     tokens: usize,

@@ -1,7 +1,7 @@
-//! What does each part of the way cost by itself, on one thread?
+//! What does each part of the pipeline cost by itself, on one thread?
 //!
-//! Data: made here from fixed numbers. Throughput is that of the samples, or of the stored bytes where a part works on bytes. Whole
-//! loaders are measured by `forebay bench`.
+//! Data: generated here from fixed numbers. Throughput is that of samples, or of stored bytes for parts that process bytes. `forebay bench` measures
+//! whole loaders.
 //!
 //! `cargo bench --bench parts [NAME]`
 
@@ -65,7 +65,7 @@ fn photograph() -> Vec<u8> {
     std::fs::read(path).expect("a golden file")
 }
 
-/// A picture whose decoding is a copy.
+/// Returns a picture whose decoding is only a copy.
 fn bitmap(width: u32, height: u32) -> Vec<u8> {
     let mut encoded = std::io::Cursor::new(Vec::new());
     let picture = image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, (x ^ y) as u8]));
@@ -73,7 +73,7 @@ fn bitmap(width: u32, height: u32) -> Vec<u8> {
     encoded.into_inner()
 }
 
-/// Decodes one image again and again, with a new key each time.
+/// Decodes one image repeatedly, with a new key each time.
 fn decode(bencher: Bencher<'_, '_>, encoded: &[u8], image: &Image) {
     let (dtype, shape) = image.output().expect("a fixed size");
     let bytes = shape.iter().product::<usize>() * dtype.size().expect("numbers");
@@ -92,13 +92,13 @@ fn window_decode(bencher: Bencher<'_, '_>, side: u32) {
     decode(bencher, &photograph(), &Image::rgb().center_crop(side, side).to_u8());
 }
 
-/// What does resizing to 224 x 224 cost, by the sides of what is resized? An uncompressed picture: `layout` says what the rest of it costs.
+/// What does resizing to 224 x 224 cost, by the sides of what is resized? The picture is uncompressed: `layout` says what the rest of the work costs.
 #[divan::bench(args = [(160, 120), (300, 300), (500, 375), (1600, 1200)])]
 fn resize(bencher: Bencher<'_, '_>, (width, height): (u32, u32)) {
     decode(bencher, &bitmap(width, height), &Image::rgb().resize(224, 224).to_u8());
 }
 
-/// What does writing pixels into the batch cost, as they are and as normalised f32 planes? An uncompressed picture of 224 x 224.
+/// What does writing pixels into the batch cost, unchanged and as normalised f32 planes? The picture is uncompressed, 224 x 224.
 #[divan::bench(args = ["u8", "normalized"])]
 fn layout(bencher: Bencher<'_, '_>, how: &str) {
     let image = Image::rgb().center_crop(224, 224);
@@ -106,14 +106,14 @@ fn layout(bencher: Bencher<'_, '_>, how: &str) {
     decode(bencher, &bitmap(224, 224), &image);
 }
 
-/// What does an image cost as training wants it: a random window of a JPEG, resized, flipped, normalised?
+/// What does an image cost in the form that training needs: a random window of a JPEG, resized, flipped, normalised?
 #[divan::bench]
 fn random_resized_crop(bencher: Bencher<'_, '_>) {
     let image = Image::rgb().random_resized_crop(112, 112).horizontal_flip(0.5);
     decode(bencher, &photograph(), &image.normalize(IMAGENET_MEAN, IMAGENET_STD));
 }
 
-/// What do changes of colour add to an image? A random window of the same JPEG as normalised planes of 224 x 224, and one change or all of them.
+/// What do colour changes add to an image? A random window of the same JPEG as normalised planes of 224 x 224, with one change or all of them.
 #[divan::bench(args = ["none", "brightness", "contrast", "saturation", "hue", "all", "gray"])]
 fn colors(bencher: Bencher<'_, '_>, which: &str) {
     let image = Image::rgb().random_resized_crop(224, 224).normalize(IMAGENET_MEAN, IMAGENET_STD);
@@ -129,7 +129,7 @@ fn colors(bencher: Bencher<'_, '_>, which: &str) {
     decode(bencher, &photograph(), &image);
 }
 
-/// `columns` numbers a row, in memory.
+/// Returns a data set with `columns` numbers per row, in memory.
 fn numbers(columns: usize, rows: usize) -> Dataset {
     let ints: ArrayRef = Arc::new(Int64Array::from_iter_values(0..rows as i64));
     let floats: ArrayRef = Arc::new(Float32Array::from_iter_values((0..rows).map(|i| i as f32)));
@@ -137,7 +137,7 @@ fn numbers(columns: usize, rows: usize) -> Dataset {
     Dataset::from_columns((0..columns).map(column)).expect("columns")
 }
 
-/// Whole epochs, of which each is another order.
+/// Runs whole epochs, each in a different order.
 fn epochs(bencher: Bencher<'_, '_>, dataset: &Dataset, rows: usize, scheduler: Scheduler) {
     let mut loader = dataset.loader().scheduler(scheduler).build().expect("a loader");
     let mut epoch = 0;
@@ -149,37 +149,37 @@ fn epochs(bencher: Bencher<'_, '_>, dataset: &Dataset, rows: usize, scheduler: S
 
 const ROWS: usize = 1_000_000;
 
-/// What does collating cost a row, by columns? 1,000,000 rows in their own order: nothing is permuted or gathered, rows are laid out as they
-/// stand. On the calling thread alone, batches of 1,024.
+/// What does collating cost per row, by number of columns? 1,000,000 rows in their own order: nothing is permuted or gathered, rows are laid out in
+/// the order in which they are stored. On the calling thread alone, batches of 1,024.
 #[divan::bench(args = [1, 40], sample_count = 5)]
 fn collate(bencher: Bencher<'_, '_>, columns: usize) {
     epochs(bencher, &numbers(columns, ROWS).batch(1024), ROWS, Scheduler::single_threaded());
 }
 
-/// What do permutation and gather add to that? Rows through a shuffle buffer of 100,000: planned segment by segment, gathered from some twenty blocks.
-/// What the second column adds is gather and collate alone.
+/// What do permutation and gathering add to that? Rows go through a shuffle buffer of 100,000: planned segment by segment, gathered from some twenty
+/// blocks. The second column adds only gathering and collating.
 #[divan::bench(args = [1, 2, 40], sample_count = 5)]
 fn permutation_and_gather(bencher: Bencher<'_, '_>, columns: usize) {
     let dataset = numbers(columns, ROWS).shuffle(Shuffle::buffer(100_000)).batch(1024);
     epochs(bencher, &dataset, ROWS, Scheduler::single_threaded());
 }
 
-/// And where all rows are permuted as a whole, by a formula for each, and gathered from everywhere?
+/// And if all rows are permuted as a whole, by one formula per row, and gathered from everywhere?
 #[divan::bench(args = [1, 2], sample_count = 5)]
 fn global_permutation(bencher: Bencher<'_, '_>, columns: usize) {
     let dataset = numbers(columns, ROWS).shuffle(Shuffle::global()).batch(1024);
     epochs(bencher, &dataset, ROWS, Scheduler::single_threaded());
 }
 
-/// What does a batch cost that holds next to nothing: two tasks, each handed over between loop, pool and run? 20,000 batches of one row, on
-/// `threads` workers.
+/// What does a batch cost that holds next to nothing: two tasks, each handed over between loop, pool and run? 20,000 batches of one row, on `threads`
+/// workers.
 #[divan::bench(args = [1, 2], sample_count = 5)]
 fn hand_over(bencher: Bencher<'_, '_>, threads: usize) {
     epochs(bencher, &numbers(1, 20_000).batch(1), 20_000, Scheduler::threads(threads));
 }
 
-/// What does packing cost a token, by algorithm? 20,000 documents of 4 to 1,600 tokens, in memory, in their own order, into rows of 2,048: three columns of
-/// i64, written and laid out. On the calling thread alone.
+/// What does packing cost per token, by algorithm? 20,000 documents of 4 to 1,600 tokens, in memory, in their own order, are packed into rows of
+/// 2,048: three columns of i64, written and laid out. On the calling thread alone.
 #[divan::bench(args = ["first_fit", "best_fit", "longest_first", "concat_then_split"], sample_count = 5)]
 fn pack(bencher: Bencher<'_, '_>, how: &str) {
     let pack = match how {
@@ -191,7 +191,7 @@ fn pack(bencher: Bencher<'_, '_>, how: &str) {
     packed(bencher, pack, &[]);
 }
 
-/// And by best fit with columns beside the tokens: `columns` more of i32?
+/// And with best fit and further columns next to the tokens: `columns` more of i32?
 #[divan::bench(args = [0, 1, 2], sample_count = 5)]
 fn pack_beside(bencher: Bencher<'_, '_>, columns: usize) {
     packed(bencher, Pack::best_fit(2048), &["mask", "labels"][..columns]);

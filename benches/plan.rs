@@ -1,7 +1,7 @@
-//! What does a plan of many rows, blocks and shards cost before the first batch, and when an epoch begins?
+//! What does a plan of many rows, blocks and shards cost before the first batch, and at the beginning of an epoch?
 //!
-//! Data: row numbers that are made when a block is decoded, so that nothing but planning grows with the data set; beside it the
-//! index array that a loader without formulas shuffles. The columns of bytes are what is allocated: `max alloc` at one time.
+//! Data: row numbers that are generated when a block is decoded, so that only planning grows with the data set. For comparison: the index array that
+//! a loader without formulas shuffles. The columns of bytes show what is allocated: `max alloc` at one time.
 //!
 //! `cargo bench --bench plan --no-default-features [NAME]`
 
@@ -49,7 +49,7 @@ impl Source for RowNumbers {
     }
 }
 
-/// Shards of `blocks` blocks of 1,000 rows.
+/// Creates shards of `blocks` blocks of 1,000 rows.
 fn catalog(shards: usize, blocks: usize) -> Catalog {
     let mut catalog = Catalog::new();
     for shard in 0..shards {
@@ -67,10 +67,10 @@ fn loader(dataset: &Dataset) -> Loader {
     dataset.loader().scheduler(Scheduler::single_threaded()).build().expect("a loader")
 }
 
-/// Shards, and blocks in each: 10 million rows; 100 million; a thousand million in a few shards, and in a million of them.
+/// Numbers of shards, and of blocks in each: 10 million rows; 100 million; a thousand million in a few shards, and in a million shards.
 const SIZES: [(usize, usize); 4] = [(10, 1000), (100, 1000), (1000, 1000), (1_000_000, 1)];
 
-/// The catalog itself.
+/// Creating the catalog itself.
 #[divan::bench(args = SIZES, sample_count = 5)]
 fn a_catalog(bencher: Bencher<'_, '_>, (shards, blocks): (usize, usize)) {
     bencher.bench_local(|| catalog(shards, blocks));
@@ -83,14 +83,14 @@ fn first_batch(bencher: Bencher<'_, '_>, (shards, blocks): (usize, usize)) {
     bencher.bench_local(|| loader(&dataset).epoch(0).next().expect("a batch").expect("sound").len());
 }
 
-/// The same of a global shuffle, into whose first batch 256 blocks go.
+/// The same for a global shuffle, whose first batch draws on 256 blocks.
 #[divan::bench(args = SIZES, sample_count = 5)]
 fn first_batch_of_a_global_shuffle(bencher: Bencher<'_, '_>, (shards, blocks): (usize, usize)) {
     let dataset = dataset(shards, blocks).shuffle(Shuffle::global()).batch(256);
     bencher.bench_local(|| loader(&dataset).epoch(0).next().expect("a batch").expect("sound").len());
 }
 
-/// The first batch of a later epoch from a loader that is there.
+/// The first batch of a later epoch, from an existing loader.
 #[divan::bench(args = SIZES, sample_count = 5)]
 fn first_batch_of_another_epoch(bencher: Bencher<'_, '_>, (shards, blocks): (usize, usize)) {
     let mut loader = loader(&dataset(shards, blocks).shuffle(Shuffle::buffer(100_000)).batch(256));
@@ -101,8 +101,8 @@ fn first_batch_of_another_epoch(bencher: Bencher<'_, '_>, (shards, blocks): (usi
     });
 }
 
-/// What do mixed rows cost, beside rows that are not? A million rows, planned, gathered and handed over on one thread: two parts with shuffle
-/// buffers, by weights; 0 : 1 is one of them alone.
+/// What do mixed rows cost, compared with rows that are not mixed? A million rows are planned, gathered and handed over on one thread: two parts with
+/// shuffle buffers, by weights; 0 : 1 is one of them alone.
 #[divan::bench(args = [(0, 1), (1, 1), (7, 3), (333, 667)], sample_count = 5)]
 fn mixed_rows(bencher: Bencher<'_, '_>, (left, right): (u32, u32)) {
     let part = || dataset(10, 100).shuffle(Shuffle::buffer(100_000));
@@ -116,7 +116,7 @@ fn mixed_rows(bencher: Bencher<'_, '_>, (left, right): (u32, u32)) {
     });
 }
 
-/// An array of all row numbers, shuffled, and its first 256: what the plan does without.
+/// Shuffles an array of all row numbers and takes its first 256: what the plan does without.
 #[divan::bench(args = [10_000_000, 100_000_000], sample_count = 3)]
 fn index_array(bencher: Bencher<'_, '_>, rows: u64) {
     let mut key = 0;

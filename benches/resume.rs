@@ -1,7 +1,7 @@
-//! Does going on in the middle of an epoch cost more than beginning it?
+//! Does continuing in the middle of an epoch cost more than beginning it?
 //!
-//! Time from `build()` to the first batch, at the start of an epoch and from a state behind nine tenths of its steps, over 500,000 records
-//! in 16 local shards with their indexes at hand. `cargo bench --bench resume`; results are in `benches/results`.
+//! Measures the time from `build()` to the first batch, at the start of an epoch and from a state after nine tenths of its steps, over 500,000
+//! records in 16 local shards whose indexes exist. `cargo bench --bench resume`; results are in `benches/results`.
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -18,7 +18,7 @@ fn main() {
     divan::main();
 }
 
-/// Shards in a folder that goes away, and their indexes.
+/// Shards in a temporary folder, and their indexes.
 struct Shards(tempfile::TempDir);
 
 impl Shards {
@@ -63,7 +63,7 @@ fn start(bencher: Bencher<'_, '_>, kind: &str) {
     bencher.bench_local(|| assert_eq!(first_batch(shards.loader(kind)), 0));
 }
 
-/// From a state behind nine tenths of the steps.
+/// From a state after nine tenths of the steps.
 #[divan::bench(args = KINDS)]
 fn resume_at_nine_tenths(bencher: Bencher<'_, '_>, kind: &str) {
     let shards = Shards::new();

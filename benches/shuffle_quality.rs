@@ -1,7 +1,7 @@
-//! How well do shuffles mix, beside a sliding buffer of the same size? Prints the tables of `docs/shuffle.md` and draws its plot,
+//! How well do shuffles mix, compared with a sliding buffer of the same size? Prints the tables of `docs/shuffle.md` and draws its plot,
 //! `docs/shuffle.svg`.
 //!
-//! Data: row numbers, in the shapes of two data sets, sorted by label; the loader delivers an epoch of them, and what a sliding buffer would deliver is
+//! Data: row numbers, in the shapes of two data sets, sorted by label. The loader delivers an epoch of them; what a sliding buffer would deliver is
 //! computed. Nothing is timed.
 //!
 //! `cargo bench --bench shuffle_quality --no-default-features`
@@ -69,7 +69,7 @@ struct Curve {
 
 const BUFFERS: std::ops::RangeInclusive<u32> = 8..=20;
 
-/// Over buffers of 256 to a million rows of the images: displacement, and the largest label of a batch.
+/// Draws the plot over buffers of 256 to a million rows of the images: displacement, and the largest label of a batch.
 fn plot() -> String {
     let measured = |name, colour, order: &dyn Fn(u64) -> Vec<u64>| Curve {
         name,
