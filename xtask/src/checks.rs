@@ -13,13 +13,13 @@ use crate::{emulators, libtorch, packages, python};
 /// For whom the checks run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// Somebody who will run them again: incremental compilation, `Cargo.lock` may follow `Cargo.toml`.
+    /// A developer who will run them again: incremental compilation, and `Cargo.lock` may follow `Cargo.toml`.
     Developer,
-    /// A machine that starts from nothing and throws everything away.
+    /// A machine that starts from nothing and keeps nothing.
     Clean,
 }
 
-/// Trains on the images of `examples/data`, or on what the arguments say.
+/// Trains on the images of `examples/data`, or on what the arguments specify.
 pub(crate) fn demo(root: &Path, steps: &mut Steps, arguments: &[String]) -> Result<(), Failure> {
     let libraries = set_up(root, steps, false)?;
     let cargo = Cargo { root, libraries: &libraries, mode: Mode::Developer };
@@ -30,9 +30,8 @@ pub(crate) fn demo(root: &Path, steps: &mut Steps, arguments: &[String]) -> Resu
 
 /// Runs every check and stops at the first that fails.
 ///
-/// The features are the default ones throughout, so that `check`, `clippy` and `doc` share one compilation of the
-/// dependencies and `test` with its examples and documentation tests another. Without default features the crate is
-/// checked, not linked.
+/// All checks use the default features, so that `check`, `clippy` and `doc` share one compilation of the dependencies, and `test` shares another with
+/// its examples and documentation tests. Without default features, the crate is checked but not linked.
 pub(crate) fn test(root: &Path, steps: &mut Steps, mode: Mode) -> Result<(), Failure> {
     // What takes a second goes first: nobody should wait through a download for a blank in the wrong place.
     let cargo = Cargo { root, libraries: Path::new(""), mode };
@@ -84,7 +83,7 @@ pub(crate) fn test(root: &Path, steps: &mut Steps, mode: Mode) -> Result<(), Fai
     Ok(())
 }
 
-/// System packages and libtorch; returns the folder of libtorch's libraries.
+/// Installs system packages and libtorch; returns the folder of libtorch's libraries.
 fn set_up(root: &Path, steps: &mut Steps, needs_wheels: bool) -> Result<PathBuf, Failure> {
     let mut requirements = packages::FOR_COMPILING.to_vec();
     if needs_wheels || !libtorch::is_settled(root)? {
@@ -99,18 +98,18 @@ fn set_up(root: &Path, steps: &mut Steps, needs_wheels: bool) -> Result<PathBuf,
     Ok(libraries)
 }
 
-/// Where cargo puts examples: beside this program, which it has built and started.
+/// Returns the folder where cargo puts examples: next to this program, which cargo has built and started.
 fn built_examples() -> Result<PathBuf, Failure> {
     let program = env::current_exe().doing("the path of this program")?;
     Ok(program.with_file_name("examples"))
 }
 
-/// A subcommand for another workspace of the repository, which libtorch has no part in.
+/// Creates a subcommand for another workspace of the repository, which does not use libtorch.
 pub(crate) fn cargo(root: &Path, subcommand: &str) -> Command {
     Cargo { root, libraries: Path::new(""), mode: Mode::Developer }.bare(subcommand)
 }
 
-/// How cargo is called.
+/// The way in which cargo is called.
 #[derive(Clone, Copy)]
 struct Cargo<'a> {
     root: &'a Path,
@@ -119,7 +118,7 @@ struct Cargo<'a> {
 }
 
 impl Cargo<'_> {
-    /// A subcommand that compiles or runs something.
+    /// Creates a subcommand that compiles or runs something.
     fn command(&self, subcommand: &str) -> Command {
         let mut command = self.bare(subcommand);
         // Documentation tests get no link arguments from build.rs, so the rpath does not reach them.
@@ -157,13 +156,13 @@ fn in_front(folder: &Path, rest: Option<OsString>) -> OsString {
     env::join_paths(all).unwrap_or_else(|_| env::var_os("LD_LIBRARY_PATH").unwrap_or_default())
 }
 
-/// Runs `cargo test`; the notes are the closing lines of its test runners.
+/// Runs `cargo test`; the notes are the final lines of its test runners.
 fn run_tests(command: &mut Command) -> (Vec<String>, Result<(), Failure>) {
     let (lines, result) = shell::run_keeping(command, |line| line.starts_with("test result:"));
     (closing(&lines), result)
 }
 
-/// The closing lines of the test runners that had a test, and their sum.
+/// Returns the final lines of the test runners that had a test, and their sum.
 fn closing(lines: &[String]) -> Vec<String> {
     let count = |line: &str, what: &str| -> u64 {
         let words = line.split([';', '.']).map(str::trim);
@@ -186,7 +185,7 @@ struct Example {
     arguments: Vec<String>,
 }
 
-/// The examples that say so at their top, in the order of their names: a line ``//! Checked with: `ARGUMENTS` ``.
+/// Finds the examples with a line ``//! Checked with: `ARGUMENTS` `` at their top, in the order of their names.
 fn examples(folder: &Path) -> Result<Vec<Example>, Failure> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).doing(folder.display())? {

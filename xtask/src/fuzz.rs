@@ -1,6 +1,6 @@
 //! Fuzzing: the targets of `fuzz/` on libFuzzer, with a stable compiler.
 //!
-//! What `cargo fuzz` does beyond this needs a nightly one: the address sanitizer.
+//! What `cargo fuzz` offers beyond this, the address sanitizer, needs a nightly compiler.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::checks;
 use crate::shell::{self, Doing, Failure};
 use crate::steps::Steps;
 
-/// The targets, each with the bytes of its longest inputs.
+/// The targets, each with the maximum length of its inputs in bytes.
 const TARGETS: [(&str, u32); 11] = [
     ("framing", 4096),
     ("example", 4096),
@@ -25,18 +25,18 @@ const TARGETS: [(&str, u32); 11] = [
     ("window", 16),
 ];
 
-/// Counts edges and shows libFuzzer what is compared with what.
+/// Counts edges, and shows libFuzzer the operands of comparisons.
 const RUSTFLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares";
 
-/// What is to be fuzzed.
+/// What to fuzz.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// One target; all of them, one after the other, without.
+    /// One target; if `None`, all of them, one after the other.
     target: Option<&'static str>,
     seconds: u32,
-    /// No fuzzing: only the corpus, with an ordinary build.
+    /// Only runs the corpus, with an ordinary build, and does not fuzz.
     check: bool,
 }
 
@@ -61,7 +61,7 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Plan,
     Ok(plan)
 }
 
-/// Runs the corpus, or fuzzes. What is found lands in `target/fuzz/artifacts`, new inputs in `target/fuzz/corpus`.
+/// Runs the corpus, or fuzzes. Findings go to `target/fuzz/artifacts`, new inputs to `target/fuzz/corpus`.
 pub(crate) fn run(root: &Path, steps: &mut Steps, plan: &Plan) -> Result<(), Failure> {
     let work = root.join("target/fuzz");
     let cargo = |subcommand: &str| {

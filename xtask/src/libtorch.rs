@@ -1,13 +1,12 @@
-//! `target/libtorch`: a CPU libtorch made of three wheels of PyPI.
+//! `target/libtorch`: a CPU libtorch assembled from three PyPI wheels.
 //!
-//! PyPI's torch wheel for Linux is a CUDA build. Its libtorch_cpu.so needs of CUDA only libcudart.so.13 and
-//! libcupti.so.13, which two small wheels carry, and finds them beside itself (its rpath ends in `$ORIGIN`). Its
-//! libtorch.so, however, is an empty library that names libtorch_cuda.so; a linker script that names libtorch_cpu.so
-//! and libc10.so takes its place.
+//! PyPI's torch wheel for Linux is a CUDA build. Of CUDA, its libtorch_cpu.so needs only libcudart.so.13 and libcupti.so.13. Two small wheels contain
+//! these, and libtorch_cpu.so finds them in its own folder (its rpath ends in `$ORIGIN`). Its libtorch.so, however, is an empty library that refers
+//! to libtorch_cuda.so; a linker script that refers to libtorch_cpu.so and libc10.so takes its place.
 //!
-//! Which libtorch is compiled against is decided by the build script of `torch-sys`: `LIBTORCH_USE_PYTORCH`, set to
-//! anything, goes before `LIBTORCH`, so the `LIBTORCH` of `.cargo/config.toml` does not stand in its way; and as that one
-//! is not forced, a `LIBTORCH` of the user's goes before it.
+//! The build script of `torch-sys` decides against which libtorch to compile. `LIBTORCH_USE_PYTORCH`, set to anything, takes precedence over
+//! `LIBTORCH`, so the `LIBTORCH` of `.cargo/config.toml` does not prevent its use. As the latter is not forced, a `LIBTORCH` set by the user takes
+//! precedence over it.
 
 use std::env;
 use std::ffi::OsString;
@@ -38,7 +37,7 @@ const CUPTI: Wheel = Wheel {
     sha256: "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
 };
 
-/// What is taken out of each wheel, and where to.
+/// What is extracted from each wheel, and where to.
 const PARTS: &[&[&str]] = &[
     &[
         "torch/include/=include",
@@ -58,8 +57,8 @@ const PARTS: &[&[&str]] = &[
     ],
 ];
 
-/// Changes with what is assembled, so that an older `target/libtorch` is made anew. Beside the wheels' checksums it
-/// holds the version of the folder's own layout.
+/// Changes whenever the assembled content changes, so that an older `target/libtorch` is rebuilt. It holds the wheels' checksums and the version of
+/// the folder's own layout.
 fn stamp() -> String {
     format!("layout 1\n{}\n{}\n{}\n", TORCH.sha256, CUDA_RUNTIME.sha256, CUPTI.sha256)
 }
@@ -71,7 +70,7 @@ enum Choice {
     Ours,
     /// The PyTorch of the user's python3.
     Python,
-    /// The user's folder with `include` and `lib`; `lib` apart where it is.
+    /// The user's folder with `include` and `lib`; `lib` may be elsewhere.
     Folder { lib: PathBuf },
 }
 
@@ -101,12 +100,12 @@ fn choice(root: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Result<Ch
     }
 }
 
-/// Whether nothing has to be downloaded or unpacked: the user brings a libtorch, or ours is assembled.
+/// Returns whether nothing has to be downloaded or unpacked: the user provides a libtorch, or ours is assembled.
 pub(crate) fn is_settled(root: &Path) -> Result<bool, Failure> {
     Ok(choice(root, |name| env::var_os(name))? != Choice::Ours || is_assembled(root))
 }
 
-/// Sees to it that there is a libtorch, and returns the folder of its libraries.
+/// Ensures that there is a libtorch, and returns the folder of its libraries.
 pub(crate) fn provide(root: &Path) -> Result<PathBuf, Failure> {
     match choice(root, |name| env::var_os(name))? {
         Choice::Python => {

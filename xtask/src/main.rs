@@ -1,7 +1,7 @@
 //! Set-up and checks of the repository: `cargo xtask demo`, `cargo xtask test`.
 //!
-//! Everything is written below `target/`, apart from system packages. Python's `pip` does the downloads, so that its
-//! configuration (indexes, proxies, offline folders) holds here too.
+//! Everything is written below `target/`, apart from system packages. Python's `pip` does the downloads, so that its configuration (indexes, proxies,
+//! offline folders) applies here too.
 
 mod checks;
 mod emulators;
@@ -120,7 +120,7 @@ fn run(task: Task, root: &Path, steps: &mut Steps) -> Result<(), Failure> {
     }
 }
 
-/// The repository's root. Cargo tells the running program; the path of the compilation is for a program run by hand.
+/// Returns the repository's root. Cargo passes it to the running program; the compile-time path is for a program run by hand.
 fn repository() -> PathBuf {
     let manifest =
         std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);

@@ -1,4 +1,4 @@
-//! What must be installed on the system: found by running it, installed with apt-get where we may.
+//! The programs that must be installed on the system: found by running them, installed with apt-get if that is allowed.
 
 use std::env;
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ pub(crate) struct Requirement {
     what: &'static str,
     /// Any one of these must succeed.
     probes: &'static [&'static [&'static str]],
-    /// The package that brings it, on Debian and Ubuntu.
+    /// The package that provides it, on Debian and Ubuntu.
     package: &'static str,
 }
 
@@ -24,16 +24,16 @@ static MAKE: Requirement =
 static CMAKE: Requirement = Requirement { what: "cmake", probes: &[&["cmake", "--version"]], package: "cmake" };
 static NASM: Requirement = Requirement { what: "nasm", probes: &[&["nasm", "--version"]], package: "nasm" };
 
-/// To download and unpack wheels.
+/// Needed to download and unpack wheels.
 pub(crate) static FOR_WHEELS: [&Requirement; 2] = [&PYTHON, &PIP];
 
-/// To run scripts.
+/// Needed to run scripts.
 pub(crate) static FOR_PYTHON: [&Requirement; 1] = [&PYTHON];
 
-/// To compile with the default features: the C++ side of `tch`, and libjpeg-turbo.
+/// Needed to compile with the default features: the C++ side of `tch`, and libjpeg-turbo.
 pub(crate) static FOR_COMPILING: [&Requirement; 4] = [&COMPILER, &MAKE, &CMAKE, &NASM];
 
-/// Installs what is missing, or says what to install; all at once, so that nobody has to come back for the next one.
+/// Installs what is missing, or says what to install: everything at once, so that nobody has to come back for the next one.
 pub(crate) fn provide(requirements: &[&Requirement]) -> Result<(), Failure> {
     let missing = missing(requirements, runs);
     if missing.is_empty() {
@@ -80,7 +80,7 @@ fn runs(line: &[&str]) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// The words before a command that make it run as root: none for root itself, `sudo -n` where that asks nothing.
+/// Returns the words before a command that make it run as root: none for root itself, `sudo -n` if that needs no password.
 fn way_to_root() -> Option<&'static [&'static str]> {
     let user = shell::output_of(Command::new("id").arg("-u"))?;
     if user.trim() == "0" {

@@ -1,4 +1,4 @@
-//! A Python that can import NumPy, for the checks that hand batches to it.
+//! A Python that can import NumPy, for the checks that pass batches to it.
 
 use std::env;
 use std::fs;
@@ -8,13 +8,14 @@ use std::process::Command;
 use crate::shell::{self, Doing, Failure};
 use crate::{packages, wheels};
 
-/// Any that knows DLPack; from 2.1 on in its versioned form too.
+/// Any version that supports DLPack; from 2.1 on, its versioned form too.
 const NUMPY: &str = "numpy>=1.24,<3";
 
-/// The user's `python3` if it can import NumPy. If not, the same with a NumPy of `target/python`, which pip puts there once.
+/// Returns the user's `python3` if it can import NumPy. Otherwise returns the same with a NumPy in `target/python`, which pip installs there once.
 ///
-/// A folder on `PYTHONPATH` instead of a virtual environment, because Debian has the module `venv` in a package of its own, and pip is needed for the wheels of
-/// libtorch anyway. PyTorch is never installed: half a gigabyte for what NumPy shows as well. Where it can be imported, it is checked too.
+/// It uses a folder on `PYTHONPATH` instead of a virtual environment, because Debian has the module `venv` in a package of its own, and pip is needed
+/// for the wheels of libtorch anyway. PyTorch is never installed: it takes half a gigabyte for what NumPy shows as well. If it can be imported, it is
+/// checked too.
 pub(crate) fn with_numpy(root: &Path) -> Result<Command, Failure> {
     packages::provide(&packages::FOR_PYTHON)?;
     if imports_numpy(Command::new("python3")) {
@@ -52,7 +53,7 @@ fn imports_numpy(mut python: Command) -> bool {
     shell::output_of(python.args(["-c", "import numpy; numpy.from_dlpack"])).is_some()
 }
 
-/// Installs beside the folder first, so that what an interrupted run leaves is never taken for NumPy.
+/// Installs next to the folder first, so that what an interrupted run leaves is never taken for NumPy.
 fn install(folder: &Path) -> Result<(), Failure> {
     let partial = folder.with_extension("partial");
     wheels::clear(&partial)?;

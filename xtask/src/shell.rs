@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
-/// Why a task ended, and the code the process exits with.
+/// Why a task ended, and the code with which the process exits.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) message: String,
@@ -23,7 +23,7 @@ impl From<String> for Failure {
     }
 }
 
-/// Adds to an I/O error what was being done.
+/// Adds to an I/O error a description of what was being done.
 pub(crate) trait Doing<T> {
     fn doing(self, what: impl fmt::Display) -> Result<T, Failure>;
 }
@@ -40,7 +40,7 @@ pub(crate) fn run(command: &mut Command) -> Result<(), Failure> {
     ended(command, status)
 }
 
-/// Runs a program, passing its standard output on line by line, and returns the lines that `keep` picks.
+/// Runs a program, passes on its standard output line by line, and returns the lines that `keep` selects.
 pub(crate) fn run_keeping(command: &mut Command, keep: impl Fn(&str) -> bool) -> (Vec<String>, Result<(), Failure>) {
     let mut kept = Vec::new();
     let result = pass_on(command, &mut |line| {
@@ -65,7 +65,7 @@ fn pass_on(command: &mut Command, seen: &mut dyn FnMut(&str)) -> Result<(), Fail
     ended(command, status)
 }
 
-/// The standard output of a program that succeeds; `None` if it does not start or fails.
+/// Returns the standard output of a program that succeeds; `None` if it does not start or fails.
 pub(crate) fn output_of(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
@@ -79,7 +79,7 @@ fn ended(command: &Command, status: std::process::ExitStatus) -> Result<(), Fail
     Err(Failure { message: format!("`{}`: {status}", line(command)), code })
 }
 
-/// A command as one would type it, without its environment.
+/// Returns a command as one would type it, without its environment.
 fn line(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy()];
     words.extend(command.get_args().map(|argument| argument.to_string_lossy()));

@@ -23,12 +23,12 @@ impl Steps {
         Self { done: Vec::new(), begun: Instant::now() }
     }
 
-    /// Runs one step between a heading and the time it took. A failure is returned with the step's name.
+    /// Runs one step; prints a heading before and the elapsed time after it. A failure is returned with the step's name.
     pub(crate) fn run(&mut self, name: &str, work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
         self.run_with_notes(name, || (Vec::new(), work()))
     }
 
-    /// As [`Steps::run`]; the notes are printed again below the step's line in the summary.
+    /// Like [`Steps::run`]; the notes are printed again below the step's line in the summary.
     pub(crate) fn run_with_notes(
         &mut self,
         name: &str,

@@ -1,4 +1,4 @@
-//! Wheels of PyPI: downloaded once by pip, kept in `target/downloads`, used only with the right checksum.
+//! PyPI wheels: downloaded once by pip, kept in `target/downloads`, used only if their checksum is right.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -18,12 +18,11 @@ pub(crate) struct Wheel {
     pub(crate) sha256: &'static str,
 }
 
-/// The platforms of the wheels named in this program. pip takes the list as it is: it does not go on from newer to
-/// older platforms by itself.
+/// The platforms of the wheels named in this program. pip takes the list literally: it does not go on from newer to older platforms by itself.
 const PLATFORMS: &[&str] =
     &["manylinux_2_28_x86_64", "manylinux_2_25_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"];
 
-/// The wheels' paths in `downloads`; what is not there or is not as it should be is downloaded.
+/// Returns the wheels' paths in `downloads`; downloads what is missing or does not have the right checksum.
 pub(crate) fn fetch(wheels: &[Wheel], downloads: &Path) -> Result<Vec<PathBuf>, Failure> {
     fs::create_dir_all(downloads).doing(downloads.display())?;
     // Held to the end of this function: of two runs at a time, the second finds what the first has downloaded.
@@ -46,7 +45,7 @@ pub(crate) fn fetch(wheels: &[Wheel], downloads: &Path) -> Result<Vec<PathBuf>, 
     Ok(wheels.iter().map(|wheel| downloads.join(wheel.file)).collect())
 }
 
-/// Downloads into a folder of its own, so that what an interrupted run leaves is never taken for a wheel.
+/// Downloads into a separate folder, so that what an interrupted run leaves is never taken for a wheel.
 fn download(wheels: &[&Wheel], downloads: &Path) -> Result<(), Failure> {
     let partial = downloads.join("partial");
     clear(&partial)?;
@@ -90,7 +89,7 @@ pub(crate) fn unpack(wheel: &Path, folder: &Path, rules: &[&str]) -> Result<(), 
         .map_err(|failure| Failure { message: format!("cannot unpack {}", wheel.display()), ..failure })
 }
 
-/// Removes a folder with all that is in it, if it is there.
+/// Removes a folder and its content, if it exists.
 pub(crate) fn clear(folder: &Path) -> Result<(), Failure> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing(folder.display()),
