@@ -2,7 +2,7 @@
 //!
 //! Records, batches and step times are as published (v1.0, `storage-conf/workload/*.yaml`), and so is which workloads are shuffled (`file_shuffle`
 //! and `sample_shuffle: seed`). The number of files and of accelerators can be scaled, and both are printed. This is not a run of that benchmark: it
-//! follows neither its files (pictures and volumes) nor its rules (one process per accelerator, data of five times the memory, so that none of it is
+//! keeps neither its files (pictures and volumes) nor its rules (one process per accelerator, data of five times the memory, so that none of it is
 //! read from the page cache).
 
 use std::time::Duration;
