@@ -58,7 +58,7 @@ enum Command {
     /// Describe what shards hold: format, records, bytes, columns.
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(inspect::InspectArgs),
-    /// Show some records.
+    /// Show some records as they are.
     #[command(after_help = head::EXAMPLES)]
     Head(head::HeadArgs),
     /// Verify every checksum and every record or block, and on request images.

@@ -7,8 +7,8 @@ use std::io::BufRead as _;
 pub(crate) enum Rows {
     /// Each line is a row, except for blank lines.
     Lines,
-    /// As in RFC 4180, except that `\n` or `\r` also ends a row: a field that begins with a quote ends at the next quote that is not doubled, and
-    /// line ends within the field are content. Blank lines are not rows.
+    /// As in RFC 4180, and `\n` or `\r` also ends a row. A field that begins with a quote ends at the next quote that is not doubled; line ends
+    /// within the field are content. Blank lines are not rows.
     Csv { delimiter: u8 },
 }
 

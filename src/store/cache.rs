@@ -5,7 +5,7 @@
 //! process that is killed leaves nothing that is trusted but wrong. Whatever cannot be read, or does not match its checksum, is read from the store
 //! again.
 //!
-//! A full cache evicts nothing that is in use for new data: of a data set that is larger than the cache and is read over and over,
+//! A full cache does not evict data in use to make room for new data: of a data set that is larger than the cache and is read over and over,
 //! the same part stays. Only objects that no process uses are removed, the longest unused first. Objects are grouped into buckets by the folder of
 //! their URL. A process holds a lock on the buckets that it uses, and the objects in them count as used for a day after they were read.
 
@@ -31,7 +31,7 @@ use crate::{Error, Result};
 /// The beginning of a log; the version of the object and zeros follow.
 const MAGIC: &[u8; 16] = b"forebay cache 1\n";
 const HEADER: usize = 32;
-/// A record: start, length, checksum of the bytes, checksum of this record, version. No record crosses a memory page, so that no process sees half of
+/// A record: start, length, checksum of the bytes, checksum of this record, version. No record spans two memory pages, so that no process sees half of
 /// one.
 const RECORD: usize = 32;
 

@@ -101,13 +101,13 @@ impl WriterBuilder {
         }
     }
 
-    /// Sets the rows of a shard; the last shard has the rest. For images: how many get their names together (default 1000).
+    /// Sets the number of rows per shard; the last shard has the rest. For images: how many get their names together (default 1000).
     pub fn rows_per_shard(mut self, rows: u64) -> Self {
         self.rows_per_shard = Some(rows);
         self
     }
 
-    /// Sets the most bytes of a shard, before compression: of the whole file, or, for Parquet, of its values. A larger row gets a shard of its own.
+    /// Sets the maximum size of a shard in bytes, before compression: of the whole file, or, for Parquet, of its values. A larger row gets a shard of its own.
     /// Default 256 MiB, unless rows are set; if both are set, the limit that is reached first applies.
     pub fn bytes_per_shard(mut self, bytes: u64) -> Self {
         self.bytes_per_shard = Some(bytes);
@@ -179,7 +179,7 @@ impl WriterBuilder {
         self
     }
 
-    /// Writes the rows of all shards in a random order that depends on this seed. Rows are first distributed to files in the folder, which takes as
+    /// Writes the rows in a random order that depends on this seed, across all shards. Rows are first distributed to files in the folder, which takes as
     /// much disk space again; memory is bounded by the [`budget`](Self::budget). Shards only appear once [`Writer::finish`] is called.
     ///
     /// # Randomness

@@ -124,7 +124,7 @@ impl Writer {
 
     /// Returns the number of the row at which to continue. The rows before it are in shards that an interrupted run completed.
     ///
-    /// With a shuffle it is 0: all rows have to be passed again, and those that have been written are skipped.
+    /// With a shuffle it is 0: all rows have to be distributed again, and those that have been written are skipped.
     pub fn resume_at(&self) -> u64 {
         if self.shuffle.is_some() { 0 } else { self.before.1 }
     }

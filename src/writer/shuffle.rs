@@ -4,9 +4,9 @@
 //! else: neither on the budget nor on how rows arrive. The number of rows need not be known beforehand.
 //!
 //! 1. Rows are distributed: rows in the same range of keys go to the same bucket, in a file. They are collected until they take half of the memory,
-//! so that each bucket receives a run of rows at a time instead of single rows.
+//!    so that each bucket receives a run of rows at a time instead of single rows.
 //! 2. One bucket after another is read, sorted by key and emitted. A bucket that turns out too large for the memory is distributed again, by finer
-//! ranges.
+//!    ranges.
 //!
 //! Distributed rows are Arrow IPC streams in succession in one file. The places of a bucket's streams are kept in memory, 16 bytes for each.
 

@@ -1,4 +1,4 @@
-//! Measures what a loader costs the loop that it feeds: how late the short pieces of work that launch kernels come.
+//! Measures what a loader costs the loop that it feeds: by how much it delays the short pieces of work that launch kernels.
 //!
 //! A mock training step takes a batch and then launches one piece after the other, each a fixed number of dependent multiplications that take about
 //! [`LAUNCH`] on an idle core. The step takes half as long as the loader needs for a batch, so the loader is never ahead and works at full speed.

@@ -4,7 +4,7 @@
 //! first is written, and records are copied unchanged:
 //!
 //! 1. The content of SRC is determined (`source`): images and their labels (`folder`, `labels`), or shards and the places of their records
-//! (`records`).
+//!    (`records`).
 //! 2. Inputs are cut into shards by their stored sizes (`plan`), so every shard's name and content is known before the first is written.
 //! 3. The folder is prepared (`destination`): locked, compared with what an earlier run left, and refused if that is not part of the same conversion.
 //! 4. Threads write the missing shards (`work`), each atomically.

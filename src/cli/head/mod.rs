@@ -1,4 +1,4 @@
-//! `forebay head`: shows some records.
+//! `forebay head`: shows some records as they are.
 
 mod rows;
 

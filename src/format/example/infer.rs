@@ -71,10 +71,10 @@ impl Seen {
     }
 }
 
-/// Reads a record of either message: the context of a sequence is encoded like the features of an example.
+/// Reads a record of either kind: the context of a sequence is encoded like the features of an example.
 ///
 /// # Errors
-/// [`ErrorKind::Schema`] if the record is neither message.
+/// [`ErrorKind::Schema`] if it is of neither kind.
 pub(crate) fn either(payload: &[u8]) -> Result<SequenceExample> {
     let record = SequenceExample::from_bytes(payload).or_else(|_| {
         let example = Example::from_bytes(payload)?;
@@ -87,7 +87,7 @@ pub(crate) fn either(payload: &[u8]) -> Result<SequenceExample> {
     Ok(record)
 }
 
-/// Infers the message and the columns of records from the first few of them (64 to 256 are enough).
+/// Infers the kind and the columns of records from the first few of them (64 to 256 are enough).
 ///
 /// A column is `bytes`, `f32` or `i64`. It is a scalar if every record has one value, fixed if every record has the same number of values, and ragged
 /// otherwise. It is optional if a record, or a step, lacks it. Columns are sorted by name. A column without a value in any record is left out.

@@ -64,7 +64,7 @@ impl Framed {
 pub struct Progress {
     /// Bytes that have been used up. Put the rest in front of the next buffer's bytes.
     pub consumed: usize,
-    /// Bytes that the next buffer must hold, counted from `consumed`, to complete another record; 0 at the end of the shard.
+    /// Bytes that the next buffer must hold, counted from `consumed`, to get further with a record; 0 at the end of the shard.
     pub needed: usize,
 }
 
