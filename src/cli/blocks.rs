@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::shards;
 use crate::engine::io::Io;
 use crate::engine::pool::no_panic;
 use crate::error::Result;
@@ -24,7 +25,7 @@ pub(super) trait Blocks: Sync {
 /// Reads and decodes a block of a source.
 pub(super) fn read(source: &dyn Source, io: &Io, block: usize) -> Result<Decoded> {
     let fetched = match source.fetch(block) {
-        Some(fetch) => io.wait(fetch)?,
+        Some(fetch) => shards::read(io, fetch)?,
         None => Vec::new(),
     };
     source::decode(source, block, fetched)

@@ -1,11 +1,12 @@
 //! The shards that a command's arguments name.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use crate::engine::Scheduler;
 use crate::engine::io::Io;
 use crate::error::{Error, Result};
-use crate::store::{Object, Store, StoreOptions};
+use crate::store::{Object, Store, StoreOptions, Watch};
 
 /// Shards, and how many threads may process them.
 #[derive(clap::Args, Clone, Debug)]
@@ -24,6 +25,16 @@ pub(super) struct Shards {
     pub(super) objects: Vec<Object>,
     pub(super) io: Arc<Io>,
     pub(super) threads: usize,
+}
+
+/// Runs a read and waits for it; what is in the kernel's page cache is copied by the calling thread.
+pub(super) fn read<T: Send + 'static>(io: &Io, read: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    let watch = Watch::default();
+    let mut read = Box::pin(watch.of(read));
+    let runtime = io.enter();
+    let copied = watch.copy(&mut read);
+    drop(runtime);
+    copied.unwrap_or_else(|| io.wait(read))
 }
 
 impl ShardArgs {

@@ -59,6 +59,11 @@ impl Io {
         result.recv().unwrap_or_else(|_| Err(Error::new(crate::ErrorKind::Panicked, "an I/O task panicked")))
     }
 
+    /// Makes the calling thread one of the runtime's for what it starts until the guard is dropped.
+    pub(crate) fn enter(&self) -> tokio::runtime::EnterGuard<'_> {
+        self.handle().enter()
+    }
+
     /// Starts `future`; it is dropped with the returned handle.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) -> Cancel {
         Cancel(self.handle().spawn(future).abort_handle())

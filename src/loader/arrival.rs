@@ -118,7 +118,7 @@ impl ArrivalDriver {
 
     /// When the first byte came of the piece that is needed next.
     pub(crate) fn first_byte(&self) -> Option<Instant> {
-        self.reads.front()?.first_byte.came()
+        self.reads.front()?.first_byte()
     }
 
     /// Bytes that the driver waits for when the budget has no room.
@@ -191,7 +191,7 @@ impl ArrivalDriver {
             self.asked += 1;
             started.tasks += 1;
             started.reads += 1;
-            self.reads.push_back(run.fetch(read, move |run, piece| {
+            self.reads.push_back(run.fetch(leaf, read, move |run, piece, _| {
                 if let Ok(piece) = &piece {
                     run.shared.counters.read.add(0, piece.len() as u64);
                 }

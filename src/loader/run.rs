@@ -21,8 +21,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use self::reads::Alive;
 pub(crate) use self::reads::Fetch;
+use self::reads::{Alive, Thread};
 use super::arrival::ArrivalDriver;
 use super::assemble::{Assembled, Assembly};
 use super::delivery::{Delivery, Parcel, Way};
@@ -99,6 +99,8 @@ pub(crate) struct Run {
     cancelled: AtomicBool,
     /// Reads that were cancelled before they were done, and still count as under way.
     aborted: AtomicUsize,
+    /// Of each source, whether its last read found all of its files in the kernel's page cache.
+    cached: Vec<AtomicBool>,
     /// Batches whose memory is not granted yet.
     pub(crate) ungranted: AtomicU64,
     this: Weak<Run>,
@@ -379,6 +381,7 @@ impl Run {
         };
         // What the window has beyond the batch that is being made.
         let ahead = (shared.pipeline.window as usize - 1).max(1);
+        let cached = shared.pipeline.leaves.iter().map(|_| AtomicBool::new(false)).collect();
         let run = Arc::new_cyclic(|this| Self {
             ways: deliveries.iter().map(|delivery| delivery.way(ahead)).collect(),
             shared,
@@ -386,6 +389,7 @@ impl Run {
             bells: deliveries.iter().map(|_| Condvar::new()).collect(),
             cancelled: AtomicBool::new(false),
             aborted: AtomicUsize::new(0),
+            cached,
             ungranted: AtomicU64::new(0),
             this: this.clone(),
         });
@@ -511,7 +515,7 @@ impl Run {
         }
     }
 
-    fn fetched(&self, key: BlockKey, grant: Grant, bytes: Result<Vec<Bytes>>) {
+    fn fetched(&self, key: BlockKey, grant: Grant, bytes: Result<Vec<Bytes>>, thread: Thread) {
         if let Ok(pieces) = &bytes {
             self.shared.counters.read.add(0, pieces.iter().map(|piece| piece.len() as u64).sum());
         }
@@ -522,7 +526,10 @@ impl Run {
                 entry.stage = BlockStage::Decoding;
             }
         });
-        self.submit(Level::Decode, move |run, _| run.decode_block(key, grant, bytes));
+        match thread {
+            Thread::Worker => self.decode_block(key, grant, bytes),
+            Thread::Io => self.submit(Level::Decode, move |run, _| run.decode_block(key, grant, bytes)),
+        }
     }
 
     /// Makes rows of a block's bytes. Runs on the pool.

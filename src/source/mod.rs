@@ -93,11 +93,12 @@ pub trait Source: Send + Sync + 'static {
     /// The blocks and their row counts.
     fn catalog(&self) -> &Catalog;
 
-    /// A future that reads a block's bytes, in as many pieces as it likes; `None` where there is nothing to read. The call itself must not wait: it may come
-    /// on any thread, with the loader's lock held. The future runs on the loader's tokio runtime.
+    /// Returns a future that reads a block's bytes, in as many pieces as it likes; `None` if there is nothing to read. The call itself must not wait: it
+    /// may come on any thread, with the loader's lock held. The future runs on the loader's tokio runtime. If the source's last read went through a
+    /// [`Store`](crate::store::Store), which found all files in the kernel's page cache, a worker polls the next one first.
     ///
-    /// A loop that waits for it waited for the `first byte`, says [`Report::waited`](crate::Report::waited), unless the future reads through a
-    /// [`Store`](crate::store::Store), which tells when bytes begin to come: from then on it is `bandwidth`.
+    /// [`Report::waited`](crate::Report::waited) charges a loop's wait for it to `first byte`. A `Store` tells when bytes begin to arrive; from then on
+    /// it is charged to `bandwidth`.
     fn fetch(&self, block: usize) -> Option<BoxFuture<'static, Result<Vec<Bytes>>>> {
         let _ = block;
         None

@@ -68,18 +68,61 @@ impl Files {
         Ok(file)
     }
 
-    /// Reads exactly `range` (blocking).
-    pub(super) fn read(&self, pool: &Arc<Pool>, path: &Path, object: &Object, range: Range<u64>) -> Result<Bytes> {
+    /// Reads exactly `range` (blocking). Also returns whether all of it was in the kernel's page cache.
+    pub(super) fn read(
+        &self,
+        pool: &Arc<Pool>,
+        path: &Path,
+        object: &Object,
+        range: Range<u64>,
+    ) -> Result<(Bytes, bool)> {
         let file = self.get(path, object)?;
         let len = usize::try_from(range.end - range.start).map_err(|_| Error::config("a range longer than memory"))?;
-        let mut buffer = pool.take(len)?;
+        let (mut buffer, mut all_cached) = (pool.take(len)?, true);
         for (piece, offset) in buffer.fill(len).chunks_mut(PIECE).zip((range.start..).step_by(PIECE)) {
-            file.read_exact_at(piece, offset).map_err(|e| match e.kind() {
+            let copied = if all_cached { copy_cached(&file, piece, offset) } else { 0 };
+            if copied == piece.len() {
+                continue;
+            }
+            all_cached = false;
+            file.read_exact_at(&mut piece[copied..], offset + copied as u64).map_err(|e| match e.kind() {
                 Io::UnexpectedEof => changed(format!("the file ends before byte {}", range.end)),
                 _ => io_error(e, "cannot read the file").byte_offset(offset),
             })?;
         }
-        Ok(buffer.freeze())
+        Ok((buffer.freeze(), all_cached))
+    }
+
+    /// Reads exactly `range` without waiting for a disk: returns `None` unless all of it is in the kernel's page cache.
+    pub(super) fn read_cached(
+        &self,
+        pool: &Arc<Pool>,
+        path: &Path,
+        object: &Object,
+        range: Range<u64>,
+    ) -> Result<Option<Bytes>> {
+        let file = self.get(path, object)?;
+        let Ok(len) = usize::try_from(range.end - range.start) else { return Ok(None) };
+        let mut buffer = pool.take(len)?;
+        let mut pieces = buffer.fill(len).chunks_mut(PIECE).zip((range.start..).step_by(PIECE));
+        let all_cached = pieces.all(|(piece, offset)| copy_cached(&file, piece, offset) == piece.len());
+        Ok(all_cached.then(|| buffer.freeze()))
+    }
+}
+
+/// Copies what the kernel's page cache has of a file from `offset` on, as far as it goes; returns how many bytes that was. Where the system or the
+/// file system cannot tell what it has, that is none.
+fn copy_cached(file: &File, piece: &mut [u8], offset: u64) -> usize {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::io::{ReadWriteFlags, preadv2};
+        let mut into = [io::IoSliceMut::new(piece)];
+        preadv2(file, &mut into, offset, ReadWriteFlags::NOWAIT).unwrap_or(0)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        _ = (file, piece, offset);
+        0
     }
 }
 
@@ -190,12 +233,38 @@ mod tests {
         let (files, pool) = (Files::new(4), Pool::alone(1 << 20));
         let mut addresses = std::collections::HashSet::new();
         for start in 0..50u64 {
-            let bytes = files.read(&pool, &path, &object, start..start + 100_000).unwrap();
+            let bytes = files.read(&pool, &path, &object, start..start + 100_000).unwrap().0;
             assert_eq!(bytes, content[start as usize..start as usize + 100_000]);
             addresses.insert(bytes.as_ptr());
         }
         assert_eq!(addresses.len(), 1);
         assert_eq!(files.open.lock().unwrap().len(), 1);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_comes_whole_however_much_of_it_is_in_memory() {
+        use rustix::fs::{Advice, fadvise};
+        let folder = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..3 * PIECE as u32 + 7).map(|i| (i >> 3) as u8).collect();
+        let (path, object) = file(&folder, "a", &content);
+        let (files, pool) = (Files::new(4), Pool::alone(1 << 20));
+        let all = 0..content.len() as u64;
+        // Where the file system says what it has in memory, what was just written is there.
+        let (bytes, cached) = files.read(&pool, &path, &object, all.clone()).unwrap();
+        assert_eq!(bytes, content);
+        assert_eq!(files.read_cached(&pool, &path, &object, all.clone()).unwrap(), cached.then_some(bytes));
+        // Without its first piece, or its second: if the system does as it is asked.
+        for first in 0..2 {
+            let handle = File::open(&path).unwrap();
+            fadvise(&handle, (first * PIECE) as u64, std::num::NonZeroU64::new(PIECE as u64), Advice::DontNeed)
+                .unwrap();
+            let copied = files.read_cached(&pool, &path, &object, all.clone()).unwrap();
+            assert!(copied.is_none_or(|copied| copied == content));
+            assert_eq!(files.read(&pool, &path, &object, all.clone()).unwrap().0, content);
+        }
+        let error = files.read_cached(&pool, &path, &Object { size: 3, ..object }, 0..3).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     }
 
     #[test]
@@ -234,7 +303,7 @@ mod tests {
         let (files, pool) = (Files::new(2), Pool::alone(0));
         files.read(&pool, &path, &head(&path).unwrap(), 0..3).unwrap();
         write(&path, b"newer").unwrap();
-        assert_eq!(files.read(&pool, &path, &head(&path).unwrap(), 0..5).unwrap(), "newer");
+        assert_eq!(files.read(&pool, &path, &head(&path).unwrap(), 0..5).unwrap().0, "newer");
     }
 
     #[test]

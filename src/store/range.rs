@@ -16,11 +16,10 @@ use object_store::{GetOptions, GetRange, ObjectStore as _};
 use tokio::sync::SemaphorePermit;
 use tokio::time::{sleep, timeout};
 
-use super::first_byte;
 use super::pool::Buffer;
 use super::remote::{Remote, modified};
 use super::retry::{Fault, Tries};
-use super::{Object, Shared, changed};
+use super::{Object, Shared, changed, watch};
 use crate::{Error, ErrorKind, Result};
 
 /// Reads exactly `range`, which lies within the object.
@@ -93,7 +92,7 @@ async fn attempt(
         if chunk.len() as u64 > missing - received {
             return Err(transfer(format!("more than the {missing} bytes asked for were sent")));
         }
-        first_byte::came();
+        watch::came();
         buffer.push(&chunk);
         received += chunk.len() as u64;
         shared.transfers.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);

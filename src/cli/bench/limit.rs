@@ -10,7 +10,7 @@ use rand::Rng as _;
 
 use super::workload::{Input, Workload};
 use crate::batch::buffer::Allocator;
-use crate::cli::shards::Shards;
+use crate::cli::shards::{self, Shards};
 use crate::engine::Budget;
 use crate::engine::budget::Account;
 use crate::error::{Error, Result};
@@ -96,7 +96,7 @@ pub(super) fn limits(
 /// Reads a whole shard into memory.
 fn read(shards: &Shards, number: usize) -> Result<Buffer> {
     let (store, object) = (shards.store.clone(), shards.objects[number].clone());
-    let bytes = shards.io.wait(async move { store.read(&object, 0..object.size).await })?;
+    let bytes = shards::read(&shards.io, async move { store.read(&object, 0..object.size).await })?;
     Ok(Buffer::from(bytes))
 }
 
@@ -198,7 +198,8 @@ fn raw(input: &Input, batch: usize, shards: &Shards, threads: usize) -> Result<V
                 let from = (start + number * per_piece) * record;
                 let to = (from + per_piece * record).min(end as usize);
                 let (store, object) = (store.clone(), object.clone());
-                let stored = shards.io.wait(async move { store.read(&object, from as u64..to as u64).await })?;
+                let read = async move { store.read(&object, from as u64..to as u64).await };
+                let stored = shards::read(&shards.io, read)?;
                 let framed = frame(&stored, Check::Full)?;
                 for (payload, slot) in
                     framed.payloads.into_iter().zip(piece.bytes().chunks_exact_mut(input.record_bytes))

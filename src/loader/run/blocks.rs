@@ -57,7 +57,8 @@ impl State {
         match fetch.unwrap_or_else(|error| Some(Box::pin(std::future::ready(Err(error))))) {
             Some(future) => {
                 self.fetching += 1;
-                entry.stage = BlockStage::Fetching(run.fetch(future, move |run, bytes| run.fetched(key, grant, bytes)));
+                let then = move |run: &Run, bytes, thread| run.fetched(key, grant, bytes, thread);
+                entry.stage = BlockStage::Fetching(run.fetch(key.leaf, future, then));
             }
             None => {
                 self.decoding += 1;

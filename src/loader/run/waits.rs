@@ -98,9 +98,10 @@ impl State {
         let every = ticket.blocks.len().div_ceil(MOST_LOOKED_AT).max(1);
         for entry in ticket.blocks.iter().step_by(every).filter_map(|key| self.blocks.get(key)) {
             match &entry.stage {
+                BlockStage::Fetching(fetch) if fetch.is_copying() => decoding = true,
                 BlockStage::Fetching(fetch) => {
                     reading = true;
-                    first_byte = first_byte.into_iter().chain(fetch.first_byte.came()).min();
+                    first_byte = first_byte.into_iter().chain(fetch.first_byte()).min();
                 }
                 BlockStage::Wanted => wanted = true,
                 BlockStage::Decoding => decoding = true,
