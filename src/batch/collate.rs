@@ -9,8 +9,7 @@ use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
 
 use super::buffer::{Allocator, Part, Whole};
-use super::{BatchColumn, Data};
-use super::{Pad, Side};
+use super::{BatchColumn, Data, Pad, Side, copy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::Key;
 use crate::schema::{Column, Dtype, Element, Shape};
@@ -271,12 +270,14 @@ fn copy_raw(
     let (values, stored) = (array.as_binary_view(), column.stored_dtype());
     let size = |dtype: Dtype| dtype.size().expect("raw columns hold numbers");
     let wanted = sample_bytes / size(column.dtype()) * size(stored);
+    let streams = copy::is_streamed(out.len(), sample_bytes);
     for (row, slot) in out.chunks_exact_mut(sample_bytes.max(1)).enumerate() {
         let value = values.value(row);
         if value.len() == wanted {
             match (stored, column.dtype()) {
                 (Dtype::I32, Dtype::I64) => widen(value, slot, |v| i64::from(i32::from_ne_bytes(v)).to_ne_bytes()),
                 (Dtype::F32, Dtype::F64) => widen(value, slot, |v| f64::from(f32::from_ne_bytes(v)).to_ne_bytes()),
+                _ if streams => copy::stream(value, slot),
                 _ => slot.copy_from_slice(value),
             }
         } else {
@@ -343,10 +344,15 @@ fn fill_values(
         DataType::FixedSizeList(_, n) => {
             let list = array.as_fixed_size_list();
             let values = list.values().slice(list.value_offset(0) as usize, *n as usize * list.len());
-            out.copy_from_slice(&flat_bytes(&values));
+            copy_flat(&flat_bytes(&values), out);
         }
-        _ => out.copy_from_slice(&flat_bytes(array)),
+        _ => copy_flat(&flat_bytes(array), out),
     }
+}
+
+/// Copies rows that lie end to end.
+fn copy_flat(rows: &[u8], out: &mut [u8]) {
+    if copy::is_streamed(out.len(), out.len()) { copy::stream(rows, out) } else { out.copy_from_slice(rows) }
 }
 
 /// The memory of an array's elements, with fixed lists flattened.

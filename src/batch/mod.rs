@@ -2,6 +2,7 @@
 
 pub(crate) mod buffer;
 pub(crate) mod collate;
+mod copy;
 pub mod dlpack;
 mod pad;
 
