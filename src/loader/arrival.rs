@@ -112,8 +112,9 @@ impl ArrivalDriver {
         self.error.clone()
     }
 
+    /// Whether the next block is a worker's work: framing, or copying the piece that is needed.
     pub(crate) fn is_decoding(&self) -> bool {
-        self.pass.is_none()
+        self.pass.is_none() || self.reads.front().is_some_and(Fetch::is_copying)
     }
 
     /// When the first byte came of the piece that is needed next.
@@ -191,12 +192,14 @@ impl ArrivalDriver {
             self.asked += 1;
             started.tasks += 1;
             started.reads += 1;
-            self.reads.push_back(run.fetch(leaf, read, move |run, piece, _| {
+            let (fetch, task) = run.fetch(leaf, read, move |run, piece, _| {
                 if let Ok(piece) = &piece {
                     run.shared.counters.read.add(0, piece.len() as u64);
                 }
                 run.update(|state| state.piece_read(leaf, epoch, number, piece.map(|piece| (piece, grant))));
-            }));
+            });
+            self.reads.push_back(fetch);
+            task.into_iter().for_each(|task| run.shared.pool.submit(task));
         }
         if self.pass.is_none() {
             return started;

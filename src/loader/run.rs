@@ -15,7 +15,7 @@ mod waits;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::Instant;
 
@@ -99,8 +99,8 @@ pub(crate) struct Run {
     cancelled: AtomicBool,
     /// Reads that were cancelled before they were done, and still count as under way.
     aborted: AtomicUsize,
-    /// Of each source, whether its last read found all of its files in the kernel's page cache.
-    cached: Vec<AtomicBool>,
+    /// Of each source, how many of its last reads in a row a worker could have copied, or did.
+    copyable: Vec<AtomicU32>,
     /// Batches whose memory is not granted yet.
     pub(crate) ungranted: AtomicU64,
     this: Weak<Run>,
@@ -381,7 +381,7 @@ impl Run {
         };
         // What the window has beyond the batch that is being made.
         let ahead = (shared.pipeline.window as usize - 1).max(1);
-        let cached = shared.pipeline.leaves.iter().map(|_| AtomicBool::new(false)).collect();
+        let copyable = shared.pipeline.leaves.iter().map(|_| AtomicU32::new(0)).collect();
         let run = Arc::new_cyclic(|this| Self {
             ways: deliveries.iter().map(|delivery| delivery.way(ahead)).collect(),
             shared,
@@ -389,7 +389,7 @@ impl Run {
             bells: deliveries.iter().map(|_| Condvar::new()).collect(),
             cancelled: AtomicBool::new(false),
             aborted: AtomicUsize::new(0),
-            cached,
+            copyable,
             ungranted: AtomicU64::new(0),
             this: this.clone(),
         });
@@ -494,8 +494,8 @@ impl Run {
         let this = self.this.clone();
         let alive = Alive::new(&self.shared.alive);
         self.shared.pool.prepare(level, move |worker| {
-            // Dropped behind everything that the task holds.
-            let _alive = alive;
+            // Dropped after everything that the task holds.
+            let (_alive, f) = (alive, f);
             if let Some(run) = this.upgrade().filter(|run| !run.is_cancelled()) {
                 run.guarded(|run| f(run, worker.scratch::<Scratch>()));
             }
@@ -527,6 +527,7 @@ impl Run {
             }
         });
         match thread {
+            Thread::Worker if self.is_cancelled() => {}
             Thread::Worker => self.decode_block(key, grant, bytes),
             Thread::Io => self.submit(Level::Decode, move |run, _| run.decode_block(key, grant, bytes)),
         }

@@ -94,7 +94,7 @@ pub trait Source: Send + Sync + 'static {
     fn catalog(&self) -> &Catalog;
 
     /// Returns a future that reads a block's bytes, in as many pieces as it likes; `None` if there is nothing to read. The call itself must not wait: it
-    /// may come on any thread, with the loader's lock held. The future runs on the loader's tokio runtime. If the source's last read went through a
+    /// may come on any thread, with the loader's lock held. The future runs on the loader's tokio runtime. If the source's last reads went through a
     /// [`Store`](crate::store::Store), which found all files in the kernel's page cache, a worker polls the next one first.
     ///
     /// [`Report::waited`](crate::Report::waited) charges a loop's wait for it to `first byte`. A `Store` tells when bytes begin to arrive; from then on

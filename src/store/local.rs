@@ -1,13 +1,13 @@
 //! Local files: reads at offsets through handles that are kept open, and atomic writes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind as Io, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
 
@@ -22,6 +22,8 @@ pub(super) struct Files {
     limit: usize,
     open: Mutex<HashMap<PathBuf, Handle>>,
     clock: AtomicU64,
+    /// Folders whose file system tells what is in the page cache. Others may be far away: even opening a file there may take long.
+    known: RwLock<HashSet<PathBuf>>,
 }
 
 #[derive(Debug)]
@@ -32,7 +34,7 @@ struct Handle {
 
 impl Files {
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit: limit.max(1), open: Mutex::default(), clock: AtomicU64::new(0) }
+        Self { limit: limit.max(1), open: Mutex::default(), clock: AtomicU64::new(0), known: RwLock::default() }
     }
 
     /// Returns an open handle of the file in the version that `object` was listed in.
@@ -90,10 +92,20 @@ impl Files {
                 _ => io_error(e, "cannot read the file").byte_offset(offset),
             })?;
         }
+        if all_cached && !self.knows_folder_of(path) {
+            let folder = path.parent().map(Path::to_owned);
+            self.known.write().unwrap_or_else(PoisonError::into_inner).extend(folder);
+        }
         Ok((buffer.freeze(), all_cached))
     }
 
-    /// Reads exactly `range` without waiting for a disk: returns `None` unless all of it is in the kernel's page cache.
+    fn knows_folder_of(&self, path: &Path) -> bool {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        path.parent().is_some_and(|folder| known.contains(folder))
+    }
+
+    /// Reads exactly `range` without waiting for a disk: returns `None` unless all of it is in the kernel's page cache, and a file of the same folder
+    /// was before.
     pub(super) fn read_cached(
         &self,
         pool: &Arc<Pool>,
@@ -101,6 +113,9 @@ impl Files {
         object: &Object,
         range: Range<u64>,
     ) -> Result<Option<Bytes>> {
+        if !self.knows_folder_of(path) {
+            return Ok(None);
+        }
         let file = self.get(path, object)?;
         let Ok(len) = usize::try_from(range.end - range.start) else { return Ok(None) };
         let mut buffer = pool.take(len)?;

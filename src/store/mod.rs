@@ -269,12 +269,13 @@ impl Store {
         }
         match Location::parse(&object.url)? {
             Location::Local(path) => {
-                if watch::may_copy() && range.end - range.start <= MOST_COPIED {
+                let len = range.end - range.start;
+                if watch::may_copy(len) {
                     let copied = self.shared.files.read_cached(&self.shared.pool, &path, object, range.clone())?;
+                    watch::copied(len, copied.is_some());
                     if let Some(bytes) = copied {
                         watch::came();
-                        watch::copied(true);
-                        self.count(bytes.len() as u64);
+                        self.count(len);
                         return Ok(bytes);
                     }
                 }
@@ -283,7 +284,7 @@ impl Store {
                 watch::came();
                 let object = object.clone();
                 let (bytes, all_cached) = blocking(move || files.read(&pool, &path, &object, range)).await?;
-                watch::copied(all_cached);
+                watch::copied(len, all_cached);
                 self.count(bytes.len() as u64);
                 Ok(bytes)
             }
@@ -434,9 +435,6 @@ impl Store {
         Ok(remote)
     }
 }
-
-/// Bytes that a thread for computation copies at one go; for more, others would wait too long for it.
-const MOST_COPIED: u64 = 16 << 20;
 
 /// Returns the error for an object that is no longer the one that was listed.
 fn changed(difference: impl Into<std::borrow::Cow<'static, str>>) -> Error {

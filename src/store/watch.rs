@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -14,6 +14,9 @@ tokio::task_local! {
     static READ: Watch;
 }
 
+/// Bytes of a read that a thread for computation copies; for more, other work would wait too long.
+const MOST_COPIED: u64 = 16 << 20;
+
 /// Watches a read that runs within [`of`](Self::of): a slow response is told from a slow connection, and files that are in memory from others.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Watch(Arc<Seen>);
@@ -22,10 +25,10 @@ pub(crate) struct Watch(Arc<Seen>);
 struct Seen {
     /// When the first byte came. For a local file, that is when reading begins.
     first_byte: OnceLock<Instant>,
-    /// Whether the thread that polls the read is one for computation, which may copy but not wait.
-    may_copy: AtomicBool,
-    /// Whether a file was read whose pages were all in the kernel's page cache.
-    cached: AtomicBool,
+    /// Bytes that the thread that polls the read may copy: more than none if it is one for computation, which may not wait.
+    allowance: AtomicU64,
+    /// Bytes of files that were in the kernel's page cache.
+    cached: AtomicU64,
     /// Whether a file was read of which pages were missing there.
     missing: AtomicBool,
 }
@@ -44,24 +47,25 @@ impl Watch {
     /// Polls a watched read on this thread, which may spend its time on copying but not wait: files in the kernel's page cache are read by it. Returns
     /// `None` if more is needed; then the same read goes on elsewhere. Has to be called within a tokio runtime.
     pub(crate) fn copy<F: Future + Unpin>(&self, read: &mut F) -> Option<F::Output> {
-        self.let_copy(true);
+        self.let_copy(MOST_COPIED);
         // Where it goes on, its first poll lets it be woken there.
         let polled = Pin::new(read).poll(&mut Context::from_waker(Waker::noop()));
-        self.let_copy(false);
+        self.let_copy(0);
         match polled {
             Poll::Ready(output) => Some(output),
             Poll::Pending => None,
         }
     }
 
-    /// Says whether the thread that polls the read next may spend its time on copying.
-    pub(crate) fn let_copy(&self, may_copy: bool) {
-        self.0.may_copy.store(may_copy, Ordering::Relaxed);
+    /// Says how many bytes the thread that polls the read next may copy.
+    pub(crate) fn let_copy(&self, bytes: u64) {
+        self.0.allowance.store(bytes, Ordering::Relaxed);
     }
 
-    /// Whether files were read, all of which were in the kernel's page cache.
-    pub(crate) fn was_cached(&self) -> bool {
-        self.0.cached.load(Ordering::Relaxed) && !self.0.missing.load(Ordering::Relaxed)
+    /// Returns whether [`copy`](Self::copy) could have read all of it: files that were all in the kernel's page cache, and not too many bytes.
+    pub(crate) fn was_copyable(&self) -> bool {
+        let copied = self.0.cached.load(Ordering::Relaxed);
+        (1..=MOST_COPIED).contains(&copied) && !self.0.missing.load(Ordering::Relaxed)
     }
 }
 
@@ -71,16 +75,25 @@ pub(super) fn came() {
     _ = READ.try_with(|watch| _ = watch.0.first_byte.get_or_init(Instant::now));
 }
 
-/// Whether the thread that polls this task's read may copy what need not be waited for.
-pub(super) fn may_copy() -> bool {
-    READ.try_with(|watch| watch.0.may_copy.load(Ordering::Relaxed)).unwrap_or(false)
+/// Takes so many bytes off what the thread that polls this task's read may copy; returns whether it may copy them. After a file that was not in memory
+/// it may copy no more: it would have to look for each.
+pub(super) fn may_copy(bytes: u64) -> bool {
+    let take = |Watch(seen): &Watch| {
+        let left = seen.allowance.load(Ordering::Relaxed).checked_sub(bytes);
+        let left = left.filter(|_| !seen.missing.load(Ordering::Relaxed));
+        left.inspect(|&left| seen.allowance.store(left, Ordering::Relaxed)).is_some()
+    };
+    READ.try_with(take).unwrap_or(false)
 }
 
-/// Notes whether the pages of a file were all in the kernel's page cache.
-pub(crate) fn copied(all_cached: bool) {
+/// Notes that so many bytes of a file were all in the kernel's page cache, or that some were not.
+pub(crate) fn copied(bytes: u64, all_cached: bool) {
     _ = READ.try_with(|Watch(seen)| {
-        let flag = if all_cached { &seen.cached } else { &seen.missing };
-        flag.store(true, Ordering::Relaxed);
+        if all_cached {
+            seen.cached.fetch_add(bytes, Ordering::Relaxed);
+        } else {
+            seen.missing.store(true, Ordering::Relaxed);
+        }
     });
 }
 
@@ -108,13 +121,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_read_was_cached_if_all_of_its_files_were() {
-        for (files, was_cached) in
-            [(vec![], false), (vec![true], true), (vec![true, false], false), (vec![false], false)]
-        {
+    async fn a_read_was_copyable_if_all_of_its_files_were_in_memory_and_they_are_not_too_large() {
+        for (files, was_copyable) in [
+            (vec![], false),
+            (vec![(5, true)], true),
+            (vec![(5, true), (6, false)], false),
+            (vec![(6, false)], false),
+            (vec![(MOST_COPIED / 2, true); 2], true),
+            (vec![(MOST_COPIED / 2 + 1, true); 2], false),
+        ] {
             let watch = Watch::default();
-            watch.of(async { files.iter().for_each(|&all_cached| copied(all_cached)) }).await;
-            assert_eq!(watch.was_cached(), was_cached, "{files:?}");
+            watch.of(async { files.iter().for_each(|&(bytes, all_cached)| copied(bytes, all_cached)) }).await;
+            assert_eq!(watch.was_copyable(), was_copyable, "{files:?}");
+        }
+    }
+
+    #[test]
+    fn a_thread_copies_no_more_than_it_may_and_nothing_after_a_miss() {
+        let asked = |misses: bool| async move {
+            let first = may_copy(MOST_COPIED - 1);
+            copied(MOST_COPIED - 1, !misses);
+            [first, may_copy(2), may_copy(1), may_copy(1)]
+        };
+        for (misses, granted) in [(false, [true, false, true, false]), (true, [true, false, false, false])] {
+            let watch = Watch::default();
+            assert_eq!(watch.copy(&mut Box::pin(watch.of(asked(misses)))), Some(granted));
+            assert_eq!(watch.of(asked(misses)).now_or_never(), Some([false; 4]), "nobody said so");
         }
     }
 
@@ -128,8 +160,7 @@ mod tests {
         let watch = Watch::default();
         watch.of(store.read(&object, 0..4)).await.unwrap();
         // On a file system that does not say what is in memory, nothing is.
-        let is_known = watch.was_cached();
-        assert!(watch.of(store.read(&object, 1..4)).now_or_never().is_none(), "nobody may copy");
+        let is_known = watch.was_copyable();
         let watch = Watch::default();
         let mut read = Box::pin(watch.of(store.read(&object, 1..4)));
         let copied = watch.copy(&mut read);

@@ -58,7 +58,9 @@ impl State {
             Some(future) => {
                 self.fetching += 1;
                 let then = move |run: &Run, bytes, thread| run.fetched(key, grant, bytes, thread);
-                entry.stage = BlockStage::Fetching(run.fetch(key.leaf, future, then));
+                let (fetch, task) = run.fetch(key.leaf, future, then);
+                entry.stage = BlockStage::Fetching(fetch);
+                self.todo.extend(task);
             }
             None => {
                 self.decoding += 1;

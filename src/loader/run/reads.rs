@@ -13,7 +13,7 @@ use futures::FutureExt as _;
 
 use super::Run;
 use crate::engine::io::Cancel;
-use crate::engine::pool::{Level, no_panic, panicked};
+use crate::engine::pool::{Level, Prepared, no_panic, panicked};
 use crate::error::Result;
 use crate::store::Watch;
 
@@ -21,6 +21,8 @@ use crate::store::Watch;
 pub(crate) struct Fetch {
     /// Its task on the I/O runtime, if it is there.
     task: Arc<OnceLock<Cancel>>,
+    /// Whether it began as a worker's.
+    by_worker: bool,
     watch: Watch,
 }
 
@@ -31,10 +33,14 @@ impl Fetch {
     }
 
     /// Whether it is the work of a worker.
-    pub(super) fn is_copying(&self) -> bool {
-        self.task.get().is_none()
+    pub(crate) fn is_copying(&self) -> bool {
+        self.by_worker && self.task.get().is_none()
     }
 }
+
+/// Reads in a row that found their files in memory, from which on workers copy them. A data set that is only partly in memory seldom has so many, and
+/// its reads should be at the disk at once instead of waiting for workers.
+const ENOUGH_COPYABLE: u32 = 8;
 
 /// What a read comes to: its result, or a panic.
 type Caught<T> = std::thread::Result<Result<T>>;
@@ -107,35 +113,37 @@ impl Future for Counted {
 }
 
 impl Run {
-    /// Runs a read on the I/O runtime (or, single-threaded, as a task of the pool), then `then` with its result.
+    /// Runs a read on the I/O runtime, then `then` with its result. Where a task of the pool is needed for that, the caller submits it.
     ///
-    /// Where the source's last read found all of its files in the kernel's page cache, this one is likely to be nothing but copying: it is a worker's
+    /// Where the source's last reads found all of their files in the kernel's page cache, this one is likely to be nothing but copying: it is a worker's
     /// task. What a core has just copied is in its cache when the worker decodes it, and no more threads compete for the cores than there are workers.
-    /// If the worker would have to wait after all, the read goes on where others are.
+    /// If the worker would have to wait after all, the read goes on where others are. (Single-threaded, all reads are tasks.)
     pub(crate) fn fetch<T: Send + 'static>(
         &self,
         leaf: usize,
         future: impl Future<Output = Result<T>> + Send + 'static,
         then: impl FnOnce(&Run, Result<T>, Thread) + Send + 'static,
-    ) -> Fetch {
+    ) -> (Fetch, Option<Prepared>) {
         let (task, watch) = (Arc::<OnceLock<Cancel>>::default(), Watch::default());
-        let fetch = Fetch { task: task.clone(), watch: watch.clone() };
         let mut read: Reading<T> = Box::pin(AssertUnwindSafe(watch.of(future)).catch_unwind());
+        let fetch = |by_worker| Fetch { task: task.clone(), by_worker, watch: watch.clone() };
         if self.shared.scheduler.is_single_threaded() {
-            watch.let_copy(true);
-            self.submit(Level::Decode, move |run, _| {
+            let fetch = fetch(false);
+            watch.let_copy(u64::MAX);
+            let prepared = self.prepare(Level::Decode, move |run, _| {
                 let result = no_panic(|| run.shared.io.wait(async { Ok(settle(read.await)) }));
                 then(run, result.and_then(|result| result), Thread::Worker);
             });
-            return fetch;
+            return (fetch, Some(prepared));
         }
         let unfinished = Unfinished { run: self.this.clone() };
-        if !self.cached[leaf].load(Ordering::Relaxed) {
+        if self.copyable[leaf].load(Ordering::Relaxed) < ENOUGH_COPYABLE {
+            let fetch = fetch(false);
             _ = task.set(self.read_on(leaf, watch, read, unfinished, then));
-            return fetch;
+            return (fetch, None);
         }
-        let task = Arc::downgrade(&task);
-        self.submit(Level::Decode, move |run, _| {
+        let (fetch, task) = (fetch(true), Arc::downgrade(&task));
+        let prepared = self.prepare(Level::Decode, move |run, _| {
             // Nobody waits for it any more.
             let Some(task) = task.upgrade() else { return drop(unfinished) };
             let start = Instant::now();
@@ -146,13 +154,20 @@ impl Run {
             match copied {
                 Some(caught) => {
                     unfinished.disarm();
-                    run.cached[leaf].store(watch.was_cached(), Ordering::Relaxed);
+                    run.note(leaf, &watch);
                     then(run, settle(caught), Thread::Worker);
                 }
                 None => _ = task.set(run.read_on(leaf, watch, read, unfinished, then)),
             }
         });
-        fetch
+        (fetch, Some(prepared))
+    }
+
+    /// Notes whether a worker could have copied what was read, or did.
+    fn note(&self, leaf: usize, watch: &Watch) {
+        let copyable = &self.copyable[leaf];
+        let reads = if watch.was_copyable() { copyable.load(Ordering::Relaxed).saturating_add(1) } else { 0 };
+        copyable.store(reads, Ordering::Relaxed);
     }
 
     /// Runs a read to its end on the I/O runtime.
@@ -169,7 +184,7 @@ impl Run {
             let result = settle(read.await);
             unfinished.disarm();
             if let Some(run) = this.upgrade() {
-                run.cached[leaf].store(watch.was_cached(), Ordering::Relaxed);
+                run.note(leaf, &watch);
                 run.guarded(|run| then(run, result, Thread::Io));
             }
         };
@@ -251,7 +266,7 @@ mod tests {
                 polls.lock().unwrap().push((number, block, name));
             };
             Some(Box::pin(async move {
-                copied(true);
+                copied(1, true);
                 note();
                 match then {
                     Then::Ends => {}
