@@ -150,6 +150,7 @@ fn steps_are_as_long_as_a_demand_says() {
     let measured = folder.run_to(0, data.into_iter().chain(args)).json();
     for run in measured["emulation"]["runs"].as_array().expect("runs") {
         assert!((number(run, "demand_share") - 0.5).abs() < 1e-3, "{run}");
+        assert!(number(run, "maximum_after_samples_per_s") > 0.0, "{run}");
         let asked = number(run, "step_s") * number(run, "maximum_samples_per_s") * 0.5;
         assert!((asked - 16.0).abs() < 0.02, "{run}");
         assert!(number(run, "utilisation_after_first") <= 1.0, "{run}");

@@ -64,6 +64,8 @@ pub(super) struct Emulation {
 pub(super) struct Ran {
     /// What the same accelerators took just before when no step needed time: the loader's maximum, as it is asked for here.
     pub(super) maximum_samples_per_s: f64,
+    /// The same just after: a machine that became slower meanwhile was asked for more than stated.
+    pub(super) maximum_after_samples_per_s: f64,
     /// What they ask for of it.
     pub(super) demand_share: f64,
     /// Steps that each accelerator took.
@@ -318,6 +320,7 @@ pub(super) fn emulate(
     let meter = Meter::start(&loader);
     let seen = run_on(&mut loader, &plan)?;
     let used = meter.stop(&loader);
+    let maximum_after_samples_per_s = maximum_on(&mut loader, &plan)?;
     let (steps, step) = (plan.steps, plan.step.as_secs_f64());
     // Each step ends for all at once.
     let utilisation_after_first = behind_first(&seen[0].ends) * step;
@@ -327,6 +330,7 @@ pub(super) fn emulate(
     let samples = waits.len() as u64 * plan.batch as u64;
     let ran = Ran {
         maximum_samples_per_s,
+        maximum_after_samples_per_s,
         demand_share: plan.demand() / maximum_samples_per_s,
         steps,
         step_s: step,

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::Measured;
-use super::emulate::Emulation;
+use super::emulate::{Emulation, Ran};
 use super::jitter::Jitter;
 use super::search::{HOLDS, SHARE, Search, median};
 use crate::cli::Failure;
@@ -123,8 +123,16 @@ fn accelerators(
     let least = utilisations.iter().copied().fold(f64::INFINITY, f64::min);
     let middle = median(&utilisations);
     line("runs", format!("{}: utilisation at least {least:.4}, median {middle:.4}", utilisations.len()))?;
-    let demand = span(runs.iter().map(|ran| ran.demand_share * 100.0), |share| format!("{share:.1}"));
-    line("they ask for", format!("{demand} % of what they take when no step needs time"))?;
+    let percent = |share: f64| format!("{share:.1}");
+    let before = span(runs.iter().map(|ran| ran.demand_share * 100.0), percent);
+    let after = |ran: &Ran| ran.demand_share * ran.maximum_samples_per_s / ran.maximum_after_samples_per_s * 100.0;
+    let after = span(runs.iter().map(after), percent);
+    line(
+        "they ask for",
+        format!(
+            "{before} % of what they take when no step needs time, and {after} % of what they take so after the run"
+        ),
+    )?;
     line("without a loader", format!("utilisation {:.4}: the rest is waking threads", emulation.without_loader))
 }
 
