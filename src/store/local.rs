@@ -99,6 +99,7 @@ impl Files {
         Ok((buffer.freeze(), all_cached))
     }
 
+    /// Returns whether the file system of a file's folder is known to tell what is in the page cache.
     fn knows_folder_of(&self, path: &Path) -> bool {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         path.parent().is_some_and(|folder| known.contains(folder))

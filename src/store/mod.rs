@@ -271,10 +271,10 @@ impl Store {
             Location::Local(path) => {
                 let len = range.end - range.start;
                 if watch::may_copy(len) {
+                    watch::came();
                     let copied = self.shared.files.read_cached(&self.shared.pool, &path, object, range.clone())?;
                     watch::copied(len, copied.is_some());
                     if let Some(bytes) = copied {
-                        watch::came();
                         self.count(len);
                         return Ok(bytes);
                     }
