@@ -38,6 +38,12 @@ const MAX_ROWS: i64 = i32::MAX as i64;
 /// The most elements in one array, small enough that no length in bytes overflows.
 const MAX_NODE: i64 = 1 << 40;
 
+/// The bits of the integers that Arrow's reader knows.
+const WIDTHS: [i32; 4] = [8, 16, 32, 64];
+
+/// The most that a compressed byte comes to: zstd repeats a byte 128 Ki times in a block of four. In LZ4 it is 255.
+const MOST_FROM_A_BYTE: u64 = 1 << 15;
+
 /// The two forms of Arrow shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
@@ -223,34 +229,71 @@ fn schema_of(schema: ipc::Schema<'_>) -> Result<SchemaRef> {
     if schema.fields().is_none() {
         return Err(damaged("its schema has no fields"));
     }
-    if let Some(column) = strange_integer(schema) {
-        return Err(Error::new(ErrorKind::Schema, format!("{column}, which Arrow's reader does not know"))
-            .advice("write it without that column, or as decimals"));
+    if let Some(strange) = strange_type(schema) {
+        return Err(strange);
     }
     guarded(|| Ok(Arc::new(ipc::convert::fb_to_schema(schema))))
 }
 
-/// Finds a column of integers with a width other than 8, 16, 32 or 64 bits, such as polars writes: Arrow's reader panics on them.
-fn strange_integer(schema: ipc::Schema<'_>) -> Option<String> {
-    fn of<'a>(mut fields: impl Iterator<Item = ipc::Field<'a>>) -> Option<String> {
+/// Finds a type that Arrow's reader panics on: integers of other [`WIDTHS`], such as polars writes, and what only damage explains.
+fn strange_type(schema: ipc::Schema<'_>) -> Option<Error> {
+    fn of<'a>(mut fields: impl Iterator<Item = ipc::Field<'a>>) -> Option<Error> {
         fields.find_map(|field| {
-            let bits = field.type_as_int().map(|int| int.bitWidth()).filter(|bits| ![8, 16, 32, 64].contains(bits));
-            let column =
-                bits.map(|bits| format!("column {:?} has integers of {bits} bits", field.name().unwrap_or("")));
-            column.or_else(|| of(field.children()?.iter()))
+            let name = field.name().unwrap_or("");
+            let bits = field.type_as_int().map(|int| int.bitWidth()).filter(|bits| !WIDTHS.contains(bits));
+            let strange = if let Some(bits) = bits {
+                let what = format!("column {name:?} has integers of {bits} bits, which Arrow's reader does not know");
+                Some(Error::new(ErrorKind::Schema, what).advice("write it without that column, or as decimals"))
+            } else {
+                (!is_a_type(&field)).then(|| damaged(format!("column {name:?} has no type that Arrow knows")))
+            };
+            strange.or_else(|| of(field.children()?.iter()))
         })
     }
     of(schema.fields()?.iter())
 }
 
+/// Whether what a field says of its type is in Arrow's format, and whether it has as many children as that type.
+fn is_a_type(field: &ipc::Field<'_>) -> bool {
+    use ipc::Type;
+    let children = field.children().map_or(0, |children| children.len());
+    let named = |name: Option<&str>| name.is_some();
+    let index = field.dictionary().map(|dictionary| dictionary.indexType());
+    if index.is_some_and(|index| index.is_none_or(|int| !WIDTHS.contains(&int.bitWidth()))) {
+        return false;
+    }
+    match field.type_type() {
+        Type::NONE => false,
+        Type::List | Type::LargeList | Type::ListView | Type::LargeListView | Type::FixedSizeList | Type::Map => {
+            children == 1
+        }
+        Type::RunEndEncoded => children == 2,
+        Type::FloatingPoint => field.type_as_floating_point().is_some_and(|of| named(of.precision().variant_name())),
+        Type::Date => field.type_as_date().is_some_and(|of| named(of.unit().variant_name())),
+        Type::Time => field.type_as_time().is_some_and(|of| {
+            of.bitWidth() == if of.unit() <= ipc::TimeUnit::MILLISECOND { 32 } else { 64 }
+                && named(of.unit().variant_name())
+        }),
+        Type::Timestamp => field.type_as_timestamp().is_some_and(|of| named(of.unit().variant_name())),
+        Type::Duration => field.type_as_duration().is_some_and(|of| named(of.unit().variant_name())),
+        Type::Interval => field.type_as_interval().is_some_and(|of| named(of.unit().variant_name())),
+        Type::Union => field.type_as_union().is_some_and(|of| named(of.mode().variant_name())),
+        Type::Decimal => field.type_as_decimal().is_some_and(|of| {
+            let fit = u8::try_from(of.precision()).is_ok() && i8::try_from(of.scale()).is_ok();
+            [32, 64, 128, 256].contains(&of.bitWidth()) && fit
+        }),
+        other => named(other.variant_name()),
+    }
+}
+
 /// Checks the same for the schema that Parquet files store for Arrow as a base64 message.
 #[cfg(feature = "parquet")]
-pub(crate) fn notes_strange_integer(note: &str) -> bool {
+pub(crate) fn notes_strange_type(note: &str) -> bool {
     let message = crate::format::data_uri::undo_base64(note.as_bytes());
     message.is_some_and(|message| {
         let message = message.strip_prefix(&[0xff; 4]).and_then(|rest| rest.get(4..)).unwrap_or(&message);
         let schema = ipc::root_as_message(message).ok().and_then(|message| message.header_as_schema());
-        schema.and_then(strange_integer).is_some()
+        schema.and_then(strange_type).is_some()
     })
 }
 
@@ -405,6 +448,9 @@ fn check<'a>(
             match length {
                 // Not compressed after all.
                 Some(-1) => {}
+                Some(length @ 0..) if length as u64 / MOST_FROM_A_BYTE > bytes.len() as u64 => {
+                    return Err(damaged(format!("a buffer of {} bytes cannot decompress to {length}", bytes.len())));
+                }
                 Some(length @ 0..) => decompressed = decompressed.saturating_add(length as u64),
                 _ => return Err(damaged("a compressed buffer does not tell its length")),
             }
@@ -573,10 +619,45 @@ mod tests {
             // The first compressed buffer holds 100 integers.
             let body = extent.metadata as usize;
             let at = body + bytes[body..].windows(8).position(|bytes| *bytes == 800u64.to_le_bytes()).unwrap();
-            bytes[at..at + 8].copy_from_slice(&(1u64 << 60).to_le_bytes());
-            let error = decoder.batch(&extent, &bytes.into(), 1 << 30).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
+            for (claim, kind) in
+                [(1u64 << 21, ErrorKind::Memory), (1 << 60, ErrorKind::Corrupt), (u64::MAX - 1, ErrorKind::Corrupt)]
+            {
+                bytes[at..at + 8].copy_from_slice(&claim.to_le_bytes());
+                let error = decoder.batch(&extent, &bytes.clone().into(), 1 << 20).unwrap_err();
+                assert_eq!(error.kind(), kind, "{claim}: {error}");
+            }
         }
+    }
+
+    #[test]
+    fn damaged_types_are_found_before_the_reader_would_panic_on_them() {
+        let list = |item| Arc::new(Field::new("item", item, true));
+        let types = [
+            DataType::Float32,
+            DataType::Int16,
+            DataType::List(list(DataType::Float64)),
+            DataType::FixedSizeList(list(DataType::UInt8), 3),
+            DataType::Timestamp(arrow::datatypes::TimeUnit::Second, None),
+            DataType::Date32,
+            DataType::Struct([list(DataType::Utf8)].into_iter().collect()),
+        ];
+        let fields: Vec<Field> = types.into_iter().map(|of| Field::new("x", of, true)).collect();
+        let writer = StreamWriter::try_new(Vec::new(), &arrow::datatypes::Schema::new(fields)).unwrap();
+        let sound = writer.get_ref().clone();
+        assert!(matches!(message(&sound), Ok(Message::Schema(..))));
+        let mut found = [0, 0];
+        for at in PREFIX_BYTES..sound.len() {
+            for value in (0..32).chain([40, 64, 255]) {
+                let mut bytes = sound.clone();
+                bytes[at] = value;
+                let Err(error) = message(&bytes) else { continue };
+                let text = error.to_string();
+                assert!(!text.contains("cannot make sense"), "byte {at}, now {value}: {text}");
+                found[0] += usize::from(text.contains("no type that Arrow knows"));
+                found[1] += usize::from(text.contains("integers of"));
+            }
+        }
+        assert!(found.iter().all(|found| *found > 0), "{found:?}");
     }
 
     #[test]

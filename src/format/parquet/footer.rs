@@ -19,7 +19,7 @@ use parquet::file::metadata::{
 use super::caught;
 use super::thrift::{Kind, Reader};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::ipc::notes_strange_integer;
+use crate::format::ipc::notes_strange_type;
 
 /// The size of magic, footer length, and magic again: the smallest file.
 const SMALLEST: u64 = 12;
@@ -276,7 +276,7 @@ impl Footer {
             let read =
                 |skip| ArrowReaderMetadata::try_new(metadata.clone(), options.clone().with_skip_arrow_metadata(skip));
             // What another writer noted of its own types may not fit; then Parquet's types have to do.
-            let known = read(notes.any(notes_strange_integer)).or_else(|_| read(true)).map_err(unreadable)?;
+            let known = read(notes.any(notes_strange_type)).or_else(|_| read(true)).map_err(unreadable)?;
             let columns = metadata.file_metadata().schema_descr().columns();
             let int96: Vec<bool> = columns.iter().map(|column| column.physical_type() == Physical::INT96).collect();
             let with = |days| {
