@@ -119,9 +119,9 @@ fn a_damaged_page_is_one_entry_and_the_others_go_on() {
             found
         );
     }
-    assert!(
-        folder.run_to(1, ["verify", &folder.url("*.parquet")]).out.contains(&format!("{} bad, in 3 shards", lost + 1))
-    );
+    let text = folder.run_to(1, ["verify", &folder.url("*.parquet")]).out;
+    assert!(text.contains(&format!("b.parquet, record 0 and {} after it", lost - 1)) && lost > 1, "{text}");
+    assert!(text.contains(&format!("{} bad, in 3 shards", lost + 1)), "{text}");
     folder.run_to(1, ["inspect", &folder.url("*.parquet"), "--json"]);
     folder.run_to(3, ["verify", &folder.url("absent.parquet")]);
     folder.run_to(3, ["inspect", &folder.url("absent.parquet")]);

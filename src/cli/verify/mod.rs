@@ -194,9 +194,10 @@ fn finish(
 fn print(report: &Report, terminal: &Terminal) -> Result<(), Failure> {
     let mut out = terminal.out();
     for BadRecord { url, record, offset, rows, reason } in &report.bad {
-        let rows = rows.map(|rows| format!(" and {} behind it", count(rows.saturating_sub(1)))).unwrap_or_default();
+        let more =
+            rows.filter(|rows| *rows > 1).map(|rows| format!(" and {} after it", count(rows - 1))).unwrap_or_default();
         let offset = offset.map(|offset| format!(", byte {offset}")).unwrap_or_default();
-        let place = terminal.mark(Mark::Bold, format_args!("{url}, record {record}{rows}{offset}"));
+        let place = terminal.mark(Mark::Bold, format_args!("{url}, record {record}{more}{offset}"));
         writeln!(out, "{place}: {reason}")?;
     }
     let left_out = report.num_bad - report.bad.iter().map(BadRecord::records).sum::<u64>();
