@@ -45,6 +45,12 @@ pub(crate) fn test(root: &Path, steps: &mut Steps, mode: Mode) -> Result<(), Fai
         shell::run(cargo.command("check").args(check))?;
         shell::run(cargo.command("check").args(check).args(["--features", "cli"]))
     })?;
+    // A workspace of its own, which the steps here do not compile.
+    steps.run("lock file of the fuzzers", || {
+        let mut update = cargo.bare("update");
+        update.args(["--workspace", "--manifest-path", "fuzz/Cargo.toml"]);
+        shell::run(if mode == Mode::Clean { update.arg("--locked") } else { &mut update })
+    })?;
     steps.run("clippy", || {
         shell::run(cargo.command("clippy").args(["--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
